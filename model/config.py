@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bpe_llama._files import read_json_object
-from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of
+from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
+from bpe_llama.model.config_values import check_flag, check_number, check_probability, check_size
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
@@ -92,7 +92,7 @@ class LlamaConfig:
             "pretraining_tp",
             "num_labels",
         ):
-            _check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         self._fill_heads()
         self._fill_rope()
         self._fill_variants()
@@ -107,13 +107,11 @@ class LlamaConfig:
             "router_z_loss_coef",
             "attention_dropout",
         ):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
-        if self.attention_dropout > 1:
-            raise ValueError(f"attention_dropout is {self.attention_dropout}; expected a probability, 0 to 1")
+        check_probability("attention_dropout", self.attention_dropout)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
+            check_flag(name, getattr(self, name))
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
@@ -149,7 +147,7 @@ class LlamaConfig:
     def _fill_heads(self) -> None:
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        _check_size("num_key_value_heads", self.num_key_value_heads)
+        check_size("num_key_value_heads", self.num_key_value_heads)
         if self.num_attention_heads % self.kv_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads "
@@ -162,7 +160,7 @@ class LlamaConfig:
                     f"({self.num_attention_heads}), and no head_dim is given"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        _check_size("head_dim", self.head_dim)
+        check_size("head_dim", self.head_dim)
 
     def _fill_rope(self) -> None:
         theta = 10_000.0 if type(self) is LlamaConfig else self.family.rope_theta
@@ -183,9 +181,9 @@ class LlamaConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
         if self.sliding_window is not None:
-            _check_size("sliding_window", self.sliding_window)
+            check_size("sliding_window", self.sliding_window)
         if self.num_local_experts is not None:
-            _check_size("num_local_experts", self.num_local_experts)
+            check_size("num_local_experts", self.num_local_experts)
             if self.num_experts_per_tok > self.num_local_experts:
                 raise ValueError(
                     f"num_experts_per_tok ({self.num_experts_per_tok}) exceeds num_local_experts "
@@ -245,6 +243,11 @@ class LlamaConfig:
         return self.rms_norm_eps
 
     @property
+    def attention_biases(self) -> tuple[bool, bool]:
+        """Return whether queries, keys and values have biases, and whether the attention output has one."""
+        return self.attention_bias, self.attention_bias
+
+    @property
     def query_scale(self) -> float:
         """Return the factor of queries beyond ``head_dim ** -0.5``."""
         return 1.0
@@ -279,6 +282,7 @@ class LlamaConfig:
         """
         computed: dict[str, Any] = {"position_encoding": "rotary"}
         computed |= {} if self.family.has_partial_rotary else {"partial_rotary_factor": 1.0}
+        computed |= {} if self.family.has_window else {"sliding_window": None}
         computed |= {name: False for name in ("attention_bias", "mlp_bias") if name not in self.family.biases}
         values = {**vars(self), "partial_rotary_factor": self.rope.get("partial_rotary_factor", 1.0)}
         return {name: values[name] for name, value in computed.items() if values[name] != value}
@@ -335,7 +339,8 @@ class LlamaConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> LlamaConfig:
         """Return the config that a parsed ``config.json`` describes, with the defaults of its ``model_type``.
 
-        Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`.
+        Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`. Of a multi-modal
+        model it is the config of the text model, and a warning names the parts that are left out.
 
         Raises:
             ValueError: If the file is of another architecture, a key is not supported, or values contradict each other.
@@ -344,6 +349,7 @@ class LlamaConfig:
             >>> LlamaConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "use_cache": True}).head_dim
             16
         """
+        values = text_of(values)
         family = family_of(values)
         config_class: type[LlamaConfig] = cls if family is None else family.config
         if not issubclass(config_class, cls):
@@ -391,17 +397,3 @@ class LlamaConfig:
         if "partial_rotary_factor" in self.rope:
             values["partial_rotary_factor"] = self.rope["partial_rotary_factor"]
         return values
-
-
-def _check_size(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; expected an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; expected at least 1")
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; expected a number")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")

@@ -64,6 +64,56 @@ READ_HERE = _words(
 """Keys that are not fields of `LlamaConfig` and are read by `fields_of`."""
 
 
+ABOUT_TEXT = _words(
+    """dtype torch_dtype bos_token_id eos_token_id pad_token_id tie_word_embeddings quantization_config
+    compression_config"""
+)
+"""Keys beside the ``text_config`` of a multi-modal model that its text model has, too; they replace those within."""
+
+ABOUT_IMAGES = _words(
+    """text_config vision_config model_type mm_tokens_per_image boi_token_index eoi_token_index image_token_index
+    initializer_range"""
+)
+"""Keys beside the ``text_config`` of a multi-modal model that its text model does not read."""
+
+
+def text_part(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Family | None]:
+    """Return the config of a multi-modal model's text model and its family; another file unchanged, and None.
+
+    Raises:
+        ValueError: If the text model is of another family, or the file has other keys that may change the computation.
+    """
+    stated = values.get("model_type")
+    family = next((one for one in FAMILIES.values() if one.multimodal is not None and one.multimodal == stated), None)
+    if family is None:
+        return values, None
+    text = values.get("text_config")
+    text = {} if text is None else text
+    if not isinstance(text, Mapping) or text.get("model_type", family.name) != family.name:
+        raise ValueError(f"text_config is {text!r:.100}; expected an object whose model_type is {family.name!r}")
+    if text.get("final_logit_softcapping") is not None:
+        raise ValueError(
+            f"final_logit_softcapping is {text['final_logit_softcapping']!r}, which transformers' {stated} does not "
+            "apply; expected null"
+        )
+    for key in values.keys() - ABOUT_TEXT - ABOUT_IMAGES:
+        _check_other(key, values[key])
+    shared = {key: values[key] for key in ABOUT_TEXT if values.get(key) is not None}
+    return {**text, **shared, "model_type": family.name}, family
+
+
+def text_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of a multi-modal model's text model with a warning; another file unchanged."""
+    text, family = text_part(values)
+    if family is not None:
+        warnings.warn(
+            f"model_type is {values['model_type']!r}, a multi-modal model: its text model is read, without "
+            f"{' and '.join(family.left_out)}",
+            stacklevel=3,
+        )
+    return text
+
+
 def family_of(values: Mapping[str, Any]) -> Family | None:
     """Return the family of a parsed ``config.json``; None if it has no ``model_type`` or this package's own.
 
@@ -75,6 +125,8 @@ def family_of(values: Mapping[str, Any]) -> Family | None:
         return None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
+    if model_type == "mistral" and values.get("layer_types") is not None:
+        return FAMILIES["ministral"]  # as transformers' AutoConfig
     return FAMILIES[model_type]
 
 
@@ -111,10 +163,16 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     if isinstance(picked.get("dtype"), str):
         picked["dtype"] = picked["dtype"].removeprefix("torch.")
     if family is not None and family.has_experts and values.get("num_experts") is not None:
-        picked.setdefault("num_local_experts", values["num_experts"])
+        if picked.setdefault("num_local_experts", values["num_experts"]) != values["num_experts"]:
+            raise ValueError(
+                f"num_experts is {values['num_experts']!r}, but num_local_experts is {picked['num_local_experts']!r}; "
+                "expected one of them"
+            )
     elif values.get("num_experts"):
         name = None if family is None else family.name
-        raise ValueError(f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected 'mixtral'")
+        raise ValueError(
+            f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected {_with_experts()}"
+        )
     if stated:
         leave_out_ids(picked, 32_000 if family is None else family.config.vocab_size)
     _read_rope(picked, values, family)
@@ -131,6 +189,10 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         if name in picked and picked[name] is None:
             del picked[name]
     return picked
+
+
+def _with_experts() -> str:
+    return " or ".join(repr(name) for name, family in FAMILIES.items() if family.has_experts)
 
 
 def _check_other(key: str, value: Any) -> None:
@@ -219,12 +281,15 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
     if not family.has_experts and picked.get("num_local_experts"):
         raise ValueError(
             f"num_local_experts is {picked['num_local_experts']!r}, but model_type is {family.name!r}, which has no "
-            "experts; expected 'mixtral'"
+            f"experts; expected {_with_experts()}"
         )
     for name in ("attention_bias", "mlp_bias"):
         if name not in family.biases and picked.get(name):
             found = "no such biases" if family.biases else "no biases"
             raise ValueError(f"{name} is true, but transformers' {family.name} has {found}; expected false")
+    types = values.get("layer_types") or []
+    if not family.has_window and (not isinstance(types, list) or set(map(str, types)) - {"full_attention"}):
+        raise ValueError(f"layer_types is {types!r:.100}, but transformers' {family.name} attends to all tokens")
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
             f"position_encoding is {picked['position_encoding']!r}, which transformers' {family.name} does not read; "

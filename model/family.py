@@ -56,7 +56,7 @@ class Family:
         config: The class of its config: `LlamaConfig` or a subclass with the family's fields.
         layer: The class of a decoder layer, built from the config and the layer's number.
         embedding: Builds the token embedding from the config; None for a plain one.
-        head: Builds the head from the config; None for `torch.nn.Linear` without a bias.
+        logits: Builds from the config the function that turns the head's product into logits; None if the product is.
         prepare: Called with the file before its keys are read; returns it with the keys of `LlamaConfig`.
         read: Called with the fields and the file, to set fields that depend on several keys.
         defaults: Of the keys that a file leaves out, where they differ from those of the config's class.
@@ -64,7 +64,13 @@ class Family:
         rope_theta: The default of this parameter.
         biases: Those of ``attention_bias`` and ``mlp_bias`` that are computed.
         has_experts: Whether the MLP may be a mixture of experts.
+        has_window: Whether ``sliding_window`` is computed.
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
+        recomputes_keys: Whether generation computes a sequence's keys and values anew when it outgrows the original
+            length of LongRoPE; otherwise earlier ones keep the short factors.
+        classifier: ``architecture`` of its classifier, without ``ForSequenceClassification``, if it differs.
+        multimodal: The ``model_type`` of the multi-modal models of which this is the text model, if any.
+        left_out: Their other parts: the first parts of the names of tensors.
         gguf: How llama.cpp stores it; None if it does not, or not in a way known here.
     """
 
@@ -73,7 +79,7 @@ class Family:
     config: type[Any]
     layer: type[Any]
     embedding: Callable[[Any], Any] | None = None
-    head: Callable[[Any], Any] | None = None
+    logits: Callable[[Any], Callable[[Any], Any] | None] | None = None
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: values
     read: Callable[[dict[str, Any], Mapping[str, Any]], None] = lambda fields, values: None
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -81,7 +87,12 @@ class Family:
     rope_theta: float = 10_000.0
     biases: tuple[str, ...] = ()
     has_experts: bool = False
+    has_window: bool = True
     has_partial_rotary: bool = False
+    recomputes_keys: bool = False
+    classifier: str | None = None
+    multimodal: str | None = None
+    left_out: tuple[str, ...] = ()
     gguf: GGUFLayout | None = None
 
 
@@ -93,6 +104,18 @@ def register(family: Family) -> Family:
     """Add a family to `FAMILIES` and return it."""
     FAMILIES[family.name] = family
     return family
+
+
+def without_constants(values: Mapping[str, Any], **constants: Any) -> Mapping[str, Any]:
+    """Return a file without keys that state what its family always has and transformers' class does not read.
+
+    Raises:
+        ValueError: If a key states another value.
+    """
+    for name, value in constants.items():
+        if values.get(name, value) not in (value, None):
+            raise ValueError(f"{name} is {values[name]!r}; transformers' {values['model_type']} has {value!r}")
+    return {name: value for name, value in values.items() if name not in constants}
 
 
 def window_of_all_layers(fields: dict[str, Any], values: Mapping[str, Any]) -> None:

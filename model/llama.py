@@ -175,8 +175,8 @@ class LlamaForCausalLM(Pretrained):
     def build(self, config: LlamaConfig) -> None:
         """Create the modules; their weights are initialized later."""
         self.model = LlamaModel(config)
-        head = config.family.head
-        self.lm_head = head(config) if head else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.finish = config.family.logits(config) if config.family.logits else None
 
     def tie_weights(self) -> None:
         """Tie ``lm_head`` to the embedding if the config has ``tie_word_embeddings``."""
@@ -206,15 +206,14 @@ class LlamaForCausalLM(Pretrained):
             num_items_in_batch: Divide the summed loss by this number instead of by the number of labels: with gradient
                 accumulation, the learned tokens of all batches.
             document_ids: int64 (B, T), the number of each token's document in its row: attention does not cross
-                documents, and positions restart. A document is a run of equal numbers,
-                and its first token has no loss.
+                documents, and positions restart. A document is a run of equal numbers; its first token has no loss.
 
         Raises:
             ValueError: If shapes do not fit, an id or label is outside the vocabulary, the cache is full, or there are
                 both a cache and `document_ids`.
         """
         hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values, document_ids)
-        logits_BTV = self.lm_head(hidden_BTD[:, -logits_to_keep:] if logits_to_keep else hidden_BTD)
+        logits_BTV = self.logits(hidden_BTD[:, -logits_to_keep:] if logits_to_keep else hidden_BTD)
         loss = None
         if labels is not None:
             if logits_to_keep:
@@ -223,6 +222,11 @@ class LlamaForCausalLM(Pretrained):
             loss = next_token_loss(logits_BTV, labels, num_items_in_batch)
             loss = self._with_routing(loss, labels, attention_mask, num_items_in_batch)
         return CausalLMOutput(logits_BTV, loss, past_key_values)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of normalized hidden states, (..., V)."""
+        product: Tensor = self.lm_head(hidden)
+        return product if self.finish is None else self.finish(product)
 
     def loss(
         self,
@@ -252,6 +256,7 @@ class LlamaForCausalLM(Pretrained):
                 labels,
                 chunk_size,
                 num_items_in_batch,
+                finish=self.finish,
                 label_smoothing=label_smoothing,
                 z_loss=z_loss,
             )

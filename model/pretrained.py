@@ -17,6 +17,7 @@ from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import backend_named, recording
 from bpe_llama.model.layers.moe import SumOverRanks
+from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import RotaryEmbedding
 
 Model = TypeVar("Model", bound="Pretrained")
@@ -77,15 +78,19 @@ class Pretrained(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0, only: Collection[str] | None = None) -> None:
-        """Initialize all weights, or those in ``only``: normal (``initializer_range``), biases 0, norms 1."""
+        """Initialize all weights, or those in ``only``: normal (``initializer_range``), biases 0, norms 1.
+
+        The factor of a `ZeroCenteredRMSNorm` is 1 if its weights are 0.
+        """
+        norms = {id(norm.weight): norm.initial for norm in self.modules() if isinstance(norm, RMSNorm)}
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if only is not None and name not in only:
                 continue
             if name.endswith("bias"):
                 weight.zero_()
-            elif weight.ndim == 1:
-                weight.fill_(1.0)
+            elif weight.ndim == 1 or name.split(".")[-2].endswith("norm"):
+                weight.fill_(norms.get(id(weight), 1.0))
             else:
                 values = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
                 weight.copy_(values.normal_(0.0, self.config.initializer_range, generator=generator))

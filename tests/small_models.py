@@ -50,5 +50,5 @@ def tiny_model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
 def perturb_vectors(model: torch.nn.Module) -> None:
     """Add noise to norms and biases: ones and zeros would hide a mistake."""
     for name, weight in model.named_parameters():
-        if weight.ndim == 1:
+        if weight.ndim == 1 or "norm" in name:
             weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama.model.layers.embedding import ScaledEmbedding
+
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 """peft's name of the tensor of `TrainedRows`."""
 
@@ -24,6 +26,11 @@ def weight_of(base: nn.Module) -> Tensor:
     weight: Any = dequantized() if dequantized is not None else base.weight
     assert isinstance(weight, Tensor)  # for the type checker
     return weight
+
+
+def _scaled_as(base: nn.Module, vectors: Tensor) -> Tensor:
+    """Return vectors multiplied by the constant of an embedding, if it has one."""
+    return base.scaled(vectors) if isinstance(base, ScaledEmbedding) else vectors
 
 
 class Update(nn.Module):
@@ -164,7 +171,7 @@ class EmbeddingAdapter(Update):
     def forward(self, out: Tensor, x: Tensor, base: nn.Module, strength: float) -> Tensor:
         """Return the embeddings of the ids with this adapter's update, (B, T, D)."""
         added_BTD = functional.linear(functional.embedding(x, self.lora_embedding_A.T), self.lora_embedding_B)
-        out = out + added_BTD * (self.scale * strength)
+        out = out + _scaled_as(base, added_BTD) * (self.scale * strength)
         if self.lora_magnitude_vector is not None:
             norm_D = torch.linalg.norm(weight_of(base) + self.update(strength).detach(), dim=0).detach()
             out = out * (self.lora_magnitude_vector / norm_D)
@@ -210,7 +217,8 @@ class TrainedRows(Update):
         if not isinstance(base, nn.Embedding):
             return out.index_copy(-1, self.index_K, functional.linear(x.to(out.dtype), rows_KD))
         is_row_BTK = x[..., None] == self.index_K
-        return torch.where(is_row_BTK.any(-1, keepdim=True), rows_KD[is_row_BTK.int().argmax(-1)], out)
+        rows_BTD = _scaled_as(base, rows_KD)[is_row_BTK.int().argmax(-1)]
+        return torch.where(is_row_BTK.any(-1, keepdim=True), rows_BTD, out)
 
     def merged(self, weight: Tensor, base: Tensor, strength: float) -> Tensor:
         """Return the weight with these rows, float32 (V, D)."""

@@ -1,37 +1,159 @@
-"""What the CPU and CUDA decoders share: which models they support, and the layers of one."""
+"""What the CPU and CUDA decoders share: which models they support, and what each layer of one computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.layers.attention import Attention
+from bpe_llama.model.families.gemma2 import Gemma2Layer
+from bpe_llama.model.families.granite import GraniteLayer
+from bpe_llama.model.families.olmo2 import Olmo2Attention, Olmo2Layer, Olmo2Norm
+from bpe_llama.model.families.phi3 import FusedAttention, FusedMLP
+from bpe_llama.model.families.seed_oss import SeedOssLayer
+from bpe_llama.model.layers.attention import Attention, HeadNormAttention
 from bpe_llama.model.layers.attention_backends import sdpa
+from bpe_llama.model.layers.embedding import ScaledEmbedding
 from bpe_llama.model.layers.mlp import ACTIVATIONS, MLP
-from bpe_llama.model.layers.norm import RMSNorm
+from bpe_llama.model.layers.norm import RMSNorm, ZeroCenteredRMSNorm
 from bpe_llama.model.layers.rope import RotaryEmbedding
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
 from bpe_llama.model.quantization.quantize import QuantizedLinear
 
+Gate = Literal["silu", "gelu_tanh"]
+GATES: dict[Gate, Callable[[Tensor], Tensor]] = {
+    "silu": ACTIVATIONS["silu"],
+    "gelu_tanh": ACTIVATIONS["gelu_pytorch_tanh"],
+}
+"""The activations of the gate that the decoders compute, by their names in `bpe_llama._core.Linear`."""
 
-def decoder_layers(model: LlamaForCausalLM) -> list[DecoderLayer]:
-    """Return the layers of the stack, in order."""
-    return [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
+LAYERS = {
+    DecoderLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
+    GraniteLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
+    SeedOssLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
+    Olmo2Layer.forward: (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    Gemma2Layer.forward: (
+        *("input_layernorm", "post_attention_layernorm"),
+        *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+}
+"""By the ``forward`` of a layer the names of its norms: before and after attention, before and after the MLP."""
+
+ATTENTIONS = (Attention, FusedAttention)
+PROJECTS = {
+    Attention.project: False,
+    FusedAttention.project: False,
+    HeadNormAttention.project: True,
+    Olmo2Attention.project: True,
+}
+"""By the ``project`` of an attention whether it normalizes queries and keys."""
+
+NORMS: dict[type[RMSNorm], Callable[[Tensor], Tensor]] = {
+    RMSNorm: lambda weight: weight,
+    Olmo2Norm: lambda weight: weight.float().clone(),
+    ZeroCenteredRMSNorm: lambda weight: 1.0 + weight.float(),
+}
+"""The norms, and what each computes from its weights: the factors of `Norm`."""
+
+MLPS = (MLP, FusedMLP)
 
 
-def shared_input(layer: DecoderLayer) -> tuple[list[nn.Linear], list[nn.Linear]]:
-    """Return the linear layers that share an input: queries, keys and values; gate and up."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
+class Norm:
+    """RMSNorm, with a factor for each feature.
+
+    Attributes:
+        weight: The factors. If they have the dtype of the activations, the quotient is rounded to it before it is
+            multiplied, as in `RMSNorm`; if they are float32, the product is rounded instead.
+        eps: The epsilon.
+        is_copy: Whether the factors are computed from the parameter, and do not share its memory.
+    """
+
+    def __init__(self, module: RMSNorm) -> None:
+        self.module, self.eps = module, module.eps
+        self.is_copy = type(module) is not RMSNorm
+        self.weight = NORMS[type(module)](module.weight.detach())
+
+    def refresh(self) -> None:
+        """Compute the factors anew from the parameter, if they do not share its memory."""
+        if self.is_copy:
+            self.weight.copy_(NORMS[type(self.module)](self.module.weight.detach()))
+
+
+class DenseLayer:
+    """What one layer of a dense model computes.
+
+    Attributes:
+        qkv: The linear layers whose outputs, side by side, are queries, keys and values.
+        out: The output projection.
+        gate_up: The linear layers whose outputs, side by side, are gate and up.
+        down: The down projection.
+        gate: The activation of the gate, one of `GATES`.
+        head_norms: The norms of queries and keys, each with the columns of ``qkv`` that it normalizes in groups.
+        query_scale: A factor of the queries.
+        residual_scale: A factor of what attention and the MLP add to the hidden states.
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        attention: Any = layer.self_attn
+        mlp = layer.mlp
+        self.qkv, self.out = attention.input_linears, attention.o_proj
+        self.gate_up, self.down = mlp.input_linears, mlp.down_proj
+        self.gate = next(name for name, activation in GATES.items() if mlp.activation is activation)
+        names = LAYERS[type(layer).forward]
+        norms = [None if name is None else Norm(getattr(layer, name)) for name in names]
+        self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
+        self.head_norms: list[tuple[slice, Norm]] = []
+        if PROJECTS[type(attention).project]:
+            width, kv_width = self.out.in_features, sum(linear.out_features for linear in self.qkv)
+            queries, keys = slice(0, width), slice(width, (width + kv_width) // 2)
+            self.head_norms = [(queries, Norm(attention.q_norm)), (keys, Norm(attention.k_norm))]
+        self.query_scale = attention.query_scale
+        self.residual_scale: float = getattr(layer, "residual_multiplier", 1.0)
+
+    @property
+    def norms(self) -> list[Norm]:
+        """Return the norms in the order in which a token reads their weights."""
+        around = [self.before_attention, *(norm for _, norm in self.head_norms), self.after_attention]
+        return [norm for norm in (*around, self.before_mlp, self.after_mlp) if norm is not None]
+
+    @property
+    def beyond_llama(self) -> list[str]:
+        """Return what the layer computes that a LLaMA's does not."""
+        before, after = (self.before_attention, self.before_mlp), (self.after_attention, self.after_mlp)
+        found = {
+            "RMSNorm of queries and keys": bool(self.head_norms),
+            "no norm before attention or the MLP": None in before,
+            "a norm after attention or the MLP": after != (None, None),
+            "a norm with float32 factors": any(norm.is_copy for norm in self.norms),
+            f"the activation {self.gate}": self.gate != "silu",
+            f"queries times {self.query_scale}": self.query_scale != 1.0,
+            f"residuals times {self.residual_scale}": self.residual_scale != 1.0,
+        }
+        return [name for name, computed in found.items() if computed]
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """Return the linear layers."""
+        return [*self.qkv, self.out, *self.gate_up, self.down]
+
+
+def dense_layers(model: LlamaForCausalLM) -> list[DenseLayer]:
+    """Return the layers of a model for which `is_dense` is true, in order."""
+    return [DenseLayer(layer) for layer in model.model.layers if isinstance(layer, DecoderLayer)]
+
+
+def embedding_scale(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor] | None:
+    """Return what a model multiplies its embeddings with, as a function of them; None if nothing."""
+    embedding = model.model.embed_tokens
+    return embedding.scaled if isinstance(embedding, ScaledEmbedding) else None
 
 
 def is_dense(model: LlamaForCausalLM) -> bool:
-    """Return whether a model consists of this package's dense rotary layers in one dtype, float32 or bfloat16.
+    """Return whether a model consists of dense rotary layers that `DenseLayer` describes, float32 or bfloat16.
 
-    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, attention dropout and shared weights are
-    not supported.
+    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, dropout and shared weights are not supported.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -40,33 +162,30 @@ def is_dense(model: LlamaForCausalLM) -> bool:
         >>> is_dense(LlamaForCausalLM(config))
         True
     """
-    if model.dtype not in (torch.float32, torch.bfloat16):
+    stack, eps = model.model, model.config.norm_eps
+    if model.dtype not in (torch.float32, torch.bfloat16) or type(stack) is not LlamaModel:
         return False
-    stack = model.model
-    kinds: list[tuple[nn.Module, type]] = [(stack, LlamaModel), (stack.rotary_emb, RotaryEmbedding)]
-    kinds += [(stack.embed_tokens, nn.Embedding), (stack.norm, RMSNorm)]
-    kinds += [(layer, DecoderLayer) for layer in stack.layers]
-    if type(model).forward is not LlamaForCausalLM.forward or not _are(kinds):
+    if not _computes(model, LlamaForCausalLM, "forward", "logits"):
+        return False
+    if any(
+        type(part) is not RotaryEmbedding for part in (stack.rotary_emb, stack.local_rotary_emb or stack.rotary_emb)
+    ):
+        return False
+    embedding = stack.embed_tokens
+    if type(embedding) is not nn.Embedding and not _computes(embedding, ScaledEmbedding, "forward"):
         return False
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False
-        if isinstance(module, RMSNorm) and module.eps != model.config.rms_norm_eps:
+        if isinstance(module, RMSNorm) and (type(module) not in NORMS or module.eps != eps):
             return False
+    if type(stack.norm) not in NORMS or not all(map(_is_known, stack.layers)):
+        return False
     linears = [model.lm_head]
-    for layer in decoder_layers(model):
-        norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-        if not _are([(layer.self_attn, Attention), (layer.mlp, MLP), *norms]) or layer.self_attn.backend is not sdpa:
+    for layer in dense_layers(model):
+        if any(len({linear.bias is None for linear in together}) > 1 for together in (layer.qkv, layer.gate_up)):
             return False
-        if layer.self_attn.dropout or layer.self_attn.query_scale != 1.0:
-            return False
-        if layer.mlp.activation is not ACTIVATIONS["silu"]:
-            return False
-        for together in shared_input(layer):
-            if not all(map(_is_linear, together)) or len({linear.bias is None for linear in together}) > 1:
-                return False
-            linears += together
-        linears += [layer.self_attn.o_proj, layer.mlp.down_proj]
+        linears += layer.linears
     weights = [weight for linear in linears for weight in linear.parameters()]
     if len({id(weight) for weight in weights}) < len(weights):  # a shared weight cannot be adjacent to two neighbours
         return False
@@ -75,8 +194,35 @@ def is_dense(model: LlamaForCausalLM) -> bool:
     )
 
 
-def _are(kinds: Sequence[tuple[nn.Module, type]]) -> bool:
-    return all(type(module) is kind for module, kind in kinds)
+def _is_known(layer: Any) -> bool:
+    """Return whether `DenseLayer` describes what a layer computes; its linear layers have the right types, too."""
+    if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    if not _computes(attention, Attention, "rotate", "attend", "dropout") or attention.backend is not sdpa:
+        return False
+    if type(attention).forward not in [known.forward for known in ATTENTIONS] or type(mlp) not in MLPS:
+        return False
+    if type(attention).project not in PROJECTS or not any(mlp.activation is known for known in GATES.values()):
+        return False
+    if attention.dropout or any(part.training and part.residual_dropout for part in _with_dropout(layer)):
+        return False
+    norms = [getattr(layer, name) for name in LAYERS[type(layer).forward] if name is not None]
+    if PROJECTS[type(attention).project]:
+        norms += [attention.q_norm, attention.k_norm]
+    linears = [*attention.input_linears, attention.o_proj, *mlp.input_linears, mlp.down_proj]
+    return all(type(norm) in NORMS for norm in norms) and all(map(_is_linear, linears))
+
+
+def _computes(module: nn.Module, known: type[nn.Module], *methods: str) -> bool:
+    """Return whether a module is of a known class, and its class does not override the methods."""
+    ours = isinstance(module, known)
+    return ours and all(getattr(type(module), name) is getattr(known, name) for name in methods)
+
+
+def _with_dropout(layer: nn.Module) -> list[Any]:
+    """Return the parts of a layer that have a dropout of what is added to the hidden states."""
+    return [part for part in layer.modules() if hasattr(part, "residual_dropout")]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache:
     """
     lengths = [len(prompt) for prompt in prompts]
     ids_BT = torch.tensor([prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]).to(model.device)
-    last_BD = None
+    last_BD: Any = None
     for start in range(cache.lengths[0], max(lengths), chunk):
         chunk_BT = ids_BT[:, start : start + chunk]
         hidden_BTD = model.model(chunk_BT, past_key_values=cache)
@@ -100,8 +100,7 @@ def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache:
             if start < length <= start + chunk_BT.shape[1]:
                 last_BD[row] = hidden_BTD[row, length - start - 1]
     cache.truncate(lengths)
-    logits_BV: Tensor = model.lm_head(last_BD)
-    return logits_BV
+    return model.logits(last_BD)
 
 
 def fingerprint_of(model: LlamaForCausalLM) -> list[object]:

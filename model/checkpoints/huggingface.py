@@ -17,7 +17,9 @@ from bpe_llama._files import atomic_write, read_json_object, write_text
 from bpe_llama.model.checkpoints.assemble import check_plain, check_shapes, empty_model, expected_shapes, fill
 from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_json import text_part
 from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.family import Family
 from bpe_llama.model.generation_config import FILE, GenerationConfig
 from bpe_llama.model.pretrained import Model, Pretrained
 
@@ -62,7 +64,7 @@ def load(
     """Return the model of a folder, in evaluation mode.
 
     Tensor names may lack the prefix ``model.``. If ``tie_word_embeddings`` is true and a stored head differs from the
-    embedding, the head is loaded untied, as in transformers 5.
+    embedding, the head is loaded untied, as in transformers 5. Of a multi-modal model the text model is read.
 
     Args:
         folder: A folder with ``config.json`` and weights: safetensors or PyTorch's ``.bin``, one file or shards.
@@ -73,9 +75,9 @@ def load(
         num_labels: The number of labels of a classifier instead of the config's.
 
     Warns:
-        UserWarning: If the folder also has an adapter, a classifier is loaded from a causal LM (its head is then
-            initialized), a head is loaded untied against the config, or ``generation_config.json`` has fields that are
-            not supported.
+        UserWarning: If the folder also has an adapter, the model is multi-modal, a classifier is loaded from a causal
+            LM (its head is then initialized), a head is loaded untied against the config, or
+            ``generation_config.json`` has fields that are not supported.
 
     Raises:
         FileNotFoundError: If the config, the weights or a shard is missing.
@@ -108,7 +110,8 @@ def open_checkpoint(
     folder = Path(folder)
     config = LlamaConfig.from_json(folder)
     generation_config = GenerationConfig.from_folder(folder)
-    if generation_config.eos_token_ids and not _has_eos(folder):
+    values, multimodal = text_part(read_json_object(folder / "config.json"))
+    if generation_config.eos_token_ids and "eos_token_id" not in values:
         config = config.replace(eos_token_id=None)  # not LLaMA's default 2, which no file states
     if (folder / "adapter_config.json").is_file():
         warnings.warn(
@@ -119,7 +122,10 @@ def open_checkpoint(
     if num_labels is not None:
         config = config.replace(num_labels=num_labels)
     expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
-    found = _named_for(stored_together(_files_of(folder)), expected, folder)
+    tensors = stored_together(_files_of(folder))
+    if multimodal is not None:
+        tensors = {name: place for name, place in tensors.items() if not _is_left_out(name, multimodal)}
+    found = _named_for(tensors, expected, folder)
     if HEAD in found and HEAD not in expected and not model_class.NEW_HEAD:
         del found[HEAD]  # the model class has no head
     embedding = next((found[name] for name in (EMBEDDING, "embed_tokens.weight", HEAD) if name in found), None)
@@ -204,14 +210,16 @@ def _generation_values(model: Pretrained) -> dict[str, Any]:
     return values
 
 
-def _has_eos(folder: Path) -> bool:
-    """Return whether a folder's ``config.json`` has ``eos_token_id``."""
-    return "eos_token_id" in read_json_object(folder / "config.json")
+def _is_left_out(name: str, family: Family) -> bool:
+    """Return whether a tensor of a multi-modal model is of another part than its text model."""
+    return name.removeprefix("model.").partition(".")[0] in family.left_out
 
 
 def _architecture(model: Pretrained) -> str:
     """Return the name of transformers' class of this model."""
-    return type(model).__name__.replace("Llama", model.config.family.architecture)
+    family = model.config.family
+    name = family.classifier if family.classifier and model.NEW_HEAD else family.architecture
+    return type(model).__name__.replace("Llama", name)
 
 
 def holds_weights(folder: Path) -> bool:
@@ -257,7 +265,8 @@ def _named_for(
     for theirs, place in stored.items():
         if theirs.endswith(_OLD_BUFFERS):
             continue
-        names = (theirs, f"model.{theirs}", theirs.removeprefix("model."))
+        ours = theirs.replace("language_model.", "", 1)  # the text model of a multi-modal one
+        names = (ours, f"model.{ours}", ours.removeprefix("model."))
         name = next((name for name in names if name in expected or name == HEAD), theirs)
         if name in found:
             raise ValueError(f"{folder}: holds both {found[name][0]} and {theirs}, which name the same tensor")

@@ -42,7 +42,10 @@ from bpe_llama.tokenizer import Tokenizer
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
 TASKS = ("text", "classification")
 _OF_TEXT: tuple[Literal["format", "train_on", "parse_special"], ...] = ("format", "train_on", "parse_special")
-ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+ADAPTED_LAYERS = (
+    *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
+    *("gate_proj", "up_proj", "gate_up_proj", "down_proj", "w1", "w2", "w3"),
+)
 
 
 @training_flags(
@@ -239,6 +242,7 @@ def command(
             loaded,
             vocabulary,
             config,
+            resume=resume,
             sample_prompt=sample_prompt,
             logger=logger,
             teacher=teacher,
@@ -252,7 +256,6 @@ def command(
             config,
             out,
             epochs=epochs,
-            resume=resume,
             show_example=show_example,
             **keywords,
             **data,

@@ -3,6 +3,48 @@
 Importing this package fills `bpe_llama.model.family.FAMILIES`.
 """
 
-from bpe_llama.model.families import llama, mistral, mixtral, qwen3
+from bpe_llama.model.families import (
+    cohere,
+    cohere2,
+    gemma,
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    ministral,
+    mistral,
+    mixtral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    seed_oss,
+    smollm3,
+    stablelm,
+)
 
-__all__ = ["llama", "mistral", "mixtral", "qwen3"]
+__all__ = [
+    "cohere",
+    "cohere2",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "granite",
+    "llama",
+    "ministral",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+]

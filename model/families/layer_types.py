@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_flag
+from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
+from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -38,6 +43,12 @@ class LayerTypesConfig(LlamaConfig):
         """Return the types of the layers of a file that does not state them."""
         return [FULL if self.sliding_window is None else SLIDING] * self.num_hidden_layers
 
+    def replace(self, **changes: Any) -> LlamaConfig:
+        """Return a copy with some values changed; types that follow from the other values follow from the new ones."""
+        if self.layer_types == self.default_layer_types():
+            changes.setdefault("layer_types", None)
+        return super().replace(**changes)
+
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Return the sliding window of each layer in tokens; None attends to all."""
@@ -53,6 +64,9 @@ class UpperWindowConfig(LayerTypesConfig):
     max_window_layers: int = 28
 
     def __post_init__(self) -> None:
+        check_flag("use_sliding_window", self.use_sliding_window)
+        if type(self.max_window_layers) is not int or self.max_window_layers < 0:
+            raise ValueError(f"max_window_layers is {self.max_window_layers!r}; expected an integer of at least 0")
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)
         super().__post_init__()
@@ -61,3 +75,24 @@ class UpperWindowConfig(LayerTypesConfig):
         """Return the types of the layers of a file that does not state them."""
         layers = range(self.num_hidden_layers)
         return [SLIDING if self.sliding_window and layer >= self.max_window_layers else FULL for layer in layers]
+
+
+def checked_local_rope(
+    config: LlamaConfig, parameters: Mapping[str, Any] | None, default_theta: float
+) -> dict[str, Any]:
+    """Return the checked RoPE parameters of layers with the window, in a family that has others for the rest.
+
+    Raises:
+        ValueError: If a parameter is unknown or out of range, or the type depends on the length of the sequence.
+    """
+    rope = merge_rope(parameters, None, None, default_theta)
+    if rope["rope_type"] not in (types := [name for name in PARAMETERS if name not in LENGTH_DEPENDENT]):
+        raise ValueError(f"rope_type of {SLIDING!r} is {rope['rope_type']!r}; expected one of {', '.join(types)}")
+    known = PARAMETERS[rope["rope_type"]] - {"partial_rotary_factor"}
+    unknown = next((name for name in rope if name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown} of {SLIDING!r} is {rope[unknown]!r}, which rope_type {rope['rope_type']!r} lacks")
+    if "original_max_position_embeddings" in known:
+        rope.setdefault("original_max_position_embeddings", config.max_position_embeddings)
+    check_rope_parameters(rope, config.head_size)
+    return rope

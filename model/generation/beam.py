@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.forward import decoder_for, forward_for
+from bpe_llama.model.backends.forward import decoder_for, forward_for, prefill_padded
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
+from bpe_llama.model.layers.rope_scaling import recompute_length
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.ordered import FILTERS, filtered_in_order, xtc_chance
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -133,6 +134,13 @@ def beam_search(
                 break
         running = ongoing
         sources += [0] * (num_beams - len(sources))  # unused slots, in vocabularies smaller than the number of beams
+        if cache.lengths[0] == recompute_length(model.config):
+            texts = [[*prompt, *beam.new_ids] for beam in running]
+            texts += texts[:1] * (num_beams - len(running))
+            cache.truncate([0] * num_beams)
+            cache.prompt_lengths[:] = map(len, texts)
+            logits_NV = prefill_padded(model, texts, cache, prefill_chunk)[: len(running)]
+            continue
         cache.reorder(sources, len(prompt))
         ids_N1 = [[beam.new_ids[-1]] for beam in running] + [[0]] * (num_beams - len(running))
         logits_NV = forward(ids_N1, cache)[: len(running)]
@@ -200,5 +208,4 @@ def _prefill(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chu
     cache.lengths[0] = first.lengths[0]
     for slot in range(1, cache.batch_size):
         cache.copy(0, slot)
-    logits_1V: Tensor = model.lm_head(hidden_1TD[:, -1])
-    return logits_1V
+    return model.logits(hidden_1TD[:, -1])

@@ -14,7 +14,6 @@ import time
 from collections import abc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.sampler_dispatch import record_logprobs, record_prompt_logprobs, sample_next_ids
-from bpe_llama.model.layers.rope_scaling import same_rotation
+from bpe_llama.model.layers.rope_scaling import recompute_length, same_rotation
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -77,6 +76,7 @@ class Engine:
         self._decoder: CpuDecoder | None = None
         self._forward: Forward = forward_for(model, self.cache, None)
         self._fingerprint: list[object] = []
+        self._recompute_length = recompute_length(model.config)
 
     def add_request(self, prompt: abc.Sequence[int], options: GenerationOptions) -> Sequence:
         """Queue a prompt and return its sequence. A later `step` gives it a slot and prefills it.
@@ -111,12 +111,12 @@ class Engine:
         start = time.perf_counter()
         self._free_finished_slots()
         self._admit_waiting()
+        self._recompute_keys()
         ids, room = [], self.prefill_chunk
         for sequence in self.running:
-            place = len(sequence.prompt) - sequence.num_prompt_tokens_left
-            prefills = sequence.num_prompt_tokens_left > 0
-            ids.append(sequence.prompt[place : place + max(room, 1)] if prefills else sequence.new_ids[-1:])
-            room -= len(ids[-1]) if prefills else 0
+            tokens = sequence.num_prompt_tokens_left
+            ids.append(sequence.ids[-tokens:][: max(room, 1)] if tokens else sequence.new_ids[-1:])
+            room -= len(ids[-1]) if tokens else 0
         if not ids:
             return []
         prefilling = [bool(sequence.num_prompt_tokens_left) for sequence in self.running]
@@ -189,7 +189,13 @@ class Engine:
         if self.running != [sequence] or sequence.num_prompt_tokens_left:
             raise ValueError("draft tokens are verified for a sequence that runs alone, its prompt prefilled")
         start = time.perf_counter()
-        length = self.cache.lengths[0]
+        length, most = self.cache.lengths[0], self._recompute_length
+        if length == most:
+            while not self.step():
+                pass
+            return 0
+        if most is not None and length < most:  # tokens beyond are computed with other factors
+            draft_ids = draft_ids[: most - length - 1]
         with self._rollback_on_error():
             logits_TV = self._run([[sequence.new_ids[-1], *draft_ids]], every=True)
             accepted = 0
@@ -242,6 +248,14 @@ class Engine:
         # One statement, so that an interruption neither loses a request nor admits it twice.
         self.running, self.waiting = [*self.running, *admitted], self.waiting[len(admitted) :]
 
+    def _recompute_keys(self) -> None:
+        """Drop keys and values that are due to be computed anew (`recompute_length`); steps prefill all ids again."""
+        for slot, sequence in enumerate(self.running):
+            length = self.cache.lengths[slot]
+            if length == self._recompute_length and not sequence.num_prompt_tokens_left:
+                sequence.num_prompt_tokens_left = self.cache.prompt_lengths[slot] = length + 1
+                self.cache.lengths[slot] = 0
+
     def _prefill_and_sample(self, admitted: list[Sequence], first: int, copies: int) -> list[Sequence]:
         start = time.perf_counter()
         end = first + len(admitted) * copies
@@ -252,7 +266,7 @@ class Engine:
             logits_BV = self._prefill(admitted, first, cached_ids)
         self._record_prompt_logprobs(admitted)
         if copies > 1:
-            admitted = [_copy_of(sequence, copy) for sequence in admitted for copy in range(copies)]
+            admitted = [sequence.copy(copy) for sequence in admitted for copy in range(copies)]
             for place in reversed(range(1, len(admitted))):  # from the end, so that no source is overwritten too soon
                 self.cache.copy(first + place // copies, first + place)
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
@@ -373,19 +387,6 @@ class Engine:
                     self.cache.copy(place, slot)
                 self.running[:] = rest
                 self.cache.lengths[place] = 0
-
-
-def _copy_of(sequence: Sequence, number: int) -> Sequence:
-    """Return a sequence of the same prompt, just prefilled, with its own seed."""
-    options = replace(sequence.options, seed=(sequence.options.seed or 0) + number)
-    return Sequence(
-        sequence.prompt,
-        options,
-        sequence.eos_ids,
-        num_cached_tokens=sequence.num_cached_tokens,
-        prompt_logprobs=sequence.prompt_logprobs,
-        prompt_top_logprobs=sequence.prompt_top_logprobs,
-    )
 
 
 def _common_prefix(cached_ids: abc.Sequence[int], prompt: list[int]) -> int:

@@ -169,7 +169,7 @@ def record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
     most_likely: list[list[tuple[int, float]]] = [[]]
     for begin in range(0, len(sequence.prompt) - 1, _CHUNK):
         next_T = ids_T[begin + 1 : begin + 1 + _CHUNK]
-        logprobs_TV = model.lm_head(hidden_TD[begin : begin + len(next_T)]).float().log_softmax(-1)
+        logprobs_TV = model.logits(hidden_TD[begin : begin + len(next_T)]).float().log_softmax(-1)
         own += logprobs_TV.gather(1, next_T[:, None]).flatten().tolist()
         most_likely += [_most_likely(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
     sequence.prompt_logprobs, sequence.prompt_top_logprobs = own, most_likely

@@ -92,10 +92,11 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_size
         query, kv = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
-        self.q_proj = linear(config, config.hidden_size, query, config.attention_bias)
-        self.k_proj = linear(config, config.hidden_size, kv, config.attention_bias)
-        self.v_proj = linear(config, config.hidden_size, kv, config.attention_bias)
-        self.o_proj = linear(config, query, config.hidden_size, config.attention_bias)
+        qkv_bias, out_bias = config.attention_biases
+        self.q_proj = linear(config, config.hidden_size, query, qkv_bias)
+        self.k_proj = linear(config, config.hidden_size, kv, qkv_bias)
+        self.v_proj = linear(config, config.hidden_size, kv, qkv_bias)
+        self.o_proj = linear(config, query, config.hidden_size, out_bias)
         self.query_scale = config.query_scale
         self.attention_dropout = config.attention_dropout
         self.backend: Backend = sdpa
@@ -115,14 +116,28 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return the attention output, (B, T, D); with a cache, append the new keys and values to it."""
         query_BNTH, key_BKSH, value_BKSH = self.project(x_BTD)
-        query_BNTH, key_BKSH = apply_rope(query_BNTH, rotation), apply_rope(key_BKSH, rotation)
+        query_BNTH, key_BKSH = self.rotate(query_BNTH, rotation), self.rotate(key_BKSH, rotation)
         if cache is not None and columns is not None:
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, columns)
         if self.query_scale != 1.0:
             query_BNTH = query_BNTH * self.query_scale
-        attention_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
+        attention_BNTH = self.attend(query_BNTH, key_BKSH, value_BKSH, visible)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
+
+    @staticmethod
+    def rotate(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
+        """Return rotated queries or keys, same shape and dtype."""
+        return apply_rope(x_BNTH, rotation)
+
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs, side by side, are queries, keys and values."""
+        return [self.q_proj, self.k_proj, self.v_proj]
+
+    def attend(self, query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+        """Return the attention output of rotated queries and keys, (B, N, T, H), by the backend."""
+        return self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""

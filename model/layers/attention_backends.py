@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,17 +44,44 @@ class Visible:
         return mask.tril(keys - queries) if self.causal else mask
 
 
-Backend = Callable[[Tensor, Tensor, Tensor, Visible, float], Tensor]
-"""Takes queries (B, N, T, H), keys and values (B, K, S, H), `Visible` and the dropout probability of attention weights;
-returns the attention output (B, N, T, H)."""
+class Backend(Protocol):
+    """Computes attention."""
+
+    def __call__(
+        self,
+        query_BNTH: Tensor,
+        key_BKSH: Tensor,
+        value_BKSH: Tensor,
+        visible: Visible,
+        dropout: float = 0.0,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Return the attention output, (B, N, T, H).
+
+        Args:
+            query_BNTH: Queries.
+            key_BKSH: Keys.
+            value_BKSH: Values.
+            visible: The keys that each query attends to.
+            dropout: The probability with which an attention weight is dropped.
+            softcap: The bound of scores: each is ``softcap * tanh(score / softcap)``; None does not bound them.
+        """
 
 
-def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
+def sdpa(
+    query_BNTH: Tensor,
+    key_BKSH: Tensor,
+    value_BKSH: Tensor,
+    visible: Visible,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
     """Return the attention output, (B, N, T, H), of `torch.nn.functional.scaled_dot_product_attention`.
 
     Keys and values are not repeated for the query heads that share them. At T = 1 the ``G`` query heads of a KV head
     become ``G`` queries of one head, so that each key is read once. Packed documents are computed one by one on the
     CPU, and by FlexAttention on CUDA. Short training sequences of bfloat16 on a CPU are computed by `short_bfloat16`.
+    Torch's function has no ``softcap``: with one, `soft_capped` computes instead.
 
     Example:
         >>> query, key = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 5, 8)
@@ -62,7 +89,9 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
         torch.Size([1, 4, 1, 8])
     """
     if visible.documents is not None:
-        return _sdpa_of_documents(query_BNTH, key_BKSH, value_BKSH, visible.documents, dropout)
+        return _sdpa_of_documents(query_BNTH, key_BKSH, value_BKSH, visible.documents, dropout, softcap)
+    if softcap is not None:
+        return soft_capped(query_BNTH, key_BKSH, value_BKSH, visible, dropout, softcap)
     kv_heads, length = key_BKSH.shape[1], query_BNTH.shape[2]
     if query_BNTH.requires_grad and _is_short_bfloat16(query_BNTH, key_BKSH) and not dropout:
         return short_bfloat16(query_BNTH, key_BKSH, value_BKSH, visible)
@@ -84,7 +113,12 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
 
 
 def _sdpa_of_documents(
-    query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, documents: Documents, dropout: float
+    query_BNTH: Tensor,
+    key_BKSH: Tensor,
+    value_BKSH: Tensor,
+    documents: Documents,
+    dropout: float,
+    softcap: float | None,
 ) -> Tensor:
     """Return the attention output within documents, (B, N, T, H).
 
@@ -92,9 +126,9 @@ def _sdpa_of_documents(
     took 0.1 to 1.3 times the time of causal attention over whole rows, on one thread; a mask took 0.9 to 1.8 times.
     """
     if query_BNTH.is_cuda and not dropout:
-        return flex(query_BNTH, key_BKSH, value_BKSH, Visible(documents=documents))
+        return flex(query_BNTH, key_BKSH, value_BKSH, Visible(documents=documents), softcap=softcap)
     if query_BNTH.device.type != "cpu" or torch.compiler.is_compiling():  # lengths on the host would be constants
-        return sdpa(query_BNTH, key_BKSH, value_BKSH, Visible(mask=documents.mask), dropout)
+        return sdpa(query_BNTH, key_BKSH, value_BKSH, Visible(mask=documents.mask), dropout, softcap)
     band_LL, longest = None, max(map(max, documents.lengths))
     if documents.window is not None and documents.window < longest:
         band_LL = torch.ones(longest, longest, dtype=torch.bool).tril().triu(1 - documents.window)
@@ -103,7 +137,7 @@ def _sdpa_of_documents(
         parts = (torch.split(whole[row : row + 1], lengths, dim=2) for whole in (query_BNTH, key_BKSH, value_BKSH))
         for length, query, key, value in zip(lengths, *parts, strict=True):
             visible = Visible(causal=True) if band_LL is None else Visible(mask=band_LL[None, None, :length, :length])
-            outputs.append(sdpa(query, key, value, visible, dropout))
+            outputs.append(sdpa(query, key, value, visible, dropout, softcap))
     batch, heads, length, _ = query_BNTH.shape
     return torch.cat(outputs, dim=2).view(heads, batch, length, -1).transpose(0, 1)
 
@@ -138,22 +172,59 @@ def short_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, vis
         return (scores.softmax(-1) @ value).view(batch, heads, length, -1)
 
 
-def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) -> Tensor:
+_BLOCK = 1 << 26
+"""The attention scores that `soft_capped` computes at a time."""
+
+
+def soft_capped(
+    query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float, softcap: float
+) -> Tensor:
+    """Return the attention output of capped scores, (B, N, T, H): `eager` without repeated keys and values.
+
+    Cost: memory for the attention weights of a block of queries in evaluation, of all queries in training.
+    """
+    (batch, heads, length, width), (kv_heads, keys) = query_BNTH.shape, key_BKSH.shape[1:3]
+    hidden = ~visible.as_mask(length, keys, query_BNTH.device)[:, :, None]
+    query_BKGTH = query_BNTH.reshape(batch, kv_heads, heads // kv_heads, length, width)
+    whole = (torch.is_grad_enabled() and query_BNTH.requires_grad) or torch.compiler.is_compiling()
+    block, outputs = length if whole else max(1, _BLOCK // (batch * heads * keys)), []
+    for start in range(0, length, block):
+        part, rows = query_BKGTH[:, :, :, start : start + block], slice(start, start + block)
+        scores = part.flatten(2, 3) @ key_BKSH.mT * width**-0.5
+        scores = _capped(scores, softcap).view(*part.shape[:4], keys).masked_fill(hidden[..., rows, :], -torch.inf)
+        weights = scores.softmax(-1, dtype=torch.float32).to(query_BNTH.dtype)
+        weights = functional.dropout(weights, dropout)
+        outputs.append((weights.flatten(2, 3) @ value_BKSH).view(*part.shape[:4], -1))
+    return torch.cat(outputs, dim=3).flatten(1, 2)
+
+
+def _capped(scores: Tensor, softcap: float | Tensor | None) -> Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible, softcap: float | None = None) -> Tensor:
     """Return the attention weights, (B, N, T, S), whose rows sum to 1; the softmax is computed in float32."""
     key_BNSH = key_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
-    scores = query_BNTH @ key_BNSH.transpose(-1, -2) * query_BNTH.shape[-1] ** -0.5
+    scores = _capped(query_BNTH @ key_BNSH.transpose(-1, -2) * query_BNTH.shape[-1] ** -0.5, softcap)
     mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
     weights: Tensor = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(query_BNTH.dtype)
     return weights
 
 
-def eager(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
+def eager(
+    query_BNTH: Tensor,
+    key_BKSH: Tensor,
+    value_BKSH: Tensor,
+    visible: Visible,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
     """Return the attention output, (B, N, T, H), by the definition: the oracle of the other backends.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Gemma Team 2024, arXiv:2408.00118, section 2 (soft cap).
     """
     value_BNSH = value_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
-    weights_BNTS = functional.dropout(attention_weights(query_BNTH, key_BKSH, visible), dropout)
+    weights_BNTS = functional.dropout(attention_weights(query_BNTH, key_BKSH, visible, softcap), dropout)
     out: Tensor = weights_BNTS @ value_BNSH
     return out
 
@@ -169,10 +240,15 @@ def recording(recorded: list[Tensor]) -> Backend:
     """
 
     def record(
-        query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0
+        query_BNTH: Tensor,
+        key_BKSH: Tensor,
+        value_BKSH: Tensor,
+        visible: Visible,
+        dropout: float = 0.0,
+        softcap: float | None = None,
     ) -> Tensor:
-        recorded.append(attention_weights(query_BNTH, key_BKSH, visible))
-        return eager(query_BNTH, key_BKSH, value_BKSH, visible, dropout)
+        recorded.append(attention_weights(query_BNTH, key_BKSH, visible, softcap))
+        return eager(query_BNTH, key_BKSH, value_BKSH, visible, dropout, softcap)
 
     return record
 
@@ -198,7 +274,14 @@ def _flex_kernel(*tensors: Tensor, **options: Any) -> Tensor:
         return kernel(*tensors, **options)
 
 
-def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
+def flex(
+    query_BNTH: Tensor,
+    key_BKSH: Tensor,
+    value_BKSH: Tensor,
+    visible: Visible,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
     """Return the attention output, (B, N, T, H), of torch's FlexAttention.
 
     Cost: the first call on CUDA compiles a kernel. On the CPU, where that takes minutes, it runs uncompiled.
@@ -212,18 +295,32 @@ def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
         raise ValueError(f"attention_dropout is {dropout}, which flex attention cannot apply; use 'sdpa' in training")
     heads = (query_BNTH, key_BKSH, value_BKSH)
     several = query_BNTH.shape[1] != key_BKSH.shape[1]
+    # Dynamo traces a second value of a float as a symbol, which flex_attention refuses.
+    bound = None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=query_BNTH.device)
+
+    def cap(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return _capped(score, bound)
+
     if visible.documents is not None:
-        return _flex_kernel(*heads, block_mask=visible.documents.blocks, enable_gqa=several)
+        changed = {} if softcap is None else {"score_mod": cap}
+        return _flex_kernel(*heads, block_mask=visible.documents.blocks, enable_gqa=several, **changed)
     mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
     mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
 
     def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return torch.where(mask[row, 0, query, key], score, -torch.inf)
+        return torch.where(mask[row, 0, query, key], _capped(score, bound), -torch.inf)
 
     return _flex_kernel(*heads, score_mod=hide, enable_gqa=several)
 
 
-def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
+def flash(
+    query_BNTH: Tensor,
+    key_BKSH: Tensor,
+    value_BKSH: Tensor,
+    visible: Visible,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
     """Return the attention output, (B, N, T, H), of the flash-attn package.
 
     Raises:
@@ -242,7 +339,7 @@ def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Vis
             f"flash attention computes float16 and bfloat16 on CUDA, not {query_BNTH.dtype} on {query_BNTH.device}"
         )
     heads_last = (part.transpose(1, 2) for part in (query_BNTH, key_BKSH, value_BKSH))
-    out: Tensor = flash_attn_func(*heads_last, dropout_p=dropout, causal=visible.causal)
+    out: Tensor = flash_attn_func(*heads_last, dropout_p=dropout, causal=visible.causal, softcap=softcap or 0.0)
     return out.transpose(1, 2)
 
 

@@ -36,6 +36,10 @@ class ScaledEmbedding(nn.Embedding):
         super().__init__(config.vocab_size, config.hidden_size, _weight=empty)
         self.scale = scale
 
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Return vectors multiplied by the constant; those of adapters are, too."""
+        return vectors * torch.tensor(self.scale, dtype=self.weight.dtype).to(vectors.dtype)
+
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Return the vectors, (B, T, D)."""
-        return super().forward(ids_BT) * torch.tensor(self.scale, dtype=self.weight.dtype)
+        return self.scaled(super().forward(ids_BT))

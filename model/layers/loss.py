@@ -5,6 +5,7 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size, ``M`` po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
 from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
+from bpe_llama.model.layers.logits import Finish, Scale
 from bpe_llama.model.layers.matmul.products import recomputed
 
 
@@ -60,30 +62,33 @@ def labels_within_documents(labels_BT: Tensor, document_ids: Tensor | None) -> T
 
 def chunked_next_token_loss(
     hidden_BTD: Tensor,
-    head: nn.Module,
+    head: Callable[[Tensor], Tensor],
     labels_BT: Tensor,
     chunk_size: int | None = None,
     num_items_in_batch: int | None = None,
     *,
+    finish: Finish | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """Return `next_token_loss` of ``head(hidden_BTD)``, computed for ``chunk_size`` positions at a time.
+    """Return `next_token_loss` of ``finish(head(hidden_BTD))``, computed for ``chunk_size`` positions at a time.
 
     Args:
         hidden_BTD: Any float dtype; the loss is computed in float32.
-        head: The language-model head: hidden states to logits.
+        head: The language-model head: hidden states to logits, or to what ``finish`` turns into logits.
         labels_BT: int64; -100 is ignored.
         chunk_size: By default as many positions as have 2^23 logits, at least 256; 1,024 if the head is not plain.
         num_items_in_batch: As in `next_token_loss`.
+        finish: What is done with the output of ``head``; by default nothing.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
         z_loss: Weight of the squared logarithm of the softmax's denominator, added to the loss of each token.
 
     Raises:
         ValueError: As `next_token_loss`, or if ``chunk_size`` is below 1.
 
-    Cost: memory for the logits of one chunk. A plain head is multiplied once (`linear_cross_entropy`); any other, such
-    as one with an adapter or compiled, is computed again in the backward pass if there are several chunks.
+    Cost: memory for the logits of one chunk. A plain head, with a `Scale` or nothing after it, is multiplied once
+    (`linear_cross_entropy`); any other, such as one with an adapter or compiled, is computed again in the backward pass
+    if there are several chunks.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
@@ -95,10 +100,10 @@ def chunked_next_token_loss(
         learned_M = labels_M != IGNORED
         if not learned_M.all():
             hidden_MD, labels_M = hidden_MD[learned_M], labels_M[learned_M]
-    if _is_plain(head) and not torch.compiler.is_compiling():
+    if _is_plain(head) and isinstance(finish, Scale | None) and not torch.compiler.is_compiling():
         check_labels(labels_M, head.weight.shape[0])
         loss = linear_cross_entropy(
-            hidden_MD,
+            hidden_MD if finish is None else hidden_MD * finish.factor,
             head.weight,
             labels_M,
             divisor=divisor,
@@ -109,7 +114,8 @@ def chunked_next_token_loss(
         return loss.float()
 
     def summed(hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = head(hidden).float()
+        product = head(hidden)
+        logits = (product if finish is None else finish(product)).float()
         check_labels(labels, logits.shape[-1])
         total = functional.cross_entropy(
             logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
@@ -127,10 +133,11 @@ def chunked_next_token_loss(
     return total / divisor
 
 
-def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
+def _is_plain(head: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Linear]:
     """Return whether the logits are a product of the hidden states and a weight, with nothing that watches it."""
-    hooks = head._forward_hooks or head._forward_pre_hooks
-    return type(head) is nn.Linear and head.bias is None and not hooks and type(head.weight.data) is Tensor
+    if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
+        return False
+    return head.bias is None and type(head.weight.data) is Tensor
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:

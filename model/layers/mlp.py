@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,16 +27,27 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class MLP(nn.Module):
     """A gated block: ``down_proj(activation(gate_proj(x)) * up_proj(x))``; LLaMA's activation is SiLU (SwiGLU).
 
+    Args:
+        config: Config of the model.
+        intermediate_size: Features between the projections; by default the config's.
+
     Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
     """
 
-    def __init__(self, config: LlamaConfig) -> None:
+    matrices: ClassVar[tuple[str, str, str]] = ("gate_proj", "up_proj", "down_proj")
+
+    def __init__(self, config: LlamaConfig, intermediate_size: int | None = None) -> None:
         super().__init__()
-        intermediate = config.intermediate_size
+        intermediate = config.intermediate_size if intermediate_size is None else intermediate_size
         self.gate_proj = linear(config, config.hidden_size, intermediate, config.mlp_bias)
         self.up_proj = linear(config, config.hidden_size, intermediate, config.mlp_bias)
         self.down_proj = linear(config, intermediate, config.hidden_size, config.mlp_bias, sum_slices=True)
         self.activation = ACTIVATIONS[config.hidden_act]
+
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs, side by side, are gate and up."""
+        return [self.gate_proj, self.up_proj]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""

@@ -8,6 +8,7 @@ Module names are those of a Mixtral checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from bpe_llama.model.layers.matmul.grouped import grouped_linear
 
 class Expert(nn.Module):
     """SwiGLU: ``w2(silu(w1(x)) * w3(x))``."""
+
+    matrices: ClassVar[tuple[str, str, str]] = ("w1", "w3", "w2")
+    """The names of the gate, up and down projections."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -43,12 +47,15 @@ class MixtureOfExperts(nn.Module):
     Source: Jiang et al. 2024, arXiv:2401.04088, section 2.1.
     """
 
+    expert_class: ClassVar[type[Any]] = Expert
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.per_token = config.num_experts_per_tok
+        self.normalized = True  # the weights of a token's experts add up to 1
         experts = config.num_local_experts or 1
         self.gate = nn.Linear(config.hidden_size, experts, bias=False)
-        self.experts = nn.ModuleList(Expert(config) for _ in range(experts))
+        self.experts = nn.ModuleList(self.expert_class(config) for _ in range(experts))
         self.router_logits: Tensor | None = None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -57,7 +64,9 @@ class MixtureOfExperts(nn.Module):
         logits_ME = self.gate(x_MD)
         self.router_logits = logits_ME
         weights_MC, chosen_MC = logits_ME.softmax(-1, dtype=torch.float32).topk(self.per_token, dim=-1)
-        weights_MC = (weights_MC / weights_MC.sum(-1, keepdim=True)).to(x_MD.dtype)
+        if self.normalized:
+            weights_MC = weights_MC / weights_MC.sum(-1, keepdim=True)
+        weights_MC = weights_MC.to(x_MD.dtype)
 
         # Sort the (token, expert) pairs by expert, so that each expert's tokens are contiguous.
         order = chosen_MC.flatten().argsort(stable=True)
@@ -66,12 +75,10 @@ class MixtureOfExperts(nn.Module):
             outputs = self._grouped(x_MD[tokens], chosen_MC.flatten()[order])
         else:
             counts = chosen_MC.flatten().bincount(minlength=len(self.experts)).tolist()
-            grouped = torch.split(x_MD[tokens], counts)
             # In training each expert has a gradient, if only of zeros: ranks and optimizers need one.
-            used = [
-                (expert, part) for expert, part in zip(self.experts, grouped, strict=True) if len(part) or self.training
-            ]
-            outputs = torch.cat([expert(part) for expert, part in used])
+            used = [(expert, n) for expert, n in zip(self.experts, counts, strict=True) if n or self.training]
+            parts = torch.split(x_MD[tokens], [n for _, n in used])
+            outputs = torch.cat([expert(part) for (expert, _), part in zip(used, parts, strict=True)])
         weighted = outputs * weights_MC.flatten()[order, None]
         return torch.zeros_like(x_MD).index_add(0, tokens, weighted).view_as(x_BTD)
 
@@ -91,12 +98,12 @@ class MixtureOfExperts(nn.Module):
             return out_PD
         device = x_PD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_PD.dtype
-        w1, w2, w3 = (
-            [getattr(expert, name).weight.to(dtype) for expert in self.experts] for name in ("w1", "w2", "w3")
+        gate, up, down = (
+            [getattr(expert, name).weight.to(dtype) for expert in self.experts] for name in self.expert_class.matrices
         )
         x_PD, counts_E = x_PD.to(dtype), sent_PE.sum(0)
-        hidden_PI = functional.silu(grouped_linear(x_PD, w1, counts_E)) * grouped_linear(x_PD, w3, counts_E)
-        out: Tensor = grouped_linear(hidden_PI, w2, counts_E)
+        hidden_PI = functional.silu(grouped_linear(x_PD, gate, counts_E)) * grouped_linear(x_PD, up, counts_E)
+        out: Tensor = grouped_linear(hidden_PI, down, counts_E)
         return out
 
 
@@ -158,9 +165,15 @@ def routing_loss(
     attention_mask: Tensor | None = None,
     over_ranks: SumOverRanks | None = None,
 ) -> Tensor:
-    """Return the routing losses of the last forward pass, a scalar, weighted by the config's coefficients."""
+    """Return the routing losses of the last forward pass, a scalar, weighted by the config's coefficients.
+
+    The loss of a model in training mode has them, as transformers' has with ``output_router_logits``; a coefficient of
+    0 turns one off.
+    """
     mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     logits = [mixture.router_logits for mixture in mixtures if mixture.router_logits is not None]
+    if not logits:
+        return torch.zeros(())  # no layer has experts
     loss = config.router_aux_loss_coef * load_balancing_loss(
         logits, config.num_experts_per_tok, attention_mask, over_ranks
     )

@@ -122,6 +122,24 @@ def apply_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
     return rotated.to(x_BNTH.dtype)
 
 
+def apply_interleaved_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
+    """Return what `apply_rope` does if the pairs are neighbours: feature ``2 i`` with ``2 i + 1``.
+
+    Example:
+        >>> x, by_90_degrees = torch.tensor([1.0, 0.0, 0.0, 2.0]), (torch.zeros(1, 1, 2), torch.ones(1, 1, 2))
+        >>> apply_interleaved_rope(x.view(1, 1, 1, 4), by_90_degrees).flatten().tolist()
+        [0.0, 1.0, -2.0, 0.0]
+    """
+    cos, sin = (part[:, None] for part in rotation)  # broadcast over heads
+    width = 2 * cos.shape[-1]
+    if width > x_BNTH.shape[-1]:
+        raise ValueError(f"the rotation has {width} features, but heads have {x_BNTH.shape[-1]}")
+    x = x_BNTH.float()
+    first, second, rest = x[..., 0:width:2], x[..., 1:width:2], x[..., width:]
+    rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated, rest), dim=-1).to(x_BNTH.dtype)
+
+
 def rotations_of_layers(config: LlamaConfig, whole: Rotation, local: Rotation) -> list[Rotation]:
     """Return the rotation of each layer: ``local`` if it has a sliding window; by 0 if it is not rotated.
 

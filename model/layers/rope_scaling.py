@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.rope_parameters import rotated_features
 
 Frequencies = tuple[list[float], float]
@@ -128,7 +129,7 @@ def same_rotation(rope: Mapping[str, Any], max_positions: int, one: tuple[int, i
     Args:
         rope: ``config.rope``.
         max_positions: ``config.max_position_embeddings``.
-        one: The lengths of one sequence's prompt and of the whole sequence.
+        one: The lengths of one sequence's prompt and of what is cached of the sequence.
         other: The lengths of the other one.
 
     Example:
@@ -141,6 +142,20 @@ def same_rotation(rope: Mapping[str, Any], max_positions: int, one: tuple[int, i
     if rope_type not in LENGTH_DEPENDENT:
         return True
     context = rope["original_max_position_embeddings"] if rope_type == "longrope" else max_positions
-    if max(one[1], other[1]) <= context:
+    if max(*one, *other) <= context:
         return True
     return rope_type == "longrope" and min(one[0], other[0]) > context
+
+
+def recompute_length(config: LlamaConfig) -> int | None:
+    """Return the length at which generation computes all keys and values of a sequence anew before its next token.
+
+    From then on all of its tokens have LongRoPE's long factors. None if keys keep their rotation.
+
+    Example:
+        >>> recompute_length(LlamaConfig()) is None
+        True
+    """
+    if config.family.recomputes_keys and config.rope["rope_type"] == "longrope":
+        return int(config.rope["original_max_position_embeddings"])
+    return None

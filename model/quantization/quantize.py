@@ -262,7 +262,7 @@ def quantize(
     kind: str,
     group_size: int = 64,
     per_row: bool = True,
-    skip: Collection[str] = ("lm_head", "gate", "score"),
+    skip: Collection[str] = ("lm_head", "gate", "shared_expert_gate", "score"),
 ) -> AnyModel:
     """Quantize every linear layer of a model in place, and return the model.
 

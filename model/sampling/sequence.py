@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bpe_llama.model.sampling.params import GenerationOptions
 
@@ -25,7 +25,7 @@ class Sequence:
     logprobs: list[float] = field(default_factory=list)
     """For each new id its log-probability before any option acts, if ``options.logprobs``."""
     num_prompt_tokens_left: int = 0
-    """Prompt tokens that later steps still have to prefill."""
+    """Tokens that later steps still have to prefill: of the prompt or, if its keys are computed anew, of all ids."""
     num_cached_tokens: int = 0
     """Prompt tokens that were not computed, because the prefix cache held them."""
     prefill_seconds: float = 0.0
@@ -48,6 +48,18 @@ class Sequence:
     def ids(self) -> list[int]:
         """Return prompt and continuation."""
         return self.prompt + self.new_ids
+
+    def copy(self, number: int) -> Sequence:
+        """Return a sequence of the same prompt, just prefilled, whose seed is larger by ``number``."""
+        options = replace(self.options, seed=(self.options.seed or 0) + number)
+        return Sequence(
+            self.prompt,
+            options,
+            self.eos_ids,
+            num_cached_tokens=self.num_cached_tokens,
+            prompt_logprobs=self.prompt_logprobs,
+            prompt_top_logprobs=self.prompt_top_logprobs,
+        )
 
     @property
     def penalised_ids(self) -> list[int]:

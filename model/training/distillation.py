@@ -90,10 +90,10 @@ def distillation_loss(
             taught_MD = teacher.model(batch.ids, **documents)[:, :-1].flatten(0, 1)
 
         def summed(hidden_MD: Tensor, taught_MD: Tensor, labels_M: Tensor) -> Tensor:
-            logits_MV = model.lm_head(hidden_MD).float()
+            logits_MV = model.logits(hidden_MD).float()
             check_labels(labels_M, vocab_size)
             with torch.no_grad():
-                wanted_MV = functional.log_softmax(teacher.lm_head(taught_MD).float() / temperature, dim=-1)
+                wanted_MV = functional.log_softmax(teacher.logits(taught_MD).float() / temperature, dim=-1)
             given_MV = functional.log_softmax(logits_MV / temperature, dim=-1)
             divergence_M = functional.kl_div(given_MV, wanted_MV, reduction="none", log_target=True).sum(-1)
             divergence = divergence_M.masked_fill(labels_M == IGNORED, 0.0).sum()

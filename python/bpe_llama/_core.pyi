@@ -1,7 +1,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -504,7 +504,11 @@ class Linear:
     """
 
     def __new__(
-        cls, matrices: Sequence[Any], norm: NDArray[Any] | None = None, eps: float = 1e-5, gated: bool = False
+        cls,
+        matrices: Sequence[Any],
+        norm: NDArray[Any] | None = None,
+        eps: float = 1e-5,
+        gate: Literal["silu", "gelu_tanh"] | None = None,
     ) -> Self: ...
     def multiply(
         self, x: NDArray[np.float32], out: NDArray[np.float32], add: bool = False, num_threads: int = 1
@@ -532,6 +536,11 @@ def attend(
     num_threads: int = 1,
 ) -> None:
     """Apply RoPE to M new tokens, append them to the KV cache and write their attention output; see `help(attend)`."""
+
+def rms_norm(
+    x: NDArray[np.float32], weights: NDArray[Any], eps: float, start: int, stop: int, num_threads: int = 1
+) -> None:
+    """Apply RMSNorm to columns of M rows in place, in groups of as many as there are weights; see `help(rms_norm)`."""
 
 @final
 class TokenFile:

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 from tests.model.generation.naive import finish
+from tests.small_models import TINY
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -50,6 +51,20 @@ def test_only_the_adapter_is_trained(tiny_model: Make, ids: Tensor) -> None:
     assert torch.equal(model(ids).logits, bare)
     lora.remove(model)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_default_targets_fit_fused_layers(tiny_model: Make) -> None:
+    """Queries and values by default, as in peft; the fused matrix where there is one."""
+    fused = LlamaForCausalLM(
+        LlamaConfig.from_dict({"model_type": "phi3"} | TINY | {"eos_token_id": 1, "pad_token_id": 0})
+    )
+    for model, names in ((tiny_model(), ["q_proj", "v_proj"]), (fused, ["qkv_proj"])):
+        lora.add(model, rank=2)
+        layers = dict(lora.adapted_layers(model))
+        assert sorted({path.split(".")[-1] for path in layers}) == names
+        lora.remove(model)
+    layers = dict(lora.adapted_layers(lora.add(fused, rank=2, target_modules="all-linear")))
+    assert {path.split(".")[-1] for path in layers} == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

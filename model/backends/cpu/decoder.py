@@ -18,7 +18,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
 from typing import Protocol
 
 import torch
@@ -31,7 +30,7 @@ from bpe_llama.model.backends.cpu.native import NativeLayers, NativeWeights
 from bpe_llama.model.backends.cpu.torch_layers import TorchLayers, TorchWeights, weight_parts
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.backends.dense import decoder_layers, shared_input
+from bpe_llama.model.backends.dense import Norm, dense_layers, embedding_scale
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -77,6 +76,8 @@ class CpuDecoder:
         """Layers with their memory by number of rows: all up to FEW_ROWS, and the last larger one."""
         self._kept_logits: dict[tuple[int, torch.dtype], Tensor] = {}
         """Memory for logits by number of rows and dtype."""
+        self._embedding_scale = embedding_scale(model)
+        self._norms: list[Norm] = []
         self._fingerprint: list[tuple[int, int]] = []
         self.refresh()
 
@@ -85,19 +86,25 @@ class CpuDecoder:
         with _LAYING_OUT:
             fingerprint = self._weights_in_memory()
             if self._fingerprint and self._fingerprint == fingerprint:
+                for norm in self._norms:
+                    norm.refresh()
                 return
-            layers = decoder_layers(self.model)
-            shared = [linears for layer in layers for linears in shared_input(layer)]
+            layers = dense_layers(self.model)
+            shared = [linears for layer in layers for linears in (layer.qkv, layer.gate_up)]
             plain = [linears for linears in shared if all(type(linear) is nn.Linear for linear in linears)]
-            if any(adjacent(tensors) is None for linears in plain for tensors in weight_parts(linears)):
+            storages = {linears[0].weight.untyped_storage().data_ptr() for linears in plain}
+            scattered = any(adjacent(tensors) is None for linears in plain for tensors in weight_parts(linears))
+            if scattered or len(storages) > 1:
                 lay_out_weights(self.model)
-            linears = [*chain(*shared), *(layer.self_attn.o_proj for layer in layers)]
-            linears += [layer.mlp.down_proj for layer in layers]
-            self._torch = TorchWeights(self.model)
+                layers = dense_layers(self.model)  # of the moved weights
+            linears = [linear for layer in layers for linear in layer.linears]
+            head, last_norm = self.model.lm_head, Norm(self.model.model.norm)
+            self._norms = [last_norm, *(norm for layer in layers for norm in layer.norms)]
+            self._torch = TorchWeights(layers, head, last_norm)
             self._native: NativeWeights | None = None
             self._native_rows = 0
-            if has_native_kernels([self.model.lm_head, *linears]):
-                self._native, self._native_rows = NativeWeights(self.model), native_rows(linears)
+            if has_native_kernels([head, *linears]):
+                self._native, self._native_rows = NativeWeights(layers, head, last_norm), native_rows(linears)
             self._few.clear()
             self._many.clear()
             self._fingerprint = self._weights_in_memory()
@@ -128,6 +135,8 @@ class CpuDecoder:
         layers = self._layers(len(batch.slots))
         space = layers.space
         space.x_MD.copy_(self.model.model.embed_tokens.weight[batch.ids_M])
+        if self._embedding_scale is not None:
+            space.x_MD.copy_(self._embedding_scale(space.x_MD))
         attentions = {kind: self._attention(batch, cache, layers.native, *kind) for kind in set(self._kinds)}
         with layers.threads(max(attention.torch_keys for attention in attentions.values())):
             for layer, kind in enumerate(self._kinds):
@@ -186,4 +195,6 @@ class CpuDecoder:
             self._native.write_logits(x_MD, logits_MV)
         else:
             self._torch.write_logits(x_MD, logits_MV)
+        if self.model.finish is not None:
+            logits_MV.copy_(self.model.finish(logits_MV))
         return logits_MV

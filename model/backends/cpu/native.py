@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear
+from bpe_llama._core import Linear, rms_norm
 from bpe_llama.model.backends.cpu.dispatch import FEW_KEYS
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.backends.dense import decoder_layers, shared_input
-from bpe_llama.model.layers.norm import RMSNorm
-from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
+from bpe_llama.model.backends.dense import DenseLayer, Gate, Norm
 from bpe_llama.model.quantization.quantize import PackedLinear
 
 
@@ -36,13 +34,13 @@ class NativeProduct:
 
     Args:
         linears: Layers with native kernels; their memory is shared.
-        norm: Normalises the input first.
-        gated: Whether the input is gate and up projections, from which SwiGLU computes the activations.
+        norm: Normalizes the input first.
+        gate: If the input is gate and up projections, the activation of the gate.
     """
 
-    def __init__(self, linears: Sequence[nn.Module], norm: RMSNorm | None = None, gated: bool = False) -> None:
+    def __init__(self, linears: Sequence[nn.Module], norm: Norm | None = None, gate: Gate | None = None) -> None:
         norm_I, eps = (None, 0.0) if norm is None else (_array(norm.weight), norm.eps)
-        self.linear = Linear([_matrix(linear) for linear in linears], norm=norm_I, eps=eps, gated=gated)
+        self.linear = Linear([_matrix(linear) for linear in linears], norm=norm_I, eps=eps, gate=gate)
         self.biases: list[tuple[slice, Tensor]] = []
         end = 0
         for linear in linears:
@@ -70,23 +68,40 @@ def _array(weight: Tensor) -> Any:
     return (weight if weight.dtype == torch.float32 else weight.view(torch.uint16)).numpy()
 
 
-class _Layer:
-    """The products of one layer."""
+class NativeNorm:
+    """RMSNorm of some columns in place, in groups of as many as the norm has factors."""
 
-    def __init__(self, layer: DecoderLayer) -> None:
-        qkv, gate_up = shared_input(layer)
-        self.qkv = NativeProduct(qkv, layer.input_layernorm)
-        self.out = NativeProduct([layer.self_attn.o_proj])
-        self.gate_up = NativeProduct(gate_up, layer.post_attention_layernorm)
-        self.down = NativeProduct([layer.mlp.down_proj], gated=True)
+    def __init__(self, norm: Norm, columns: slice) -> None:
+        self.weight, self.eps = _array(norm.weight), norm.eps
+        self.start, self.stop = columns.start, columns.stop
+
+    def apply(self, x_MO: Rows, threads: int) -> None:
+        """Normalize the columns of ``x_MO``."""
+        rms_norm(x_MO.array, self.weight, self.eps, self.start, self.stop, threads)
+
+
+class _Layer:
+    """The products and norms of one layer."""
+
+    def __init__(self, layer: DenseLayer) -> None:
+        self.qkv = NativeProduct(layer.qkv, layer.before_attention)
+        self.out = NativeProduct([layer.out])
+        self.gate_up = NativeProduct(layer.gate_up, layer.before_mlp)
+        self.down = NativeProduct([layer.down], gate=layer.gate)
+        self.head_norms = [NativeNorm(norm, columns) for columns, norm in layer.head_norms]
+        width = slice(0, layer.out.out_features)
+        self.after_attention, self.after_mlp = (
+            None if norm is None else NativeNorm(norm, width) for norm in (layer.after_attention, layer.after_mlp)
+        )
+        self.query_scale, self.residual_scale = layer.query_scale, layer.residual_scale
 
 
 class NativeWeights:
-    """The products of a model's layers and of its head."""
+    """The products and norms of a model's layers and of its head."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        self.layers = [_Layer(layer) for layer in decoder_layers(model)]
-        self.head = NativeProduct([model.lm_head], model.model.norm)
+    def __init__(self, layers: Sequence[DenseLayer], head: nn.Module, norm: Norm) -> None:
+        self.layers = [_Layer(layer) for layer in layers]
+        self.head = NativeProduct([head], norm)
 
     def write_logits(self, x_MD: Tensor, logits_MV: Tensor) -> None:
         """Write the logits of float32 hidden states, float32."""
@@ -105,20 +120,35 @@ class NativeLayers:
 
     def __init__(self, weights: NativeWeights, space: Workspace) -> None:
         self.weights, self.space = weights, space
-        parts = (space.x_MD, space.qkv_MO, space.attention_MO, space.gate_up_MO)
-        self._x_MD, self._qkv_MO, self._attention_MO, self._gate_up_MO = map(Rows, parts)
+        parts = (space.x_MD, space.qkv_MO, space.attention_MO, space.gate_up_MO, space.normed_MD)
+        self._x_MD, self._qkv_MO, self._attention_MO, self._gate_up_MO, self._branch_MD = map(Rows, parts)
         self._threads = 1
 
     def project_qkv(self, layer: int) -> None:
         """Write queries, keys and values of a layer to ``space.qkv_MO``."""
-        self.weights.layers[layer].qkv.into(self._x_MD, self._qkv_MO, self._threads)
+        products, threads = self.weights.layers[layer], self._threads
+        products.qkv.into(self._x_MD, self._qkv_MO, threads)
+        for norm in products.head_norms:
+            norm.apply(self._qkv_MO, threads)
+        if products.query_scale != 1.0:
+            self.space.query_MO.mul_(products.query_scale)
 
     def finish_layer(self, layer: int) -> None:
         """Add output projection and feed-forward block of a layer to ``space.x_MD``."""
         products, threads = self.weights.layers[layer], self._threads
-        products.out.into(self._attention_MO, self._x_MD, threads, add=True)
+        self._add(products.out, self._attention_MO, products.after_attention, products.residual_scale)
         products.gate_up.into(self._x_MD, self._gate_up_MO, threads)
-        products.down.into(self._gate_up_MO, self._x_MD, threads, add=True)
+        self._add(products.down, self._gate_up_MO, products.after_mlp, products.residual_scale)
+
+    def _add(self, product: NativeProduct, x_MI: Rows, norm: NativeNorm | None, scale: float) -> None:
+        """Add a product to the hidden states, normalized and scaled if the family says so."""
+        if norm is None and scale == 1.0:
+            product.into(x_MI, self._x_MD, self._threads, add=True)
+            return
+        product.into(x_MI, self._branch_MD, self._threads)
+        if norm is not None:
+            norm.apply(self._branch_MD, self._threads)
+        self._x_MD.tensor.add_(self._branch_MD.tensor, alpha=scale)
 
     @contextmanager
     def threads(self, keys: int) -> Iterator[None]:

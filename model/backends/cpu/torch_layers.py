@@ -17,8 +17,7 @@ from torch.nn import functional
 from bpe_llama.model.backends.adjacent import adjacent
 from bpe_llama.model.backends.cpu.dispatch import WEIGHTS_FIRST_ROWS
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.backends.dense import decoder_layers, shared_input
-from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
+from bpe_llama.model.backends.dense import GATES, DenseLayer, Norm
 
 
 def weight_parts(linears: Sequence[nn.Linear]) -> list[list[Tensor]]:
@@ -107,26 +106,24 @@ def _product(*linears: nn.Linear) -> Product | QuantizedProduct:
 
 
 class _Layer:
-    """The norms and products of one layer."""
+    """What a layer computes, and its products."""
 
-    def __init__(self, layer: DecoderLayer) -> None:
-        qkv, gate_up = shared_input(layer)
-        self.attention_norm_D = layer.input_layernorm.weight.detach()
-        self.mlp_norm_D = layer.post_attention_layernorm.weight.detach()
-        self.qkv, self.gate_up = _product(*qkv), _product(*gate_up)
-        self.out, self.down = _product(layer.self_attn.o_proj), _product(layer.mlp.down_proj)
+    def __init__(self, layer: DenseLayer) -> None:
+        self.parts = layer
+        self.qkv, self.gate_up = _product(*layer.qkv), _product(*layer.gate_up)
+        self.out, self.down = _product(layer.out), _product(layer.down)
 
 
 class TorchWeights:
-    """The products of a model's layers and of its head."""
+    """The products and norms of a model's layers and of its head."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        self.layers = [_Layer(layer) for layer in decoder_layers(model)]
-        self.norm, self.head = model.model.norm, _product(model.lm_head)
+    def __init__(self, layers: Sequence[DenseLayer], head: nn.Linear, norm: Norm) -> None:
+        self.layers = [_Layer(layer) for layer in layers]
+        self.norm, self.head = norm, _product(head)
 
     def write_logits(self, x_MD: Tensor, logits_MV: Tensor) -> None:
         """Write the logits of hidden states, both in the model's dtype."""
-        self.head.into(self.norm(x_MD), logits_MV)
+        self.head.into(normalized(x_MD, self.norm), logits_MV)
 
 
 class TorchLayers:
@@ -144,24 +141,53 @@ class TorchLayers:
 
     def project_qkv(self, layer: int) -> None:
         """Write queries, keys and values of a layer to ``space.qkv_MO``."""
-        write_norm(self.weights.layers[layer].attention_norm_D, self.space)
-        self.weights.layers[layer].qkv.into(self.space.normed_MD, self.space.qkv_MO)
+        products, space = self.weights.layers[layer], self.space
+        products.qkv.into(input_of(space, products.parts.before_attention), space.qkv_MO)
+        for columns, norm in products.parts.head_norms:
+            heads = space.qkv_MO[:, columns].view(len(space.qkv_MO), -1, len(norm.weight))
+            heads.copy_(normalized(heads, norm))
+        if products.parts.query_scale != 1.0:
+            space.query_MO.mul_(products.parts.query_scale)
 
     def finish_layer(self, layer: int) -> None:
         """Add output projection and feed-forward block of a layer to ``space.x_MD``."""
         products, space = self.weights.layers[layer], self.space
-        products.out.onto(space.attention_MO, space.x_MD)
-        write_norm(products.mlp_norm_D, space)
-        gate_MF, up_MF = products.gate_up.computed(space.normed_MD, space.gate_up_MO).chunk(2, dim=1)
-        products.down.onto(functional.silu(gate_MF, inplace=True).mul_(up_MF), space.x_MD)
+        parts = products.parts
+        self._add(products.out, space.attention_MO, parts.after_attention, parts.residual_scale)
+        normed_MD = input_of(space, parts.before_mlp)
+        gate_MF, up_MF = products.gate_up.computed(normed_MD, space.gate_up_MO).chunk(2, dim=1)
+        if parts.gate == "silu":
+            functional.silu(gate_MF, inplace=True)
+        else:
+            gate_MF = GATES[parts.gate](gate_MF)
+        self._add(products.down, gate_MF.mul_(up_MF), parts.after_mlp, parts.residual_scale)
+
+    def _add(self, product: Product | QuantizedProduct, x_MI: Tensor, norm: Norm | None, scale: float) -> None:
+        """Add a product to the hidden states, normalized and scaled if the family says so."""
+        if norm is None and scale == 1.0:
+            product.onto(x_MI, self.space.x_MD)
+            return
+        product.into(x_MI, self.space.normed_MD)
+        branch_MD = self.space.normed_MD if norm is None else normalized(self.space.normed_MD, norm)
+        self.space.x_MD.add_(branch_MD, alpha=scale)
 
     def threads(self, keys: int) -> AbstractContextManager[None]:
         """Return a context in which PyTorch has all its threads, for any number of keys."""
         return nullcontext()
 
 
-def write_norm(weight_D: Tensor, space: Workspace) -> None:
-    """Write RMSNorm of the hidden states to ``space.normed_MD``, rounded where `RMSNorm` rounds."""
+def normalized(x: Tensor, norm: Norm) -> Tensor:
+    """Return RMSNorm over the last dimension, rounded where the norm's module rounds."""
+    wide = functional.rms_norm(x.float(), norm.weight.shape, eps=norm.eps)
+    if norm.weight.dtype == x.dtype:
+        return wide.to(x.dtype).mul_(norm.weight)
+    return wide.mul_(norm.weight).to(x.dtype)
+
+
+def input_of(space: Workspace, norm: Norm | None) -> Tensor:
+    """Return the hidden states, or their RMSNorm in ``space.normed_MD``, rounded where the norm's module rounds."""
+    if norm is None:
+        return space.x_MD
     scale_M1, size = space.scale_M1, space.x_MD.shape[1]
     # Converted once: each operation on mixed dtypes would convert for itself.
     float_MD = space.x_MD if space.float_MD is None else space.float_MD.copy_(space.x_MD)
@@ -170,6 +196,8 @@ def write_norm(weight_D: Tensor, space: Workspace) -> None:
     torch.addcmul(space.eps, scale_M1, scale_M1, value=1 / size, out=scale_M1).rsqrt_()
     if space.float_MD is None:
         torch.mul(float_MD, scale_M1, out=space.normed_MD)
+    elif norm.weight.dtype == torch.float32:
+        return space.normed_MD.copy_(float_MD.mul_(scale_M1).mul_(norm.weight))
     else:
         space.normed_MD.copy_(float_MD.mul_(scale_M1))
-    space.normed_MD.mul_(weight_D)
+    return space.normed_MD.mul_(norm.weight)

@@ -12,7 +12,7 @@ import mmap
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.backends.dense import decoder_layers, shared_input
+from bpe_llama.model.backends.dense import dense_layers
 from bpe_llama.model.llama import LlamaForCausalLM
 
 ALIGNMENT = 64
@@ -43,10 +43,9 @@ def lay_out_weights(model: LlamaForCausalLM) -> None:
     Costs one copy of the weights; each old one is freed as soon as it is copied.
     """
     modules: list[list[nn.Module]] = [[model.model.embed_tokens]]
-    for layer in decoder_layers(model):
-        qkv, gate_up = shared_input(layer)
-        modules += [[layer.input_layernorm], [*qkv], [layer.self_attn.o_proj]]
-        modules += [[layer.post_attention_layernorm], [*gate_up], [layer.mlp.down_proj]]
+    for layer in dense_layers(model):
+        modules += [[norm.module] for norm in layer.norms]
+        modules += [[*layer.qkv], [layer.out], [*layer.gate_up], [layer.down]]
     modules.append([model.model.norm])
     if model.lm_head.weight is not model.model.embed_tokens.weight:
         modules.append([model.lm_head])

@@ -33,13 +33,14 @@ class Workspace:
         self.normed_MD = torch.empty_like(self.x_MD)
         self.float_MD = None if dtype == torch.float32 else empty(self.x_MD.shape, dtype=torch.float32)
         self.scale_M1 = empty(rows, 1, dtype=torch.float32)
-        self.eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device="cpu")
+        self.eps = torch.tensor(config.norm_eps, dtype=torch.float32, device="cpu")
         self.qkv_MO = empty(rows, (heads + 2 * kv_heads) * size)
         self.attention_MO = empty(rows, heads * size)
         self.gate_up_MO = empty(rows, 2 * config.intermediate_size)
         qkv_MNH = self.qkv_MO.view(rows, heads + 2 * kv_heads, size)
         self.query_key_MNH = qkv_MNH[:, : heads + kv_heads]
         self.value_MKH = qkv_MNH[:, heads + kv_heads :]
+        self.query_MO = self.qkv_MO[:, : heads * size]
         # RoPE is applied in float32, as in `apply_rope`.
         self.rotated_MNH = empty(self.query_key_MNH.shape, dtype=torch.float32)
         self.float_MNH = self.query_key_MNH if dtype == torch.float32 else torch.empty_like(self.rotated_MNH)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bpe_llama.model.backends.dense import decoder_layers, is_dense, shared_input
+from bpe_llama.model.backends.dense import dense_layers, is_dense
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import eager, sdpa
@@ -98,8 +98,12 @@ def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
         return "the layers differ in their sliding windows, or some are not rotated"
     if not is_dense(model):
         return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
-    for layer in decoder_layers(model):
-        for linears in (*shared_input(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj], [model.lm_head]):
+    if model.finish is not None or model.model.local_rotary_emb is not None:
+        return "the kernels do not compute scaled or capped logits, nor a RoPE of layers with a sliding window"
+    for layer in dense_layers(model):
+        if layer.beyond_llama:
+            return f"the kernels do not compute {', '.join(layer.beyond_llama)}"
+        for linears in (layer.qkv, layer.gate_up, [layer.out], [layer.down], [model.lm_head]):
             names = {type(linear).__name__ for linear in linears}
             kinds = {_kind_of(linear) for linear in linears}
             if len(kinds) > 1 or type(linears[0]) not in TRITON_LINEARS:

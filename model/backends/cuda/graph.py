@@ -211,8 +211,7 @@ class CudaGraphDecoder:
         x_B1D = stack.embed_tokens(ids_B[:, None])
         for layer, rotation, window in zip(stack.layers, stack.rotations(place_B1), windows, strict=True):
             x_B1D = layer(x_B1D, rotation, visible[window], self.cache, places)
-        logits_BV: Tensor = self.model.lm_head(stack.norm(x_B1D))[:, 0]
-        return logits_BV
+        return self.model.logits(stack.norm(x_B1D))[:, 0]
 
     def _step_of(self, longest: int) -> Callable[[], None]:
         """Return the step whose attention covers at least ``longest`` columns, as a graph where there are graphs."""

@@ -19,16 +19,15 @@ from torch import Tensor, nn
 
 from bpe_llama.model.backends.adjacent import make_adjacent
 from bpe_llama.model.backends.cuda import triton_kernels as kernels
-from bpe_llama.model.backends.dense import decoder_layers, shared_input
+from bpe_llama.model.backends.dense import DenseLayer, Norm, dense_layers
 from bpe_llama.model.cache.kv_cache import KVCache
-from bpe_llama.model.layers.norm import RMSNorm
-from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import Float8Linear, PackedLinear
 from bpe_llama.model.quantization.triton_matmul import TritonMatmul
 
 
 def _product(
-    linears: Sequence[nn.Module], dtype: torch.dtype, norm: RMSNorm | None = None, gated: bool = False
+    linears: Sequence[nn.Module], dtype: torch.dtype, norm: Norm | None = None, gated: bool = False
 ) -> TritonMatmul:
     """Return the product with layers of one kind that share their input; their weights become adjacent."""
     weights, scales = zip(*(_stored(linear) for linear in linears), strict=True)
@@ -58,12 +57,11 @@ def _stored(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
 class _Layer:
     """The products of one layer."""
 
-    def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
-        qkv, gate_up = shared_input(layer)
-        self.qkv = _product(qkv, dtype, layer.input_layernorm)
-        self.out = _product([layer.self_attn.o_proj], dtype)
-        self.gate_up = _product(gate_up, dtype, layer.post_attention_layernorm, gated=True)
-        self.down = _product([layer.mlp.down_proj], dtype)
+    def __init__(self, layer: DenseLayer, dtype: torch.dtype) -> None:
+        self.qkv = _product(layer.qkv, dtype, layer.before_attention)
+        self.out = _product([layer.out], dtype)
+        self.gate_up = _product(layer.gate_up, dtype, layer.before_mlp, gated=True)
+        self.down = _product([layer.down], dtype)
 
 
 class TritonStep:
@@ -79,8 +77,8 @@ class TritonStep:
     @torch.no_grad()
     def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
         self.model, self.cache, config = model, cache, model.config
-        self.layers = [_Layer(layer, model.dtype) for layer in decoder_layers(model)]
-        self.head = _product([model.lm_head], model.dtype, model.model.norm)
+        self.layers = [_Layer(layer, model.dtype) for layer in dense_layers(model)]
+        self.head = _product([model.lm_head], model.dtype, Norm(model.model.norm))
         rows, size = cache.batch_size, config.head_size
         self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads
         self.chunk = 64 if model.dtype == torch.float32 else 128  # keys of one program, limited by registers

@@ -45,7 +45,8 @@ class MuonAdamW(torch.optim.Optimizer):
         others: list[nn.Parameter] = []
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                is_hidden = weight.dim() == 2 and not any(part in _NOT_HIDDEN for part in name.split("."))
+                other = any(part in _NOT_HIDDEN or part.endswith("norm") for part in name.split("."))
+                is_hidden = weight.dim() == 2 and not other
                 (hidden if is_hidden else others).append(weight)
         self._parts: list[torch.optim.Optimizer] = []
         if hidden:

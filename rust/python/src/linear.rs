@@ -3,7 +3,9 @@
 
 use crate::arguments::at_least;
 use crate::error::value_error;
-use bpe_llama_kernels::{Activations, Matrix, NormWeights, Weights, has_amx, has_avx512, has_avx512_bf16, matmul};
+use bpe_llama_kernels::{
+    Activations, Gate, Matrix, NormWeights, Weights, has_amx, has_avx512, has_avx512_bf16, matmul,
+};
 use numpy::ndarray::Dimension;
 use numpy::{Element, PyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -116,9 +118,30 @@ pub(crate) fn check_order<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T,
     Err(PyValueError::new_err("an array is not contiguous and aligned; expected C order"))
 }
 
-enum Norm {
+/// The weights of a norm.
+pub(crate) enum Norm {
     F32(Py<PyArray1<f32>>),
     Bf16(Py<PyArray1<u16>>),
+}
+
+impl Norm {
+    pub(crate) fn extract(array: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(array) = array.cast::<PyArray1<f32>>() {
+            Ok(Self::F32(array.clone().unbind()))
+        } else if let Ok(array) = array.cast::<PyArray1<u16>>() {
+            Ok(Self::Bf16(array.clone().unbind()))
+        } else {
+            let found = array.repr()?;
+            Err(PyTypeError::new_err(format!("the norm is {found}; expected float32 or uint16 (I,)")))
+        }
+    }
+
+    pub(crate) fn weights<'py>(&'py self, py: Python<'py>) -> PyResult<NormWeights<'py>> {
+        Ok(match self {
+            Self::F32(weights) => NormWeights::F32(elements(weights, py)?),
+            Self::Bf16(weights) => NormWeights::Bf16(elements(weights, py)?),
+        })
+    }
 }
 
 /// Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
@@ -138,11 +161,12 @@ enum Norm {
 ///         of a bfloat16 scale and offset as uint16 (O, Q, 2), a weight being `(code - 8) * scale + offset`.
 ///     norm: RMSNorm weights (I,), float32 or the bits of bfloat16; None does not normalize.
 ///     eps: The epsilon of RMSNorm.
-///     gated: Whether the input is `[gate, up]` and the product is with `silu(gate) * up` (SwiGLU). Excludes `norm`.
+///     gate: If the input is `[gate, up]`, and the product is with `activation(gate) * up`, the activation: "silu" (SwiGLU)
+///         or "gelu_tanh" (GEGLU). Excludes `norm`.
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes.
-///     ValueError: If shapes do not fit, or an array is not contiguous.
+///     ValueError: If shapes do not fit, an array is not contiguous, or the activation is unknown.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -157,37 +181,36 @@ pub(crate) struct PyLinear {
     matrices: Vec<Arrays>,
     norm: Option<Norm>,
     eps: f32,
-    gated: bool,
+    gate: Option<Gate>,
     bytes: usize,
 }
 
 #[pymethods]
 impl PyLinear {
     #[new]
-    #[pyo3(signature = (matrices, norm=None, eps=1e-5, gated=false))]
+    #[pyo3(signature = (matrices, norm=None, eps=1e-5, gate=None))]
     fn new(
         py: Python<'_>,
         matrices: Vec<Bound<'_, PyAny>>,
         norm: Option<&Bound<'_, PyAny>>,
         eps: f32,
-        gated: bool,
+        gate: Option<&str>,
     ) -> PyResult<Self> {
-        if gated && norm.is_some() {
+        if gate.is_some() && norm.is_some() {
             return Err(PyValueError::new_err("gated input is not normalized; expected norm=None"));
         }
-        let norm = match norm {
+        let norm = norm.map(Norm::extract).transpose()?;
+        let gate = match gate {
             None => None,
-            Some(array) => Some(if let Ok(array) = array.cast::<PyArray1<f32>>() {
-                Norm::F32(array.clone().unbind())
-            } else if let Ok(array) = array.cast::<PyArray1<u16>>() {
-                Norm::Bf16(array.clone().unbind())
-            } else {
-                let found = array.repr()?;
-                return Err(PyTypeError::new_err(format!("the norm is {found}; expected float32 or uint16 (I,)")));
-            }),
+            Some("silu") => Some(Gate::Silu),
+            Some("gelu_tanh") => Some(Gate::GeluTanh),
+            Some(other) => {
+                let message = format!("gate is {other:?}; expected \"silu\", \"gelu_tanh\" or None");
+                return Err(PyValueError::new_err(message));
+            }
         };
         let matrices = matrices.iter().map(Arrays::extract).collect::<PyResult<Vec<_>>>()?;
-        let linear = Self { matrices, norm, eps, gated, bytes: 0 };
+        let linear = Self { matrices, norm, eps, gate, bytes: 0 };
         let matrices = linear.matrices(py)?;
         let bytes = matrices.iter().map(Matrix::bytes).sum();
         // An empty batch raises the errors of shapes now.
@@ -199,7 +222,7 @@ impl PyLinear {
     /// Write the product with each of M rows to `out`, or add it to `out`.
     ///
     /// Args:
-    ///     x: The activations, float32 (M, I), or (M, 2 * I) if gated; C-contiguous.
+    ///     x: The activations, float32 (M, I), or (M, 2 * I) with a `gate`; C-contiguous.
     ///     out: float32 (M, O), where O is the sum of all layers; C-contiguous, without overlap with `x`.
     ///     add: Whether to add to `out`.
     ///     num_threads: The most threads to use.
@@ -226,7 +249,7 @@ impl PyLinear {
         check_order(out)?;
         let matrices = self.matrices(py)?;
         let activations = self.activations(py, given.as_slice()?)?;
-        let columns = matrices.first().map_or(0, Matrix::columns) * if self.gated { 2 } else { 1 };
+        let columns = matrices.first().map_or(0, Matrix::columns) * if self.gate.is_some() { 2 } else { 1 };
         let rows: usize = matrices.iter().map(Matrix::rows).sum();
         let (from, to) = (x.shape(), out.shape());
         if from[0] != to[0] || from[1] != columns || to[1] != rows {
@@ -246,11 +269,10 @@ impl PyLinear {
     }
 
     fn activations<'py>(&'py self, py: Python<'py>, x: &'py [f32]) -> PyResult<Activations<'py>> {
-        let weights = match &self.norm {
-            None => return Ok(if self.gated { Activations::SwiGlu(x) } else { Activations::Plain(x) }),
-            Some(Norm::F32(weights)) => NormWeights::F32(elements(weights, py)?),
-            Some(Norm::Bf16(weights)) => NormWeights::Bf16(elements(weights, py)?),
-        };
-        Ok(Activations::RmsNorm { x, weights, eps: self.eps })
+        Ok(match (&self.norm, self.gate) {
+            (Some(norm), _) => Activations::RmsNorm { x, weights: norm.weights(py)?, eps: self.eps },
+            (None, Some(gate)) => Activations::Gated(gate, x),
+            (None, None) => Activations::Plain(x),
+        })
     }
 }

@@ -15,6 +15,7 @@ from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.optimizers.adamw import MasterAdamW
 from bpe_llama.model.training.optimizers.muon import MuonAdamW
 from tests.model.training.helpers import SETTINGS, fresh, losses
+from tests.small_models import TINY
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,15 @@ def test_every_optimizer_resumes_exactly(
             tmp_path / "parts",
             resume=True,
         )
+
+
+def test_muon_does_not_update_norms_that_are_matrices() -> None:
+    fields = TINY | {"model_type": "cohere", "eos_token_id": 1, "use_qk_norm": True}
+    model = LlamaForCausalLM(LlamaConfig.from_dict(fields))
+    norms = [weight for name, weight in model.named_parameters() if "q_norm" in name or "k_norm" in name]
+    optimizer = MuonAdamW(model, learning_rate=0.1)
+    assert norms and all(weight.dim() == 2 and weight.eq(1).all() for weight in norms)
+    assert not any(optimizer.is_hidden(weight) for weight in norms)
 
 
 def test_muon_updates_the_layers_and_adamw_the_rest() -> None:

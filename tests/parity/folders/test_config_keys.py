@@ -78,6 +78,11 @@ PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
         "is 7, but",
     ),
     "a window not in use": ("mistral", {"use_sliding_window": False}, "use_sliding_window is False, but transformers'"),
+    "layer types and a window not in use": (
+        "mistral",
+        {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": False},
+        "use_sliding_window is False, but transformers' ministral does not read it",
+    ),
     "layers without": (
         "mistral",
         {"use_sliding_window": True, "max_window_layers": 1},
@@ -115,6 +120,7 @@ QUIET: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, window left out": ("mistral", {"sliding_window": ...}),
     "mistral, all layers slide": ("mistral", {"layer_types": ["sliding_attention"] * 2}),
     "mistral, no layer slides": ("mistral", {"layer_types": ["full_attention"] * 2}),
+    "mistral, one layer slides": ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}),
     "mixtral, window": ("mixtral", {"sliding_window": 9}),
     "mixtral, other name": ("mixtral", {"num_local_experts": ..., "num_experts": 4}),
     "mixtral, eps left out": ("mixtral", {"rms_norm_eps": ...}),
@@ -165,10 +171,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "positions": ("llama", {"position_encoding": "none"}, "position_encoding is 'none', which transformers' llama"),
     "biases": ("mistral", {"attention_bias": True}, "attention_bias is true, but transformers' mistral has no biases"),
     "experts": ("llama", {"num_local_experts": 4}, "num_local_experts is 4, but model_type is 'llama'"),
-    "mixed layers": (
+    "too many layers": (
         "mistral",
-        {"layer_types": ["full_attention", "sliding_attention"]},
-        "layer_types is ['full_attention', 'sliding_attention']; expected one type",
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "expected one type for each of num_hidden_layers",
     ),
     "nested": (
         "llama",
@@ -187,7 +193,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "padding beyond": ("llama", {"pad_token_id": 101}, "pad_token_id is 101, outside the vocabulary of 101"),
     "activation": ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "other architecture": ("llama", {"model_type": "qwen2"}, "model_type is 'qwen2'; expected one of llama, mistral"),
+    "other architecture": ("llama", {"model_type": "falcon"}, "model_type is 'falcon'; expected one of "),
 }
 
 

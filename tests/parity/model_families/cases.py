@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.parity.model_families.cases_gemma import GEMMA_CASES
+from tests.parity.model_families.cases_phi import PHI_CASES
+from tests.parity.model_families.cases_qwen import QWEN_CASES
+from tests.parity.model_families.cases_smol import SMOL_CASES
+
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 64,
@@ -39,12 +44,5 @@ class ModelFamily:
 
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
-    "qwen3": ModelFamily(
-        cases=[
-            {"head_dim": 32},
-            {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
-            {"head_dim": 24, "attention_bias": True, "tie_word_embeddings": True},
-        ],
-        published={},
-    ),
+    name: ModelFamily(**fields) for name, fields in (GEMMA_CASES | PHI_CASES | QWEN_CASES | SMOL_CASES).items()
 }

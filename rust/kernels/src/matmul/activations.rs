@@ -1,17 +1,17 @@
-//! Activations: the input of a product, with `RMSNorm` or `SwiGLU` fused into it.
+//! Activations: the input of a product, with `RMSNorm` or a gate fused into it.
 
+use crate::norm::{NormWeights, inverse_root_mean_square, write_scaled};
 use bpe_llama_simd::exp::Scale;
-use bpe_llama_simd::f32x16::{F32x16, LANES, Portable};
-use bpe_llama_simd::{Backend, Kind, bf16};
+use bpe_llama_simd::{Backend, Kind};
 use std::borrow::Cow;
 
-/// The weights of an `RMSNorm`, one for each input feature.
-#[derive(Debug, Clone, Copy)]
-pub enum NormWeights<'a> {
-    /// Float32.
-    F32(&'a [f32]),
-    /// The bits of bfloat16.
-    Bf16(&'a [u16]),
+/// The activation of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// `x * sigmoid(x)`, of `SwiGLU`.
+    Silu,
+    /// `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, of `GEGLU`: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+    GeluTanh,
 }
 
 /// The input of a product: `M` rows, `(M, I)` in float32, and what is computed from it first.
@@ -28,17 +28,8 @@ pub enum Activations<'a> {
         /// Added to the mean square, so that the root is not zero.
         eps: f32,
     },
-    /// `silu(gate) * up` of rows `[gate, up]`, `(M, 2 * I)`. `SwiGLU`: Shazeer 2020, arXiv:2002.05202.
-    SwiGlu(&'a [f32]),
-}
-
-impl NormWeights<'_> {
-    pub(crate) fn len(self) -> usize {
-        match self {
-            Self::F32(weights) => weights.len(),
-            Self::Bf16(weights) => weights.len(),
-        }
-    }
+    /// `activation(gate) * up` of rows `[gate, up]`, `(M, 2 * I)`: Shazeer 2020, arXiv:2002.05202.
+    Gated(Gate, &'a [f32]),
 }
 
 impl<'a> Activations<'a> {
@@ -46,7 +37,7 @@ impl<'a> Activations<'a> {
     pub(crate) fn given(self, columns: usize) -> (&'a [f32], usize) {
         match self {
             Self::Plain(x) | Self::RmsNorm { x, .. } => (x, columns),
-            Self::SwiGlu(x) => (x, 2 * columns),
+            Self::Gated(_, x) => (x, 2 * columns),
         }
     }
 
@@ -79,47 +70,30 @@ fn compute(activations: Activations<'_>, columns: usize, out: &mut [f32]) {
         Activations::Plain(x) => out.copy_from_slice(x),
         Activations::RmsNorm { x, weights, eps } => {
             for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(columns)) {
-                let scale = 1.0 / (sum_of_squares(x) / columns as f32 + eps).sqrt();
-                match weights {
-                    NormWeights::F32(weights) => {
-                        for ((out, x), weight) in out.iter_mut().zip(x).zip(weights) {
-                            *out = x * scale * weight;
-                        }
-                    }
-                    NormWeights::Bf16(weights) => {
-                        for ((out, x), weight) in out.iter_mut().zip(x).zip(weights) {
-                            *out = x * scale * bf16::to_f32(*weight);
-                        }
-                    }
-                }
+                let scale = inverse_root_mean_square(x, eps);
+                write_scaled(x.iter().copied().zip(out), scale, weights);
             }
         }
-        Activations::SwiGlu(x) => {
-            let exp = Scale::new(0.0, 1.0);
-            for (x, out) in x.chunks_exact(2 * columns).zip(out.chunks_exact_mut(columns)) {
-                let (gate, up) = x.split_at(columns);
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    // exp(88) leaves the range of float32, and silu of a gate below -87 is nearly 0.
-                    let negative = if -gate < 87.0 { -gate } else { 87.0 };
-                    *out = gate / (1.0 + exp.weight(negative)) * up;
-                }
-            }
-        }
+        Activations::Gated(Gate::Silu, x) => gate(x, columns, out, |x| -x),
+        Activations::Gated(Gate::GeluTanh, x) => gate(x, columns, out, |x| {
+            // 1 + tanh(u) = 2 / (1 + exp(-2 u))
+            const FACTOR: f32 = -1.595_769; // -2 sqrt(2 / pi)
+            FACTOR * x * (x * x).mul_add(0.044_715, 1.0)
+        }),
     }
 }
 
+/// Writes `gate / (1 + exp(exponent(gate))) * up` of each row.
 #[inline(always)]
-fn sum_of_squares(x: &[f32]) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            sums[lane] = chunk[lane].mul_add(chunk[lane], sums[lane]);
+fn gate(rows: &[f32], columns: usize, out: &mut [f32], exponent: impl Fn(f32) -> f32) {
+    let exp = Scale::new(0.0, 1.0);
+    for (row, out) in rows.chunks_exact(2 * columns).zip(out.chunks_exact_mut(columns)) {
+        let (gate, up) = row.split_at(columns);
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            // exp(88) leaves the range of float32, and the gate is nearly 0 before that.
+            let exponent = exponent(*gate);
+            let exponent = if exponent < 87.0 { exponent } else { 87.0 };
+            *out = gate / (1.0 + exp.weight(exponent)) * up;
         }
     }
-    for (sum, x) in sums.iter_mut().zip(tail) {
-        *sum = x.mul_add(*x, *sum);
-    }
-    // SAFETY: the portable backend needs no CPU feature.
-    unsafe { Portable::load(&sums).sum() }
 }

@@ -18,7 +18,7 @@ mod task;
 mod tests;
 mod weights;
 
-pub use activations::{Activations, NormWeights};
+pub use activations::{Activations, Gate};
 pub use weights::{Matrix, Weights};
 
 use crate::backend::{GEMV_ROWS, GemmBackend};

@@ -1,10 +1,11 @@
 //! Every backend and weight format against a float64 oracle, and every backend against the portable one bit by bit.
 
-use super::activations::{Activations, NormWeights};
+use super::activations::{Activations, Gate};
 use super::weights::{GROUP_SIZES, Matrix, Weights};
 use super::{matmul, matmul_with};
 use crate::Result;
 use crate::backend::GemmBackend;
+use crate::norm::NormWeights;
 use bpe_llama_simd::{Backend, bf16};
 use proptest::prelude::*;
 use std::cmp::Ordering;
@@ -96,6 +97,13 @@ fn rounded(x: f32) -> f32 {
     }
 }
 
+fn activated(activation: Gate, x: f64) -> f64 {
+    match activation {
+        Gate::Silu => x / (1.0 + (-x).exp()),
+        Gate::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
+    }
+}
+
 /// Returns the activations by definition, in float64.
 fn oracle(activations: Activations<'_>, columns: usize) -> Vec<f64> {
     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
@@ -113,11 +121,11 @@ fn oracle(activations: Activations<'_>, columns: usize) -> Vec<f64> {
                 x.iter().zip(weights).map(|(x, weight)| x * scale * weight).collect::<Vec<_>>()
             })
             .collect(),
-        Activations::SwiGlu(x) => wide(x)
+        Activations::Gated(activation, x) => wide(x)
             .chunks(2 * columns)
             .flat_map(|x| {
                 let (gate, up) = x.split_at(columns);
-                gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect::<Vec<_>>()
+                gate.iter().zip(up).map(|(gate, up)| activated(activation, *gate) * up).collect::<Vec<_>>()
             })
             .collect(),
     }
@@ -175,7 +183,7 @@ proptest! {
         formats in prop::collection::vec((0_usize..4, 0_usize..14), 1..4),
         (group, groups, rest) in (prop::sample::select(vec![32_usize, 64, 128, 256]), 1_usize..4, 0_usize..33),
         batch in 0_usize..11,
-        fused in 0_usize..4,
+        fused in 0_usize..5,
         add in any::<bool>(),
         threads in 1_usize..4,
         seed in any::<u64>(),
@@ -191,7 +199,8 @@ proptest! {
             0 => Activations::Plain(single),
             1 => Activations::RmsNorm { x: single, weights: NormWeights::F32(&norm), eps: 1e-5 },
             2 => Activations::RmsNorm { x: single, weights: NormWeights::Bf16(&norm_bits), eps: 1e-2 },
-            _ => Activations::SwiGlu(&x),
+            3 => Activations::Gated(Gate::Silu, &x),
+            _ => Activations::Gated(Gate::GeluTanh, &x),
         };
         let width: usize = owned.iter().map(|(rows, _)| rows).sum();
         let start = numbers(width * batch, seed ^ 0xa);
@@ -342,14 +351,15 @@ fn an_infinite_row_does_not_change_its_neighbours() {
 }
 
 #[test]
-fn swiglu_of_extreme_gates_is_finite() {
+fn extreme_gates_are_finite() {
     let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
-        for backend in Backend::available() {
-            let mut out = [0.0];
-            matmul_with(backend, GemmBackend::Fma, &[matrix], Activations::SwiGlu(&[gate, 1.0]), &mut out, false, 1)
-                .expect("fitting shapes");
-            assert!((out[0] - expected).abs() <= 1e-6 * expected + 1e-30, "{gate}: {}", out[0]);
+        for (backend, activation) in Backend::available()
+            .flat_map(|backend| [Gate::Silu, Gate::GeluTanh].map(|activation| (backend, activation)))
+        {
+            let (mut out, input) = ([0.0], Activations::Gated(activation, &[gate, 1.0]));
+            matmul_with(backend, GemmBackend::Fma, &[matrix], input, &mut out, false, 1).expect("fitting shapes");
+            assert!((out[0] - expected).abs() <= 1e-6 * expected + 1e-30, "{activation:?} of {gate}: {}", out[0]);
         }
     }
 }
@@ -385,7 +395,7 @@ fn invalid_arguments_are_named() {
     );
     says(matmul(&[matrix(3)], Activations::Plain(&[0.0; 3]), &mut out, false, 1), "3 activations and 2 outputs");
     says(
-        matmul(&[matrix(2)], Activations::SwiGlu(&[0.0; 6]), &mut out, false, 1),
+        matmul(&[matrix(2)], Activations::Gated(Gate::Silu, &[0.0; 6]), &mut out, false, 1),
         "6 activations and 2 outputs; expected 4",
     );
     let normed = Activations::RmsNorm { x: &[0.0; 2], weights: NormWeights::F32(&[1.0]), eps: 0.0 };

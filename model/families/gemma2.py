@@ -1,0 +1,153 @@
+"""Gemma 2: Gemma with soft caps of attention scores and logits, norms around each block, every other window.
+
+Source: Gemma Team 2024, arXiv:2408.00118.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.families.gemma import TANH_GELU, scaled_embedding, with_activation
+from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.layers.attention import Attention
+from bpe_llama.model.layers.attention_backends import Visible
+from bpe_llama.model.layers.logits import SoftCap
+from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
+from bpe_llama.model.layers.rope import Rotation
+from bpe_llama.model.llama import DecoderLayer
+
+
+@dataclass(frozen=True)
+class Gemma2Config(LayerTypesConfig):
+    """The fields of Gemma 2, with the defaults of transformers.
+
+    A soft cap bounds values smoothly: ``cap * tanh(value / cap)``; None does not bound them.
+
+    Raises:
+        ValueError: Also if a soft cap is not positive, or ``hidden_size`` is no multiple of ``num_attention_heads``.
+    """
+
+    vocab_size: int = 256_000
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = 4
+    head_dim: int | None = 256
+    hidden_act: str = TANH_GELU
+    max_position_embeddings: int = 8192
+    bos_token_id: int | None = 2
+    eos_token_id: int | list[int] | None = 1
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    sliding_window: int | None = 4096
+    query_pre_attn_scalar: int = 256
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+    model_type: str = "gemma2"
+
+    ACTIVATIONS = (TANH_GELU, "gelu", "silu", "swish")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scalar = self.query_pre_attn_scalar
+        if isinstance(scalar, bool) or not isinstance(scalar, int) or scalar < 1:
+            raise ValueError(f"query_pre_attn_scalar is {scalar!r}; expected an integer of at least 1")
+        for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+            cap = getattr(self, name)
+            if cap is None:
+                continue
+            if isinstance(cap, bool) or not isinstance(cap, int | float) or not 0 < cap < math.inf:
+                raise ValueError(f"{name} is {cap!r}; expected a positive number or null")
+            object.__setattr__(self, name, float(cap))  # transformers accepts no int
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
+                f"({self.num_attention_heads}), which transformers' {self.model_type} refuses"
+            )
+
+    def default_layer_types(self) -> list[str]:
+        """Return the types of the layers of a file that does not state them: every other one has the window."""
+        return [FULL if layer % 2 else SLIDING for layer in range(self.num_hidden_layers)]
+
+    @property
+    def query_scale(self) -> float:
+        """Return the factor of queries beyond ``head_dim ** -0.5``."""
+        return math.sqrt(self.head_size / self.query_pre_attn_scalar)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``config.json``."""
+        return super().to_dict() | {"hidden_activation": self.hidden_act}
+
+
+class SoftCappedAttention(Attention):
+    """Attention with a soft cap of the scores."""
+
+    def __init__(self, config: Gemma2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.softcap = config.attn_logit_softcapping
+
+    def attend(self, query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+        """Return the attention output of capped scores, (B, N, T, H), by the backend."""
+        return self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout, self.softcap)
+
+
+class Gemma2Layer(DecoderLayer):
+    """A layer with a norm before and after attention, and before and after the MLP."""
+
+    attention_class: ClassVar[type[Attention]] = SoftCappedAttention
+    norm_class = ZeroCenteredRMSNorm
+
+    def __init__(self, config: Gemma2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.pre_feedforward_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
+        self.post_feedforward_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        visible: Visible,
+        cache: KVCache | None = None,
+        columns: CacheColumns | None = None,
+    ) -> Tensor:
+        """Return the hidden states after this layer, (B, T, D)."""
+        attention_BTD = self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
+        x_BTD = x_BTD + self.post_attention_layernorm(attention_BTD)
+        mlp_BTD = self.feed_forward(self.pre_feedforward_layernorm(x_BTD))
+        out: Tensor = x_BTD + self.post_feedforward_layernorm(mlp_BTD)
+        return out
+
+
+def capped_logits(config: Gemma2Config) -> SoftCap | None:
+    """Return the soft cap of the logits; None if they have none."""
+    cap = config.final_logit_softcapping
+    return None if cap is None else SoftCap(cap)
+
+
+def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
+    prepared = with_activation(values, "hidden_activation", "hidden_act")
+    if prepared.get("sliding_window_size") == prepared.get("sliding_window", 4096):  # in the first configs
+        prepared.pop("sliding_window_size", None)
+    return prepared
+
+
+register(
+    Family(
+        "gemma2",
+        "Gemma2",
+        Gemma2Config,
+        Gemma2Layer,
+        embedding=scaled_embedding,
+        logits=capped_logits,
+        prepare=_prepare,
+        biases=("attention_bias",),
+    )
+)

@@ -1,0 +1,149 @@
+"""Gemma 3: Gemma 2 without caps of attention scores, with norms of queries and keys; five of six layers are local.
+
+Local layers have the window and a RoPE base of their own. Of a multi-modal folder (``gemma3``) the text model is read.
+
+Source: Gemma Team 2025, arXiv:2503.19786.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpe_llama.model.families.gemma import scaled_embedding, with_activation
+from bpe_llama.model.families.gemma2 import Gemma2Config, Gemma2Layer, capped_logits
+from bpe_llama.model.families.layer_types import FULL, SLIDING
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.layers.attention import HeadNormAttention
+from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
+from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
+
+LOCAL_TYPES = ("default", "linear", "llama3", "yarn")
+_PATTERN = 6
+
+
+@dataclass(frozen=True)
+class Gemma3TextConfig(Gemma2Config):
+    """The fields of Gemma 3's text model, with the defaults of transformers.
+
+    The RoPE fields are those of layers without the window; ``local_rope_parameters`` are those of layers with it.
+    A ``config.json`` has both in ``rope_parameters``, by the type of the layers, or the bases as ``rope_theta`` and
+    ``rope_local_base_freq``.
+    """
+
+    vocab_size: int = 262_208
+    max_position_embeddings: int = 131_072
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    local_rope_parameters: dict[str, Any] | None = None
+    model_type: str = "gemma3_text"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attn_logit_softcapping is not None:
+            raise ValueError(
+                f"attn_logit_softcapping is {self.attn_logit_softcapping}, which gemma3_text has not; expected null"
+            )
+        rope = merge_rope(self.local_rope_parameters, None, None)
+        if rope["rope_type"] not in LOCAL_TYPES:
+            raise ValueError(
+                f"rope_type of sliding_attention is {rope['rope_type']!r}; expected one of {', '.join(LOCAL_TYPES)}"
+            )
+        if "original_max_position_embeddings" in PARAMETERS[rope["rope_type"]]:
+            rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+        check_rope_parameters(rope, self.head_size)
+        unknown = sorted(rope.keys() - PARAMETERS[rope["rope_type"]])
+        if unknown or rope.get("partial_rotary_factor", 1.0) != 1.0:
+            name = unknown[0] if unknown else "partial_rotary_factor"
+            raise ValueError(f"{name} of sliding_attention is {rope[name]!r}, which its rope_type does not read")
+        object.__setattr__(self, "local_rope_parameters", rope)
+
+    def default_layer_types(self) -> list[str]:
+        """Return the types of the layers of a file that does not state them: every sixth one has no window."""
+        return _types_of(_PATTERN, self.num_hidden_layers)
+
+    @property
+    def local_rope(self) -> dict[str, Any] | None:
+        """Return the RoPE parameters of layers with a sliding window."""
+        return self.local_rope_parameters
+
+    @property
+    def context_length(self) -> int:
+        """Return ``max_position_embeddings``, the context length after RoPE scaling."""
+        return self.max_position_embeddings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``config.json``, spelled so that transformers 4 and 5 both read it."""
+        values = super().to_dict()
+        local = values.pop("local_rope_parameters")
+        values["rope_parameters"] = {FULL: values["rope_parameters"], SLIDING: local}
+        return values | {"rope_local_base_freq": local["rope_theta"]}
+
+
+class Gemma3Attention(HeadNormAttention):
+    """Attention with Gemma's norm of queries and keys."""
+
+    norm_class = ZeroCenteredRMSNorm
+
+
+class Gemma3Layer(Gemma2Layer):
+    """A layer with normalized queries and keys."""
+
+    attention_class = Gemma3Attention
+
+
+def _types_of(pattern: int, layers: int) -> list[str]:
+    return [SLIDING if layer % pattern else FULL for layer in range(1, layers + 1)]
+
+
+def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
+    prepared = with_activation(values, "hidden_activation", "hidden_act")
+    by_type = prepared.pop("rope_parameters", None)
+    by_type = {} if by_type is None else by_type
+    if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
+        raise ValueError(f"rope_parameters is {by_type!r:.200}; expected an object with {FULL!r} and {SLIDING!r}")
+    if prepared.get("local_rope_parameters") is not None:
+        raise ValueError(
+            f"local_rope_parameters is {prepared['local_rope_parameters']!r:.100}, which is no key of a file; expected "
+            f"rope_parameters with {SLIDING!r}"
+        )
+    prepared["rope_parameters"] = by_type.get(FULL)
+    local_theta = prepared.pop("rope_local_base_freq", None)
+    prepared["local_rope_parameters"] = merge_rope(by_type.get(SLIDING), local_theta, None)
+    pattern = prepared.pop("sliding_window_pattern", None)
+    types = prepared.get("layer_types")
+    if types is None and pattern is not None:
+        layers = prepared.get("num_hidden_layers", Gemma3TextConfig.num_hidden_layers)
+        if not isinstance(pattern, int) or pattern < 1 or not isinstance(layers, int):
+            raise ValueError(f"sliding_window_pattern is {pattern!r}; expected an integer of at least 1")
+        prepared["layer_types"] = _types_of(pattern, layers)
+    if types is not None or prepared.get("_sliding_window_pattern") == _PATTERN:  # transformers does not read it
+        prepared.pop("_sliding_window_pattern", None)
+    if prepared.get("attn_logit_softcapping") is not None:
+        warnings.warn(
+            f"attn_logit_softcapping is {prepared['attn_logit_softcapping']!r}, but transformers' gemma3_text caps no "
+            "attention scores, and so does this model",
+            stacklevel=6,
+        )
+        prepared["attn_logit_softcapping"] = None
+    return prepared
+
+
+register(
+    Family(
+        "gemma3_text",
+        "Gemma3",
+        Gemma3TextConfig,
+        Gemma3Layer,
+        embedding=scaled_embedding,
+        logits=capped_logits,
+        prepare=_prepare,
+        rope_theta=1_000_000.0,
+        biases=("attention_bias",),
+        classifier="Gemma3Text",
+        multimodal="gemma3",
+        left_out=("vision_tower", "multi_modal_projector"),
+    )
+)

@@ -1,0 +1,101 @@
+"""Granite: constants that multiply embedding, attention scores, residual branches and logits.
+
+Source: Yang et al. 2022, arXiv:2203.03466 (the constants); Granite team 2024,
+https://github.com/ibm-granite/granite-3.0-language-models.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_number
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.layers.attention_backends import Visible
+from bpe_llama.model.layers.embedding import ScaledEmbedding
+from bpe_llama.model.layers.logits import Scale
+from bpe_llama.model.layers.rope import Rotation
+from bpe_llama.model.llama import DecoderLayer
+
+MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
+
+
+@dataclass(frozen=True)
+class GraniteConfig(LlamaConfig):
+    """The fields of Granite, with the defaults of transformers.
+
+    ``attention_multiplier`` replaces ``head_dim ** -0.5``, and logits are divided by ``logits_scaling``.
+    """
+
+    embedding_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float = 1.0
+    model_type: str = "granite"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in MULTIPLIERS:
+            check_number(name, getattr(self, name))
+        if not self.logits_scaling:
+            raise ValueError(f"logits_scaling is {self.logits_scaling}, which divides the logits; expected above 0")
+
+    @property
+    def query_scale(self) -> float:
+        """Return the factor of queries beyond ``head_dim ** -0.5``."""
+        return self.attention_multiplier * math.sqrt(self.head_size)
+
+
+class GraniteEmbedding(ScaledEmbedding):
+    """An embedding that is multiplied by a constant, which is not rounded to the dtype of the weights first."""
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Return vectors multiplied by the constant; those of adapters are, too."""
+        return vectors * self.scale
+
+
+class GraniteLayer(DecoderLayer):
+    """A layer that multiplies the outputs of attention and MLP by ``residual_multiplier``."""
+
+    def __init__(self, config: GraniteConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.residual_multiplier = config.residual_multiplier
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        visible: Visible,
+        cache: KVCache | None = None,
+        columns: CacheColumns | None = None,
+    ) -> Tensor:
+        """Return the hidden states after this layer, (B, T, D)."""
+        attention_BTD = self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
+        x_BTD = x_BTD + attention_BTD * self.residual_multiplier
+        return x_BTD + self.feed_forward(self.post_attention_layernorm(x_BTD)) * self.residual_multiplier
+
+
+def _embedding(config: GraniteConfig) -> GraniteEmbedding:
+    return GraniteEmbedding(config, config.embedding_multiplier)
+
+
+def _logits(config: GraniteConfig) -> Scale:
+    return Scale(1 / config.logits_scaling)
+
+
+register(
+    Family(
+        "granite",
+        "Granite",
+        GraniteConfig,
+        GraniteLayer,
+        embedding=_embedding,
+        logits=_logits,
+        biases=("attention_bias", "mlp_bias"),
+        has_window=False,
+    )
+)

@@ -1,0 +1,73 @@
+"""OLMo 3: OLMo 2 in which three of four layers have a sliding window, and RoPE without the scaling of the others.
+
+Source: OLMo team 2025, https://allenai.org/blog/olmo3.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig, checked_local_rope
+from bpe_llama.model.families.olmo2 import Olmo2Layer
+from bpe_llama.model.family import Family, register
+
+THETA = 500_000.0
+
+
+@dataclass(frozen=True)
+class Olmo3Config(LayerTypesConfig):
+    """The fields of OLMo 3, with the defaults of transformers.
+
+    The RoPE fields are those of layers without the window; ``local_rope_parameters`` are those of layers with it. A
+    ``config.json`` has both in ``rope_parameters``, by the type of the layers.
+    """
+
+    vocab_size: int = 50_304
+    rms_norm_eps: float = 1e-5
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 50_279
+    sliding_window: int | None = 4096
+    local_rope_parameters: dict[str, Any] | None = None
+    model_type: str = "olmo3"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "local_rope_parameters", checked_local_rope(self, self.local_rope_parameters, THETA))
+
+    def default_layer_types(self) -> list[str]:
+        """Return the types of the layers of a file that does not state them: every fourth one has no window."""
+        return [SLIDING if layer % 4 else FULL for layer in range(1, self.num_hidden_layers + 1)]
+
+    @property
+    def local_rope(self) -> dict[str, Any] | None:
+        """Return the RoPE parameters of layers with a sliding window."""
+        return self.local_rope_parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``config.json`` as transformers 5 reads it."""
+        values = super().to_dict()
+        values["rope_parameters"] = {FULL: values["rope_parameters"], SLIDING: values.pop("local_rope_parameters")}
+        return values
+
+
+def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
+    by_type, theta = values.get("rope_parameters") or {}, values.get("rope_theta")
+    if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
+        raise ValueError(f"rope_parameters is {by_type!r:.200}; expected an object with {FULL!r} and {SLIDING!r}")
+    local = by_type.get(SLIDING) or {}
+    if theta not in (None, THETA) and (not isinstance(local, Mapping) or "rope_theta" not in local):
+        warnings.warn(
+            f"rope_theta is {theta!r}, which transformers' olmo3 reads for layers without the window alone: those with "
+            f"it have {THETA!r}, and so they have here",
+            stacklevel=6,
+        )
+    return {**values, "rope_parameters": by_type.get(FULL), "local_rope_parameters": local}
+
+
+register(
+    Family("olmo3", "Olmo3", Olmo3Config, Olmo2Layer, prepare=_prepare, rope_theta=THETA, biases=("attention_bias",))
+)

@@ -1,0 +1,64 @@
+"""Qwen 2 and 2.5: biases of queries, keys and values, none of the output; upper layers may have a window.
+
+DeepSeek-R1-Distill-Qwen is such a model.
+
+Source: Yang et al. 2024, arXiv:2407.10671; arXiv:2412.15115 (2.5).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpe_llama.model.families.layer_types import UpperWindowConfig
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.llama import DecoderLayer
+
+CHUNKS = "dual_chunk_attention_config"
+
+
+@dataclass(frozen=True)
+class Qwen2Config(UpperWindowConfig):
+    """The fields of Qwen 2, with the defaults of transformers."""
+
+    vocab_size: int = 151_936
+    intermediate_size: int = 22_016
+    num_key_value_heads: int | None = 32
+    max_position_embeddings: int = 32_768
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    model_type: str = "qwen2"
+
+    @property
+    def attention_biases(self) -> tuple[bool, bool]:
+        """Return that queries, keys and values have biases, and the attention output has none."""
+        return True, False
+
+
+def without_attention_bias(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a file without ``attention_bias``, which transformers' class does not read."""
+    return {key: value for key, value in values.items() if key != "attention_bias"}
+
+
+def _whole_attention(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
+    if values.get(CHUNKS):
+        warnings.warn(
+            f"{CHUNKS} is {values[CHUNKS]!r:.100}, but transformers' qwen2 does not read it: the positions of long "
+            "prompts are not split into chunks, and so it is here",
+            stacklevel=6,
+        )
+
+
+register(
+    Family(
+        "qwen2",
+        "Qwen2",
+        Qwen2Config,
+        DecoderLayer,
+        prepare=without_attention_bias,
+        read=_whole_attention,
+        ignored=frozenset({CHUNKS}),
+    )
+)

@@ -1,0 +1,99 @@
+"""Qwen 1.5 and 2 with experts: attention as in Qwen 2; beside the chosen experts a gated one that all tokens share.
+
+Source: Yang et al. 2024, arXiv:2407.10671, section 2.2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bpe_llama.model.config_values import check_flag
+from bpe_llama.model.families.layer_types import FULL, SLIDING, UpperWindowConfig
+from bpe_llama.model.families.qwen2 import without_attention_bias
+from bpe_llama.model.families.sparse_layers import SparseLayersConfig, SparseMLP
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.layers.mlp import MLP
+from bpe_llama.model.llama import DecoderLayer
+
+
+@dataclass(frozen=True)
+class Qwen2MoeConfig(SparseLayersConfig, UpperWindowConfig):
+    """The fields of Qwen 2 with experts, with the defaults of transformers.
+
+    With ``use_sliding_window`` every second layer has the window, the first of them included, up to
+    ``max_window_layers``; ``layer_types`` overrides that.
+    """
+
+    vocab_size: int = 151_936
+    hidden_size: int = 2048
+    intermediate_size: int = 5632
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_key_value_heads: int | None = 16
+    max_position_embeddings: int = 32_768
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    sliding_window: int | None = 4096
+    num_local_experts: int | None = 60
+    num_experts_per_tok: int = 4
+    moe_intermediate_size: int = 1408
+    shared_expert_intermediate_size: int = 5632
+    qkv_bias: bool = True
+    model_type: str = "qwen2_moe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.shared_expert_intermediate_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"shared_expert_intermediate_size is {size!r}; expected an integer of at least 1")
+        check_flag("qkv_bias", self.qkv_bias)
+
+    @property
+    def attention_biases(self) -> tuple[bool, bool]:
+        """Return whether queries, keys and values have biases, and that the attention output has none."""
+        return self.qkv_bias, False
+
+    def default_layer_types(self) -> list[str]:
+        """Return the types of the layers of a file that does not state them."""
+        layers = range(self.num_hidden_layers)
+        return [
+            SLIDING if self.use_sliding_window and layer % 2 == 0 and layer < self.max_window_layers else FULL
+            for layer in layers
+        ]
+
+
+class SharedExpertMLP(SparseMLP):
+    """A mixture of experts and, times the sigmoid of a gate, an expert that all tokens share."""
+
+    def __init__(self, config: Qwen2MoeConfig) -> None:
+        super().__init__(config)
+        self.shared_expert = MLP(config, config.shared_expert_intermediate_size)
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the sum of the chosen experts' and the shared expert's weighted outputs, (B, T, D)."""
+        shared_BTD: Tensor = self.shared_expert_gate(x_BTD).sigmoid() * self.shared_expert(x_BTD)
+        return super().forward(x_BTD) + shared_BTD
+
+
+class Qwen2MoeLayer(DecoderLayer):
+    """A layer with a mixture of experts and a shared expert, or an MLP."""
+
+    def __init__(self, config: Qwen2MoeConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        if config.sparse_layers[layer]:
+            self.add_module("mlp", SharedExpertMLP(config))
+
+
+register(
+    Family(
+        "qwen2_moe",
+        "Qwen2Moe",
+        Qwen2MoeConfig,
+        Qwen2MoeLayer,
+        prepare=without_attention_bias,
+        has_experts=True,
+    )
+)

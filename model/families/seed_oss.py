@@ -1,0 +1,94 @@
+"""Seed-OSS: queries, keys and values have biases, the attention output if ``attention_out_bias``; residual dropout.
+
+Source: ByteDance Seed team 2025, https://github.com/ByteDance-Seed/seed-oss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_flag, check_number
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.layers.attention_backends import Visible
+from bpe_llama.model.layers.rope import Rotation
+from bpe_llama.model.llama import DecoderLayer
+
+
+@dataclass(frozen=True)
+class SeedOssConfig(LlamaConfig):
+    """The fields of Seed-OSS, with the defaults of transformers."""
+
+    vocab_size: int = 155_136
+    intermediate_size: int = 27_648
+    num_hidden_layers: int = 64
+    num_attention_heads: int = 80
+    num_key_value_heads: int | None = 8
+    head_dim: int | None = 128
+    max_position_embeddings: int = 524_288
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    attention_bias: bool = True
+    attention_dropout: float = 0.1
+    model_type: str = "seed_oss"
+    attention_out_bias: bool = False
+    residual_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("attention_out_bias", self.attention_out_bias)
+        check_number("residual_dropout", self.residual_dropout)
+        if self.residual_dropout > 1:
+            raise ValueError(f"residual_dropout is {self.residual_dropout}; expected a probability, 0 to 1")
+
+    @property
+    def attention_biases(self) -> tuple[bool, bool]:
+        """Return whether queries, keys and values have biases, and whether the attention output has one."""
+        return self.attention_bias, self.attention_out_bias
+
+
+class SeedOssLayer(DecoderLayer):
+    """A layer that drops features of what attention and MLP add to the hidden states, in training."""
+
+    def __init__(self, config: SeedOssConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.residual_dropout = config.residual_dropout
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        visible: Visible,
+        cache: KVCache | None = None,
+        columns: CacheColumns | None = None,
+    ) -> Tensor:
+        """Return the hidden states after this layer, (B, T, D)."""
+        x_BTD = x_BTD + self.dropped(self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns))
+        return x_BTD + self.dropped(self.feed_forward(self.post_attention_layernorm(x_BTD)))
+
+    def dropped(self, x_BTD: Tensor) -> Tensor:
+        """Return the input with features dropped in training."""
+        return functional.dropout(x_BTD, self.residual_dropout, self.training)
+
+
+def _whole_products(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
+    fields.pop("pretraining_tp", None)  # transformers' class does not compute in slices
+
+
+register(
+    Family(
+        "seed_oss",
+        "SeedOss",
+        SeedOssConfig,
+        SeedOssLayer,
+        read=_whole_products,
+        biases=("attention_bias", "mlp_bias"),
+        has_window=False,
+    )
+)

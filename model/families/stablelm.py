@@ -1,0 +1,131 @@
+"""StableLM: LayerNorm with a bias, a quarter of each head is rotated; biases, normalized heads, parallel blocks by key.
+
+Source: Tow et al. 2023, https://huggingface.co/stabilityai/stablelm-3b-4e1t; Bellagente et al. 2024, arXiv:2402.17834.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.config_values import check_flag, check_probability
+from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.layers.attention import Attention
+from bpe_llama.model.layers.attention_backends import Visible
+from bpe_llama.model.layers.rope import Rotation
+from bpe_llama.model.llama import DecoderLayer
+from bpe_llama.model.rope_parameters import merge_rope
+
+
+@dataclass(frozen=True)
+class StableLmConfig(LayerNormConfig):
+    """The fields of StableLM, with the defaults of transformers.
+
+    Raises:
+        TypeError: If a switch is neither true nor false.
+        ValueError: If heads are not ``hidden_size / num_attention_heads`` wide.
+    """
+
+    vocab_size: int = 50_304
+    hidden_size: int = 2560
+    intermediate_size: int = 6912
+    num_key_value_heads: int | None = 32
+    max_position_embeddings: int = 4096
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 0
+    use_qkv_bias: bool = False
+    qk_layernorm: bool = False
+    use_parallel_residual: bool = False
+    hidden_dropout: float = 0.0
+    model_type: str = "stablelm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"):
+            check_flag(name, getattr(self, name))
+        check_probability("hidden_dropout", self.hidden_dropout)
+        if self.head_size * self.num_attention_heads != self.hidden_size:
+            raise ValueError(
+                f"head_dim is {self.head_dim}; model_type 'stablelm' has hidden_size / num_attention_heads "
+                f"({self.hidden_size} / {self.num_attention_heads})"
+            )
+
+    @property
+    def attention_biases(self) -> tuple[bool, bool]:
+        """Return whether queries, keys and values have biases, and whether the attention output has one."""
+        return self.use_qkv_bias, False
+
+    def _fill_rope(self) -> None:
+        stated = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling)
+        object.__setattr__(self, "rope_parameters", {"partial_rotary_factor": 0.25} | stated)
+        super()._fill_rope()
+
+
+class NormPerHead(nn.Module):
+    """LayerNorm without a bias over each head, with weights of its own for each."""
+
+    def __init__(self, heads: int, size: int, eps: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(size, eps, bias=False) for _ in range(heads))
+
+    def forward(self, x_BNTH: Tensor) -> Tensor:
+        """Return the normalized heads, same shape and dtype."""
+        return torch.cat(
+            [norm(head) for norm, head in zip(self.norms, torch.split(x_BNTH, 1, dim=1), strict=True)], dim=1
+        )
+
+
+class StableLmAttention(Attention):
+    """Attention with normalized queries and keys if ``qk_layernorm``."""
+
+    def __init__(self, config: StableLmConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.q_layernorm: nn.Module | None = None
+        self.k_layernorm: nn.Module | None = None
+        if config.qk_layernorm:
+            self.q_layernorm = NormPerHead(config.num_attention_heads, self.head_dim, config.norm_eps)
+            self.k_layernorm = NormPerHead(config.kv_heads, self.head_dim, config.norm_eps)
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""
+        query_BNTH, key_BKTH, value_BKTH = super().project(x_BTD)
+        if self.q_layernorm is not None and self.k_layernorm is not None:
+            query_BNTH, key_BKTH = self.q_layernorm(query_BNTH), self.k_layernorm(key_BKTH)
+        return query_BNTH, key_BKTH, value_BKTH
+
+
+class StableLmLayer(ParallelLayer):
+    """A layer whose blocks are parallel if ``use_parallel_residual``, else one after the other."""
+
+    attention_class = StableLmAttention
+    norm_class = nn.LayerNorm
+
+    def __init__(self, config: StableLmConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.parallel, self.hidden_dropout = config.use_parallel_residual, config.hidden_dropout
+        if not self.parallel:
+            self.post_attention_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        visible: Visible,
+        cache: KVCache | None = None,
+        columns: CacheColumns | None = None,
+    ) -> Tensor:
+        """Return the hidden states after this layer, (B, T, D)."""
+        kind = ParallelLayer if self.parallel else DecoderLayer
+        return kind.forward(self, x_BTD, rotation, visible, cache, columns)
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the output of the MLP, (B, T, D), with features dropped in training."""
+        return functional.dropout(super().feed_forward(x_BTD), self.hidden_dropout, self.training)
+
+
+register(Family("stablelm", "StableLm", StableLmConfig, StableLmLayer, has_partial_rotary=True, has_window=False))

@@ -1,0 +1,57 @@
+"""Keys of a ``config.json`` that a family reads: defaults as in transformers, other spellings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.backends.dense import is_dense
+from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
+from tests.parity.model_families.cases_smol import SMOL_CASES, YARN
+
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+SPELT_OTHERWISE = ("dtype", "head_dim", "id2label", "label2id", "rope_scaling", "num_labels")
+EQUIVALENT = {("phi3", "rope_parameters"), ("qwen2_moe", "sliding_window")}
+"""transformers states a partial_rotary_factor of 1 and a window of 0, which are none."""
+
+
+@pytest.mark.parametrize("name", MODEL_FAMILIES)
+def test_the_defaults_are_those_of_transformers(name: str) -> None:
+    theirs = transformers.AutoConfig.for_model(name)
+    for key, value in LlamaConfig.from_dict({"model_type": name}).to_dict().items():
+        if hasattr(theirs, key) and key not in SPELT_OTHERWISE and (name, key) not in EQUIVALENT:
+            assert value == getattr(theirs, key), key
+
+
+@pytest.mark.parametrize("name", ["smollm3", "ministral"])
+def test_the_cpu_decoder_runs_families_of_llama_layers(name: str) -> None:
+    fields = SMOL_CASES[name]["cases"][0]
+    assert is_dense(LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | fields | {"model_type": name})).eval())
+
+
+@pytest.mark.parametrize("theta", [500_000.0, 10_000.0])
+@pytest.mark.filterwarnings("ignore:rope_theta is 10000.0, which transformers' olmo3 reads for layers without")
+def test_rope_scaling_of_olmo3_beside_the_base(theta: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = transformers.Olmo3ForCausalLM(transformers.Olmo3Config(**(SHAPE | {"sliding_window": 5})))
+    theirs.save_pretrained(tmp_path)
+    values: dict[str, Any] = json.loads((tmp_path / "config.json").read_text())
+    del values["rope_parameters"]
+    values |= {"rope_theta": theta, "rope_scaling": {key: YARN[key] for key in YARN if key != "rope_theta"}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    ids = torch.randint(3, 101, (2, 50), generator=torch.Generator().manual_seed(1))
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids).logits
+    assert_close(LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_base_that_olmo3_reads_for_some_layers_warns() -> None:
+    with pytest.warns(UserWarning, match="rope_theta is 10000.0, which transformers' olmo3 reads for layers without"):
+        config = LlamaConfig.from_dict(SHAPE | {"model_type": "olmo3", "rope_theta": 10_000.0})
+    assert config.rope["rope_theta"] == 10_000.0 and (config.local_rope or {})["rope_theta"] == 500_000.0
