@@ -46,20 +46,80 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_pos
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3["original_max_position_embeddings"] = 8192
 DEEP = {"hidden_size": 32, "intermediate_size": 32}
-NOT_IN_LLAMA_CPP: set[str] = set()
+FULL, SLIDING = "full_attention", "sliding_attention"
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": False}
+MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.15, "residual_multiplier": 0.7}
+MULTIPLIERS["logits_scaling"] = 8.0
+LINEAR = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+PHI = {"original_max_position_embeddings": 16}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}
+LONGROPE["long_factor"] = [1.5, 3.5, 5.5, 7.5, 9.5, 11.5]
+CAPPED = {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+GEMMA_3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}
+NOT_IN_LLAMA_CPP = {"ministral"}
 STORED: dict[str, list[dict[str, Any]]] = {
     "llama": [{"rope_parameters": LLAMA3}, {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN}],
     "mistral": [{"sliding_window": None, "head_dim": 24, "tie_word_embeddings": True}],
     "mixtral": [{"sliding_window": None, "num_local_experts": 6, "num_experts_per_tok": 3}],
+    "qwen2": [{}, {"tie_word_embeddings": True, "rope_parameters": YARN}],
+    "qwen2_moe": [EXPERTS | {"shared_expert_intermediate_size": 48}, EXPERTS | {"qkv_bias": False}],
     "qwen3": [{"head_dim": 32}, {"head_dim": 24, "tie_word_embeddings": True, "rope_parameters": YARN}],
+    "qwen3_moe": [EXPERTS | {"norm_topk_prob": True, "head_dim": 24, "tie_word_embeddings": True}],
+    "smollm3": [{}, {"head_dim": 24, "tie_word_embeddings": False, "num_hidden_layers": 5, "rope_parameters": YARN}],
+    "granite": [
+        MULTIPLIERS | {"tie_word_embeddings": True},
+        MULTIPLIERS | {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN},
+    ],
+    "olmo2": [{"num_key_value_heads": 4}, {"rope_parameters": YARN}],
+    "olmo3": [
+        {"sliding_window": 5, "rope_parameters": {FULL: YARN, SLIDING: {"rope_theta": 1e4}}},
+        {"sliding_window": 9, "layer_types": [FULL, SLIDING, SLIDING, FULL]},
+    ],
+    "seed_oss": [{"head_dim": 24}, {"attention_bias": False, "tie_word_embeddings": True, "rope_parameters": YARN}],
+    "phi3": [
+        {"sliding_window": 17, "tie_word_embeddings": True},
+        PHI | {"partial_rotary_factor": 0.75, "rope_parameters": LONGROPE},
+    ],
+    "gemma": [{"head_dim": 24}],
+    "gemma2": [
+        CAPPED | {"sliding_window": 5},
+        DEEP | CAPPED | {"num_hidden_layers": 46, "query_pre_attn_scalar": 8},
+    ],
+    "gemma3_text": [
+        GEMMA_3 | {"num_hidden_layers": 7, "rope_parameters": {FULL: LINEAR, SLIDING: {"rope_theta": 500.0}}},
+        GEMMA_3 | {"tie_word_embeddings": False, "final_logit_softcapping": 1.5},
+    ],
+    "cohere": [{"logit_scale": 0.3}, DEEP | {"num_hidden_layers": 64, "use_qk_norm": True}],
+    "cohere2": [{"sliding_window": 5, "num_hidden_layers": 6, "rotary_pct": 1.0}],  # the converter wants the last one
+    "stablelm": [
+        {"use_qkv_bias": True, "partial_rotary_factor": 1.0},
+        {"use_parallel_residual": True, "qk_layernorm": True},
+    ],
 }
 """Fields beyond `cases.SHAPE` of configs that llama.cpp computes."""
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "mistral": [({"sliding_window": 5}, "sliding_window")],
+    "qwen2": [
+        ({"head_dim": 24}, "key_length"),
+        ({"use_sliding_window": True, "max_window_layers": 1}, "sliding_window"),
+    ],
+    "qwen2_moe": [(EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}, "decoder_sparse_step, norm_topk_prob")],
     "qwen3": [
         ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, "sliding_window"),
         ({"attention_bias": True}, "attention_bias"),
     ],
+    "qwen3_moe": [(EXPERTS, "norm_topk_prob")],
+    "smollm3": [({"no_rope_layer_interval": 2}, "no_rope_layers"), ({"rope_parameters": LLAMA3}, "llama3")],
+    "granite": [({"head_dim": 24}, "key_length"), ({"rope_parameters": LLAMA3}, "llama3")],
+    "olmo2": [({"tie_word_embeddings": True}, "tie_word_embeddings")],
+    "olmo3": [({"rope_parameters": {FULL: YARN, SLIDING: {"rope_theta": 1e3}}}, "freq_base_swa")],
+    "seed_oss": [({"attention_out_bias": True}, "attention_out_bias")],
+    "gemma": [({"tie_word_embeddings": False, "attention_bias": True}, "attention_bias, tie_word_embeddings")],
+    "gemma2": [(CAPPED | {"query_pre_attn_scalar": 9, "final_logit_softcapping": None}, "query_pre_attn_scalar")],
+    "gemma3_text": [(GEMMA_3 | {"layer_types": [SLIDING, FULL, FULL, SLIDING]}, "sliding_window")],
+    "cohere": [({"use_qk_norm": True}, "use_qk_norm")],
+    "cohere2": [({"layer_types": [SLIDING, FULL, FULL, SLIDING]}, "sliding_window")],
+    "stablelm": [({"tie_word_embeddings": True}, "tie_word_embeddings")],
 }
 """Fields of configs that llama.cpp does not compute, and what the error names."""
 
@@ -198,7 +258,9 @@ def test_llama_cpp_has_the_same_probabilities(
     rows = json.loads(printed.rpartition("\n@")[2])
     for prompt, row in zip(prompts, rows, strict=True):
         expected = ours(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-        assert_close(torch.tensor(row), expected, atol=1e-4, rtol=0)
+        # llama.cpp looks the GELU of Gemma up in a table of float16.
+        tolerance = 1e-2 if config.hidden_act != "silu" else 1e-4
+        assert_close(torch.tensor(row), expected, atol=tolerance, rtol=0)
 
 
 CONVERTER = """
@@ -224,6 +286,8 @@ def test_the_converters_file_is_read_and_equals_ours(
     pair: tuple[LlamaForCausalLM, Any], real: Callable[..., Any], tmp_path: Path
 ) -> None:
     ours, _ = pair
+    if getattr(ours.config, "qk_layernorm", False):
+        pytest.skip("the converter stops at StableLM's norms of queries and keys, which llama.cpp itself reads")
     folder = real(data.llama_cpp_converter)
     run(CONVERTER, str(folder), str(tmp_path / "theirs"), str(tmp_path / "t.gguf"), json.dumps(TOKENIZER))
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "t.gguf", device="cpu", dtype="float32")
