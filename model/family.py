@@ -32,6 +32,8 @@ class Family:
         classifier: ``architecture`` of its classifier, without ``ForSequenceClassification``, if it differs.
         multimodal: The ``model_type`` of the multi-modal models of which this is the text model, if any.
         left_out: Their other parts: the first parts of the names of tensors.
+        layers_after: The field with the number of layers that a checkpoint has after those of the model, if any. They
+            predict further tokens, and neither transformers nor this package reads them.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Family:
     classifier: str | None = None
     multimodal: str | None = None
     left_out: tuple[str, ...] = ()
+    layers_after: str | None = None
 
 
 FAMILIES: dict[str, Family] = {}

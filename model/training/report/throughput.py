@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.matmul.products import product
 from bpe_llama.model.layers.moe import MixtureOfExperts
 
@@ -57,7 +58,8 @@ def flops_per_token(model: Pretrained, length: int) -> float:
         if weight.dim() < 2 or (name.endswith("embed_tokens.weight") and not config.tie_word_embeddings):
             continue
         matrices += (6 if weight.requires_grad else 4) * weight.numel() * inactive.get(id(weight), 1.0)
-    return matrices + 12 * config.num_hidden_layers * config.num_attention_heads * config.head_size * length
+    features = sum(module.features for module in model.modules() if isinstance(module, Attention))
+    return matrices + 6 * config.num_attention_heads * features * length
 
 
 @cache
@@ -91,7 +93,7 @@ def expert_loads(model: nn.Module) -> tuple[float, float] | None:
     shares = []
     for mixture in model.modules():
         if isinstance(mixture, MixtureOfExperts) and mixture.router_logits is not None:
-            chosen = mixture.router_logits.detach().topk(mixture.per_token, dim=-1).indices
+            _, chosen = mixture.choose(mixture.router_logits.detach())
             counts = chosen.flatten().bincount(minlength=len(mixture.experts))
             shares.append(counts / counts.sum() * len(mixture.experts))
     if not shares:
