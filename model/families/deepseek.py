@@ -152,7 +152,7 @@ class DeepseekExperts(MixtureOfExperts):
         super().__init__(config)
         self.add_module("gate", self.router_class(config))
         self.shared_experts = MLP(config, config.moe_intermediate_size * config.n_shared_experts)
-        self.groups = (config.n_group, config.topk_group) if config.limits_groups else None
+        self.groups, self.kept = config.n_group or 1, config.topk_group or 1
         self.factor = config.routed_scaling_factor
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -161,13 +161,13 @@ class DeepseekExperts(MixtureOfExperts):
         return super().forward(x_BTD) + shared_BTD
 
 
-def within_groups(scores_ME: Tensor, groups_MG: Tensor, count: int, beyond: float) -> Tensor:
-    """Return the scores with ``beyond`` for the experts outside the best ``count`` groups, (M, E).
+def within_groups(scores_ME: Tensor, groups_MG: Tensor, kept: int, beyond: float) -> Tensor:
+    """Return the scores with ``beyond`` for the experts outside the best groups of a token, (M, E).
 
     Args:
-        scores_ME: The scores of experts; those of a group are neighbours.
+        scores_ME: The scores of experts; the experts of a group are neighbours.
         groups_MG: The scores of groups.
-        count: The groups of a token.
+        kept: The groups of a token.
         beyond: The score of experts outside of them.
 
     Example:
@@ -175,7 +175,7 @@ def within_groups(scores_ME: Tensor, groups_MG: Tensor, count: int, beyond: floa
         >>> within_groups(scores, torch.tensor([[0.4, 0.3]]), 1, 0.0).tolist()[0][2:]
         [0.0, 0.0]
     """
-    kept_MG = torch.zeros_like(groups_MG, dtype=torch.bool).scatter(-1, groups_MG.topk(count, dim=-1).indices, True)
+    kept_MG = torch.zeros_like(groups_MG, dtype=torch.bool).scatter(-1, groups_MG.topk(kept, dim=-1).indices, True)
     kept_ME = kept_MG.repeat_interleave(scores_ME.shape[-1] // groups_MG.shape[-1], dim=-1)
     return scores_ME.masked_fill(~kept_ME, beyond)
 

@@ -59,12 +59,16 @@ class DeepseekV2Config(DeepseekConfig):
 class SoftmaxExperts(DeepseekExperts):
     """A mixture of experts with softmax scores; the score of a group is that of its best expert."""
 
+    def __init__(self, config: DeepseekV2Config) -> None:
+        super().__init__(config)
+        self.limits_groups = config.limits_groups
+
     def choose(self, logits_ME: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of each token's experts, float32 (M, C), and their numbers, int64 (M, C)."""
         scores_ME = logits_ME.softmax(-1, dtype=torch.float32)
-        if self.groups is not None:
-            groups, count = self.groups
-            scores_ME = within_groups(scores_ME, scores_ME.unflatten(-1, (groups, -1)).amax(-1), count, 0.0)
+        if self.limits_groups:
+            groups_MG = scores_ME.view(len(scores_ME), self.groups, -1).amax(-1)
+            scores_ME = within_groups(scores_ME, groups_MG, self.kept, 0.0)
         weights_MC, chosen_MC = scores_ME.topk(self.per_token, dim=-1)
         return weights_MC * self.factor, chosen_MC
 

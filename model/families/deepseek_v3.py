@@ -105,9 +105,8 @@ class SigmoidExperts(DeepseekExperts):
         """Return the weights of each token's experts, float32 (M, C), and their numbers, int64 (M, C)."""
         scores_ME = logits_ME.float().sigmoid()
         ranked_ME = scores_ME + self.gate.get_buffer("e_score_correction_bias")
-        groups, count = self.groups
-        groups_MG = ranked_ME.unflatten(-1, (groups, -1)).topk(2, dim=-1).values.sum(-1)
-        chosen_MC = within_groups(ranked_ME, groups_MG, count, -torch.inf).topk(self.per_token, dim=-1).indices
+        groups_MG = ranked_ME.view(len(ranked_ME), self.groups, -1).topk(2, dim=-1).values.sum(-1)
+        chosen_MC = within_groups(ranked_ME, groups_MG, self.kept, -torch.inf).topk(self.per_token, dim=-1).indices
         weights_MC = scores_ME.gather(-1, chosen_MC)
         if self.normalized:
             weights_MC = weights_MC / (weights_MC.sum(-1, keepdim=True) + 1e-20)

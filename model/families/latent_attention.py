@@ -160,7 +160,7 @@ class LatentAttention(Attention):
     def _cached(self, new_BTW: Tensor, cache: KVCache, columns: CacheColumns) -> Tensor:
         """Append latents and rotated keys to the cache, and return all of it, (B, S, W)."""
         unused = 2 * self.cached_heads * self.rotated - new_BTW.shape[-1]
-        heads_BTKR = functional.pad(new_BTW, (0, unused)).unflatten(-1, (2 * self.cached_heads, self.rotated))
+        heads_BTKR = functional.pad(new_BTW, (0, unused)).view(*new_BTW.shape[:2], -1, self.rotated)
         first_BKTR, second_BKTR = heads_BTKR.transpose(1, 2).chunk(2, dim=1)
         stored = cache.extend(self.layer, first_BKTR, second_BKTR, columns)
         return torch.cat(stored, dim=1).transpose(1, 2).flatten(2)[..., : new_BTW.shape[-1]]
@@ -180,7 +180,7 @@ class LatentAttention(Attention):
     def _attend_to_heads(self, plain_BNTP: Tensor, query_BNTR: Tensor, known_BSW: Tensor, visible: Visible) -> Tensor:
         """Return the attention output over the keys and values of each head, (B, N, T, V)."""
         latent_BSL, key_BSR = known_BSW.split((self.latent, self.rotated), dim=-1)
-        heads_BNSF = self.kv_b_proj(latent_BSL).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads_BNSF = self.kv_b_proj(latent_BSL).view(*known_BSW.shape[:2], self.heads, -1).transpose(1, 2)
         key_BNSP, value_BNSV = heads_BNSF.split((self.plain, self.value), dim=-1)
         key_BNSH = torch.cat((key_BNSP, key_BSR[:, None].expand(-1, self.heads, -1, -1)), dim=-1)
         query_BNTH = torch.cat((plain_BNTP, query_BNTR), dim=-1)

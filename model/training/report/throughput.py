@@ -28,9 +28,10 @@ def flops_per_token(model: Pretrained, length: int) -> float:
     """Return the floating-point operations that forward and backward pass of one token take.
 
     A weight of a matrix takes 2 operations in the forward pass, 2 for the gradient of the input and, if it is trained,
-    2 for its own gradient. Attention over ``T`` tokens takes ``12 * L * N * H * T``. So a model that is trained in full
-    takes ``6 * weights + 12 * L * N * H * T``. The embedding is a look-up and counts only where it is tied to the head;
-    of a mixture of experts only the experts of a token count. Recomputed layers do not count.
+    2 for its own gradient. Attention over ``T`` tokens takes ``12 * L * N * H * T``, with the mean of both sizes as
+    ``H`` if keys and values differ in theirs. So a model that is trained in full takes
+    ``6 * weights + 12 * L * N * H * T``. The embedding is a look-up and counts only where it is tied to the head; of a
+    mixture of experts only the experts of a token count. Recomputed layers do not count.
 
     Args:
         model: The model; adapters and frozen weights are counted as such.
