@@ -281,6 +281,7 @@ class LlamaConfig:
         """
         computed: dict[str, Any] = {"position_encoding": "rotary"}
         computed |= {} if self.family.has_partial_rotary else {"partial_rotary_factor": 1.0}
+        computed |= {} if self.family.has_window else {"sliding_window": None}
         computed |= {name: False for name in ("attention_bias", "mlp_bias") if name not in self.family.biases}
         values = {**vars(self), "partial_rotary_factor": self.rope.get("partial_rotary_factor", 1.0)}
         return {name: values[name] for name, value in computed.items() if values[name] != value}

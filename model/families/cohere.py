@@ -109,5 +109,6 @@ register(
         ignored=OF_THE_FIRST_CODE,
         rope_theta=500_000.0,
         biases=("attention_bias",),
+        has_window=False,
     )
 )

@@ -79,17 +79,6 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return with_activation({**values, **meant}, *names)
 
 
-def _no_window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
-    types = values.get("layer_types")
-    full = isinstance(types, list) and all(kind == "full_attention" for kind in types)
-    for name, stated in (("sliding_window", values.get("sliding_window")), ("layer_types", None if full else types)):
-        if stated is not None:
-            raise ValueError(
-                f"{name} is {stated!r:.100}, but transformers' gemma attends to all tokens; expected null, or "
-                "model_type 'gemma2' or 'gemma3_text'"
-            )
-
-
 register(
     Family(
         "gemma",
@@ -98,7 +87,7 @@ register(
         GemmaLayer,
         embedding=scaled_embedding,
         prepare=_prepare,
-        read=_no_window,
         biases=("attention_bias",),
+        has_window=False,
     )
 )

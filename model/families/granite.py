@@ -96,5 +96,6 @@ register(
         embedding=_embedding,
         logits=_logits,
         biases=("attention_bias", "mlp_bias"),
+        has_window=False,
     )
 )

@@ -89,5 +89,6 @@ register(
         SeedOssLayer,
         read=_whole_products,
         biases=("attention_bias", "mlp_bias"),
+        has_window=False,
     )
 )

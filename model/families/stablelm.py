@@ -128,4 +128,4 @@ class StableLmLayer(ParallelLayer):
         return functional.dropout(super().feed_forward(x_BTD), self.hidden_dropout, self.training)
 
 
-register(Family("stablelm", "StableLm", StableLmConfig, StableLmLayer, has_partial_rotary=True))
+register(Family("stablelm", "StableLm", StableLmConfig, StableLmLayer, has_partial_rotary=True, has_window=False))

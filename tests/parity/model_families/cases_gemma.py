@@ -77,7 +77,7 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
         "adapted": ("q_proj", "down_proj", "embed_tokens"),
         "refused": [
             ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-            ({"sliding_window": 8}, "sliding_window is 8, but transformers' gemma attends to all tokens"),
+            ({"sliding_window": 8}, "sliding_window is 8, which model_type 'gemma' does not compute"),
             ({"layer_types": TYPES}, "layer_types is .*, but transformers' gemma attends to all tokens"),
             ({"mlp_bias": True}, "mlp_bias is true, but transformers' gemma has no such biases"),
             ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, a key that is not known here"),
