@@ -93,5 +93,6 @@ register(
         ignored=UNREAD,
         biases=("attention_bias", "mlp_bias"),
         has_experts=True,
+        has_window=False,
     )
 )

@@ -136,6 +136,7 @@ register(
         ignored=UNREAD,
         biases=("attention_bias",),
         has_experts=True,
+        has_window=False,
         layers_after="num_nextn_predict_layers",
     )
 )

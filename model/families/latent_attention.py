@@ -31,7 +31,7 @@ class LatentAttentionConfig(LlamaConfig):
     from a vector of ``q_lora_rank`` features, or without one if it is None.
 
     Raises:
-        ValueError: If a size is below 1, or ``head_dim``, ``num_key_value_heads`` or a window contradicts the others.
+        ValueError: If a size is below 1, or ``head_dim`` or ``num_key_value_heads`` contradicts the others.
         TypeError: If a size is not an integer.
     """
 
@@ -55,11 +55,6 @@ class LatentAttentionConfig(LlamaConfig):
             raise ValueError(
                 f"num_key_value_heads is {self.num_key_value_heads!r}, but in model_type {self.model_type!r} each "
                 f"query head has a key of its own; expected num_attention_heads ({self.num_attention_heads})"
-            )
-        if self.sliding_window is not None:
-            raise ValueError(
-                f"sliding_window is {self.sliding_window!r}, but transformers' {self.model_type} attends to all "
-                "tokens; expected null"
             )
         super().__post_init__()
 

@@ -145,7 +145,7 @@ DEEPSEEK_CASES: dict[str, dict[str, Any]] = {
             (SMALL | {"head_dim": 16}, r"head_dim is 16; expected qk_rope_head_dim \(8\), or none"),
             (SMALL | {"qk_head_dim": 16}, r"qk_head_dim is 16; expected qk_nope_head_dim \+ qk_rope_head_dim"),
             (SMALL | {"mlp_bias": True}, "mlp_bias is true, but experts"),
-            (SMALL | {"sliding_window": 8}, "sliding_window is 8, but transformers' deepseek_v2 attends to all"),
+            (SMALL | {"sliding_window": 8}, "sliding_window is 8, which model_type 'deepseek_v2' does not compute"),
             (
                 SMALL | {"router_aux_loss_coef": 0.1},
                 "router_aux_loss_coef is 0.1, but transformers",
