@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from bpe_llama._files import read_json_object
 from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
-from bpe_llama.model.config_values import check_flag, check_number, check_probability, check_size
+from bpe_llama.model.config_values import check_flag, check_number, check_probability, check_size, check_token_id
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
@@ -115,11 +115,11 @@ class LlamaConfig:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
-            self._check_id(name, getattr(self, name))
+            check_token_id(name, getattr(self, name), self.vocab_size)
         if not isinstance(self.eos_token_id, int | list | tuple | None):
             raise TypeError(f"eos_token_id is {self.eos_token_id!r}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
-            self._check_id("eos_token_id", eos)
+            check_token_id("eos_token_id", eos, self.vocab_size)
 
     def _check_model_type(self) -> None:
         if self.model_type not in FAMILIES:
@@ -211,12 +211,6 @@ class LlamaConfig:
         ):
             object.__setattr__(self, "model_type", "mistral")
 
-    def _check_id(self, name: str, value: int | None) -> None:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"{name} is {value!r}; expected an integer")
-        if value is not None and not -1 <= value < self.vocab_size:
-            raise ValueError(f"{name} is {value}, outside the vocabulary of {self.vocab_size}")
-
     @property
     def family(self) -> Family:
         """Return the model family, which says what modules the model has."""
@@ -231,6 +225,11 @@ class LlamaConfig:
     def head_size(self) -> int:
         """Return ``head_dim``, which is not None once the config is built."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def cache_shape(self) -> tuple[int, int]:
+        """Return the heads that a KV cache stores of a token's keys, and of its values, and the size of one."""
+        return self.kv_heads, self.head_size
 
     @property
     def rope(self) -> dict[str, Any]:

@@ -52,3 +52,16 @@ def check_probability(name: str, value: Any) -> None:
     check_number(name, value)
     if value > 1:
         raise ValueError(f"{name} is {value}; expected a probability, 0 to 1")
+
+
+def check_token_id(name: str, value: Any, vocab_size: int) -> None:
+    """Check that a value is an id of the vocabulary, -1 or None.
+
+    Raises:
+        TypeError: If it is neither an integer nor None.
+        ValueError: If it is out of range.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    if value is not None and not -1 <= value < vocab_size:
+        raise ValueError(f"{name} is {value}, outside the vocabulary of {vocab_size}")

@@ -72,6 +72,8 @@ class Family:
         multimodal: The ``model_type`` of the multi-modal models of which this is the text model, if any.
         left_out: Their other parts: the first parts of the names of tensors.
         gguf: How llama.cpp stores it; None if it does not, or not in a way known here.
+        layers_after: The field with the number of layers that a checkpoint has after those of the model, if any. They
+            predict further tokens, and neither transformers nor this package reads them.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Family:
     multimodal: str | None = None
     left_out: tuple[str, ...] = ()
     gguf: GGUFLayout | None = None
+    layers_after: str | None = None
 
 
 FAMILIES: dict[str, Family] = {}

@@ -66,11 +66,16 @@ class Pretrained(nn.Module):
         """Tie ``lm_head`` to the embedding if the config has ``tie_word_embeddings``."""
 
     def allocate(self, device: torch.device) -> None:
-        """Allocate uninitialized weights on a device, as `nn.Module.to_empty` does, without its slow imports."""
+        """Allocate uninitialized weights on a device, as `nn.Module.to_empty` does, without its slow imports.
+
+        Buffers of a checkpoint are zeros.
+        """
         for module in self.modules():
             for name, weight in module.named_parameters(recurse=False):
                 empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
                 setattr(module, name, nn.Parameter(empty, weight.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.zeros_like(buffer, device=device))
             if isinstance(module, RotaryEmbedding):
                 module.inv_freq = torch.empty(0, device=device)
                 module.reset_frequencies()

@@ -66,7 +66,7 @@ def add(
     model: AnyModel,
     rank: int = 8,
     alpha: float = 16.0,
-    target_modules: Collection[str] | str = ("q_proj", "v_proj", "qkv_proj"),
+    target_modules: Collection[str] | str = ("q_proj", "v_proj", "qkv_proj", "q_b_proj", "kv_b_proj"),
     name: str = "default",
     dropout: float = 0.0,
     seed: int = 0,
@@ -82,7 +82,7 @@ def add(
         alpha: Updates are scaled by ``alpha / rank``.
         target_modules: Last parts of module names (``"embed_tokens"`` and ``"lm_head"`` too), a regex for whole
             names, or ``"all-linear"``. Those that the model lacks are left out: by default queries and values are
-            adapted, or the fused matrix of queries, keys and values.
+            adapted, by the names that they have in the family.
         name: The adapter's name; a model can have several adapters.
         dropout: The probability of dropout on the adapter's inputs in training.
         seed: Seed of the initial matrices.

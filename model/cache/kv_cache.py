@@ -99,10 +99,11 @@ class KVCache:
         max_length = config.max_position_embeddings if max_length is None else max_length
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"batch_size is {batch_size} and max_length {max_length}; expected at least 1")
-        shape = (2, config.num_hidden_layers, batch_size, config.kv_heads, max_length, config.head_size)
-        size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
+        heads, size = config.cache_shape
+        shape = (2, config.num_hidden_layers, batch_size, heads, max_length, size)
+        nbytes = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
         what = f"a cache of {batch_size} slots of {max_length:,} tokens"
-        check_memory(size, device, what, "use fewer slots, a shorter max_length, or another form")
+        check_memory(nbytes, device, what, "use fewer slots, a shorter max_length, or another form")
         # Zeros, not uninitialized memory: a masked column has the attention weight 0, and 0 * nan is nan.
         self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size, [0] * batch_size)
         self.dtype = self.store.dtype

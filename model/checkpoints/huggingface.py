@@ -75,9 +75,9 @@ def load(
         num_labels: The number of labels of a classifier instead of the config's.
 
     Warns:
-        UserWarning: If the folder also has an adapter, the model is multi-modal, a classifier is loaded from a causal
-            LM (its head is then initialized), a head is loaded untied against the config, or
-            ``generation_config.json`` has fields that are not supported.
+        UserWarning: If the folder also has an adapter, the model is multi-modal, layers for the prediction of further
+            tokens are left out, a classifier is loaded from a causal LM (its head is then initialized), a head is
+            loaded untied against the config, or ``generation_config.json`` has fields that are not supported.
 
     Raises:
         FileNotFoundError: If the config, the weights or a shard is missing.
@@ -125,6 +125,7 @@ def open_checkpoint(
     tensors = stored_together(_files_of(folder))
     if multimodal is not None:
         tensors = {name: place for name, place in tensors.items() if not _is_left_out(name, multimodal)}
+    tensors = _without_layers_after(tensors, config, folder)
     found = _named_for(tensors, expected, folder)
     if HEAD in found and HEAD not in expected and not model_class.NEW_HEAD:
         del found[HEAD]  # the model class has no head
@@ -213,6 +214,25 @@ def _generation_values(model: Pretrained) -> dict[str, Any]:
 def _is_left_out(name: str, family: Family) -> bool:
     """Return whether a tensor of a multi-modal model is of another part than its text model."""
     return name.removeprefix("model.").partition(".")[0] in family.left_out
+
+
+def _without_layers_after(tensors: dict[str, Stored], config: LlamaConfig, folder: Path) -> dict[str, Stored]:
+    """Return the tensors without the layers that the family's checkpoints have after those of the model; warn of them.
+
+    In transformers each of these layers predicts one more token (`Family.layers_after`).
+    """
+    count = getattr(config, config.family.layers_after) if config.family.layers_after else 0
+    after = range(config.num_hidden_layers, config.num_hidden_layers + count)
+    prefixes = tuple(f"layers.{number}." for number in after)
+    kept = {name: place for name, place in tensors.items() if not name.removeprefix("model.").startswith(prefixes)}
+    if len(kept) < len(tensors):
+        warnings.warn(
+            f"{folder}: {', '.join(prefix.rstrip('.') for prefix in prefixes)} ({config.family.layers_after}), for the "
+            "prediction of further tokens, is not read, as in transformers",
+            UserWarning,
+            stacklevel=6,
+        )
+    return kept
 
 
 def _architecture(model: Pretrained) -> str:

@@ -44,6 +44,7 @@ TASKS = ("text", "classification")
 _OF_TEXT: tuple[Literal["format", "train_on", "parse_special"], ...] = ("format", "train_on", "parse_special")
 ADAPTED_LAYERS = (
     *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
     *("gate_proj", "up_proj", "gate_up_proj", "down_proj", "w1", "w2", "w3"),
 )
 

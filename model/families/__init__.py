@@ -6,6 +6,8 @@ Importing this package fills `bpe_llama.model.family.FAMILIES`.
 from bpe_llama.model.families import (
     cohere,
     cohere2,
+    deepseek_v2,
+    deepseek_v3,
     gemma,
     gemma2,
     gemma3,
@@ -29,6 +31,8 @@ from bpe_llama.model.families import (
 __all__ = [
     "cohere",
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
     "gemma",
     "gemma2",
     "gemma3",

@@ -106,6 +106,11 @@ class Attention(nn.Module):
         """Return the probability with which an attention weight is dropped now: 0 in evaluation."""
         return self.attention_dropout if self.training else 0.0
 
+    @property
+    def features(self) -> int:
+        """Return how many features a key and a value of a head have together."""
+        return 2 * self.head_dim
+
     def forward(
         self,
         x_BTD: Tensor,

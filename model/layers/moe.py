@@ -63,9 +63,7 @@ class MixtureOfExperts(nn.Module):
         x_MD = x_BTD.flatten(0, 1)
         logits_ME = self.gate(x_MD)
         self.router_logits = logits_ME
-        weights_MC, chosen_MC = logits_ME.softmax(-1, dtype=torch.float32).topk(self.per_token, dim=-1)
-        if self.normalized:
-            weights_MC = weights_MC / weights_MC.sum(-1, keepdim=True)
+        weights_MC, chosen_MC = self.choose(logits_ME)
         weights_MC = weights_MC.to(x_MD.dtype)
 
         # Sort the (token, expert) pairs by expert, so that each expert's tokens are contiguous.
@@ -81,6 +79,13 @@ class MixtureOfExperts(nn.Module):
             outputs = torch.cat([expert(part) for (expert, _), part in zip(used, parts, strict=True)])
         weighted = outputs * weights_MC.flatten()[order, None]
         return torch.zeros_like(x_MD).index_add(0, tokens, weighted).view_as(x_BTD)
+
+    def choose(self, logits_ME: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of each token's experts, float32 (M, C), and their numbers, int64 (M, C)."""
+        weights_MC, chosen_MC = logits_ME.softmax(-1, dtype=torch.float32).topk(self.per_token, dim=-1)
+        if self.normalized:
+            weights_MC = weights_MC / weights_MC.sum(-1, keepdim=True)
+        return weights_MC, chosen_MC
 
     def _grouped(self, x_PD: Tensor, chosen_P: Tensor) -> Tensor:
         """Return the output of each row's expert, (P, D), by operations whose shapes do not depend on the routing.

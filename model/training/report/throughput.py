@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.matmul.products import product
 from bpe_llama.model.layers.moe import MixtureOfExperts
 
@@ -27,9 +28,10 @@ def flops_per_token(model: Pretrained, length: int) -> float:
     """Return the floating-point operations that forward and backward pass of one token take.
 
     A weight of a matrix takes 2 operations in the forward pass, 2 for the gradient of the input and, if it is trained,
-    2 for its own gradient. Attention over ``T`` tokens takes ``12 * L * N * H * T``. So a model that is trained in full
-    takes ``6 * weights + 12 * L * N * H * T``. The embedding is a look-up and counts only where it is tied to the head;
-    of a mixture of experts only the experts of a token count. Recomputed layers do not count.
+    2 for its own gradient. Attention over ``T`` tokens takes ``12 * L * N * H * T``, with the mean of both sizes as
+    ``H`` if keys and values differ in theirs. So a model that is trained in full takes
+    ``6 * weights + 12 * L * N * H * T``. The embedding is a look-up and counts only where it is tied to the head; of a
+    mixture of experts only the experts of a token count. Recomputed layers do not count.
 
     Args:
         model: The model; adapters and frozen weights are counted as such.
@@ -57,7 +59,8 @@ def flops_per_token(model: Pretrained, length: int) -> float:
         if weight.dim() < 2 or (name.endswith("embed_tokens.weight") and not config.tie_word_embeddings):
             continue
         matrices += (6 if weight.requires_grad else 4) * weight.numel() * inactive.get(id(weight), 1.0)
-    return matrices + 12 * config.num_hidden_layers * config.num_attention_heads * config.head_size * length
+    features = sum(module.features for module in model.modules() if isinstance(module, Attention))
+    return matrices + 6 * config.num_attention_heads * features * length
 
 
 @cache
@@ -91,7 +94,7 @@ def expert_loads(model: nn.Module) -> tuple[float, float] | None:
     shares = []
     for mixture in model.modules():
         if isinstance(mixture, MixtureOfExperts) and mixture.router_logits is not None:
-            chosen = mixture.router_logits.detach().topk(mixture.per_token, dim=-1).indices
+            _, chosen = mixture.choose(mixture.router_logits.detach())
             counts = chosen.flatten().bincount(minlength=len(mixture.experts))
             shares.append(counts / counts.sum() * len(mixture.experts))
     if not shares:
