@@ -153,7 +153,7 @@ def embedding_scale(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor] | Non
 def is_dense(model: LlamaForCausalLM) -> bool:
     """Return whether a model consists of dense rotary layers that `DenseLayer` describes, float32 or bfloat16.
 
-    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, chunked attention, dropout and shared weights are not supported.
+    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, chunks, dropout and shared weights are not supported.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -203,7 +203,10 @@ def _is_known(layer: nn.Module) -> bool:
     if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
         return False
     attention, mlp = layer.self_attn, layer.mlp
-    if not _computes(attention, Attention, "positioned", "rotate", "attend", "dropout") or attention.backend is not sdpa:
+    if (
+        not _computes(attention, Attention, "positioned", "rotate", "attend", "dropout")
+        or attention.backend is not sdpa
+    ):
         return False
     if type(attention).forward not in [known.forward for known in ATTENTIONS] or type(mlp) not in MLPS:
         return False

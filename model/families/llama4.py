@@ -83,6 +83,8 @@ class Llama4TextConfig(RotatedLayersConfig):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
         if self.num_local_experts is None:
             raise ValueError("num_local_experts is None; expected an integer of at least 1")
+        if self.sliding_window is not None:
+            raise ValueError(f"sliding_window is {self.sliding_window!r}, but llama4_text has attention_chunk_size")
         if self.router_z_loss_coef:
             raise ValueError(f"router_z_loss_coef is {self.router_z_loss_coef!r}, but llama4_text has no routing loss")
         layers = self._default_moe_layers() if self.moe_layers is None else self.moe_layers

@@ -39,6 +39,11 @@ class FusedExperts(nn.Module):
     def __len__(self) -> int:
         return self.gate_up_proj.shape[0]
 
+    @property
+    def inputs(self) -> tuple[int, int]:
+        """Return the inputs of both products, D and I."""
+        return self.gate_up_proj.shape[1], self.down_proj.shape[1]
+
     def forward(self, x_PD: Tensor, chosen_P: Tensor) -> Tensor:
         """Return the output of each row's expert, (P, D).
 
@@ -56,13 +61,16 @@ class FusedExperts(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_PD.dtype
         counts_E = (chosen_P[:, None] == torch.arange(len(self), device=x_PD.device)).sum(0)
         products = [[weight.mT.to(dtype) for weight in weights] for weights in (first, second)]
-        out: Tensor = grouped_linear(_gated(grouped_linear(x_PD.to(dtype), products[0], counts_E)), products[1], counts_E)
+        out: Tensor = grouped_linear(
+            _gated(grouped_linear(x_PD.to(dtype), products[0], counts_E)), products[1], counts_E
+        )
         return out
 
     def split(self, convert: Callable[[nn.Linear], nn.Module]) -> SplitExperts:
         """Return the same experts as linear layers, each converted as soon as it is copied."""
         pairs = zip(self.gate_up_proj.detach(), self.down_proj.detach(), strict=True)
-        return SplitExperts(SplitExpert(*(convert(_linear(weight)) for weight in pair)) for pair in pairs)
+        split = SplitExperts(SplitExpert(*(convert(_linear(weight)) for weight in pair)) for pair in pairs)
+        return split.train(self.training)
 
 
 class SplitExpert(nn.Module):
@@ -103,7 +111,7 @@ class SplitExperts(nn.ModuleList):
         with torch.device("meta"):
             fused = FusedExperts(len(self), second.shape[2], second.shape[1])
         fused.gate_up_proj, fused.down_proj = nn.Parameter(first), nn.Parameter(second)
-        return fused
+        return fused.train(self.training)
 
 
 def _gated(x_PI: Tensor) -> Tensor:
