@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import measure
@@ -67,7 +68,7 @@ PEERS = ("transformers", "litgpt")
 
 
 def main() -> None:
-    """Print a table, append its figures to bench/results/pretrain.json and write bench/results/pretrain.md."""
+    """Print a table, and keep its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=list(CASES), help="shape/vocabulary, such as 15M/49k")
     parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
@@ -82,13 +83,21 @@ def main() -> None:
         name, shape, vocabulary, dtype, threads = options.worker
         work(name, f"{shape}/{vocabulary}", dtype, int(threads), options.rows, options.length)
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(measure.markdown(HEADER, []), flush=True)
-    for case in options.cases:
-        for dtype in options.dtypes:
-            for threads in options.threads:
-                rows.append(compare(case, dtype, threads, options))
-                print("| " + " | ".join(line(rows[-1])) + " |", flush=True)
+    try:
+        for case in options.cases:
+            for dtype in options.dtypes:
+                for threads in options.threads:
+                    rows.append(compare(case, dtype, threads, options))
+                    print("| " + " | ".join(line(rows[-1])) + " |", flush=True)
+    finally:  # what was measured before an error or Ctrl-C is kept
+        if rows:
+            keep(rows, options)
+
+
+def keep(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Append the figures to bench/results/pretrain.json and write bench/results/pretrain.md."""
     packages = measure.versions("torch", "transformers")
     packages["litgpt"] = version_of_litgpt(options.litgpt) if options.litgpt else None
     print(f"\nrecorded in {measure.record('pretrain', rows, packages)}")
@@ -176,7 +185,7 @@ class Worker:
     ) -> None:
         command = [python, "-m", "bench.pretrain", "--rows", str(options.rows), "--length", str(options.length)]
         command += ["--worker", name, *case.split("/"), dtype, str(threads)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _package()}
         self.name = name
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -233,6 +242,13 @@ def work(name: str, case: str, dtype: str, threads: int, rows: int, length: int)
         loss = step(ids)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         print(json.dumps({"loss": loss, "wall": wall, "cpu": cpu}), flush=True)
+
+
+def _package() -> str:
+    """Return the folder to import bpe_llama from, which the environment of litgpt lacks."""
+    import bpe_llama
+
+    return str(Path(bpe_llama.__file__).parents[1])
 
 
 def version_of_litgpt(python: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 
 from bpe_llama._files import read_json_object
 from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
+from bpe_llama.model.config_values import check_flag, check_number, check_probability, check_size
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 from bpe_llama.model.windows import Window
@@ -93,7 +93,7 @@ class LlamaConfig:
             "pretraining_tp",
             "num_labels",
         ):
-            _check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         self._fill_heads()
         self._fill_rope()
         self._fill_variants()
@@ -112,8 +112,7 @@ class LlamaConfig:
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
         check_probability("attention_dropout", self.attention_dropout)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
+            check_flag(name, getattr(self, name))
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
@@ -149,7 +148,7 @@ class LlamaConfig:
     def _fill_heads(self) -> None:
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        _check_size("num_key_value_heads", self.num_key_value_heads)
+        check_size("num_key_value_heads", self.num_key_value_heads)
         if self.num_attention_heads % self.kv_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads "
@@ -162,7 +161,7 @@ class LlamaConfig:
                     f"({self.num_attention_heads}), and no head_dim is given"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        _check_size("head_dim", self.head_dim)
+        check_size("head_dim", self.head_dim)
 
     def _fill_rope(self) -> None:
         theta = 10_000.0 if type(self) is LlamaConfig else self.family.rope_theta
@@ -183,9 +182,9 @@ class LlamaConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
         if self.sliding_window is not None:
-            _check_size("sliding_window", self.sliding_window)
+            check_size("sliding_window", self.sliding_window)
         if self.num_local_experts is not None:
-            _check_size("num_local_experts", self.num_local_experts)
+            check_size("num_local_experts", self.num_local_experts)
             if self.num_experts_per_tok > self.num_local_experts:
                 raise ValueError(
                     f"num_experts_per_tok ({self.num_experts_per_tok}) exceeds num_local_experts "
@@ -284,6 +283,7 @@ class LlamaConfig:
         """
         computed: dict[str, Any] = {"position_encoding": "rotary"}
         computed |= {} if self.family.has_partial_rotary else {"partial_rotary_factor": 1.0}
+        computed |= {} if self.family.has_window else {"sliding_window": None}
         computed |= {name: False for name in ("attention_bias", "mlp_bias") if name not in self.family.biases}
         values = {**vars(self), "partial_rotary_factor": self.rope.get("partial_rotary_factor", 1.0)}
         return {name: values[name] for name, value in computed.items() if values[name] != value}
@@ -398,35 +398,3 @@ class LlamaConfig:
         if "partial_rotary_factor" in self.rope:
             values["partial_rotary_factor"] = self.rope["partial_rotary_factor"]
         return values
-
-
-def _check_size(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; expected an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; expected at least 1")
-
-
-def check_number(name: str, value: Any) -> None:
-    """Check that a value is a finite number of at least 0.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; expected a number")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
-
-
-def check_probability(name: str, value: Any) -> None:
-    """Check that a value is a number from 0 to 1.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is out of range.
-    """
-    check_number(name, value)
-    if value > 1:
-        raise ValueError(f"{name} is {value}; expected a probability, 0 to 1")

@@ -28,6 +28,7 @@ class Family:
         rope_theta: The default of this parameter.
         biases: Those of ``attention_bias`` and ``mlp_bias`` that are computed.
         has_experts: Whether the MLP may be a mixture of experts.
+        has_window: Whether ``sliding_window`` is computed.
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
         recomputes_keys: Whether generation computes a sequence's keys and values anew when it outgrows the original
             length of LongRoPE; otherwise earlier ones keep the short factors.
@@ -50,6 +51,7 @@ class Family:
     rope_theta: float = 10_000.0
     biases: tuple[str, ...] = ()
     has_experts: bool = False
+    has_window: bool = True
     has_partial_rotary: bool = False
     recomputes_keys: bool = False
     classifier: str | None = None

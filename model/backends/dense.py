@@ -97,7 +97,8 @@ class DenseLayer:
     """
 
     def __init__(self, layer: DecoderLayer) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention: Any = layer.self_attn
+        mlp = layer.mlp
         self.qkv, self.out = attention.input_linears, attention.o_proj
         self.gate_up, self.down = mlp.input_linears, mlp.down_proj
         self.gate = next(name for name, activation in GATES.items() if mlp.activation is activation)
@@ -198,7 +199,7 @@ def _is_chunk(window: Window | None) -> bool:
     return isinstance(window, Chunk)
 
 
-def _is_known(layer: nn.Module) -> bool:
+def _is_known(layer: Any) -> bool:
     """Return whether `DenseLayer` describes what a layer computes; its linear layers have the right types, too."""
     if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
         return False

@@ -104,13 +104,14 @@ def command(
         model,
         vocabulary,
         train_config,
+        resume=resume,
         sample_prompt=sample_prompt,
         logger=logger,
         teacher=teacher,
         teacher_temperature=teacher_temperature,
         teacher_weight=teacher_weight,
     )
-    result = training.train(model, source, train_config, out, eval_file=eval_file, resume=resume, **keywords)
+    result = training.train(model, source, train_config, out, eval_file=eval_file, **keywords)
     typer.echo(describe(result))
     if result.interrupted:
         typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")

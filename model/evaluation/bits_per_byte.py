@@ -1,7 +1,8 @@
-"""The number of UTF-8 bytes of each token, which turns a loss per token into bits per byte."""
+"""Bits per byte of text, and the number of UTF-8 bytes of each token, by which a loss per token becomes them."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,25 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """Return the summed loss of a text in bits per byte, the definition of `bpe-llama eval` and of training.
+
+    The loss is that of the tokens of text. BOS, EOS and other special tokens have no bytes: their loss does not count.
+
+    Args:
+        nats: The summed loss of the tokens of the text.
+        size: The bytes of these tokens.
+
+    Returns:
+        NaN if there is no text.
+
+    Example:
+        >>> bits_per_byte(math.log(2) * 6, 3)
+        2.0
+    """
+    return nats / math.log(2) / size if size else math.nan
 
 
 def token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
@@ -19,8 +39,7 @@ def token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     bytes of what is encoded: one more for a text before which a space is put (SentencePiece's ``add_dummy_prefix``,
     byte-level ``add_prefix_space``), those of the normalized text, none for an unknown character.
 
-    With it, ``sum(nats of ids with bytes) / ln(2) / sum(token_bytes[ids])`` is the loss in bits per byte, which
-    compares models of different vocabularies.
+    ``bits_per_byte(nats of the ids with bytes, sum(token_bytes[ids]))`` compares models of different vocabularies.
 
     Example:
         >>> from bpe_llama import Tokenizer

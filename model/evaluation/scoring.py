@@ -108,6 +108,16 @@ def _score_batch(model: LlamaForCausalLM, rows: list[Row]) -> list[Score]:
     places_M = np.concatenate([np.arange(row.first - 1, len(row.ids) - 1) for row in rows])
     hidden_BTD = _hidden_states(model, inputs)
     hidden_MD = hidden_BTD[np.repeat(of_row, counts), places_M]
+    nats, greedy = (torch.split(part.cpu(), counts) for part in token_nats(model, hidden_MD, targets_M))
+    return [Score(part.sum().item(), bool(same.all())) for part, same in zip(nats, greedy, strict=True)]
+
+
+@torch.no_grad()
+def token_nats(model: LlamaForCausalLM, hidden_MD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the negative log-likelihood of each target, float64 (M,), and whether it is the likeliest id, (M,).
+
+    Cost: memory for the logits of 256 positions.
+    """
     nats_M, greedy_M = [], []
     for hidden, targets in zip(
         torch.split(hidden_MD, _CHUNK), torch.split(targets_M.to(hidden_MD.device), _CHUNK), strict=True
@@ -115,8 +125,7 @@ def _score_batch(model: LlamaForCausalLM, rows: list[Row]) -> list[Score]:
         logits = model.logits(hidden).float()
         nats_M.append(functional.cross_entropy(logits, targets, reduction="none").double())
         greedy_M.append(logits.argmax(-1) == targets)
-    nats, greedy = (torch.split(torch.cat(parts).cpu(), counts) for parts in (nats_M, greedy_M))
-    return [Score(part.sum().item(), bool(same.all())) for part, same in zip(nats, greedy, strict=True)]
+    return torch.cat(nats_M), torch.cat(greedy_M)
 
 
 def _hidden_states(model: LlamaForCausalLM, inputs: list[Ids]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpe_llama._progress import ProgressOption, reporting
+from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.evaluation.perplexity import check_windows, exponential, windows_of
 from bpe_llama.model.evaluation.scoring import Row, score_rows
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -48,7 +48,7 @@ class TextScore:
     @property
     def bits_per_byte(self) -> float:
         """Return the loss in bits per byte of text: comparable between vocabularies."""
-        return self.nats / math.log(2) / self.bytes
+        return bits_per_byte(self.nats, self.bytes)
 
     @property
     def tokens_per_byte(self) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bpe_llama.model.config import check_number
+from bpe_llama.model.config_values import check_flag, check_number
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
@@ -59,8 +59,7 @@ class CohereConfig(LayerNormConfig):
         object.__setattr__(self, "use_qk_norm", self.use_qk_norm or False)  # null is false
         check_number("logit_scale", self.logit_scale)
         object.__setattr__(self, "logit_scale", float(self.logit_scale))
-        if not isinstance(self.use_qk_norm, bool):
-            raise TypeError(f"use_qk_norm is {self.use_qk_norm!r}; expected true or false")
+        check_flag("use_qk_norm", self.use_qk_norm)
 
 
 class CohereAttention(Attention):
@@ -110,5 +109,6 @@ register(
         ignored=OF_THE_FIRST_CODE,
         rope_theta=500_000.0,
         biases=("attention_bias",),
+        has_window=False,
     )
 )

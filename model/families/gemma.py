@@ -62,9 +62,9 @@ def with_activation(values: Mapping[str, Any], read: str, unread: str) -> dict[s
     Warns:
         UserWarning: If the other key states another activation.
     """
-    stated = values.get(read) or TANH_GELU
-    other = values.get(unread) or stated
-    if other not in (stated, "gelu"):
+    stated = TANH_GELU if values.get(read) is None else values[read]
+    other = values.get(unread)
+    if other not in (stated, "gelu", None):
         warnings.warn(
             f"{unread} is {other!r}, but transformers' {values['model_type']} reads {read} alone: the activation is "
             f"{stated!r}, and so it is here",
@@ -79,16 +79,6 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return with_activation({**values, **meant}, *names)
 
 
-def _no_window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for name in ("sliding_window", "layer_types"):
-        stated = values.get(name)
-        if stated is not None and not (name == "layer_types" and set(stated) == {"full_attention"}):
-            raise ValueError(
-                f"{name} is {stated!r:.100}, but transformers' gemma attends to all tokens; expected null, or "
-                "model_type 'gemma2' or 'gemma3_text'"
-            )
-
-
 register(
     Family(
         "gemma",
@@ -97,7 +87,7 @@ register(
         GemmaLayer,
         embedding=scaled_embedding,
         prepare=_prepare,
-        read=_no_window,
         biases=("attention_bias",),
+        has_window=False,
     )
 )

@@ -100,12 +100,18 @@ def _types_of(pattern: int, layers: int) -> list[str]:
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     prepared = with_activation(values, "hidden_activation", "hidden_act")
-    by_type = prepared.pop("rope_parameters", None) or {}
+    by_type = prepared.pop("rope_parameters", None)
+    by_type = {} if by_type is None else by_type
     if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
         raise ValueError(f"rope_parameters is {by_type!r:.200}; expected an object with {FULL!r} and {SLIDING!r}")
+    if prepared.get("local_rope_parameters") is not None:
+        raise ValueError(
+            f"local_rope_parameters is {prepared['local_rope_parameters']!r:.100}, which is no key of a file; expected "
+            f"rope_parameters with {SLIDING!r}"
+        )
     prepared["rope_parameters"] = by_type.get(FULL)
-    local = {"rope_parameters": by_type.get(SLIDING), "rope_theta": prepared.pop("rope_local_base_freq", None)}
-    prepared["local_rope_parameters"] = merge_rope(local["rope_parameters"], local["rope_theta"], None)
+    local_theta = prepared.pop("rope_local_base_freq", None)
+    prepared["local_rope_parameters"] = merge_rope(by_type.get(SLIDING), local_theta, None)
     pattern = prepared.pop("sliding_window_pattern", None)
     types = prepared.get("layer_types")
     if types is None and pattern is not None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.config import LlamaConfig, check_number
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_number
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.embedding import ScaledEmbedding
@@ -95,5 +96,6 @@ register(
         embedding=_embedding,
         logits=_logits,
         biases=("attention_bias", "mlp_bias"),
+        has_window=False,
     )
 )

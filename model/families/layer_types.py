@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 from bpe_llama.model.windows import Window
@@ -115,8 +116,7 @@ class UpperWindowConfig(LayerTypesConfig):
     max_window_layers: int = 28
 
     def __post_init__(self) -> None:
-        if not isinstance(self.use_sliding_window, bool):
-            raise TypeError(f"use_sliding_window is {self.use_sliding_window!r}; expected true or false")
+        check_flag("use_sliding_window", self.use_sliding_window)
         if type(self.max_window_layers) is not int or self.max_window_layers < 0:
             raise ValueError(f"max_window_layers is {self.max_window_layers!r}; expected an integer of at least 0")
         if not self.use_sliding_window:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.config import LlamaConfig, check_number
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_flag, check_number, check_size
 from bpe_llama.model.families.layer_types import CHUNKED, FULL, RotatedLayersConfig
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
@@ -73,18 +74,13 @@ class Llama4TextConfig(RotatedLayersConfig):
 
     def __post_init__(self) -> None:
         for name in ("intermediate_size_mlp", "interleave_moe_layer_step", "attention_chunk_size", "floor_scale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+            check_size(name, getattr(self, name))
         check_number("attn_scale", self.attn_scale)
         object.__setattr__(self, "attn_scale", float(self.attn_scale))  # transformers accepts no int
         for name in ("use_qk_norm", "attn_temperature_tuning"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
+            check_flag(name, getattr(self, name))
         if self.num_local_experts is None:
             raise ValueError("num_local_experts is None; expected an integer of at least 1")
-        if self.sliding_window is not None:
-            raise ValueError(f"sliding_window is {self.sliding_window!r}, but llama4_text has attention_chunk_size")
         if self.router_z_loss_coef:
             raise ValueError(f"router_z_loss_coef is {self.router_z_loss_coef!r}, but llama4_text has no routing loss")
         layers = self._default_moe_layers() if self.moe_layers is None else self.moe_layers
@@ -228,6 +224,7 @@ register(
         rope_theta=500_000.0,
         biases=("attention_bias",),
         has_experts=True,
+        has_window=False,
         multimodal="llama4",
         left_out=("vision_model", "multi_modal_projector"),
     )

@@ -80,4 +80,4 @@ class Olmo2Layer(DecoderLayer):
         return out
 
 
-register(Family("olmo2", "Olmo2", Olmo2Config, Olmo2Layer, biases=("attention_bias",)))
+register(Family("olmo2", "Olmo2", Olmo2Config, Olmo2Layer, biases=("attention_bias",), has_window=False))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.config import LlamaConfig, check_number
-from bpe_llama.model.families.layer_types import LayerTypesConfig
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_number
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
@@ -19,7 +19,7 @@ class LayerNormConfig(LlamaConfig):
     """A config with ``layer_norm_eps``, the epsilon of all norms.
 
     Raises:
-        ValueError: If it is out of range, or there is an ``rms_norm_eps``, or a window that the family does not have.
+        ValueError: If it is out of range, or there is an ``rms_norm_eps``.
     """
 
     layer_norm_eps: float = 1e-5
@@ -31,11 +31,6 @@ class LayerNormConfig(LlamaConfig):
             raise ValueError(
                 f"rms_norm_eps is {self.rms_norm_eps}, but model_type {self.model_type!r} has LayerNorm; "
                 "expected layer_norm_eps alone"
-            )
-        if self.sliding_window is not None and not isinstance(self, LayerTypesConfig):
-            raise ValueError(
-                f"sliding_window is {self.sliding_window}, but transformers' {self.model_type} attends to all tokens; "
-                "expected null"
             )
         super().__post_init__()
 

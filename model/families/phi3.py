@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.config import LlamaConfig, check_probability
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_probability
 from bpe_llama.model.family import Family, register, window_of_all_layers
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible

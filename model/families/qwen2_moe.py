@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.families.layer_types import FULL, SLIDING, UpperWindowConfig
 from bpe_llama.model.families.qwen2 import without_attention_bias
 from bpe_llama.model.families.sparse_layers import SparseLayersConfig, SparseMLP
@@ -47,8 +48,7 @@ class Qwen2MoeConfig(SparseLayersConfig, UpperWindowConfig):
         size = self.shared_expert_intermediate_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"shared_expert_intermediate_size is {size!r}; expected an integer of at least 1")
-        if not isinstance(self.qkv_bias, bool):
-            raise TypeError(f"qkv_bias is {self.qkv_bias!r}; expected true or false")
+        check_flag("qkv_bias", self.qkv_bias)
 
     @property
     def attention_biases(self) -> tuple[bool, bool]:

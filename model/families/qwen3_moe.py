@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.families.qwen3 import Qwen3Layer
 from bpe_llama.model.families.sparse_layers import SparseLayersConfig, SparseMLP
 from bpe_llama.model.family import Family, register, without_constants
@@ -32,8 +33,7 @@ class Qwen3MoeConfig(SparseLayersConfig):
     model_type: str = "qwen3_moe"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.use_sliding_window, bool):
-            raise TypeError(f"use_sliding_window is {self.use_sliding_window!r}; expected true or false")
+        check_flag("use_sliding_window", self.use_sliding_window)
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)
         super().__post_init__()

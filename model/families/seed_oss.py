@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.config import LlamaConfig, check_number
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_flag, check_number
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.rope import Rotation
@@ -41,8 +42,7 @@ class SeedOssConfig(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.attention_out_bias, bool):
-            raise TypeError(f"attention_out_bias is {self.attention_out_bias!r}; expected true or false")
+        check_flag("attention_out_bias", self.attention_out_bias)
         check_number("residual_dropout", self.residual_dropout)
         if self.residual_dropout > 1:
             raise ValueError(f"residual_dropout is {self.residual_dropout}; expected a probability, 0 to 1")
@@ -89,5 +89,6 @@ register(
         SeedOssLayer,
         read=_whole_products,
         biases=("attention_bias", "mlp_bias"),
+        has_window=False,
     )
 )

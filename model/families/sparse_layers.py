@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts
 
@@ -38,8 +39,7 @@ class SparseLayersConfig(LlamaConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
-        if not isinstance(self.norm_topk_prob, bool):
-            raise TypeError(f"norm_topk_prob is {self.norm_topk_prob!r}; expected true or false")
+        check_flag("norm_topk_prob", self.norm_topk_prob)
         layers = [] if self.mlp_only_layers is None else self.mlp_only_layers
         if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
             raise TypeError(f"mlp_only_layers is {layers!r:.100}; expected a list of layer numbers")

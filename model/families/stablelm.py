@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.config import check_probability
+from bpe_llama.model.config_values import check_flag, check_probability
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
@@ -47,8 +47,7 @@ class StableLmConfig(LayerNormConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
+            check_flag(name, getattr(self, name))
         check_probability("hidden_dropout", self.hidden_dropout)
         if self.head_size * self.num_attention_heads != self.hidden_size:
             raise ValueError(
@@ -129,4 +128,4 @@ class StableLmLayer(ParallelLayer):
         return functional.dropout(super().feed_forward(x_BTD), self.hidden_dropout, self.training)
 
 
-register(Family("stablelm", "StableLm", StableLmConfig, StableLmLayer, has_partial_rotary=True))
+register(Family("stablelm", "StableLm", StableLmConfig, StableLmLayer, has_partial_rotary=True, has_window=False))

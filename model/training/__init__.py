@@ -37,7 +37,7 @@ from bpe_llama.model.training.initial.vocabulary import token_pieces
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.report.metrics import read_metrics
 from bpe_llama.model.training.report.plot import plot_loss
-from bpe_llama.model.training.run import train, train_on_examples
+from bpe_llama.model.training.run import RunOptions, train, train_on_examples
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import TensorBatch, batch_loss
 
@@ -53,6 +53,7 @@ __all__ = [
     "ExampleBatches",
     "IterableBatches",
     "Run",
+    "RunOptions",
     "TensorBatch",
     "TokenBatches",
     "TrainConfig",

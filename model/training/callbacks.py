@@ -25,7 +25,8 @@ class TrainResult:
         step: Steps done, including skipped ones.
         tokens: Tokens trained on, over all epochs.
         seconds: Training time, including that before a resume.
-        loss: Training loss in nats per token, the mean over the steps of the last line of metrics.
+        loss: Training loss in nats per token, of a classifier per text: the mean over the steps of the last line of
+            metrics.
         eval_loss: Held-out loss; None without held-out data, or if the run was interrupted.
         interrupted: Whether Ctrl-C or SIGTERM ended the run.
         checkpoint: Folder of the last checkpoint.
@@ -110,7 +111,7 @@ class Callback:
         """At each interval of `config.log_every` steps; `metrics` are means over the interval."""
 
     def on_eval(self, run: Run, metrics: Metrics) -> None:
-        """After an evaluation; `metrics` has `eval_loss`."""
+        """After an evaluation; `metrics` has `eval_loss`. With `ema_decay` the model holds the averaged weights."""
 
     def on_checkpoint(self, run: Run, folder: Path) -> None:
         """After a checkpoint was written to `folder`."""

@@ -56,6 +56,7 @@ class TrainConfig:
         eval_every: Steps between evaluations, 0 for one at the end only.
         eval_windows: Largest number of held-out sequences per evaluation.
         save_every: Steps between checkpoints, 0 for one at the end only; a skipped step saves none.
+        save_total_limit: Checkpoints to keep, the newest ones; 0 keeps all. May change on a resume.
         log_every: Steps between lines of `metrics.jsonl`.
         seed: Of the order of the sequences and of dropout, not of the model's initial weights.
         dtype: The dtype of the forward and backward pass: `"float32"`, `"bfloat16"` (autocast), `"float8"` (products of
@@ -66,7 +67,7 @@ class TrainConfig:
         master_weights: With weights in bfloat16: the optimizer keeps a float32 copy of the weights and float32 moments,
             instead of rounding stochastically.
         device: `"auto"` (CUDA if available), `"cpu"`, `"cuda"`, ...
-        compile: Run the model through `torch.compile`.
+        compile: Run the model through `torch.compile`; with `parallel="fsdp"` each layer.
         parallel: How the ranks of `torchrun` train together: `"ddp"` holds the whole model on each, `"fsdp"` shards
             weights, gradients and moments; `"auto"` is `"ddp"`. One process trains as usual. May change on a resume.
         checkpoint_activations: Recompute the activations of every `k`-th layer in the backward pass, 1 for all layers;
@@ -98,6 +99,7 @@ class TrainConfig:
     eval_every: int = 0
     eval_windows: int = 64
     save_every: int = 0
+    save_total_limit: int = 1
     log_every: int = 10
     seed: int = 0
     dtype: str = "auto"
@@ -124,6 +126,7 @@ class TrainConfig:
             ("eval_every", 0),
             ("eval_windows", 1),
             ("save_every", 0),
+            ("save_total_limit", 0),
             ("log_every", 1),
             ("seed", 0),
         ):
@@ -148,8 +151,6 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected {', '.join(others)} or {final}")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
-        if self.compile and self.parallel == "fsdp":
-            raise ValueError("compile is True and parallel 'fsdp', expected parallel auto or ddp")
         if self.master_weights and self.weights_dtype == "float32":
             raise ValueError("master_weights is True and weights_dtype 'float32', expected weights_dtype bfloat16")
         if self.optimizer == "muon" and self.weights_dtype == "bfloat16":

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window
+from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
+from bpe_llama.model.training.data.batches import Batch, Tokens
 from bpe_llama.model.training.data.examples import Example, collate
+from bpe_llama.model.training.data.rows import first_windows
 from bpe_llama.model.training.parallel import Ranks
-from bpe_llama.model.training.step import LossFunction, TensorBatch, batch_loss
+from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch, batch_score
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -21,15 +23,17 @@ if TYPE_CHECKING:
 
 
 class HeldOutLoss(NamedTuple):
-    """The mean loss over the learned tokens of held-out data.
+    """The mean loss over the learned tokens of held-out data, or over the texts of a classifier.
 
     Attributes:
-        loss: In nats per token.
-        bits_per_byte: In bits per byte of the tokens' text; NaN if the bytes of the tokens are unknown.
+        loss: In nats per token, or per text.
+        bits_per_byte: The loss of the tokens with bytes, per byte; NaN if the bytes of the tokens are unknown.
+        accuracy: Fraction of texts that a classifier gave their label; NaN for other models.
     """
 
     loss: float
     bits_per_byte: float
+    accuracy: float
 
 
 def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batch]:
@@ -59,16 +63,8 @@ def evaluate(
     """
     if len(tokens) < 2:
         raise ValueError(f"{len(tokens)} tokens, expected at least 2 to evaluate on")
-    window = min(window, len(tokens))
-    count = min(len(tokens) // window, max_windows or len(tokens))
-
-    def batches() -> Iterator[Batch]:
-        for first in range(0, count, batch_size):
-            rows = range(first, min(first + batch_size, count))
-            ids = np.stack([checked_window(tokens, row * window, window, model.config.vocab_size) for row in rows])
-            yield Batch(ids, ids)
-
-    return held_out_loss(model, batches()).loss
+    windows = first_windows(tokens, window, batch_size, max_windows or len(tokens), model.config.vocab_size)
+    return held_out_loss(model, windows).loss
 
 
 def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:
@@ -92,7 +88,7 @@ def held_out_loss(
     model: Pretrained,
     batches: Iterable[Batch],
     token_bytes: npt.NDArray[np.int64] | None = None,
-    loss_fn: LossFunction = batch_loss,
+    score_fn: ScoreFunction = batch_score,
     ranks: Ranks | None = None,
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
@@ -101,28 +97,19 @@ def held_out_loss(
         model: The model, on any device; its training mode is restored.
         batches: The held-out data.
         token_bytes: The bytes of each id, `(V,)`.
-        loss_fn: The loss of a batch.
+        score_fn: The loss of a batch.
         ranks: The rows of each batch are split over them; all of them call this function.
     """
     device, ranks = next(model.parameters()).device, ranks or Ranks()
-    was_training, total, learned, size = model.training, 0.0, 0, 0
+    was_training, sums, learned, size = model.training, np.zeros(len(Scored._fields)), 0, 0
     model.eval()
     try:
         for batch in batches:
-            total += loss_fn(model, TensorBatch.of(ranks.rows(batch), device), 1).item()
+            scored = Scored.of(score_fn(model, TensorBatch.of(ranks.rows(batch), device, token_bytes), 1))
+            sums += [math.nan if part is None else part.item() for part in scored]
             learned += batch.learned
             size += batch.bytes(token_bytes)
     finally:
         model.train(was_training)
-    (total,) = ranks.sum(total)
-    return HeldOutLoss(total / learned, bits_per_byte(total, size))
-
-
-def bits_per_byte(nats: float, size: int) -> float:
-    """Return a summed loss in bits per byte of text; NaN if there is no text.
-
-    Example:
-        >>> bits_per_byte(math.log(2) * 6, 3)
-        2.0
-    """
-    return nats / math.log(2) / size if size else math.nan
+    loss, text_nats, correct = ranks.sum(*sums.tolist())
+    return HeldOutLoss(loss / learned, bits_per_byte(text_nats, size), correct / learned)

@@ -14,23 +14,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.training.callbacks import Callback, Metrics, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
-from bpe_llama.model.training.evaluate import bits_per_byte, held_out_loss
+from bpe_llama.model.training.evaluate import held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.optimizers.average import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import (
-    LossFunction,
     Recent,
+    Scored,
+    ScoreFunction,
     StepResult,
     TensorBatch,
     batch_loss,
+    batch_score,
     clip_gradients,
     gradient_norm,
     seeded,
@@ -53,8 +56,8 @@ class Trainer:
         device: torch.device,
         out: Path,
         held_out: Sequence[Batch] = (),
-        loss_fn: LossFunction = batch_loss,
-        eval_loss_fn: LossFunction = batch_loss,
+        loss_fn: ScoreFunction = batch_loss,
+        score_fn: ScoreFunction = batch_score,
         callbacks: Sequence[Callback] = (),
         token_bytes: npt.NDArray[np.int64] | None = None,
         ranks: Ranks | None = None,
@@ -62,11 +65,11 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
-        self.callbacks, self.token_bytes, self.eval_loss_fn = callbacks, token_bytes, eval_loss_fn
+        self.callbacks, self.token_bytes, self.score_fn = callbacks, token_bytes, score_fn
         self.ranks, self.whole = ranks or Ranks(), whole or model
-        self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile else loss_fn
+        self.loss_fn: ScoreFunction = torch.compile(loss_fn) if config.compile and not self.ranks.sharded else loss_fn
         if self.ranks.world > 1 and not self.ranks.sharded:
-            uses_all = getattr(loss_fn, "func", loss_fn) is batch_loss
+            uses_all = getattr(loss_fn, "func", loss_fn) in (batch_loss, batch_score)
             self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=uses_all)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         use_bfloat16 = config.uses_bfloat16(device.type)
@@ -189,21 +192,23 @@ class Trainer:
         if len(batches) < config.gradient_accumulation:
             return None
         learned = sum(batch.learned for batch in batches)
-        total = torch.zeros((), device=self.device)
+        sums = torch.zeros(2, device=self.device)  # the loss; the nats of text
         with seeded(config.seed, self.step, self.device, self.ranks.rank):
             for index, batch in enumerate(batches):
                 if interrupted.is_set() and self.ranks.world == 1:
                     self.optimizer.zero_grad(set_to_none=True)
                     return None
-                rows = TensorBatch.of(self.ranks.rows(batch), self.device)
+                rows = TensorBatch.of(self.ranks.rows(batch), self.device, self.token_bytes)
                 with self._accumulating(index), self.autocast:
-                    loss = self.loss_fn(self.model, rows, learned)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
-        total, norm = self.ranks.reduce(total, gradient_norm(self.parameters))
-        size = sum(batch.bytes(self.token_bytes) for batch in batches)
-        loss_value, norm_value = torch.stack([total, norm]).tolist()
-        result = StepResult(loss_value, norm_value, learned, size)
+                    scored = Scored.of(self.loss_fn(self.model, rows, learned))
+                scored.loss.backward()  # type: ignore[no-untyped-call]
+                sums[0] += scored.loss.detach()
+                if scored.text_nats is not None:
+                    sums[1] += scored.text_nats
+        sums, norm = self.ranks.reduce(sums, gradient_norm(self.parameters))
+        size = 0 if scored.text_nats is None else sum(batch.bytes(self.token_bytes) for batch in batches)
+        loss_value, nats, norm_value = torch.cat([sums, norm[None]]).tolist()
+        result = StepResult(loss_value, norm_value, nats, size)
         if result.finite:
             if config.gradient_clip and norm_value + 1e-6 > config.gradient_clip:  # else the factor is 1
                 clip_gradients(self.parameters, config.gradient_clip, norm)
@@ -294,20 +299,26 @@ class Trainer:
         return speed
 
     def _evaluate(self) -> None:
-        with self.autocast, self.average.swapped() if self.average else contextlib.nullcontext():
-            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.eval_loss_fn, self.ranks)
-        self.eval_loss = held_out.loss
-        metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": held_out.loss}
-        if self.token_bytes is not None:
-            metrics["eval_bits_per_byte"] = held_out.bits_per_byte
-        self._call("on_eval", metrics)
+        with self.average.swapped() if self.average else contextlib.nullcontext():
+            with self.autocast:
+                found = held_out_loss(self.model, self.held_out, self.token_bytes, self.score_fn, self.ranks)
+            self.eval_loss = found.loss
+            metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": found.loss}
+            metrics |= {
+                f"eval_{name}": value
+                for name, value in (("bits_per_byte", found.bits_per_byte), ("accuracy", found.accuracy))
+                if not math.isnan(value)
+            }
+            self._call("on_eval", metrics)
 
     def _save(self) -> None:
         state = TrainState(
             self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, self.batches.fingerprint
         )
         whole = self.whole_model()
-        self.checkpoint = save_checkpoint(self.out, whole, self.optimizer, state, self.ranks, self.model)
+        self.checkpoint = save_checkpoint(
+            self.out, whole, self.optimizer, state, self.ranks, self.model, self.config.save_total_limit
+        )
         self._saved_step = self.step
         self._call("on_checkpoint", self.checkpoint)
 

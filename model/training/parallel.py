@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 
     from bpe_llama.model.pretrained import Pretrained
     from bpe_llama.model.training.data.batches import Batch
-    from bpe_llama.model.training.step import LossFunction, TensorBatch
+    from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
+ERROR_TIMEOUT = datetime.timedelta(seconds=10)
+"""How long a rank that ends with an error waits for rank 0 to report the same."""
 
 Result = TypeVar("Result")
+_ERROR = "bpe_llama/error"
 
 
 @dataclass(frozen=True)
@@ -135,22 +138,12 @@ class Ranks:
         """
         if self.world == 1:
             return batch
-        mine = self.share(len(batch.ids))
-        is_empty = mine.start == mine.stop
-        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        rows = {name: array[:1] if is_empty else array[mine] for name, array in fields.items() if array is not None}
-        if is_empty:
-            rows |= {"labels": np.full_like(rows["ids"], IGNORED), "attention_mask": np.zeros_like(rows["ids"])}
-        return dataclasses.replace(batch, **rows)
-
-    def share(self, rows: int) -> slice:
-        """Return the range of this rank among `rows` rows; empty if there are more ranks than rows.
-
-        Example:
-            >>> [Ranks(rank, world=3).share(8) for rank in range(3)]
-            [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
-        """
-        return slice(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
+        rows = len(batch.ids)
+        if self.rank < rows:
+            return batch.rows(self.rank, min(self.world, rows))
+        padding = batch.rows(0, rows)
+        labels, mask = np.full_like(padding.labels, IGNORED), np.zeros_like(padding.ids)
+        return dataclasses.replace(padding, labels=labels, attention_mask=mask)
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks, without a gradient."""
@@ -176,13 +169,32 @@ class Ranks:
             self.barrier()
             torch.distributed.destroy_process_group()
 
-    def reduce(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of all rows, and the norm of the whole gradient, from those of this rank."""
+    def reduce(self, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums (n,) over all rows, and the norm of the whole gradient, from those of this rank."""
         if self.world == 1:
-            return loss, norm
+            return sums, norm
         squared = norm.double().square() if self.sharded else torch.zeros_like(norm)
-        loss, squared = self.sum_tensor(torch.stack([loss.double(), squared.double()]))
-        return loss.float(), squared.sqrt().float() if self.sharded else norm
+        *sums_of_all, squared = self.sum_tensor(torch.stack([*sums.double(), squared.double()]))
+        return torch.stack(sums_of_all).float(), squared.sqrt().float() if self.sharded else norm
+
+
+def is_reported_by_rank_0(error: str) -> bool:
+    """Return whether another rank than this one, rank 0, reports the error with which this process ends.
+
+    The other ranks wait for rank 0 to end with the same message. One that fails alone reports its error itself.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, _ = next(rendezvous("env://", timeout=ERROR_TIMEOUT))
+        if rank == 0:
+            store.set(_ERROR, error)
+            return False
+        return bool(store.get(_ERROR).decode() == error)
+    except (RuntimeError, ValueError):  # rank 0 did not come in time, or there is no torchrun
+        return False
 
 
 def start(device: str = "auto", parallel: str = "auto") -> Ranks:
@@ -223,16 +235,16 @@ def _control_group(_of: object) -> Any:
     return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
-class _LossModule(nn.Module):
-    """A loss function as a module, for DDP's hooks on its forward pass; the model's parameters keep their names."""
+class _Applied(nn.Module):
+    """Its forward pass calls a function of the model, so that hooks of DDP and FSDP2 are around all that it does."""
 
-    def __init__(self, model: Pretrained, loss_fn: LossFunction) -> None:
+    def __init__(self, model: Pretrained) -> None:
         super().__init__()
-        self.model, self.loss_fn = model, loss_fn
+        self.model = model
 
-    def forward(self, batch: TensorBatch, learned: int) -> Tensor:
-        """Return the loss of a micro-batch."""
-        return self.loss_fn(self.model, batch, learned)
+    def forward(self, function: ScoreFunction, batch: TensorBatch, learned: int) -> Tensor | Scored:
+        """Return the result of the function."""
+        return function(self.model, batch, learned)
 
 
 class ReplicatedLoss:
@@ -241,22 +253,23 @@ class ReplicatedLoss:
     Source: Li et al. 2020, arXiv:2006.15704.
     """
 
-    def __init__(self, model: Pretrained, loss_fn: LossFunction, *, uses_all: bool) -> None:
+    def __init__(self, model: Pretrained, loss_fn: ScoreFunction, *, uses_all: bool) -> None:
         """Give every rank the weights of rank 0; `uses_all`: the loss depends on every trained parameter."""
+        self.loss_fn = loss_fn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions also call it forward_sync_buffers
             self.ddp = nn.parallel.DistributedDataParallel(
-                _LossModule(model, loss_fn),
+                _Applied(model),
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 find_unused_parameters=not uses_all,
             )
         self.ddp.register_comm_hook(None, lambda _, bucket: _summed(bucket))
 
-    def __call__(self, model: Pretrained, batch: TensorBatch, learned: int) -> Tensor:
+    def __call__(self, model: Pretrained, batch: TensorBatch, learned: int) -> Tensor | Scored:
         """Return the loss of this rank's rows."""
-        loss: Tensor = self.ddp(batch, learned)
-        return loss
+        found: Tensor | Scored = self.ddp(self.loss_fn, batch, learned)
+        return found
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Return a context for a micro-batch, of which only the last of a step exchanges gradients."""
@@ -270,41 +283,56 @@ def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
     return summed
 
 
-def shard(model: Pretrained, ranks: Ranks, *, bfloat16: bool) -> Pretrained:
-    """Return a copy of the model, of which this rank holds a part of each weight on its device (FSDP2).
+class ShardedModel:
+    """A copy of a model, of which this rank holds a part of each weight on its device (FSDP2).
 
-    Each layer is gathered while it is computed, in bfloat16 if that is the dtype of the pass; gradients are summed over
+    Each layer is gathered while it is computed, the other weights while a loss function is; gradients are summed over
     ranks in float32. The model itself keeps its whole weights, which must lie on the CPU; `gather` updates them.
+
+    Args:
+        model: The whole model.
+        ranks: All of them call this function.
+        bfloat16: Whether that is the dtype of the pass; weights are then gathered in it.
+        compiled: Run each layer through `torch.compile`.
+
+    Attributes:
+        model: The copy.
 
     Source: Zhao et al. 2023, arXiv:2304.11277.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    for weight in model.parameters():
-        torch.distributed.broadcast(weight.detach(), src=0, group=ranks.control)
-    shared = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
-    sharded = copy.deepcopy(model, shared)  # the copy shares the weights
-    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-    # As autocast does: products in bfloat16, embedding and residual stream in float32.
-    in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
-    in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
-    for layer in [module for module in sharded.modules() if isinstance(module, DecoderLayer)]:
-        fully_shard(layer, mesh=mesh, mp_policy=in_layers)
-    # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
-    fully_shard(sharded, mesh=mesh, mp_policy=in_root, reshard_after_forward=True)
-    if hasattr(sharded, "loss"):
-        register_fsdp_forward_method(sharded, "loss")
-    for module in sharded.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-    return sharded
+    def __init__(self, model: Pretrained, ranks: Ranks, *, bfloat16: bool, compiled: bool = False) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        for weight in model.parameters():
+            torch.distributed.broadcast(weight.detach(), src=0, group=ranks.control)
+        shared = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
+        self.model = copy.deepcopy(model, shared)  # the copy shares the weights
+        self._root = _Applied(self.model)
+        mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+        # As autocast does: products in bfloat16, embedding and residual stream in float32.
+        in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
+        in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
+        for layer in [module for module in self.model.modules() if isinstance(module, DecoderLayer)]:
+            if compiled:
+                layer.compile()
+            fully_shard(layer, mesh=mesh, mp_policy=in_layers)
+        # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
+        fully_shard(self._root, mesh=mesh, mp_policy=in_root, reshard_after_forward=True)
+        for module in self._root.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    def gathered_for(self, function: ScoreFunction) -> ScoreFunction:
+        """Return a loss function of the copy, for which its weights are gathered."""
+        return lambda _, batch, learned: self._root(function, batch, learned)
 
 
 @torch.no_grad()
 def gather(sharded: Pretrained, model: Pretrained) -> None:
-    """Copy the trained weights of `sharded` into the whole model that `shard` was given; all ranks take part.
+    """Copy the trained weights of a `ShardedModel` into the whole model that it was made of; all ranks take part.
 
     Cost: one weight at a time on each device.
     """

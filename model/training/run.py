@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -31,15 +31,38 @@ from bpe_llama.model.training.evaluate import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
-from bpe_llama.model.training.parallel import shard, start
+from bpe_llama.model.training.parallel import ShardedModel, start
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
 from bpe_llama.model.training.report.progress import ProgressReport
-from bpe_llama.model.training.step import LossFunction, batch_loss
+from bpe_llama.model.training.step import LossFunction, ScoreFunction, batch_loss, batch_score
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from bpe_llama.model.llama import LlamaForCausalLM
     from bpe_llama.model.pretrained import Pretrained
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of `train` and of all functions that train; each may be left out.
+
+    Attributes:
+        resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
+            the interruption.
+        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
+        loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
+        callbacks: Called at each step, evaluation and checkpoint.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
+            loss in bits per byte, which is comparable across vocabularies. Only the cross-entropy is reported so, not
+            the training loss of a `loss_fn`, z-loss or label smoothing.
+    """
+
+    resume: bool
+    progress: bool | None
+    loss_fn: LossFunction
+    callbacks: Sequence[Callback]
+    token_bytes: npt.NDArray[np.int64] | None
 
 
 def train(
@@ -49,11 +72,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     eval_file: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    progress: bool | None = None,
-    loss_fn: LossFunction = batch_loss,
-    callbacks: Sequence[Callback] = (),
-    token_bytes: npt.NDArray[np.int64] | None = None,
+    **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on tokens, and return the result.
 
@@ -72,13 +91,7 @@ def train(
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_file: Tokens to evaluate on, instead of the end of each corpus.
-        resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
-            the interruption.
-        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
-        loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
-        callbacks: Called at each step, evaluation and checkpoint.
-        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
-            loss in bits per byte, which is comparable across vocabularies.
+        options: `resume`, `progress`, `loss_fn`, `callbacks` and `token_bytes`, as `RunOptions` documents them.
 
     Raises:
         FileNotFoundError: If a token file or shard is missing.
@@ -93,18 +106,8 @@ def train(
         3.2
     """
     opened = open_data(data, model.config, config, eval_file=eval_file)
-    return train_on_batches(
-        model,
-        opened.batches,
-        config,
-        out,
-        held_out=list(held_out_batches(opened, model.config, config)) if opened.held_out else (),
-        resume=resume,
-        progress=progress,
-        loss_fn=loss_fn,
-        callbacks=callbacks,
-        token_bytes=token_bytes,
-    )
+    held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else ()
+    return train_on_batches(model, opened.batches, config, out, held_out=held_out, **options)
 
 
 def train_on_examples(
@@ -114,11 +117,7 @@ def train_on_examples(
     out: str | os.PathLike[str],
     *,
     eval_examples: Sequence[Example] = (),
-    resume: bool = False,
-    progress: bool | None = None,
-    loss_fn: LossFunction = batch_loss,
-    callbacks: Sequence[Callback] = (),
-    token_bytes: npt.NDArray[np.int64] | None = None,
+    **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
 
@@ -126,16 +125,12 @@ def train_on_examples(
     `config.sequence_length`, `config.eval_fraction` and `config.eval_windows` have no effect.
 
     Args:
-        model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
+        model: As of `train`.
         examples: The training data.
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_examples: Held-out examples.
-        resume: As of `train`, like the arguments below.
-        progress: Likewise.
-        loss_fn: Likewise.
-        callbacks: Likewise.
-        token_bytes: Likewise.
+        options: As of `train`.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
@@ -143,18 +138,8 @@ def train_on_examples(
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
-    return train_on_batches(
-        model,
-        batches,
-        config,
-        out,
-        held_out=held_out_examples(eval_examples, config.batch_size),
-        resume=resume,
-        progress=progress,
-        loss_fn=loss_fn,
-        callbacks=callbacks,
-        token_bytes=token_bytes,
-    )
+    held_out = held_out_examples(eval_examples, config.batch_size)
+    return train_on_batches(model, batches, config, out, held_out=held_out, **options)
 
 
 def train_on_batches(
@@ -164,25 +149,25 @@ def train_on_batches(
     out: str | os.PathLike[str],
     *,
     held_out: Sequence[Batch] = (),
+    score_fn: ScoreFunction = batch_score,
     resume: bool = False,
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
-    eval_loss_fn: LossFunction = batch_loss,
     callbacks: Sequence[Callback] = (),
     token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
     """Train `model` in place on any batches, and return the result; works as `train`.
 
     Args:
-        model: The model.
+        model: As of `train`.
         batches: The training data.
         config: The run's options; those of the data have no effect.
         out: Folder of the run; created if it does not exist.
         held_out: Batches to evaluate on.
-        resume: As of `train`, like the arguments below.
+        score_fn: The loss of a held-out batch.
+        resume: As of `RunOptions`, like the arguments below.
         progress: Likewise.
         loss_fn: Likewise.
-        eval_loss_fn: The loss of a held-out batch.
         callbacks: Likewise.
         token_bytes: Likewise.
 
@@ -190,18 +175,20 @@ def train_on_batches(
         ValueError: As `train`.
         OSError: As `train`.
     """
+    loss: ScoreFunction = batch_score if loss_fn is batch_loss and token_bytes is not None else loss_fn
     if config.label_smoothing or config.z_loss:
         if loss_fn is not batch_loss:
             raise ValueError(
                 f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default "
                 "loss applies; expected 0 with a loss_fn"
             )
-        loss_fn = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+        loss = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
     ranks, out = start(config.device, config.parallel), Path(out)
     ranks.check_rows(config.batch_size)
     ranks.check_same("the data", batches.fingerprint)
     with ranks.entered_on_main(locked(out)):
-        check_trainable(model, predicts_text=eval_loss_fn is batch_loss)
+        predicts_text = score_fn is batch_score
+        check_trainable(model, predicts_text)
         home = torch.device("cpu") if ranks.sharded else ranks.device
         _move(model, home, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
         if config.checkpoint_activations:
@@ -215,7 +202,10 @@ def train_on_batches(
             check_same_run(checkpoint, config, state, batches)
             load_weights(checkpoint, model)
         if ranks.sharded:
-            trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type))
+            sharded = ShardedModel(
+                model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compiled=config.compile
+            )
+            trained, loss, score_fn = sharded.model, sharded.gathered_for(loss), sharded.gathered_for(score_fn)
         optimizer = optimizer_for(trained, config)
         if checkpoint is not None:
             load_optimizer_state(checkpoint, trained, optimizer)
@@ -223,7 +213,7 @@ def train_on_batches(
 
         def open_reports() -> tuple[float, float, float]:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
-            reports.extend([metrics, ProgressReport(progress), LossPlot()])
+            reports.extend([metrics, ProgressReport(progress), LossPlot("token" if predicts_text else "text")])
             return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
         last = ranks.on_main(open_reports)
@@ -235,8 +225,8 @@ def train_on_batches(
             device=ranks.device,
             out=out,
             held_out=held_out,
-            loss_fn=loss_fn,
-            eval_loss_fn=eval_loss_fn,
+            loss_fn=loss,
+            score_fn=score_fn,
             token_bytes=token_bytes,
             callbacks=[*reports, *(callback for callback in callbacks if ranks.is_main or callback.on_every_rank)],
             ranks=ranks,

@@ -6,31 +6,33 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bpe_llama.model.evaluation.scoring import token_nats
+from bpe_llama.model.layers.loss import chunked_next_token_loss, labels_within_documents
+from bpe_llama.model.layers.matmul.products import training_products
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.sharded import local
-
-if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
 
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """A `Batch` as tensors on the model's device."""
+    """A `Batch` as tensors on the model's device, and the result of its `without_bytes`, if that is known."""
 
     ids: Tensor
     labels: Tensor
     attention_mask: Tensor | None = None
     document_ids: Tensor | None = None
+    without_bytes: Tensor | None = None
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
+    def of(cls, batch: Batch, device: torch.device, token_bytes: npt.NDArray[np.int64] | None = None) -> TensorBatch:
         """Return the batch on `device`; copied to CUDA without waiting."""
 
         def move(array: npt.NDArray[np.int64] | None) -> Tensor | None:
@@ -39,7 +41,8 @@ class TensorBatch:
             tensor = torch.from_numpy(array)
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-        fields = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids)
+        without_bytes = None if token_bytes is None else batch.without_bytes(token_bytes)
+        fields = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids, without_bytes)
         return cls(*map(move, fields))  # type: ignore[arg-type]
 
 
@@ -49,19 +52,42 @@ LossFunction = Callable[[Any, TensorBatch, int], Tensor]
 the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
 
+class Scored(NamedTuple):
+    """The loss of a micro-batch, and sums for its metrics.
+
+    Attributes:
+        loss: As of a `LossFunction`.
+        text_nats: The cross-entropies of the labels with bytes, for bits per byte.
+        correct: The number of texts that a classifier gave their label.
+    """
+
+    loss: Tensor
+    text_nats: Tensor | None = None
+    correct: Tensor | None = None
+
+    @classmethod
+    def of(cls, found: Tensor | Scored) -> Scored:
+        """Return what a loss or score function returned as a score."""
+        return found if isinstance(found, Scored) else cls(found)
+
+
+ScoreFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
+"""A `LossFunction` that may also return sums for metrics."""
+
+
 class StepResult(NamedTuple):
     """The loss and the gradient norm of a step.
 
     Attributes:
         loss: Mean over all learned tokens of the step, in nats per token.
         grad_norm: 2-norm of the gradient of `loss`, before clipping.
-        learned: Learned tokens of the step.
-        bytes: Bytes of their text; 0 if unknown.
+        text_nats: Sum of the cross-entropies of the learned tokens with bytes.
+        bytes: Bytes of these tokens; 0 if unknown.
     """
 
     loss: float
     grad_norm: float
-    learned: int = 0
+    text_nats: float = 0.0
     bytes: int = 0
 
     @property
@@ -76,8 +102,8 @@ class Recent(NamedTuple):
     Attributes:
         loss: Of the losses of the steps.
         steps: The number of steps.
-        nats: Of the losses of all learned tokens.
-        bytes: Of the bytes of their text.
+        nats: Of the cross-entropies of the learned tokens with bytes.
+        bytes: Of the bytes of these tokens.
     """
 
     loss: float = 0.0
@@ -90,7 +116,7 @@ class Recent(NamedTuple):
         return Recent(
             self.loss + result.loss,
             self.steps + 1,
-            self.nats + result.loss * result.learned,
+            self.nats + result.text_nats,
             self.bytes + result.bytes,
         )
 
@@ -107,17 +133,35 @@ def batch_loss(
         label_smoothing: As of `TrainConfig`, like the next one.
         z_loss: Likewise.
     """
+    return batch_score(model, batch, learned, label_smoothing=label_smoothing, z_loss=z_loss).loss
+
+
+def batch_score(
+    model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Scored:
+    """Return `batch_loss`; with `batch.without_bytes` and a plain cross-entropy also its `text_nats`, float32.
+
+    Cost: that of `model.loss`, and the head once more for the labels without bytes.
+    """
     # With causal attention no token attends to padding on its right; only an expert router needs a mask.
     mask = batch.attention_mask if model.config.num_local_experts else None
-    return model.loss(
-        batch.ids,
-        batch.labels,
-        mask,
-        num_items_in_batch=learned,
-        document_ids=batch.document_ids,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-    )
+    labels_BT, text_nats = labels_within_documents(batch.labels, batch.document_ids), None
+    with training_products():
+        hidden_BTD = model.model(batch.ids, mask, document_ids=batch.document_ids)
+        loss = chunked_next_token_loss(
+            hidden_BTD,
+            model.lm_head,
+            labels_BT,
+            num_items_in_batch=learned,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+    if batch.without_bytes is not None and not label_smoothing and not z_loss:
+        places = batch.without_bytes
+        hidden_MD, labels_M = hidden_BTD[:, :-1].flatten(0, 1)[places], labels_BT[:, 1:].flatten()[places]
+        nats_M, _ = token_nats(model, hidden_MD.detach(), labels_M)
+        text_nats = (loss.detach() * learned - nats_M.sum()).float()
+    return Scored(model._with_routing(loss, labels_BT, mask, learned), text_nats)
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -1,4 +1,4 @@
-"""`_core.Linear`: weight formats, shapes, threads, forks and errors."""
+"""`_core.Linear` and `_core.rms_norm`: weight formats, shapes, threads, forks and errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bpe_llama._core import Linear
+from bpe_llama._core import Linear, rms_norm
 
 RANDOM = np.random.default_rng(0)
 
@@ -58,11 +58,47 @@ def test_every_format_is_the_product_with_its_dequantized_weights() -> None:
     gated = gates / (1 + np.exp(-gates)) * x
     found = product(Linear(parts, gate="silu"), np.concatenate([gates, x], axis=1), 19)
     np.testing.assert_allclose(found, gated @ whole.T, atol=0.05, rtol=1e-4)
+    gated = 0.5 * gates * (1 + np.tanh((2 / np.pi) ** 0.5 * (gates + 0.044715 * gates**3))) * x
+    found = product(Linear(parts, gate="gelu_tanh"), np.concatenate([gates, x], axis=1), 19)
+    np.testing.assert_allclose(found, gated @ whole.T, atol=0.05, rtol=1e-4)
 
     out = floats(3, 19)
     before = out.copy()
     Linear(parts).multiply(x, out, add=True)
     np.testing.assert_array_equal(out, before + product(Linear(parts), x, 19))
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+def test_rms_norm_of_heads_and_of_rows(rows: int) -> None:
+    x, norm = floats(rows, 200), halves(floats(24))
+    heads = x[:, 8:152].reshape(rows, 6, 24).astype(np.float64)
+    expected = x.copy()
+    expected[:, 8:152] = (heads / np.sqrt((heads**2).mean(-1, keepdims=True) + 1e-2) * wide(norm)).reshape(rows, 144)
+    for threads in (1, 3):
+        found = x.copy()
+        rms_norm(found, norm, 1e-2, 8, 152, threads)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    whole, found = floats(200), x.copy()
+    rms_norm(found, whole, 1e-2, 0, 200)
+    np.testing.assert_allclose(found, x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-2) * whole, atol=1e-5)
+
+
+def test_rms_norm_refuses_what_does_not_fit() -> None:
+    x, norm = floats(2, 8), floats(3)
+    for start, stop in ((0, 4), (0, 9), (6, 3)):
+        with pytest.raises(ValueError, match=f"3 weights for columns {start} to {stop} of 16 elements in rows of 8"):
+            rms_norm(x, norm, 0.0, start, stop)
+    with pytest.raises(ValueError, match="start is -1; expected at least 0"):
+        rms_norm(x, norm, 0.0, -1, 3)
+    with pytest.raises(ValueError, match="num_threads is 0; expected at least 1"):
+        rms_norm(x, norm, 0.0, 0, 3, 0)
+    with pytest.raises(ValueError, match="not contiguous"):
+        rms_norm(x[:, ::2], norm, 0.0, 0, 3)
+    with pytest.raises(TypeError, match="expected float32 or uint16"):
+        rms_norm(x, norm.astype(np.float64), 0.0, 0, 3)
+    x.flags.writeable = False
+    with pytest.raises(TypeError, match="x: "):
+        rms_norm(x, norm, 0.0, 0, 3)
 
 
 def test_weights_are_read_in_place() -> None:
@@ -136,6 +172,8 @@ def test_invalid_arguments() -> None:
         Linear([plain], norm=floats(3))
     with pytest.raises(ValueError, match="gated input is not normalized"):
         Linear([plain], norm=floats(4), gate="silu")
+    with pytest.raises(ValueError, match='gate is "relu"; expected "silu", "gelu_tanh" or None'):
+        Linear([plain], gate="relu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scales do not fit"):
         Linear([(np.zeros((2, 24), dtype=np.uint8), np.zeros((2, 1, 2), dtype=np.uint16))])
     for shape in ((1, 2, 2), (2, 2, 1), (2, 1, 3)):

@@ -2,7 +2,7 @@
 
 | part of a pass | native kernels | PyTorch |
 |---|---|---|
-| linear layers, norms, SwiGLU | up to `native_rows` rows, weights that `has_native_kernels` knows | other passes |
+| linear layers, norms, gates | up to `native_rows` rows, weights that `has_native_kernels` knows | other passes |
 | attention, full cache | passes with native layers; else as `native_attention` says | other prompts |
 | attention, quantized or sliding-window cache | none | all |
 | a pass by the modules of `llama.py` | | models that `can_decode` refuses; see `decoder_serves` |

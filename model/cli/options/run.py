@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import typer
 
 from bpe_llama.model.cli.loading import load_model
@@ -18,6 +17,7 @@ from bpe_llama.model.training import TrainConfig, batch_loss, distillation_loss,
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
 from bpe_llama.model.training.report.samples import Samples
+from bpe_llama.model.training.run import RunOptions
 from bpe_llama.model.training.step import LossFunction
 from bpe_llama.tokenizer import Tokenizer
 
@@ -40,25 +40,18 @@ TeacherWeightOption = Annotated[
 ]
 
 
-class RunKeywords(TypedDict):
-    """Arguments of `training.train` and `training.finetune`."""
-
-    loss_fn: LossFunction
-    callbacks: Sequence[Callback]
-    token_bytes: npt.NDArray[np.int64]
-
-
 def run_keywords(
     model: LlamaForCausalLM,
     vocabulary: Tokenizer,
     config: TrainConfig,
     *,
+    resume: bool,
     sample_prompt: Sequence[str] | None,
     logger: Sequence[str] | None,
     teacher: Path | None,
     teacher_temperature: float | None,
     teacher_weight: float | None,
-) -> RunKeywords:
+) -> RunOptions:
     """Return the arguments of a run that these options name."""
     callbacks: list[Callback] = [logger_named(name) for name in logger or ()]
     if sample_prompt:
@@ -67,7 +60,7 @@ def run_keywords(
     known = token_bytes(vocabulary)[: len(sizes)]
     sizes[: len(known)] = known
     loss_fn = loss_function(teacher, teacher_temperature, teacher_weight, vocabulary, config)
-    return {"loss_fn": loss_fn, "callbacks": callbacks, "token_bytes": sizes}
+    return {"resume": resume, "loss_fn": loss_fn, "callbacks": callbacks, "token_bytes": sizes}
 
 
 def loss_function(

@@ -70,7 +70,7 @@ class _TrainingProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is functional.linear and not kwargs and torch.is_grad_enabled():
+        if func is functional.linear and not kwargs and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             x, weight, bias = args if len(args) == 3 else (*args, None)
             if x.ndim > 1 and _plain(x) and _plain(weight) and (x.requires_grad or weight.requires_grad):
                 out = _Linear.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])

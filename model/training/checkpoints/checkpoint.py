@@ -90,6 +90,7 @@ def save_checkpoint(
     state: TrainState,
     ranks: Ranks | None = None,
     sharded: Pretrained | None = None,
+    keep: int = 1,
 ) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
@@ -104,6 +105,7 @@ def save_checkpoint(
         state: The state of the run.
         ranks: All of them call this function.
         sharded: With FSDP, the model that is trained, to which the optimizer belongs.
+        keep: Checkpoints that stay, this one included; 0: all. An earlier one of the same step never stays.
 
     Raises:
         ValueError: If a weight or a moment of the optimizer is not finite. The previous checkpoint stays.
@@ -117,7 +119,7 @@ def save_checkpoint(
         raise ValueError(f"{out}: step {state.step} is not saved, as {key} is not finite; {_previous(out)}")
     try:
         shards = save_shards(out / f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded else None
-        return ranks.on_main(lambda: _write(out, model, tensors, state, shards))
+        return ranks.on_main(lambda: _write(out, model, tensors, state, shards, keep))
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OSError(
@@ -130,13 +132,15 @@ def _previous(out: Path) -> str:
     return "there is no earlier one" if previous is None else f"{previous.name} stays"
 
 
-def _write(out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState, shards: Path | None) -> Path:
+def _write(
+    out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState, shards: Path | None, keep: int
+) -> Path:
     for unfinished in out.glob(f"{_UNFINISHED}*"):  # left by a killed process
         if unfinished != shards:
             shutil.rmtree(unfinished)
-    older = _checkpoints(out)
-    saved_before = [revision for step, revision in map(_step_and_revision, older) if step == state.step]
-    name = f"step-{state.step:08d}" + (f".{max(saved_before) + 1}" if saved_before else "")
+    older = sorted(_checkpoints(out), key=_step_and_revision)
+    same_step = [folder for folder in older if _step_and_revision(folder)[0] == state.step]
+    name = f"step-{state.step:08d}" + (f".{_step_and_revision(same_step[-1])[1] + 1}" if same_step else "")
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out) as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
@@ -155,8 +159,10 @@ def _write(out: Path, model: Pretrained, tensors: dict[str, Tensor], state: Trai
             _to_disk(path)
         final = folder.rename(out / name)
         _to_disk(out)
-    for other in older:
-        shutil.rmtree(other)
+    earlier = [folder for folder in older if folder not in same_step]
+    for surplus in same_step + earlier[: len(earlier) + 1 - keep if keep else 0]:
+        removed = surplus.rename(out / f"{_UNFINISHED}{surplus.name}")  # so that a kill leaves no part of a checkpoint
+        shutil.rmtree(removed)
     return final
 
 
@@ -199,18 +205,6 @@ def read_state(folder: Path) -> TrainState:
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
-
-
-def load_checkpoint(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load `folder` into the model and the optimizer, and return the state of the run.
-
-    Raises:
-        ValueError: If a file is missing, damaged or does not match the model.
-    """
-    state = read_state(folder)
-    load_weights(folder, model)
-    load_optimizer_state(folder, model, optimizer)
-    return state
 
 
 def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> None:

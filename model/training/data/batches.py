@@ -41,15 +41,32 @@ class Batch:
             >>> Batch(np.array([[5, 6, 7], [6, 7, 8]]), np.array([[5, 6, -100], [-100, 7, 8]])).learned
             3
         """
-        labels = self.labels[:, 1:] if self.labels.ndim == 2 else self.labels
-        return int((labels != IGNORED).sum())
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """Return the labels with a prediction, `(B, T - 1)`, -100 where a document begins; or one label a row, `(B,)`.
+
+        Example:
+            >>> Batch(*[np.array([[5, 6, 7]])] * 2, document_ids=np.array([[0, 1, 1]])).targets
+            array([[-100,    7]])
+        """
+        if self.labels.ndim == 1:
+            return self.labels
+        if self.document_ids is None:
+            return self.labels[:, 1:]
+        return np.where(np.diff(self.document_ids) != 0, IGNORED, self.labels[:, 1:])
 
     def bytes(self, token_bytes: npt.NDArray[np.int64] | None) -> int:
         """Return the bytes of the learned tokens, by the bytes of each id; 0 if these are unknown."""
         if token_bytes is None:
             return 0
-        labels = self.labels[:, 1:]
-        return int(token_bytes[labels[labels != IGNORED]].sum())
+        return int(token_bytes[self.targets[self.targets != IGNORED]].sum())
+
+    def without_bytes(self, token_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the indices into the flattened `targets` of ids without bytes, such as EOS: int64 `(n,)`."""
+        targets = self.targets.ravel()
+        return np.flatnonzero((targets != IGNORED) & (token_bytes[targets.clip(min=0)] == 0))
 
     def rows(self, rank: int, world: int) -> Batch:
         """Return the rows of one of `world` processes: `B / world` each, one more for the first ones if it is uneven.
@@ -146,20 +163,6 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
     if len(tokens) == 0:
         raise ValueError(f"{path}: holds no tokens")
     return tokens
-
-
-def split_held_out(tokens: TokenArray, fraction: float, window: int) -> tuple[TokenArray, TokenArray]:
-    """Return the training tokens and the held-out tokens: the last `fraction`, at least one window, or none if it is 0.
-
-    Example:
-        >>> train, held_out = split_held_out(np.arange(1000), fraction=0.1, window=32)
-        >>> len(train), len(held_out)
-        (900, 100)
-    """
-    held_out = max(window, int(len(tokens) * fraction)) if fraction > 0 else 0
-    if held_out and len(tokens) - held_out < window:
-        raise ValueError(f"{len(tokens):,} tokens are too few to train and evaluate on windows of {window:,}")
-    return tokens[: len(tokens) - held_out], tokens[len(tokens) - held_out :]
 
 
 def checked_window(tokens: Tokens, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:

@@ -18,10 +18,11 @@ class Prefetch:
         waited: Seconds that `take` waited, in sum.
 
     Example:
+        >>> import contextlib
         >>> import numpy as np
         >>> from bpe_llama.model.training.data.rows import TokenBatches
         >>> batches = TokenBatches(np.arange(99, dtype=np.uint16), window=8, batch_size=2, vocab_size=99)
-        >>> with Prefetch(batches, range(0, 6)) as ahead:
+        >>> with contextlib.closing(Prefetch(batches, range(0, 6))) as ahead:
         ...     [batch.ids.shape for batch in ahead.take(2)]
         [(2, 8), (2, 8)]
     """
@@ -66,14 +67,6 @@ class Prefetch:
         """End the worker; data that block for more than a second are left to a daemon thread."""
         self._closed.set()
         self._worker.join(timeout=1)
-
-    def __enter__(self) -> Prefetch:
-        """Return the object."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the worker."""
-        self.close()
 
     def _make(self, batches: Batches, indices: range) -> None:
         for index in indices:

@@ -5,6 +5,7 @@ Packed documents are in `packing`, several corpora in `mixture`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -187,6 +188,23 @@ class TokenBatches(RowBatches):
         """
         super().__init__(Windows(tokens, window=window, vocab_size=vocab_size, seed=seed), batch_size)
         self.windows_per_epoch = self.data.rows_per_epoch
+
+
+def first_windows(tokens: Tokens, window: int, batch_size: int, most: int, vocab_size: int) -> Iterator[Batch]:
+    """Yield the first `most` windows of the tokens in order, as batches.
+
+    A shorter rest is left out unless there is no other window.
+
+    Example:
+        >>> [batch.ids.tolist() for batch in first_windows(np.arange(7), 2, batch_size=2, most=9, vocab_size=7)]
+        [[[0, 1], [2, 3]], [[4, 5]]]
+    """
+    width = min(window, len(tokens))
+    count = min(len(tokens) // width, most)
+    for first in range(0, count, batch_size):
+        rows = range(first, min(first + batch_size, count))
+        ids = np.stack([checked_window(tokens, row * width, width, vocab_size) for row in rows])
+        yield Batch(ids, ids)
 
 
 def collate_rows(rows: list[Row], window: int) -> Batch:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batch, Batches, checked_window
+from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.mixture import Mixture, check_weights
 from bpe_llama.model.training.data.packing import PackedRows
-from bpe_llama.model.training.data.rows import Row, RowBatches, Rows, Windows, collate_rows
+from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate_rows, first_windows
 from bpe_llama.model.training.data.shards import Corpus, open_corpus
 
 Path = str | os.PathLike[str]
@@ -61,20 +61,14 @@ def held_out_batches(data: Data, model: LlamaConfig, config: TrainConfig) -> Ite
     """
     corpora, window = data.held_out, config.sequence_length
     if len(corpora) == 1 and config.packing == "concatenate" and not config.masks_documents:
-        tokens = corpora[0].tokens
-        width = min(window, len(tokens))
-        count = min(len(tokens) // width, config.eval_windows)
-
-        def row(index: int) -> Row:
-            return Row(*[checked_window(tokens, index * width, width, model.vocab_size)] * 2)
-    else:
-        rows = _rows(corpora, data.weights, model, config)
-        shares = list(zip(rows.corpora, rows.shares, strict=True)) if isinstance(rows, Mixture) else [(rows, 1.0)]
-        # No row is repeated.
-        count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
-        width, row = window, rows.row
+        yield from first_windows(corpora[0].tokens, window, config.batch_size, config.eval_windows, model.vocab_size)
+        return
+    rows = _rows(corpora, data.weights, model, config)
+    shares = list(zip(rows.corpora, rows.shares, strict=True)) if isinstance(rows, Mixture) else [(rows, 1.0)]
+    # No row is repeated.
+    count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
     for first in range(0, count, config.batch_size):
-        yield collate_rows([row(index) for index in range(first, min(first + config.batch_size, count))], width)
+        yield collate_rows([rows.row(index) for index in range(first, min(first + config.batch_size, count))], window)
 
 
 def _paths(data: DataSource) -> dict[Path, float | None] | None:

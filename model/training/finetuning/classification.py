@@ -26,8 +26,9 @@ from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.finetuning.rows import check_text, has_rows, read_rows
+from bpe_llama.model.training.finetuning.show import print_trainable_parameters
 from bpe_llama.model.training.run import train_on_batches
-from bpe_llama.model.training.step import TensorBatch
+from bpe_llama.model.training.step import Scored, TensorBatch
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
@@ -194,8 +195,14 @@ def classification_loss(model: LlamaForSequenceClassification, batch: TensorBatc
 
     The config's `pad_token_id` tells what is padding, as in transformers.
     """
+    return classification_score(model, batch, learned).loss
+
+
+def classification_score(model: LlamaForSequenceClassification, batch: TensorBatch, learned: int) -> Scored:
+    """Return `classification_loss`, and the number of texts that were given their label."""
     logits_BL = model(batch.ids).logits.float()
-    return functional.cross_entropy(logits_BL, batch.labels, reduction="sum") / learned
+    loss = functional.cross_entropy(logits_BL, batch.labels, reduction="sum") / learned
+    return Scored(loss, correct=(logits_BL.argmax(-1) == batch.labels).sum())
 
 
 def train_classifier(
@@ -260,7 +267,7 @@ def train_classifier(
         resume=resume,
         progress=progress,
         loss_fn=classification_loss,
-        eval_loss_fn=classification_loss,
+        score_fn=classification_score,
         callbacks=callbacks,
     )
     if result.interrupted or not eval_texts:
@@ -297,8 +304,7 @@ def finetune_classifier(
     texts, held_out = split_texts(data.texts, config.eval_fraction, config.seed)
     if data.truncated:
         print(f"{data.truncated} texts truncated to {config.sequence_length} tokens", file=sys.stderr)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    print(f"{trained:,} trainable parameters", file=sys.stderr)
+    print_trainable_parameters(model)
     config = with_epochs(config, epochs, len(texts))
     return train_classifier(
         model, texts, config, out, eval_texts=held_out, resume=resume, progress=progress, callbacks=callbacks

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
 from bpe_llama._lock import locked
 from bpe_llama.model.generation.prompts import check_vocabulary
-from bpe_llama.model.training.callbacks import Callback, TrainResult
+from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig, with_epochs
-from bpe_llama.model.training.data.batches import open_tokens, split_held_out
+from bpe_llama.model.training.data.shards import open_corpus
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
-from bpe_llama.model.training.finetuning.show import print_example
+from bpe_llama.model.training.finetuning.show import print_example, print_trainable_parameters
 from bpe_llama.model.training.parallel import start
-from bpe_llama.model.training.run import train, train_on_examples
-from bpe_llama.model.training.step import LossFunction, batch_loss
+from bpe_llama.model.training.run import RunOptions, train, train_on_examples
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,13 +39,12 @@ def finetune(
     out: PathLike,
     *,
     epochs: float | None = None,
-    resume: bool = False,
     show_example: bool = False,
-    progress: bool | None = None,
-    loss_fn: LossFunction = batch_loss,
-    callbacks: Sequence[Callback] = (),
-    token_bytes: npt.NDArray[np.int64] | None = None,
-    **data: Unpack[DataOptions],
+    format: str = DataConfig.format,
+    train_on: str = DataConfig.train_on,
+    parse_special: bool = DataConfig.parse_special,
+    on_error: str = DataConfig.on_error,
+    **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on text files, and return the result.
 
@@ -66,13 +62,12 @@ def finetune(
         config: The run's options.
         out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, for plain text, `tokens.npy`.
         epochs: Passes over the data, instead of `config.max_steps`.
-        resume: Resume from the checkpoint in `out`, if there is one.
         show_example: Print the first example on stderr, with the learned tokens coloured.
-        progress: As of `train`, like the next three.
-        loss_fn: Likewise.
-        callbacks: Likewise.
-        token_bytes: Likewise.
-        data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
+        format: As `DataConfig` documents it, like the next three.
+        train_on: Likewise.
+        parse_special: Likewise.
+        on_error: Likewise.
+        options: As of `train`.
 
     Warns:
         UserWarning: The number of skipped rows and the place of the first; text that looks like special tokens and is
@@ -89,44 +84,29 @@ def finetune(
     """
     check_vocabulary(tokenizer, model.config.vocab_size)
     with_epochs(config, epochs, 1)  # raises before the files are read
-    options = DataConfig(**data)
-    files, out = find_files(texts), Path(out)
+    data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
+    files, out, resume = find_files(texts), Path(out), options.get("resume", False)
+    is_text = "text" in find_formats(files, DataConfig(**data)).values()
+    if is_text and train_on != DataConfig.train_on:
+        raise ValueError(f"train_on is {train_on!r}, and all of plain text is learned; leave it out")
     ranks = start(config.device, config.parallel)
     ranks.on_main(lambda: checkpoint_to_resume(out, resume))  # before this run replaces another run's tokens.npy
-    is_text = "text" in find_formats(files, options).values()
-    if is_text and options.train_on != "assistant":
-        raise ValueError(f"train_on is {options.train_on!r}, and all of plain text is learned; leave it out")
     if is_text:
-        token_file = out / "tokens.npy"
+        token_file, progress = out / "tokens.npy", options.get("progress")
 
-        write = partial(
-            write_tokens,
-            files,
-            tokenizer,
-            token_file,
-            parse_special=options.parse_special,
-            on_error=options.on_error,
-            progress=progress,
-        )
+        def write() -> None:
+            how: dict[str, Any] = {"parse_special": parse_special, "on_error": on_error, "progress": progress}
+            write_tokens(files, tokenizer, token_file, **how)
+
         with ranks.entered_on_main(locked(out)):
             ranks.on_main(write)
-        tokens, _ = split_held_out(open_tokens(token_file), config.eval_fraction, config.sequence_length)
+        corpus, _ = open_corpus(token_file).split(config.eval_fraction, config.sequence_length)
         if show_example and ranks.is_main:
-            print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
-        config = with_epochs(config, epochs, len(tokens) / config.sequence_length)
+            print_example(tokenizer, corpus.tokens[: config.sequence_length].astype(np.int64))
         if ranks.is_main:
-            _print_trainable_parameters(model)
-        return train(
-            model,
-            token_file,
-            config,
-            out,
-            resume=resume,
-            progress=progress,
-            loss_fn=loss_fn,
-            callbacks=callbacks,
-            token_bytes=token_bytes,
-        )
+            print_trainable_parameters(model)
+        config = with_epochs(config, epochs, len(corpus.tokens) / config.sequence_length)
+        return train(model, token_file, config, out, **options)
     found = read_conversations(files, tokenizer, config.sequence_length, **data)
     if ranks.is_main and (found.truncated or found.dropped):
         print(
@@ -139,23 +119,7 @@ def finetune(
         print_example(tokenizer, examples[0].ids, examples[0].labels)
     eval_count = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
     train_examples, eval_examples = examples[: len(examples) - eval_count], examples[len(examples) - eval_count :]
-    config = with_epochs(config, epochs, len(train_examples))
     if ranks.is_main:
-        _print_trainable_parameters(model)
-    return train_on_examples(
-        model,
-        train_examples,
-        config,
-        out,
-        eval_examples=eval_examples,
-        resume=resume,
-        progress=progress,
-        loss_fn=loss_fn,
-        callbacks=callbacks,
-        token_bytes=token_bytes,
-    )
-
-
-def _print_trainable_parameters(model: LlamaForCausalLM) -> None:
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    print(f"{trained:,} trainable parameters", file=sys.stderr)
+        print_trainable_parameters(model)
+    config = with_epochs(config, epochs, len(train_examples))
+    return train_on_examples(model, train_examples, config, out, eval_examples=eval_examples, **options)

@@ -1,4 +1,4 @@
-"""Prints an example with its learned tokens coloured."""
+"""Prints an example with its learned tokens coloured, and how many weights are trained."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.text import Text
+from torch import nn
 
 from bpe_llama.display import visible
 from bpe_llama.model.layers.loss import IGNORED
@@ -59,3 +60,9 @@ def print_example(
     learned = int((labels[1:] != IGNORED).sum())
     console.print(f"The first example: {len(ids):,} tokens, {learned:,} of them learned ({how}):", highlight=False)
     console.print(example_text(tokenizer, ids, labels, brackets=brackets), soft_wrap=True)
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print the number of weights that are trained on stderr."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    print(f"{trained:,} trainable parameters", file=sys.stderr)

@@ -27,6 +27,7 @@ def in_one_line(metrics: Metrics) -> str:
         "bits_per_byte": "{:.3f} bits/byte",
         "eval_loss": "held-out loss {:.3f}",
         "eval_bits_per_byte": "held-out {:.3f} bits/byte",
+        "eval_accuracy": "accuracy {:.2%}",
         "learning_rate": "rate {:.2e}",
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "MFU {:.0%}",

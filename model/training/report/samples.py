@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Samples(Callback):
     """Continues each prompt after every evaluation, prints the text and appends it to `samples.jsonl`.
 
-    Sampling has a seed of its own, so training goes on as without samples.
+    Sampling has a seed of its own, so training goes on as without samples. With `ema_decay` the averaged weights are
+    sampled from.
 
     Args:
         tokenizer: The tokenizer of the model.

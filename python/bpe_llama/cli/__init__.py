@@ -14,9 +14,8 @@ import typer
 
 from bpe_llama import __version__
 from bpe_llama.cli import compare, count, decode, encode, encode_corpus, inspect, train_tokenizer
-from bpe_llama.cli.model_commands import MODEL_COMMANDS, forward
+from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, forward
 
-EXIT_BAD_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(

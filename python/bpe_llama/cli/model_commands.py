@@ -14,6 +14,8 @@ ENVIRONMENT = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 
+EXIT_BAD_USAGE = 2
+
 # Command to its line in `bpe-llama --help`.
 MODEL_COMMANDS = {
     "pretrain": "Train a LLaMA from scratch on a token file.",
@@ -37,6 +39,13 @@ def forward(context: typer.Context) -> None:
             raise
         message = f"{context.info_name} needs {error.name}: pip install 'bpe-llama[model]'"
         raise ValueError(message) from error
-    code = model_app(args=[str(context.info_name), *context.args], prog_name="bpe-llama", standalone_mode=False)
+    try:
+        code = model_app(args=[str(context.info_name), *context.args], prog_name="bpe-llama", standalone_mode=False)
+    except Exception as error:
+        from bpe_llama.model.training.parallel import is_reported_by_rank_0
+
+        if is_reported_by_rank_0(str(error)):
+            raise typer.Exit(EXIT_BAD_USAGE) from None
+        raise
     if isinstance(code, int):
         raise typer.Exit(code)

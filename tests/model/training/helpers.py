@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import torch
 from pyarrow import parquet
 
 from bpe_llama import Tokenizer
 from bpe_llama._corpus.shards import Shard, TokenShards, begin_shard, write_index
 from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training import Example
+from bpe_llama.model.training.checkpoints.checkpoint import (
+    TrainState,
+    load_optimizer_state,
+    load_weights,
+    read_state,
+)
 from tests.small_models import tiny_config
 
 SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "num_key_value_heads": 2, "initializer_range": 0.02}
@@ -32,6 +39,12 @@ SETTINGS: dict[str, Any] = {
 
 def fresh() -> LlamaForCausalLM:
     return LlamaForCausalLM(CONFIG, seed=0)
+
+
+def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
+    load_weights(folder, model)
+    load_optimizer_state(folder, model, optimizer)
+    return read_state(folder)
 
 
 def losses(out: Path) -> dict[float, float]:

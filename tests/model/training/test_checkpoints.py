@@ -24,13 +24,12 @@ from bpe_llama.model import LlamaForCausalLM, lora, training
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
     find_checkpoint,
-    load_checkpoint,
     save_checkpoint,
 )
 from bpe_llama.model.training.optimizers.adamw import (
     adamw,
 )
-from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
+from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 
 
 def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(token_file: Path, tmp_path: Path) -> None:
@@ -204,9 +203,25 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_data(token_file: Pa
     assert training.train(fresh(), tmp_path / "other.npy", config, out, resume=True).step == 2
 
 
+def test_the_newest_checkpoints_are_kept_and_the_newest_resumes(token_file: Path, tmp_path: Path) -> None:
+    def run(name: str, steps: int, limit: int, resume: bool = False) -> list[str]:
+        config = training.TrainConfig(max_steps=steps, save_every=2, save_total_limit=limit, **SETTINGS)
+        found = training.train(fresh(), token_file, config, tmp_path / name, resume=resume, progress=False)
+        assert found.checkpoint == find_checkpoint(tmp_path / name)
+        return sorted(folder.name[-2:] for folder in (tmp_path / name).glob("step-*"))
+
+    assert run("all", 9, 0) == ["02", "04", "06", "08", "09"]
+    assert run("three", 7, 3) == ["04", "06", "07"]
+    assert run("three", 9, 3, resume=True) == ["07", "08", "09"]
+    assert run("three", 10, 1, resume=True) == ["10"]
+    whole, resumed = (losses(tmp_path / name) for name in ("all", "three"))
+    assert list(resumed.items())[:7] == list(whole.items())[:7]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("step", [1, 2], ids=["the same step again", "a later step"])
 def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(
-    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, keep: int
 ) -> None:
     config = training.TrainConfig(max_steps=1, **SETTINGS)
     training.train(fresh(), token_file, config, tmp_path / "run")
@@ -221,14 +236,18 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(
         with monkeypatch.context() as patched:
             killed = _kill_at(patched, moment)
             with contextlib.suppress(_Killed):
-                save_checkpoint(out, model, optimizer, state)
+                save_checkpoint(out, model, optimizer, state, keep=keep)
             done = not killed()
         found = find_checkpoint(out)
         assert found is not None
         left = load_checkpoint(found, fresh(), adamw(fresh(), learning_rate=1.0))
         survivors.add(left.elapsed == 7.0)
-        last = save_checkpoint(out, model, optimizer, TrainState(step, 9.0, config.to_dict()))
-        assert [folder.name for folder in out.glob("*step*")] == [last.name] and not list(out.glob(".saving-*"))
+        last = save_checkpoint(out, model, optimizer, TrainState(step, 9.0, config.to_dict()), keep=keep)
+        kept = ["step-00000001"] if step == keep == 2 else []
+        assert sorted(folder.name for folder in out.glob("*step*")) == [*kept, last.name]
+        assert not list(out.glob(".saving-*"))
+        for folder in out.glob("step-*"):  # no part of a checkpoint
+            load_checkpoint(folder, fresh(), adamw(fresh(), learning_rate=1.0))
         if done:
             break
     assert moment > 8 and survivors == {False, True}

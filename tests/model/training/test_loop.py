@@ -23,13 +23,13 @@ from torch.nn import functional
 
 from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.layers import linear_cross_entropy
-from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
+from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint
 from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.optimizers.adamw import (
     adamw,
 )
 from bpe_llama.model.training.step import batch_loss
-from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
+from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 
 
 def test_a_run_learns_and_writes_metrics_plot_and_checkpoint(token_file: Path, tmp_path: Path) -> None:

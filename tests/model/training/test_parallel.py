@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import itertools
 import math
@@ -24,9 +25,12 @@ from safetensors.torch import load_file, save_file
 from bpe_llama import Tokenizer
 from bpe_llama._lock import locked
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaForCausalLM, lora, training
+from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification, lora, quantize, training
+from bpe_llama.model.evaluation.classification import LabelledText
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training import parallel
 from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.finetuning.classification import train_classifier
 from tests.model.training import ranks
 from tests.model.training.helpers import CONFIG
 from tests.unit.model_commands.helpers import TEXT, finetune, pretrain
@@ -83,17 +87,38 @@ def _with_experts(out: Path, config: TrainConfig, **options: Any) -> LlamaForCau
     return _train_on_examples(_model(**shape), out, config, **options)
 
 
+def _with_quantized_weights(out: Path, config: TrainConfig, **options: Any) -> LlamaForCausalLM:
+    model = _model(tie_word_embeddings=False)
+    quantize.quantize(model, "int8")
+    return _train_on_examples(lora.add(model, rank=3), out, config, **options)
+
+
+def _distilled(out: Path, config: TrainConfig, **options: Any) -> LlamaForCausalLM:
+    teacher = LlamaForCausalLM(CONFIG, seed=7)
+    return _on_tokens(out, config, loss_fn=training.distillation_loss(teacher, chunk_size=16), **options)
+
+
+def _classifier(out: Path, config: TrainConfig, **options: Any) -> LlamaForSequenceClassification:
+    model = LlamaForSequenceClassification.from_causal_lm(_model(), ["no", "yes"], pad_token_id=0, seed=1)
+    texts = [LabelledText(example.ids, int(example.ids[0] > 30)) for example in _examples()]
+    train_classifier(model, texts[:18], config, out, eval_texts=texts[18:], progress=False, **options)
+    return model
+
+
 def _train_on_examples(model: LlamaForCausalLM, out: Path, config: TrainConfig, **options: Any) -> LlamaForCausalLM:
     data = _examples()
     training.train_on_examples(model, data[:18], config, out, eval_examples=data[18:], progress=False, **options)
     return model
 
 
-RUNS: dict[str, Callable[..., LlamaForCausalLM]] = {
+RUNS: dict[str, Callable[..., Pretrained]] = {
     "tokens": _on_tokens,
     "examples": _on_examples,
     "adapter": _with_adapter,
     "experts": _with_experts,
+    "quantized": _with_quantized_weights,
+    "distilled": _distilled,
+    "classifier": _classifier,
 }
 
 
@@ -181,8 +206,6 @@ def test_a_killed_rank_and_a_restart_lose_nothing(parallel: str, tmp_path: Path)
 
 
 def test_what_ranks_refuse_they_name_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="compile is True and parallel 'fsdp', expected parallel auto or ddp"):
-        TrainConfig(compile=True, parallel="fsdp")
     np.save(tmp_path / "tokens.npy", _tokens())
 
     def work(rank: int) -> None:
@@ -253,6 +276,37 @@ def test_pretrain_and_finetune_print_and_save_on_rank_0(tmp_path: Path) -> None:
     assert not all(map(torch.equal, before.parameters(), after.parameters()))
 
 
+def test_bad_usage_is_one_line_of_rank_0_and_an_error_of_one_rank_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "tokens.npy", _tokens())
+    Tokenizer.train_from_iterator([TEXT], vocab_size=260, progress=False).save(tmp_path / "tokenizer.json")
+    for name, flags, message, seconds in (
+        ("unknown", ["--unknown"], "--unknown", 60),
+        ("steps", ["--steps", "0"], "max_steps is 0, expected at least 1", 60),
+        ("alone", ["--unknown"], "--unknown", 2),
+    ):
+        monkeypatch.setattr(parallel, "ERROR_TIMEOUT", datetime.timedelta(seconds=seconds))
+        command, ended = pretrain(tmp_path, tmp_path / "run", *flags), tmp_path / f"ended-{name}"
+
+        def work(rank: int, alone: bool = name == "alone", command: Any = command, ended: Path = ended) -> None:
+            if rank == 0:  # torchrun's own process hosts the store otherwise
+                place = ("127.0.0.1", int(os.environ["MASTER_PORT"]))
+                store = torch.distributed.TCPStore(*place, is_master=True, wait_for_workers=False, multi_tenant=True)
+                assert store.port == place[1]
+            if rank == 1 or not alone:
+                assert main(command) == 2
+            if rank == 1:
+                ended.touch()
+            while not ended.exists():
+                time.sleep(0.05)
+
+        ranks.run(2, work, tmp_path / f"log-{name}")
+        first, second = ((tmp_path / f"log-{name}.{rank}").read_text() for rank in range(2))
+        reported, silent = (second, first) if name == "alone" else (first, second)
+        assert message in reported and reported.count("\n") == 1 and silent == ""
+
+
 def _check_equal(
     name: str, world: int, expected: Path, found: Path, expected_name: str = "", *, exactly: bool = False
 ) -> None:
@@ -261,7 +315,7 @@ def _check_equal(
     theirs = training.read_metrics(expected / before / "metrics.jsonl")
     ours = training.read_metrics(found / name / "metrics.jsonl")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    for key in ("loss", "grad_norm", "eval_loss"):
+    for key in ("loss", "grad_norm", "eval_loss", "eval_accuracy"):
         wanted, had = ([line[key] for line in lines if key in line] for lines in (theirs, ours))
         np.testing.assert_allclose(had, wanted, rtol=0 if exactly else 2e-5, err_msg=f"{name}: {key}")
     weights = load_file(expected / (f"{before}.0.safetensors" if exactly else f"{before}.safetensors"))
@@ -270,5 +324,18 @@ def _check_equal(
         torch.testing.assert_close(load_file(found / f"{name}.{rank}.safetensors"), weights, **tolerance)
 
 
-def _trained(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+def _trained(model: Pretrained) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own read
+def test_sharded_layers_that_are_compiled_give_the_same_losses(alone: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", _tokens())
+
+    def work(rank: int) -> None:
+        trained = _on_tokens(tmp_path / "tokens", TrainConfig(**SETTINGS, parallel="fsdp", compile=True))
+        save_file(_trained(trained), tmp_path / f"tokens.{rank}.safetensors")
+
+    ranks.run(2, work, tmp_path / "log")
+    _check_equal("tokens", 2, alone, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import sqlite3
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, lora, training
+from bpe_llama.model.evaluation import evaluate_text, token_bytes
 from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
 from bpe_llama.model.training.report.samples import Samples
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
@@ -67,6 +70,60 @@ def test_bits_per_byte_are_nats_over_bytes(token_file: Path, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_held_out_bits_per_byte_are_those_of_eval(bos: bool, tmp_path: Path) -> None:
+    special = ["<s>", "</s>"] if bos else ["</s>"]
+    texts = ["what is up", "and why is it so", "it is", "so it is, and why", "up and up"] * 2
+    tokenizer = Tokenizer.train_from_iterator(texts, vocab_size=270, special_tokens=special, progress=False)
+    if bos:
+        tokenizer.save(tmp_path / "tokenizer.json")
+        saved = json.loads((tmp_path / "tokenizer.json").read_text())
+        begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+        saved["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [tokenizer.special_tokens["<s>"]], "tokens": ["<s>"]}},
+        }
+        (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+        tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tokenizer.encode_corpus([rows], tmp_path / "shards", eos=True, progress=False)
+    model = fresh_for_text(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.special_tokens["</s>"])
+    config = training.TrainConfig(max_steps=3, **(SETTINGS | {"packing": "best_fit", "sequence_length": 32}))
+    training.train(
+        model,
+        tmp_path / "shards",
+        config,
+        tmp_path / "run",
+        eval_file=tmp_path / "shards",
+        token_bytes=token_bytes(tokenizer),
+        progress=False,
+    )
+    lines = training.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    expected = evaluate_text(model, tokenizer, texts, progress=False)
+    assert lines[-1]["eval_bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-5)
+    assert lines[-1]["eval_loss"] != pytest.approx(expected.loss, rel=1e-3)  # which has the loss of </s>
+
+
+def test_bits_per_byte_of_steps_leave_out_tokens_without_bytes(token_file: Path, tmp_path: Path) -> None:
+    sizes = np.arange(64) % 3
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    batch = training.TokenBatches(training.open_tokens(token_file)[:-40], window=16, batch_size=4, vocab_size=64)
+    ids = torch.from_numpy(batch.batch(0).ids)
+    nats = functional.cross_entropy(fresh()(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    size = torch.from_numpy(sizes)[ids[:, 1:].flatten()]
+    training.train(fresh(), token_file, config, tmp_path / "run", token_bytes=sizes, progress=False)
+    line = training.read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert line["loss"] == pytest.approx(nats.mean().item(), rel=1e-5)
+    assert line["bits_per_byte"] == pytest.approx((nats[size > 0].sum() / math.log(2) / size.sum()).item(), rel=1e-5)
+    smoothed = dataclasses.replace(config, z_loss=0.1)  # the loss is not the cross-entropy alone
+    training.train(fresh(), token_file, smoothed, tmp_path / "z", token_bytes=sizes, progress=False)
+    first, held_out = training.read_metrics(tmp_path / "z" / "metrics.jsonl")
+    assert "bits_per_byte" not in first and held_out["eval_bits_per_byte"] > 0
+
+
 def test_flops_count_trained_frozen_and_active_weights() -> None:
     matrices = sum(
         weight.numel() for name, weight in fresh().named_parameters() if weight.dim() == 2 and "embed" not in name
@@ -111,6 +168,24 @@ def test_samples_are_written_and_change_no_loss(
         (step, p) for step in (2, 4, 6) for p in ("what", "is")
     ]
     assert f"step 6: is{lines[-1]['text']}" in capfd.readouterr().err and lines[-1]["text"]
+
+
+def test_callbacks_of_an_evaluation_see_the_average_that_is_evaluated(token_file: Path, tmp_path: Path) -> None:
+    class Peek(training.Callback):
+        def on_eval(self, run: training.Run, metrics: dict[str, float]) -> None:
+            evaluated.append((training.evaluate(run.whole_model(), held_out, window=16), metrics["eval_loss"]))
+
+        def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
+            trained.append(training.evaluate(run.whole_model(), held_out, window=16))
+
+    evaluated, trained = list[tuple[float, float]](), list[float]()
+    held_out = training.open_tokens(token_file)[-40:]
+    config = training.TrainConfig(max_steps=6, eval_every=3, ema_decay=0.9, **SETTINGS)
+    model = fresh()
+    training.train(model, token_file, config, tmp_path / "run", callbacks=[Peek()], progress=False)
+    for (seen, reported), last in zip(evaluated, trained[2::3], strict=True):
+        assert seen == pytest.approx(reported, rel=1e-6) != pytest.approx(last, rel=1e-3)
+    assert training.evaluate(model, held_out, window=16) == pytest.approx(evaluated[-1][1], rel=1e-6)  # and is saved
 
 
 def test_tensorboard_reads_the_metrics(token_file: Path, tmp_path: Path) -> None:

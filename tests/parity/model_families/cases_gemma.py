@@ -77,7 +77,7 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
         "adapted": ("q_proj", "down_proj", "embed_tokens"),
         "refused": [
             ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-            ({"sliding_window": 8}, "sliding_window is 8, but transformers' gemma attends to all tokens"),
+            ({"sliding_window": 8}, "sliding_window is 8, which model_type 'gemma' does not compute"),
             ({"layer_types": TYPES}, "layer_types is .*, but transformers' gemma attends to all tokens"),
             ({"mlp_bias": True}, "mlp_bias is true, but transformers' gemma has no such biases"),
             ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, a key that is not known here"),
@@ -180,6 +180,8 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
             ({"_sliding_window_pattern": 3}, "_sliding_window_pattern is 3"),
             ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
             ({"vision_config": {"hidden_size": 8}}, "vision_config is"),
+            ({"local_rope_parameters": LOCAL}, "local_rope_parameters is .*, which is no key of a file"),
+            ({"hidden_activation": []}, "hidden_act is"),
             (
                 {"rope_parameters": {"sliding_attention": {"rope_type": "dynamic", "factor": 2.0}}},
                 "rope_type of sliding_attention is 'dynamic'",

@@ -165,7 +165,7 @@ PHI_CASES: dict[str, dict[str, Any]] = {
             "Aya 23 8B": (AYA_8B, 8_028_033_024),
         },
         "refused": [
-            ({"sliding_window": 5}, "sliding_window is 5, but transformers' cohere attends to all tokens"),
+            ({"sliding_window": 5}, "sliding_window is 5, which model_type 'cohere' does not compute"),
             ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, but model_type 'cohere' has LayerNorm"),
             ({"mlp_bias": True}, "mlp_bias is true, but transformers' cohere has no such biases"),
             ({"partial_rotary_factor": 0.5}, "transformers' cohere rotates whole heads"),
@@ -205,7 +205,7 @@ PHI_CASES: dict[str, dict[str, Any]] = {
             ({"attention_bias": True}, "attention_bias is true, but transformers' stablelm has no biases"),
             ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, but model_type 'stablelm' has LayerNorm"),
             ({"hidden_dropout": 1.5}, "hidden_dropout is 1.5; expected a probability"),
-            ({"sliding_window": 8}, "sliding_window is 8, but transformers' stablelm attends to all tokens"),
+            ({"sliding_window": 8}, "sliding_window is 8, which model_type 'stablelm' does not compute"),
             ({"head_dim": 32}, "head_dim is 32; model_type 'stablelm' has hidden_size / num_attention_heads"),
             ({"logit_scale": 0.5}, "logit_scale is 0.5, a key that is not known here"),
         ],

@@ -11,7 +11,7 @@ import torch
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
-from tests.unit.model_commands.helpers import RUN, TEXT, finetune
+from tests.unit.model_commands.helpers import RUN, TEXT, finetune, pretrain
 
 MORE = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 60
 
@@ -119,6 +119,19 @@ def test_convert_averages_checkpoints(made: Path, tmp_path: Path, capsys: pytest
         assert said.count("\n") == 1 and message in said
     assert main(["convert", str(first), str(tmp_path / "mean"), "--weight", "1"]) == 2
     assert "--weight is for --average-with" in capsys.readouterr().err
+
+
+def test_checkpoints_of_one_run_are_averaged(made: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(pretrain(made, run, "--save-every", "1", "--save-total-limit", "2")) == 0
+    older, newest = sorted(run.glob("step-*"))
+    arguments = ["convert", str(older), str(tmp_path / "mean"), "--average-with", str(newest)]
+    assert main([*arguments, "--tokenizer", str(run / "model")]) == 0
+    one, two, mean = (LlamaForCausalLM.from_pretrained(f, device="cpu") for f in (older, newest, tmp_path / "mean"))
+    for name, weight in mean.state_dict().items():
+        first, second = one.state_dict()[name], two.state_dict()[name]
+        assert torch.equal(weight, ((first.double() + second.double()) / 2).float()), name
+        assert not torch.equal(first, second)
 
 
 def test_what_cannot_be_resized_is_one_line(

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from bpe_llama.model import training
 from bpe_llama.model.training import Example, ExampleBatches
-from bpe_llama.model.training.data.batches import split_held_out
 from tests.model.training.helpers import FINETUNE_SETTINGS, fresh_for_text
 
 
@@ -83,10 +82,10 @@ def test_a_batch_depends_on_seed_and_index_only() -> None:
 
 
 def test_the_held_out_tokens_are_the_last_ones() -> None:
-    tokens = np.arange(100, dtype=np.uint16)
-    train, held_out = split_held_out(tokens, 0.01, 16)
-    assert (len(train), len(held_out), held_out[0]) == (84, 16, 84)
-    assert [len(part) for part in split_held_out(tokens, 0.0, 16)] == [100, 0]
+    corpus = training.Corpus("a", np.arange(100, dtype=np.uint16))
+    train, held_out = corpus.split(0.01, 16)
+    assert held_out is not None and held_out.tokens[0] == len(train.tokens) == 84 and len(held_out.tokens) == 16
+    assert corpus.split(0.0, 16) == (corpus, None)
 
 
 @given(count=st.integers(1, 9), batch_size=st.integers(1, 5), seed=st.integers(0, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -52,7 +53,7 @@ def run(data: Any, out: Path, **options: Any) -> training.TrainResult:
 
 def test_batches_are_made_ahead_in_order_and_no_more_than_needed() -> None:
     data = Slow()
-    with Prefetch(data, range(3, 9), depth=2) as ahead:
+    with contextlib.closing(Prefetch(data, range(3, 9), depth=2)) as ahead:
         time.sleep(0.3)
         assert data.made == [3, 4, 5]  # two in the queue, one in the worker's hands
         taken = [*ahead.take(2), *ahead.take(4)]
@@ -64,7 +65,7 @@ def test_batches_are_made_ahead_in_order_and_no_more_than_needed() -> None:
 
 
 def test_waits_are_measured_and_slow_steps_do_not_wait() -> None:
-    with Prefetch(Slow(0.05), range(4)) as ahead:
+    with contextlib.closing(Prefetch(Slow(0.05), range(4))) as ahead:
         ahead.take(2)
         waited = ahead.waited
         assert 0.05 < waited < 1
@@ -89,7 +90,7 @@ def test_an_error_of_the_data_is_raised_in_its_step(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_a_wait_for_data() -> None:
     interrupted = threading.Event()
-    with Prefetch(Slow(30), range(4)) as ahead:
+    with contextlib.closing(Prefetch(Slow(30), range(4))) as ahead:
         threading.Timer(0.2, interrupted.set).start()
         began = time.perf_counter()
         assert ahead.take(1, interrupted) == []

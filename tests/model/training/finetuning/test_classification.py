@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 
 from bpe_llama import Tokenizer
@@ -25,6 +26,9 @@ from bpe_llama.model.training.finetuning.classification import (
     split_texts,
     train_classifier,
 )
+from bpe_llama.model.training.report import plot
+from bpe_llama.model.training.report.loggers import logger_named
+from bpe_llama.model.training.report.plot import plot_loss
 from tests.model.training.helpers import CONFIG, SETTINGS, losses
 
 LABELS = ["no", "yes", "unsure"]
@@ -61,7 +65,24 @@ def test_a_classifier_learns_labels_and_its_held_out_score_is_that_of_its_predic
     assert score.confusion.tolist() == confusion.tolist()
     assert score.loss == pytest.approx(total / len(held_out), rel=1e-5)
     assert score.accuracy == confusion.trace() / 21
-    assert sum("eval_loss" in line for line in training.read_metrics(tmp_path / "metrics.jsonl")) == 3
+    evaluations = [line for line in training.read_metrics(tmp_path / "metrics.jsonl") if "eval_loss" in line]
+    assert len(evaluations) == 3 and evaluations[-1]["eval_accuracy"] == pytest.approx(score.accuracy)
+    assert len({line["eval_accuracy"] for line in evaluations}) > 1
+
+
+def test_accuracy_is_logged_and_the_plot_is_per_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_svg(metrics: Any, path: Path, **options: Any) -> None:
+        plot_loss(metrics, path.with_suffix(".svg"), **options)
+
+    monkeypatch.setattr(plot, "plot_loss", as_svg)
+    config, logger = training.TrainConfig(max_steps=2, **SETTINGS), logger_named("tensorboard")
+    options = {"eval_texts": texts(9, seed=2), "progress": False, "callbacks": [logger]}
+    _, score = train_classifier(judge(), texts(), config, tmp_path, **options)
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("eval_accuracy")
+    assert score is not None and (event.step, event.value) == (2, pytest.approx(score.accuracy))
+    assert "<!-- loss (nats per text) -->" in (tmp_path / "loss.svg").read_text()
+    plot_loss(training.read_metrics(tmp_path / "metrics.jsonl"), tmp_path / "tokens.svg")
+    assert "<!-- loss (nats per token) -->" in (tmp_path / "tokens.svg").read_text()
 
 
 def test_micro_batches_give_the_step_of_one_batch(tmp_path: Path) -> None:
