@@ -154,7 +154,8 @@ def embedding_scale(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor] | Non
 def is_dense(model: LlamaForCausalLM) -> bool:
     """Return whether a model consists of dense rotary layers that `DenseLayer` describes, float32 or bfloat16.
 
-    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, chunks, dropout and shared weights are not supported.
+    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, chunked attention, dropout and shared weights
+    are not supported.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig

@@ -131,6 +131,8 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
     Raises:
         ValueError: If GGUF's llama architecture cannot express the config; it names the fields.
     """
+    if config.model_type == "llama4_text":
+        raise ValueError(f"model_type {config.model_type!r} is not written as GGUF; save_pretrained writes a folder")
     inexpressible = {
         "num_local_experts": config.num_local_experts == 1,
         "sliding_window": config.sliding_window is not None,

@@ -199,9 +199,9 @@ class Llama4Layer(DecoderLayer):
         )
 
     @property
-    def feed_forward(self) -> nn.Module:  # type: ignore[override]  # the module is what the method of others calls
+    def feed_forward(self) -> Any:  # type: ignore[override]  # the module is what the method of others calls
         """Return the mixture or MLP."""
-        block: nn.Module = self._modules["feed_forward"]  # type: ignore[assignment]
+        block: Any = self._modules["feed_forward"]
         return block
 
 

@@ -120,7 +120,8 @@ def _gated(x_PI: Tensor) -> Tensor:
 
 
 def _linear(weight_IO: Tensor) -> nn.Linear:
-    linear = nn.Linear(*weight_IO.shape, bias=False, device="meta")
+    inputs, outputs = weight_IO.shape
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta")
     linear.weight = nn.Parameter(weight_IO.mT.contiguous(), requires_grad=False)
     return linear
 

@@ -50,6 +50,8 @@ class MixtureOfExperts(nn.Module):
     expert_class: ClassVar[type[Any]] = Expert
     has_routing_loss: ClassVar[bool] = True
     """Whether `routing_loss` counts the router's logits."""
+    experts: Any
+    """A list of ``expert_class``, unless a family has another module; its length is the number of experts."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
