@@ -287,6 +287,9 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
         if name not in family.biases and picked.get(name):
             found = "no such biases" if family.biases else "no biases"
             raise ValueError(f"{name} is true, but transformers' {family.name} has {found}; expected false")
+    types = values.get("layer_types") or []
+    if not family.has_window and (not isinstance(types, list) or set(map(str, types)) - {"full_attention"}):
+        raise ValueError(f"layer_types is {types!r:.100}, but transformers' {family.name} attends to all tokens")
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
             f"position_encoding is {picked['position_encoding']!r}, which transformers' {family.name} does not read; "

@@ -160,6 +160,7 @@ SMOL_CASES: dict[str, dict[str, Any]] = {
             ),
         },
         "refused": [
+            ({"sliding_window": 8}, "sliding_window is 8, which model_type 'granite' does not compute"),
             ({"logits_scaling": 0.0}, "logits_scaling is 0.0, which divides the logits"),
             ({"residual_multiplier": -1.0}, "residual_multiplier is -1.0; expected a finite number of at least 0"),
             ({"no_rope_layers": [1, 0, 1, 0]}, r"no_rope_layers is \[1, 0, 1, 0\], a key that is not known here"),
@@ -190,6 +191,7 @@ SMOL_CASES: dict[str, dict[str, Any]] = {
             ),
         },
         "refused": [
+            ({"sliding_window": 8}, "sliding_window is 8, which model_type 'olmo2' does not compute"),
             ({"clip_qkv": 8.0}, "clip_qkv is 8.0, a key that is not known here"),
             ({"mlp_bias": True}, "mlp_bias is true, but transformers' olmo2 has no such biases"),
         ],
@@ -230,6 +232,7 @@ SMOL_CASES: dict[str, dict[str, Any]] = {
             ),
         },
         "refused": [
+            ({"sliding_window": 8}, "sliding_window is 8, which model_type 'seed_oss' does not compute"),
             ({"residual_dropout": -0.1}, "residual_dropout is -0.1; expected a finite number of at least 0"),
             ({"residual_dropout": 1.1}, "residual_dropout is 1.1; expected a probability"),
         ],
