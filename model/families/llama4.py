@@ -194,12 +194,12 @@ class Llama4Layer(DecoderLayer):
         super().__init__(config, layer)
         del self.mlp
         has_experts = layer in (config.moe_layers or ())
-        self._modules["feed_forward"] = (
+        self._modules["feed_forward"] = (  # `add_module` refuses names of attributes
             Llama4Mixture(config) if has_experts else MLP(config, config.intermediate_size_mlp)
         )
 
     @property
-    def feed_forward(self) -> Any:  # type: ignore[override]  # the module is what the method of others calls
+    def feed_forward(self) -> Any:  # the module is what the method of other layers calls
         """Return the mixture or MLP."""
         block: Any = self._modules["feed_forward"]
         return block

@@ -22,6 +22,7 @@ from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.layers.attention_backends import Visible, backend_named
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.quantization.quantize import KINDS, QuantizedLinear, dequantize, quantize
+from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.initial.identity import start_as_identity
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token
 from bpe_llama.model.windows import Chunk, sliding_windows
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 IDS = torch.randint(3, 101, (2, 40), generator=torch.Generator().manual_seed(1))
 STEEP = SMALL | {"attention_chunk_size": 8, "floor_scale": 3, "attn_scale": 0.7}
-NO_PADDING = torch.ones_like(IDS)
 
 
 def pair(folder: Path, **fields: Any) -> tuple[LlamaForCausalLM, Any]:
@@ -213,6 +213,12 @@ def test_peft_loads_adapters_beside_quantized_experts(tmp_path: Path) -> None:
 
 def _peft(name: str) -> str:
     return name.replace(".adapters.default.", ".")
+
+
+def test_float8_training_is_refused(tmp_path: Path) -> None:
+    ours, _ = pair(tmp_path)
+    with pytest.raises(ValueError, match="experts.gate_up_proj has the weights of all experts in one tensor"):
+        use_float8(ours, ours.device, emulate=True)
 
 
 def test_layers_start_as_the_identity() -> None:
