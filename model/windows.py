@@ -44,6 +44,7 @@ def is_near(window: Window, query: Tensor, key: Tensor, first: Tensor | int = 0)
         first: The column of each sequence's first token, from which chunks are counted.
 
     Example:
+        >>> import torch
         >>> key = torch.arange(6)
         >>> is_near(3, torch.tensor(4), key).int().tolist(), is_near(Chunk(3), torch.tensor(4), key).int().tolist()
         ([0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1])

@@ -40,7 +40,7 @@ def use_float8(model: Pretrained, device: torch.device, *, emulate: bool = False
     fused = fused_weights(model)
     if fused:
         raise ValueError(
-            f"dtype is 'float8', but {fused[0]} has the weights of all experts in one tensor, which is no linear layer; "
+            f"dtype is 'float8', but {fused[0]} has the weights of all experts in one tensor, not a linear layer; "
             "expected bfloat16"
         )
     try:

@@ -217,7 +217,7 @@ def _peft(name: str) -> str:
 
 def test_float8_training_is_refused(tmp_path: Path) -> None:
     ours, _ = pair(tmp_path)
-    with pytest.raises(ValueError, match="experts.gate_up_proj has the weights of all experts in one tensor"):
+    with pytest.raises(ValueError, match=r"experts\.gate_up_proj has the weights of all experts in one tensor"):
         use_float8(ours, ours.device, emulate=True)
 
 
