@@ -13,6 +13,7 @@ from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
 from bpe_llama.model.config_values import check_flag, check_number, check_probability, check_size, check_token_id
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
+from bpe_llama.model.windows import Window
 
 POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -262,8 +263,8 @@ class LlamaConfig:
         return (True,) * self.num_hidden_layers
 
     @property
-    def windows(self) -> tuple[int | None, ...]:
-        """Return the sliding window of each layer in tokens; None attends to all.
+    def windows(self) -> tuple[Window | None, ...]:
+        """Return the sliding window of each layer in tokens, or its chunk; None attends to all.
 
         Example:
             >>> LlamaConfig(num_hidden_layers=2, sliding_window=8).windows

@@ -287,7 +287,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
         if name not in family.biases and picked.get(name):
             found = "no such biases" if family.biases else "no biases"
             raise ValueError(f"{name} is true, but transformers' {family.name} has {found}; expected false")
-    types = values.get("layer_types") or []
+    types = [] if "layer_types" in picked else values.get("layer_types") or []  # the config checks its own field
     if not family.has_window and (not isinstance(types, list) or set(map(str, types)) - {"full_attention"}):
         raise ValueError(f"layer_types is {types!r:.100}, but transformers' {family.name} attends to all tokens")
     if picked.get("position_encoding", "rotary") != "rotary":

@@ -57,6 +57,8 @@ class Family:
         layer: The class of a decoder layer, built from the config and the layer's number.
         embedding: Builds the token embedding from the config; None for a plain one.
         logits: Builds from the config the function that turns the head's product into logits; None if the product is.
+        unrotated: Called with the config, the rotation by 0 and the positions; returns what `rotations_of_layers` gives
+            to layers without RoPE; None leaves the rotation by 0.
         prepare: Called with the file before its keys are read; returns it with the keys of `LlamaConfig`.
         read: Called with the fields and the file, to set fields that depend on several keys.
         defaults: Of the keys that a file leaves out, where they differ from those of the config's class.
@@ -82,6 +84,7 @@ class Family:
     layer: type[Any]
     embedding: Callable[[Any], Any] | None = None
     logits: Callable[[Any], Callable[[Any], Any] | None] | None = None
+    unrotated: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: values
     read: Callable[[dict[str, Any], Mapping[str, Any]], None] = lambda fields, values: None
     defaults: Mapping[str, Any] = field(default_factory=dict)

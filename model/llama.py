@@ -148,7 +148,7 @@ class LlamaModel(Pretrained):
         whole: Rotation = self.rotary_emb(positions_BT, prompt_lengths, documents)
         local_emb = self.local_rotary_emb
         local = whole if local_emb is None else local_emb(positions_BT, prompt_lengths, documents)
-        return rotations_of_layers(self.config, whole, local)
+        return rotations_of_layers(self.config, whole, local, positions_BT)
 
 
 @dataclass

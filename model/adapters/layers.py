@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.layers.embedding import ScaledEmbedding
+from bpe_llama.model.layers.fused_experts import SplitExperts
 
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 """peft's name of the tensor of `TrainedRows`."""
@@ -368,11 +369,15 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def base_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the model without its adapters, with their paths in that model, outer ones first."""
+    """Yield the modules of the model without its adapters, with their paths in that model, outer ones first.
+
+    Parts of `SplitExperts` are left out: peft knows no such modules.
+    """
     for name, child in model.named_children():
         base = child.base_layer if isinstance(child, AdaptedLayer) else child
         yield prefix + name, base
-        yield from base_modules(base, f"{prefix}{name}.")
+        if not isinstance(base, SplitExperts):
+            yield from base_modules(base, f"{prefix}{name}.")
 
 
 def parent_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ from bpe_llama.model.adapters.layers import (
     parent_of,
 )
 from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
+from bpe_llama.model.layers.fused_experts import fused_weights
 
 __all__ = [
     "CONFIG",
@@ -89,6 +91,9 @@ def add(
         **fields: More fields of peft's ``LoraConfig`` that `AdapterConfig` honours, such as ``use_dora=True``,
             ``use_rslora=True``, ``modules_to_save=["lm_head"]``, ``bias="all"``, ``init_lora_weights="pissa"``.
 
+    Warns:
+        UserWarning: If a target is also the name of weights of all experts in one tensor, which are not adapted.
+
     Raises:
         ValueError: If a field is not honoured or out of range, the name is taken or contains a dot, or no layer
             matches. The model is then unchanged.
@@ -98,6 +103,7 @@ def add(
     _check_name(model, name)
     bases = dict(base_modules(model))
     targets: str | list[str] = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    _check_fused(targets, bases, fused_weights(model))
     if isinstance(targets, list):  # only names that the model has are saved
         targets = [last for last in targets if any(f".{path}".endswith(f".{last}") for path in bases)] or targets
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
@@ -113,6 +119,25 @@ def add(
     parts = inject.initial_parts(config, model, seed, "adapter")
     _inject(model, name, config, inject.prepare(config, parts, model, "adapter"))
     return model
+
+
+def _check_fused(targets: str | list[str], bases: Mapping[str, nn.Module], weights: list[str]) -> None:
+    """Refuse a name that only weights of all experts in one tensor have; warn if linear layers have it, too."""
+    for name in [targets] if isinstance(targets, str) else targets:
+        named = AdapterConfig(target_modules=name if isinstance(targets, str) else (name,))
+        found = [path for path in weights if named.targets(path)]
+        if found and not files.targeted(named, bases):
+            raise ValueError(
+                f"target_modules names {name}, but {found[0]} has the weights of all experts in one tensor, which is "
+                "not adapted; expected names of linear layers"
+            )
+        if found:
+            warnings.warn(
+                f"target_modules names {name}: {found[0]} and {len(found) - 1} others have the weights of all experts "
+                "in one tensor, and are not adapted, as in peft",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None) -> None:

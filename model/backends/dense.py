@@ -21,6 +21,7 @@ from bpe_llama.model.layers.norm import RMSNorm, ZeroCenteredRMSNorm
 from bpe_llama.model.layers.rope import RotaryEmbedding
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
 from bpe_llama.model.quantization.quantize import QuantizedLinear
+from bpe_llama.model.windows import Chunk, Window
 
 Gate = Literal["silu", "gelu_tanh"]
 GATES: dict[Gate, Callable[[Tensor], Tensor]] = {
@@ -156,7 +157,8 @@ def embedding_scale(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor] | Non
 def is_dense(model: LlamaForCausalLM) -> bool:
     """Return whether a model consists of dense rotary layers that `DenseLayer` describes, float32 or bfloat16.
 
-    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, dropout and shared weights are not supported.
+    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, chunked attention, dropout and shared weights
+    are not supported.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -169,7 +171,7 @@ def is_dense(model: LlamaForCausalLM) -> bool:
     layers: list[Any] = list(stack.layers)
     if model.dtype not in (torch.float32, torch.bfloat16) or type(stack) is not LlamaModel:
         return False
-    if not _computes(model, LlamaForCausalLM, "forward", "logits"):
+    if not _computes(model, LlamaForCausalLM, "forward", "logits") or any(map(_is_chunk, model.config.windows)):
         return False
     if any(
         type(part) is not RotaryEmbedding for part in (stack.rotary_emb, stack.local_rotary_emb or stack.rotary_emb)
@@ -201,12 +203,19 @@ def is_dense(model: LlamaForCausalLM) -> bool:
     )
 
 
+def _is_chunk(window: Window | None) -> bool:
+    return isinstance(window, Chunk)
+
+
 def _is_known(layer: Any) -> bool:
     """Return whether `DenseLayer` describes what a layer computes, its linear layers excepted."""
     if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
         return False
     attention, mlp = layer.self_attn, layer.mlp
-    if not _computes(attention, Attention, "rotate", "attend", "dropout") or attention.backend is not sdpa:
+    if (
+        not _computes(attention, Attention, "positioned", "rotate", "attend", "dropout")
+        or attention.backend is not sdpa
+    ):
         return False
     if type(attention).forward not in ATTENTIONS or type(mlp) not in MLPS:
         return False

@@ -11,6 +11,7 @@ import torch
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.windows import most_keys
 
 
 class SlidingWindowCache(KVCache):
@@ -59,7 +60,7 @@ class SlidingWindowCache(KVCache):
         self._limit = config.max_position_embeddings if max_length is None else max_length
         self.chunk = chunk
         # A pass writes all its tokens before it attends: the first one's window must still be in the cache.
-        super().__init__(config, batch_size, window + chunk - 1, dtype=dtype, device=device)
+        super().__init__(config, batch_size, most_keys(window) + chunk - 1, dtype=dtype, device=device)
 
     @property
     def capacity(self) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
+from bpe_llama.model.windows import Window
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class LayerTypesConfig(LlamaConfig):
     """A config with the type of each layer.
 
     ``layer_types`` has ``"full_attention"`` or ``"sliding_attention"`` for each layer; the latter has the window
-    ``sliding_window``.
+    ``sliding_window``. A family with another kind of window overrides ``LOCAL``.
 
     Raises:
         ValueError: If there is not one known type for each layer, or a sliding layer and no window.
@@ -27,16 +28,20 @@ class LayerTypesConfig(LlamaConfig):
 
     layer_types: list[str] | None = None
 
+    LOCAL: ClassVar[tuple[str, str]] = (SLIDING, "sliding_window")
+    """The type of layers that do not attend to all tokens, and the key of how many they attend to."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         types = self.default_layer_types() if self.layer_types is None else self.layer_types
         if not isinstance(types, list | tuple) or len(types) != self.num_hidden_layers:
             raise ValueError(f"layer_types is {types!r:.100}; expected one type for each of num_hidden_layers")
-        unknown = next((kind for kind in types if kind not in (FULL, SLIDING)), None)
+        local, key = self.LOCAL
+        unknown = next((kind for kind in types if kind not in (FULL, local)), None)
         if unknown is not None:
-            raise ValueError(f"layer_types names {unknown!r}; expected {FULL!r} or {SLIDING!r}")
-        if SLIDING in types and self.sliding_window is None:
-            raise ValueError(f"layer_types names {SLIDING!r}, but sliding_window is None; expected a number of tokens")
+            raise ValueError(f"layer_types names {unknown!r}; expected {FULL!r} or {local!r}")
+        if local in types and self.local_window is None:
+            raise ValueError(f"layer_types names {local!r}, but {key} is None; expected a number of tokens")
         object.__setattr__(self, "layer_types", list(types))
 
     def default_layer_types(self) -> list[str]:
@@ -50,9 +55,56 @@ class LayerTypesConfig(LlamaConfig):
         return super().replace(**changes)
 
     @property
-    def windows(self) -> tuple[int | None, ...]:
-        """Return the sliding window of each layer in tokens; None attends to all."""
-        return tuple(self.sliding_window if kind == SLIDING else None for kind in self.layer_types or ())
+    def local_window(self) -> Window | None:
+        """Return the window of layers that have one."""
+        return self.sliding_window
+
+    @property
+    def windows(self) -> tuple[Window | None, ...]:
+        """Return the window of each layer; None attends to all tokens."""
+        return tuple(None if kind == FULL else self.local_window for kind in self.layer_types or ())
+
+
+@dataclass(frozen=True)
+class RotatedLayersConfig(LayerTypesConfig):
+    """A config in which some layers have no RoPE (NoPE).
+
+    ``no_rope_layers`` has 1 for each layer with RoPE and 0 for each without; by default every
+    ``no_rope_layer_interval``-th layer is without.
+
+    Raises:
+        ValueError: If ``no_rope_layers`` is not a list of at least one 0 or 1 for each layer.
+
+    Source: Yang et al. 2025, arXiv:2501.18795.
+    """
+
+    no_rope_layers: list[int] | None = None
+    no_rope_layer_interval: int = 4
+
+    def __post_init__(self) -> None:
+        layers, interval = self.num_hidden_layers, self.no_rope_layer_interval
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"no_rope_layer_interval is {interval!r}; expected an integer of at least 1")
+        if self.no_rope_layers is None:
+            object.__setattr__(self, "no_rope_layers", self._default_rotated())
+        rotated = self.no_rope_layers
+        if not isinstance(rotated, list) or len(rotated) < layers or any(one not in (0, 1) for one in rotated):
+            raise ValueError(f"no_rope_layers is {rotated!r:.100}; expected 0 or 1 for each of {layers} layers")
+        super().__post_init__()
+
+    def _default_rotated(self) -> list[int]:
+        return [int((layer + 1) % self.no_rope_layer_interval != 0) for layer in range(self.num_hidden_layers)]
+
+    def replace(self, **changes: Any) -> LlamaConfig:
+        """Return a copy with some values changed; layers that follow from the other values follow from the new ones."""
+        if self.no_rope_layers == self._default_rotated():
+            changes.setdefault("no_rope_layers", None)
+        return super().replace(**changes)
+
+    @property
+    def rotated_layers(self) -> tuple[bool, ...]:
+        """Return for each layer whether queries and keys are rotated."""
+        return tuple(bool(one) for one in (self.no_rope_layers or ())[: self.num_hidden_layers])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.linear import linear
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import Rotation, apply_rope
+from bpe_llama.model.windows import Chunk, Window, is_near, most_keys
 
 
 def visible_keys(
@@ -25,7 +26,7 @@ def visible_keys(
     columns: CacheColumns | None,
     attention_mask: Tensor | None,
     device: torch.device,
-    window: int | None = None,
+    window: Window | None = None,
     documents: Documents | None = None,
 ) -> Visible:
     """Return the keys that each query of a forward pass attends to; it is computed once for all layers.
@@ -36,7 +37,7 @@ def visible_keys(
         attention_mask: (B, S), nonzero for tokens and zero for padding; S includes the cached columns. None if nothing
             is padded.
         device: Device of the mask.
-        window: The sliding window in tokens, the query's own included; None attends to all.
+        window: The sliding window in tokens, the query's own included, or the chunk; None attends to all.
         documents: The documents packed into each row; needs ``columns`` to be None.
 
     Raises:
@@ -49,19 +50,23 @@ def visible_keys(
         query_BT1, key_B1S = columns.positions_BT[..., None], columns.positions_BS[:, None]
         mask_BTS = (key_B1S >= 0) & (key_B1S <= query_BT1)
         if window is not None:
-            mask_BTS &= key_B1S > query_BT1 - window
+            mask_BTS &= is_near(window, query_BT1, key_B1S)
         return Visible(mask=mask_BTS[:, None])
     if attention_mask is not None and attention_mask.shape[-1] != end:
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
         )
     if documents is not None:
-        documents = Documents(documents.first_BT, window)
+        apart = attention_mask is not None and isinstance(window, Chunk)  # chunks are counted without padding
+        within = Documents(documents.first_BT, None if apart else window)
         if attention_mask is None:
-            return Visible(causal=True, documents=documents)
-        own_TT = torch.eye(length, dtype=torch.bool, device=device)
-        return Visible(mask=documents.mask & attention_mask.bool()[:, None, None] | own_TT)
-    window_covers_all = window is None or window >= end
+            return Visible(causal=True, documents=within)
+        mask_B1TT = within.mask & attention_mask.bool()[:, None, None]
+        if apart and window is not None:
+            position_BT = documents.positions(attention_mask)
+            mask_B1TT &= is_near(window, position_BT[:, None, :, None], position_BT[:, None, None])
+        return Visible(mask=mask_B1TT | torch.eye(length, dtype=torch.bool, device=device))
+    window_covers_all = window is None or most_keys(window) >= end
     if attention_mask is None and window_covers_all and (columns is None or columns.uniform):
         if end == length:
             return Visible(causal=True)
@@ -74,11 +79,16 @@ def visible_keys(
     key_S = torch.arange(end, device=device)
     mask_BTS = key_S <= query_BT1
     if window is not None:
-        mask_BTS = mask_BTS & (key_S > query_BT1 - window)
+        mask_BTS = mask_BTS & is_near(window, query_BT1, key_S, _first_column(attention_mask))
     if attention_mask is not None:
         # A padded query attends to itself, so that its softmax is defined; its output is never used.
         mask_BTS = mask_BTS & attention_mask.bool()[:, None] | (key_S == query_BT1)
     return Visible(mask=mask_BTS[:, None])
+
+
+def _first_column(attention_mask: Tensor | None) -> Tensor | int:
+    """Return the column of each row's first token, int64 (B, 1, 1)."""
+    return 0 if attention_mask is None else (attention_mask.cumsum(-1) == 0).sum(-1)[:, None, None]
 
 
 class Attention(nn.Module):
@@ -121,7 +131,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return the attention output, (B, T, D); with a cache, append the new keys and values to it."""
         query_BNTH, key_BKSH, value_BKSH = self.project(x_BTD)
-        query_BNTH, key_BKSH = self.rotate(query_BNTH, rotation), self.rotate(key_BKSH, rotation)
+        query_BNTH, key_BKSH = self.positioned(query_BNTH, key_BKSH, rotation)
         if cache is not None and columns is not None:
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, columns)
         if self.query_scale != 1.0:
@@ -129,6 +139,10 @@ class Attention(nn.Module):
         attention_BNTH = self.attend(query_BNTH, key_BKSH, value_BKSH, visible)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
+
+    def positioned(self, query_BNTH: Tensor, key_BKTH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Return queries and keys after their positions are applied: rotated."""
+        return self.rotate(query_BNTH, rotation), self.rotate(key_BKTH, rotation)
 
     @staticmethod
     def rotate(x_BNTH: Tensor, rotation: Rotation) -> Tensor:

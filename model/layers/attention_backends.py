@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama.model.layers.documents import Documents
+from bpe_llama.model.windows import is_near, most_keys
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,9 @@ def _sdpa_of_documents(
     if query_BNTH.device.type != "cpu" or torch.compiler.is_compiling():  # lengths on the host would be constants
         return sdpa(query_BNTH, key_BKSH, value_BKSH, Visible(mask=documents.mask), dropout, softcap)
     band_LL, longest = None, max(map(max, documents.lengths))
-    if documents.window is not None and documents.window < longest:
-        band_LL = torch.ones(longest, longest, dtype=torch.bool).tril().triu(1 - documents.window)
+    if documents.window is not None and most_keys(documents.window) < longest:
+        place_L = torch.arange(longest)
+        band_LL = is_near(documents.window, place_L[:, None], place_L).tril()
     outputs = []
     for row, lengths in enumerate(documents.lengths):
         parts = (torch.split(whole[row : row + 1], lengths, dim=2) for whole in (query_BNTH, key_BKSH, value_BKSH))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bpe_llama.model.windows import Window, is_near
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,17 +26,18 @@ class Documents:
 
     Attributes:
         first_BT: int64, the column of the first token of each token's document.
-        window: The sliding window in tokens, the query's own included; None attends to the whole document.
+        window: The sliding window in tokens, the query's own included, or the chunk; None attends to the whole
+            document.
 
     Source: Ding et al. 2024, arXiv:2404.10830 (packing); Dubey et al. 2024, arXiv:2407.21783, 3.2 (document masks).
     """
 
     first_BT: Tensor
-    window: int | None = None
+    window: Window | None = None
     _made: dict[str, Any] = field(default_factory=dict)  # what all layers share; Dynamo cannot trace cached_property
 
     @classmethod
-    def of(cls, document_ids: Tensor, input_ids: Tensor, window: int | None = None) -> Documents:
+    def of(cls, document_ids: Tensor, input_ids: Tensor, window: Window | None = None) -> Documents:
         """Return the documents of rows; a document is a run of equal numbers.
 
         Raises:
@@ -100,7 +103,7 @@ class Documents:
         query_T1 = key_T[:, None]
         mask_BTT = (key_T <= query_T1) & (key_T >= self.first_BT[..., None])
         if self.window is not None:
-            mask_BTT &= key_T > query_T1 - self.window
+            mask_BTT &= is_near(self.window, query_T1, key_T, self.first_BT[..., None])
         return mask_BTT[:, None]
 
     def _blocks(self) -> BlockMask:
@@ -108,7 +111,7 @@ class Documents:
 
         def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             seen = (key <= query) & (key >= first_BT[row, query])
-            return seen if window is None else seen & (key > query - window)
+            return seen if window is None else seen & is_near(window, query, key, first_BT[row, query])
 
         from torch.nn.attention.flex_attention import create_block_mask
 

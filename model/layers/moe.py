@@ -48,6 +48,10 @@ class MixtureOfExperts(nn.Module):
     """
 
     expert_class: ClassVar[type[Any]] = Expert
+    has_routing_loss: ClassVar[bool] = True
+    """Whether `routing_loss` counts the router's logits."""
+    experts: Any
+    """A list of ``expert_class``, unless a family has another module; its length is the number of experts."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -175,10 +179,10 @@ def routing_loss(
     The loss of a model in training mode has them, as transformers' has with ``output_router_logits``; a coefficient of
     0 turns one off.
     """
-    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    mixtures = [part for part in model.modules() if isinstance(part, MixtureOfExperts) and part.has_routing_loss]
     logits = [mixture.router_logits for mixture in mixtures if mixture.router_logits is not None]
     if not logits:
-        return torch.zeros(())  # no layer has experts
+        return torch.zeros(())  # no layer has experts, or the family has no such loss
     loss = config.router_aux_loss_coef * load_balancing_loss(
         logits, config.num_experts_per_tok, attention_mask, over_ranks
     )

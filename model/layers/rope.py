@@ -140,16 +140,23 @@ def apply_interleaved_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
     return torch.cat((rotated, rest), dim=-1).to(x_BNTH.dtype)
 
 
-def rotations_of_layers(config: LlamaConfig, whole: Rotation, local: Rotation) -> list[Rotation]:
+def rotations_of_layers(
+    config: LlamaConfig, whole: Rotation, local: Rotation, positions_BT: Tensor | None = None
+) -> list[Rotation]:
     """Return the rotation of each layer: ``local`` if it has a sliding window; by 0 if it is not rotated.
+
+    The positions are read by families whose layers without RoPE depend on them.
 
     Example:
         >>> cos, sin = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         >>> [part[0].item() for part in rotations_of_layers(LlamaConfig(num_hidden_layers=2), (cos, sin), (sin, cos))]
         [0.0, 0.0]
     """
-    rotated = config.rotated_layers
-    none = whole if all(rotated) else (torch.ones_like(whole[0]), torch.zeros_like(whole[1]))
+    rotated, none = config.rotated_layers, whole
+    if not all(rotated):
+        none = torch.ones_like(whole[0]), torch.zeros_like(whole[1])
+        if config.family.unrotated is not None and positions_BT is not None:
+            none = config.family.unrotated(config, none, positions_BT)
     return [
         (whole if window is None else local) if rotates else none
         for rotates, window in zip(rotated, config.windows, strict=True)

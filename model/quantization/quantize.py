@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ from torch.nn import functional
 
 from bpe_llama._core import Linear, has_avx512
 from bpe_llama.model.device import HAS_TRITON
+from bpe_llama.model.layers.fused_experts import FusedExperts, SplitExperts
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -262,9 +264,11 @@ def quantize(
     kind: str,
     group_size: int = 64,
     per_row: bool = True,
-    skip: Collection[str] = ("lm_head", "gate", "shared_expert_gate", "score"),
+    skip: Collection[str] = ("lm_head", "gate", "router", "shared_expert_gate", "score"),
 ) -> AnyModel:
     """Quantize every linear layer of a model in place, and return the model.
+
+    Experts with the weights of all in one tensor are split into linear layers, which are quantized, too.
 
     Args:
         model: Any model of this package.
@@ -282,14 +286,20 @@ def quantize(
     layers = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not _skipped(path, skip)
+        if isinstance(module, nn.Linear | FusedExperts) and not _skipped(path, skip)
     }
     if kind == "int4":
         for path, layer in layers.items():
-            _check_group_size(group_size, layer.in_features, f"{path}'s {layer.in_features} inputs")
+            for inputs in layer.inputs if isinstance(layer, FusedExperts) else (layer.in_features,):
+                _check_group_size(group_size, inputs, f"{path}'s {inputs} inputs")
     for path, layer in layers.items():
         parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, _quantized(layer, kind, group_size, per_row))
+        convert = partial(_quantized, kind=kind, group_size=group_size, per_row=per_row)
+        setattr(
+            model.get_submodule(parent),
+            last,
+            layer.split(convert) if isinstance(layer, FusedExperts) else convert(layer),
+        )
     for weight in model.parameters():  # a view of the decoder's shared buffer would keep all of it in memory
         if weight.untyped_storage().nbytes() > weight.nbytes:
             weight.data = weight.data.clone()
@@ -324,4 +334,7 @@ def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
             plain.bias = nn.Parameter(module.bias.to(dtype))
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, plain)
+    for path, experts in [(path, m) for path, m in model.named_modules() if isinstance(m, SplitExperts)]:
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, experts.fused())
     return model

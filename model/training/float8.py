@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bpe_llama.model.layers.fused_experts import fused_weights
+
 if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained
 
@@ -27,13 +29,19 @@ def use_float8(model: Pretrained, device: torch.device, *, emulate: bool = False
 
     Raises:
         ImportError: If torchao is not installed.
-        ValueError: If the device cannot multiply float8.
+        ValueError: If the device cannot multiply float8, or the weights of all experts are in one tensor (Llama 4).
 
     Source: Micikevicius et al. 2022, arXiv:2209.05433.
     """
     if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _CAPABILITY):
         raise ValueError(
             f"dtype is 'float8' and the device {device}; expected a GPU of capability 8.9 (Ada, Hopper) or later"
+        )
+    fused = fused_weights(model)
+    if fused:
+        raise ValueError(
+            f"dtype is 'float8', but {fused[0]} has the weights of all experts in one tensor, not a linear layer; "
+            "expected bfloat16"
         )
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training

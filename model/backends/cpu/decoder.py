@@ -34,6 +34,7 @@ from bpe_llama.model.backends.dense import Norm, dense_layers, embedding_scale
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.windows import sliding_windows
 
 _LAYING_OUT = threading.Lock()
 
@@ -69,7 +70,8 @@ class CpuDecoder:
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.model = model
-        self._kinds = list(zip(model.config.windows, model.config.rotated_layers, strict=True))
+        windows = sliding_windows(model.config.windows)
+        self._kinds = list(zip(windows, model.config.rotated_layers, strict=True))
         """The window of each layer, and whether it has RoPE."""
         self._few: dict[int, LayerBackend] = {}
         self._many: dict[int, LayerBackend] = {}

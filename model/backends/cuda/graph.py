@@ -34,6 +34,7 @@ from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 from bpe_llama.model.sampling.uniform import SEED_BITS, as_word
+from bpe_llama.model.windows import is_near
 
 if TYPE_CHECKING:
     from bpe_llama.model.backends.cuda.triton_step import TritonStep
@@ -205,7 +206,7 @@ class CudaGraphDecoder:
         mask_BS = self._key_S[:end] <= place_B1
         windows, visible = self.model.config.windows, {}
         for window in set(windows):
-            near_BS = mask_BS if window is None else mask_BS & (self._key_S[:end] > place_B1 - window)
+            near_BS = mask_BS if window is None else mask_BS & is_near(window, place_B1, self._key_S[:end])
             visible[window] = Visible(mask=near_BS[:, None, None])
         places = CacheColumns(0, end, place_B1)
         x_B1D = stack.embed_tokens(ids_B[:, None])

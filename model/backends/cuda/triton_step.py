@@ -24,6 +24,7 @@ from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import Float8Linear, PackedLinear
 from bpe_llama.model.quantization.triton_matmul import TritonMatmul
+from bpe_llama.model.windows import sliding_windows
 
 
 def _product(
@@ -83,6 +84,7 @@ class TritonStep:
         self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads
         self.chunk = 64 if model.dtype == torch.float32 else 128  # keys of one program, limited by registers
         self.chunks = triton.cdiv(cache.capacity, self.chunk)
+        self.window = sliding_windows(config.windows)[0] or 0
         empty = partial(torch.empty, dtype=model.dtype, device=model.device)
         wide = partial(torch.empty, dtype=torch.float32, device=model.device)
         self.qkv_MO = empty(rows, (self.heads + 2 * self.kv_heads) * size)
@@ -121,7 +123,7 @@ class TritonStep:
         rows, heads, kv_heads, size = len(place_M), self.heads, self.kv_heads, self.query_MNH.shape[2]
         keys, values = self.cache.keys[number], self.cache.values[number]
         block = triton.next_power_of_2(size)
-        seen = {"position": place_M, "window": self.model.config.windows[0] or 0, "SIZE": size, "CHUNK": self.chunk}
+        seen = {"position": place_M, "window": self.window, "SIZE": size, "CHUNK": self.chunk}
         kernels._apply_rope[rows, heads + 2 * kv_heads](
             query=self.query_MNH, qkv=self.qkv_MO, cos=cos_MR, sin=sin_MR, keys=keys, values=values, position=place_M,
             capacity=self.cache.capacity, HEADS=heads, KV_HEADS=kv_heads, SIZE=size, HALF=cos_MR.shape[1], BLOCK=block,

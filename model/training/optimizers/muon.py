@@ -1,4 +1,4 @@
-"""Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases."""
+"""Muon for the matrices of the layers; AdamW for embeddings, head, norms, biases, and experts in one tensor."""
 
 from __future__ import annotations
 

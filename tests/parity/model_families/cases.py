@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.parity.model_families.cases_deepseek import DEEPSEEK_CASES
 from tests.parity.model_families.cases_gemma import GEMMA_CASES
+from tests.parity.model_families.cases_llama4 import LLAMA4_CASES
 from tests.parity.model_families.cases_phi import PHI_CASES
 from tests.parity.model_families.cases_qwen import QWEN_CASES
 from tests.parity.model_families.cases_smol import SMOL_CASES
@@ -46,5 +47,7 @@ class ModelFamily:
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
     name: ModelFamily(**fields)
-    for name, fields in (DEEPSEEK_CASES | GEMMA_CASES | PHI_CASES | QWEN_CASES | SMOL_CASES).items()
+    for name, fields in (
+        DEEPSEEK_CASES | GEMMA_CASES | LLAMA4_CASES | PHI_CASES | QWEN_CASES | SMOL_CASES
+    ).items()
 }
