@@ -175,14 +175,19 @@ class Llama4Mixture(MixtureOfExperts):
         """Return the sum of the outputs of the chosen experts and the shared one, (B, T, D)."""
         x_MD = x_BTD.flatten(0, 1)
         self.router_logits = logits_ME = self.router(x_MD)
-        logits_MC, chosen_MC = logits_ME.topk(self.per_token, dim=-1)
-        scores_MC = logits_MC.float().sigmoid().to(x_MD.dtype)
+        scores_MC, chosen_MC = self.choose(logits_ME)
+        scores_MC = scores_MC.to(x_MD.dtype)
         order = chosen_MC.flatten().argsort(stable=True)
         tokens = order // self.per_token
         outputs = self.experts(x_MD[tokens] * scores_MC.flatten()[order, None], chosen_MC.flatten()[order])
         routed_MD = torch.zeros_like(x_MD).index_add(0, tokens, outputs.to(x_MD.dtype))
         shared_BTD: Tensor = self.shared_expert(x_BTD)
         return shared_BTD + routed_MD.view_as(x_BTD)
+
+    def choose(self, logits_ME: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores of each token's experts, float32 (M, C), and their numbers, int64 (M, C)."""
+        logits_MC, chosen_MC = logits_ME.topk(self.per_token, dim=-1)
+        return logits_MC.float().sigmoid(), chosen_MC
 
 
 class Llama4Layer(DecoderLayer):

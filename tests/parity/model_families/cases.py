@@ -47,7 +47,5 @@ class ModelFamily:
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
     name: ModelFamily(**fields)
-    for name, fields in (
-        DEEPSEEK_CASES | GEMMA_CASES | LLAMA4_CASES | PHI_CASES | QWEN_CASES | SMOL_CASES
-    ).items()
+    for name, fields in (DEEPSEEK_CASES | GEMMA_CASES | LLAMA4_CASES | PHI_CASES | QWEN_CASES | SMOL_CASES).items()
 }

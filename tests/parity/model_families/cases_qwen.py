@@ -137,7 +137,7 @@ QWEN_CASES: dict[str, dict[str, Any]] = {
         },
         "refused": [
             ({"q_norm": True}, "q_norm is True, a key that is not known here"),
-            ({"num_experts": 4}, "num_experts is 4, but model_type is 'qwen2'; expected 'llama4_text' or 'mixtral'"),
+            ({"num_experts": 4}, "num_experts is 4, but model_type is 'qwen2'; expected 'deepseek_v2' or"),
             ({"use_mrope": True}, "use_mrope is True, a key that is not known here"),
             ({"mlp_bias": True}, "mlp_bias is true, but transformers' qwen2 has no"),
             ({"max_window_layers": -1}, "max_window_layers is -1; expected an integer of at least 0"),
@@ -165,7 +165,7 @@ QWEN_CASES: dict[str, dict[str, Any]] = {
             "Qwen3-32B": (qwen3(5120, 25600, 64, 64), 32_762_123_264),
         },
         "refused": [
-            ({"num_experts": 4}, "num_experts is 4, but model_type is 'qwen3'; expected 'llama4_text' or 'mixtral'"),
+            ({"num_experts": 4}, "num_experts is 4, but model_type is 'qwen3'; expected 'deepseek_v2' or"),
             ({"num_local_experts": 4}, "num_local_experts is 4, but model_type is 'qwen3', which has no experts"),
             ({"mlp_bias": True}, "mlp_bias is true, but transformers' qwen3 has no such biases"),
             ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, a key that is not known here"),
