@@ -56,7 +56,7 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.
 LONGROPE["long_factor"] = [1.5, 3.5, 5.5, 7.5, 9.5, 11.5]
 CAPPED = {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 GEMMA_3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}
-NOT_WRITTEN = {"llama4_text", "ministral"}
+NOT_WRITTEN = {"deepseek_v2", "deepseek_v3", "llama4_text", "ministral"}
 STORED: dict[str, list[dict[str, Any]]] = {
     "llama": [{"rope_parameters": LLAMA3}, {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN}],
     "mistral": [{"sliding_window": None, "head_dim": 24, "tie_word_embeddings": True}],
