@@ -133,7 +133,8 @@ class LatentAttention(Attention):
         latent_BTL, key_BTR = torch.split(self.kv_a_proj_with_mqa(x_BTD), [self.latent, self.rotated], dim=-1)
         apply = apply_interleaved_rope if self.interleaved else apply_rope
         query_BNTR, key_B1TR = apply(query_BNTR, rotation), apply(key_BTR[:, None], rotation)
-        known_BSW = torch.cat((self.kv_a_layernorm(latent_BTL), key_B1TR[:, 0]), dim=-1)
+        latent_BTL = self.kv_a_layernorm(latent_BTL).to(key_BTR.dtype)  # under autocast the norm returns float32
+        known_BSW = torch.cat((latent_BTL, key_B1TR[:, 0]), dim=-1)
         if cache is not None and columns is not None:
             known_BSW = self._cached(known_BSW, cache, columns)
         if self.projects_queries(length, known_BSW.shape[1]):
