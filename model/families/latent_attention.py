@@ -130,10 +130,11 @@ class LatentAttention(Attention):
         batch, length, _ = x_BTD.shape
         query_BNTH = self.queries(x_BTD).view(batch, length, self.heads, self.key).transpose(1, 2)
         plain_BNTP, query_BNTR = torch.split(query_BNTH, [self.plain, self.rotated], dim=-1)
-        latent_BTL, key_BTR = self.kv_a_proj_with_mqa(x_BTD).split((self.latent, self.rotated), dim=-1)
+        latent_BTL, key_BTR = torch.split(self.kv_a_proj_with_mqa(x_BTD), [self.latent, self.rotated], dim=-1)
         apply = apply_interleaved_rope if self.interleaved else apply_rope
         query_BNTR, key_B1TR = apply(query_BNTR, rotation), apply(key_BTR[:, None], rotation)
-        known_BSW = torch.cat((self.kv_a_layernorm(latent_BTL), key_B1TR[:, 0]), dim=-1)
+        latent_BTL = self.kv_a_layernorm(latent_BTL).to(key_BTR.dtype)  # under autocast the norm returns float32
+        known_BSW = torch.cat((latent_BTL, key_B1TR[:, 0]), dim=-1)
         if cache is not None and columns is not None:
             known_BSW = self._cached(known_BSW, cache, columns)
         if self.projects_queries(length, known_BSW.shape[1]):
@@ -145,11 +146,9 @@ class LatentAttention(Attention):
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """Return the queries of all heads before they are rotated, (B, T, N H)."""
-        if self.query_rank is None:
-            last, x_BTD = self.q_proj, x_BTD
-        else:
-            last, x_BTD = self.q_b_proj, self.q_a_layernorm(self.q_a_proj(x_BTD))
-        out: Tensor = last(x_BTD)
+        if self.query_rank is not None:
+            x_BTD = self.q_a_layernorm(self.q_a_proj(x_BTD))
+        out: Tensor = (self.q_proj if self.query_rank is None else self.q_b_proj)(x_BTD)
         return out
 
     def _cached(self, new_BTW: Tensor, cache: KVCache, columns: CacheColumns) -> Tensor:
@@ -176,7 +175,7 @@ class LatentAttention(Attention):
         """Return the attention output over the keys and values of each head, (B, N, T, V)."""
         latent_BSL, key_BSR = torch.split(known_BSW, [self.latent, self.rotated], dim=-1)
         heads_BNSF = self.kv_b_proj(latent_BSL).view(*known_BSW.shape[:2], self.heads, -1).transpose(1, 2)
-        key_BNSP, value_BNSV = heads_BNSF.split((self.plain, self.value), dim=-1)
+        key_BNSP, value_BNSV = torch.split(heads_BNSF, [self.plain, self.value], dim=-1)
         key_BNSH = torch.cat((key_BNSP, key_BSR[:, None].expand(-1, self.heads, -1, -1)), dim=-1)
         query_BNTH = torch.cat((plain_BNTP, query_BNTR), dim=-1)
         return self._attend(query_BNTH, key_BNSH, value_BNSV, visible)[..., : self.value]
@@ -188,7 +187,8 @@ class LatentAttention(Attention):
         query_BNTW = torch.cat((plain_BNTP @ key_NPL, query_BNTR), dim=-1)
         known_B1SW = known_BSW[:, None]
         out_BNTL = self._attend(query_BNTW, known_B1SW, known_B1SW, visible)[..., : self.latent]
-        return out_BNTL @ value_NVL.mT
+        out_BNTV: Tensor = out_BNTL @ value_NVL.mT
+        return out_BNTV
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
         """Return the attention output with scores scaled for H features; zeros make the sizes of the three equal.

@@ -196,3 +196,16 @@ def test_a_compiled_pass_is_the_same(name: str) -> None:
     model = small(name).train()
     expected = model.loss(IDS, IDS)
     assert_close(torch.compile(model.loss, backend="eager")(IDS, IDS), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mixed_precision_pass_is_close(name: str) -> None:
+    model = small(name)
+    expected = model.loss(IDS, IDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.loss(IDS, IDS)
+        cached = model(IDS, past_key_values=KVCache(model.config, 2, 64)).logits
+    found.backward()
+    assert_close(found, expected, atol=0, rtol=0.03)
+    assert cached.isfinite().all() and all(weight.grad is not None for weight in model.model.layers[0].parameters())
