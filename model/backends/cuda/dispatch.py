@@ -16,6 +16,7 @@ from bpe_llama.model.backends.dense import dense_layers, is_dense
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import eager, sdpa
+from bpe_llama.model.layers.moe import MixtureOfExperts
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import Float8Linear, Int4Linear, Int8Linear
@@ -50,7 +51,7 @@ def unsupported_by_cuda_graph(model: LlamaForCausalLM, cache: str = "full") -> s
     config = model.config
     if cache != "full":
         return f"the cache is of the form {cache!r}"
-    if config.num_local_experts:
+    if any(isinstance(part, MixtureOfExperts) for part in model.modules()):
         return "the experts of a mixture are chosen anew for every token"
     if config.position_encoding != "rotary":
         return f"position_encoding is {config.position_encoding!r}"
