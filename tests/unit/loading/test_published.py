@@ -1,4 +1,4 @@
-"""Published vocabularies by name: the table, the caches they are looked for in, and downloads from a loopback server."""
+"""Published vocabularies by name: the table, the caches that are searched, and downloads from a loopback server."""
 
 from __future__ import annotations
 
