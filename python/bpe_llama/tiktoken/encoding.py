@@ -314,7 +314,7 @@ class Encoding:
         return self._core.encode_piece(piece)
 
     def _encode_only_native_bpe(self, text: str) -> list[int]:
-        """Return `encode_ordinary` of a text, piece by piece."""
+        """Return `encode_ordinary` of a text, piece by piece; `UnicodeEncodeError` if it holds surrogates."""
         text.encode()  # raises for surrogates
         pieces = split_pieces(self._core.pattern, text)
         return [token for piece in pieces for token in self._core.encode_piece(piece.encode())]

@@ -51,7 +51,7 @@ def encode_with_unstable(
     if count == 0:
         return ids, []
     stable, unstable = ids[: len(ids) - count], core.decode_bytes(ids[len(ids) - count :])
-    ways = {(ranks[token],) for token in _beginning_with(sorted_tokens, unstable)}
+    ways: set[tuple[int, ...]] = {(ranks[token],) for token in _beginning_with(sorted_tokens, unstable)}
     ways.update(_straddling(core, sorted_tokens, unstable))
     last = unstable.decode()[-1]
     before = unstable[: -len(last.encode())]

@@ -107,7 +107,8 @@ def test_text_to_ids(pair: Pair, text: str, specials: dict[str, Any]) -> None:
     check(pair, "encode_to_numpy", text, **specials)
     check(pair, "encode_ordinary", text)
     check(pair, "encode_single_token", text)
-    check(pair, "_encode_only_native_bpe", text)
+    if text.isascii():  # theirs splits by Python's regex, of another Unicode version
+        check(pair, "_encode_only_native_bpe", text)
     if text:
         check(pair, "_encode_single_piece", text)
 
@@ -277,8 +278,8 @@ def test_a_byte_without_a_token_is_an_error() -> None:
 @pytest.mark.parametrize("pattern", ["a", "cl100k", "gpt2", "a|b", "(?#oniguruma)a", ""])
 def test_a_pattern_is_never_a_name(pattern: str) -> None:
     described: dict[str, Any] = {"pat_str": pattern, "mergeable_ranks": BYTES, "special_tokens": {}}
-    text = "" if pattern == "" else "a gpt2 cl100k b"
-    assert ours.Encoding("x", **described).encode(text) == theirs.Encoding("x", **described).encode(text)
+    expected = [] if pattern == "" else theirs.Encoding("x", **described).encode("a gpt2 cl100k b")
+    assert ours.Encoding("x", **described).encode("a gpt2 cl100k b") == expected  # "" makes theirs panic
 
 
 def test_names_and_signatures() -> None:
@@ -353,8 +354,8 @@ def test_what_tiktoken_cannot_express_is_refused(real: Callable[..., Any], tmp_p
     plain = Tokenizer.from_file(tmp_path / "tokenizer.json").as_tiktoken()
     assert plain.encode("low er<s>", allowed_special="all") == tok.encode("low er<s>", allowed_special="all")
     for old, new, message in (
-        ('"normalizer": null', '"normalizer": {"type": "NFC"}', r"normalization \(NFC\)"),
-        ('"normalizer": null', '"normalizer": {"type": "Lowercase"}', "Lowercase"),
+        ('"normalizer":null', '"normalizer":{"type": "NFC"}', r"normalization \(NFC\)"),
+        ('"normalizer":null', '"normalizer":{"type": "Lowercase"}', "Lowercase"),
     ):
         assert old in text
         (tmp_path / "tokenizer.json").write_text(text.replace(old, new), "utf-8")

@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
-use crate::error::to_py;
 use crate::arguments::{Specials, Text, Texts, Threads, prepare_arrays, thread_count};
+use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
 
 /// The ids of many texts in one array, and the offset of each text.
