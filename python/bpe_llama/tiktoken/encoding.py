@@ -324,7 +324,8 @@ class Encoding:
         return self._core.encode_bytes(text)
 
     def __getstate__(self) -> object:
-        if self is _REGISTERED.get(self.name):
+        registered = _REGISTERED.get(self.name)
+        if registered is not None and registered._core is self._core:  # also true of its copies
             return self.name
         if self._is_shared:
             return {"name": self.name, "pat_str": self._pat_str, "tokenizer": self._core.to_own_json().encode()}

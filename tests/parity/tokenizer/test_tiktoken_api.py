@@ -312,7 +312,7 @@ def test_pickles_and_copies(pair: Pair) -> None:
     assert (len(stored) < 200) == is_named
     shared = Tokenizer.from_ranks(BYTES | SMALL, "cl100k", {"<|endoftext|>": 300}).as_tiktoken("mine")
     for encoding in (pickle.loads(stored), copy.deepcopy(pair.ours), copy.copy(pair.ours)):
-        assert isinstance(encoding, ours.Encoding)
+        assert (len(pickle.dumps(encoding)) < 200) == is_named
         assert encoding.encode(text, allowed_special="all") == expected
         assert encoding.name == pair.ours.name
         assert encoding.special_tokens_set == pair.ours.special_tokens_set

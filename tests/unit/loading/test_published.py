@@ -177,6 +177,13 @@ def test_without_an_answer_the_error_says_where_the_file_belongs(
     assert _files(caches) == [str(damaged.relative_to(caches))]
 
 
+def test_an_answer_that_is_no_http(server: type[_Server], caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "do_GET", lambda handler: handler.wfile.write(b"garbage\r\n\r\n"))
+    with pytest.raises(FileNotFoundError, match="could not be read"):
+        Tokenizer.from_name("small")
+    assert _files(caches) == []
+
+
 def test_a_vocabulary_that_may_not_be_downloaded(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _add(monkeypatch, None)
     with pytest.raises(FileNotFoundError, match=r"Ask its authors\. Put the file at .*small$"):

@@ -11,6 +11,7 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 from bpe_llama._files import atomic_write
@@ -100,7 +101,7 @@ def _fetch(url: str, sha256: str, target: Path) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             content = answer.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # no network, a proxy that refuses, a status other than 200, a time-out
+    except (OSError, HTTPException) as error:  # no network, a status other than 200, a time-out, no HTTP
         raise _Unreachable(str(error)) from None
     found = _sha256(content)
     if found != sha256:
