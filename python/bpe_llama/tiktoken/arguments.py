@@ -24,16 +24,17 @@ def checked_specials(known: set[str], allowed: Any, disallowed: Any) -> tuple[Sp
     if isinstance(allowed, (set, frozenset)):
         _check_names("allowed_special", allowed)
         allowed = allowed & known
-    elif not _is_all(allowed):
+    elif not is_all(allowed):
         raise TypeError(f'expected allowed_special to be a set of str or "all", got {allowed!r:.80}')
-    if _is_all(disallowed):
+    if is_all(disallowed):
         return Specials(allowed_special=allowed, disallowed_special="all"), frozenset()
     names = frozenset(disallowed)
     _check_names("disallowed_special", names)
     return Specials(allowed_special=allowed, disallowed_special=names & known), names - known
 
 
-def _is_all(names: object) -> bool:
+def is_all(names: object) -> bool:
+    """Return whether special tokens are given as ``"all"``."""
     return isinstance(names, str) and names == "all"
 
 
@@ -41,13 +42,6 @@ def _check_names(argument: str, names: Collection[object]) -> None:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"expected {argument} to hold str, got {name!r:.80}")
-
-
-def refuse_names(text: str, names: Collection[str]) -> None:
-    """Raise `ValueError` if a text holds one of these strings."""
-    for name in sorted(names):
-        if name in text:
-            raise ValueError(f"the text holds {name!r}, which is in disallowed_special")
 
 
 def thread_count(num_threads: int | None) -> int | None:

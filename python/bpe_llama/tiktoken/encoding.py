@@ -6,13 +6,14 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import split_pieces
 from bpe_llama._loading.published.vocabularies import PUBLISHED, nearest
 from bpe_llama._loading.tiktoken import read_published
-from bpe_llama.tiktoken.arguments import checked_ids, checked_specials, refuse_names, thread_count
+from bpe_llama.tiktoken.arguments import Specials, checked_ids, checked_specials, is_all, thread_count
 from bpe_llama.tiktoken.unstable import encode_with_unstable
 
 if TYPE_CHECKING:
@@ -122,9 +123,7 @@ class Encoding:
             ValueError: If the text holds a string of ``disallowed_special``.
             TypeError: If ``text`` is no str, or ``allowed_special`` neither a set nor ``"all"``.
         """
-        options, names = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
-        if names:
-            refuse_names(text, names)
+        options = self._specials([text], allowed_special, disallowed_special)
         return self._core.encode(text, **options)
 
     def encode_to_numpy(
@@ -140,9 +139,7 @@ class Encoding:
             UnicodeEncodeError: If the text holds surrogates.
             ValueError: As `encode`, as for TypeError.
         """
-        options, names = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
-        if names:
-            refuse_names(text, names)
+        options = self._specials([text], allowed_special, disallowed_special)
         ids = self._core.encode_to_numpy(text, **options)
         if not text.isascii():
             text.encode()  # raises for surrogates
@@ -166,11 +163,8 @@ class Encoding:
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> list[list[int]]:
         """Return the ids of each text, as `encode` does; for ``num_threads`` see `encode_ordinary_batch`."""
-        options, names = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
         texts = list(text)
-        if names:
-            for each in texts:
-                refuse_names(each, names)
+        options = self._specials(texts, allowed_special, disallowed_special)
         return self._core.encode_batch(texts, thread_count(num_threads), **options)
 
     def encode_with_unstable(
@@ -189,12 +183,27 @@ class Encoding:
             UnicodeEncodeError: If the text holds surrogates.
             ValueError: As `encode`, as for TypeError.
         """
-        options, names = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
-        if names:
-            refuse_names(text, names)
+        options = self._specials([text], allowed_special, disallowed_special)
         ids = self._core.encode(text, **options)
         text.encode()  # raises for surrogates
         return encode_with_unstable(self._core, self._mergeable_ranks, self._sorted_tokens, text, ids, options)
+
+    def _specials(self, texts: list[str], allowed: Any, disallowed: Any) -> Specials:
+        options, names = checked_specials(self.special_tokens_set, allowed, disallowed)
+        for name in sorted(names):
+            for text in texts:
+                if name in text:
+                    raise ValueError(f"the text holds {name!r}, which is in disallowed_special")
+        if is_all(options["disallowed_special"]) and not any(self._special_prefix in text for text in texts):
+            options["disallowed_special"] = ()  # one search instead of one a token
+        return options
+
+    @cached_property
+    def _special_prefix(self) -> str:
+        """What all special tokens begin with: what the first and the last in order have in common."""
+        first, last = min(self._special_tokens, default=""), max(self._special_tokens, default="")
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+        return "".join(character for character, _ in alike)
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """Return the id of a token, special or not.
