@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any, TypedDict
 
 
@@ -57,19 +56,16 @@ def thread_count(num_threads: int | None) -> int | None:
     return min(num_threads, os.cpu_count() or 1)
 
 
-@contextmanager
-def checked_ids(tokens: Sequence[int]) -> Iterator[None]:
-    """Check ids that are about to be decoded, and raise `OverflowError` for those beyond 32 bits.
-
-    Raises:
-        TypeError: If ``tokens`` is no sequence, such as a set or a generator.
-    """
-    if not isinstance(tokens, (list, tuple)) and (isinstance(tokens, dict) or not hasattr(type(tokens), "__getitem__")):
+def check_sequence(tokens: object) -> None:
+    """Raise `TypeError` if ids are no sequence: a set, a dict or a generator."""
+    if isinstance(tokens, (list, tuple)):
+        return
+    if isinstance(tokens, dict) or not hasattr(type(tokens), "__getitem__"):
         raise TypeError(f"expected a sequence of ids, got {type(tokens).__name__}")
-    try:
-        yield
-    except KeyError:
-        for token in tokens:
-            if not 0 <= int(token) < 2**32:
-                raise OverflowError(f"id {token} is out of range; expected 0 to {2**32 - 1}") from None
-        raise
+
+
+def refuse_large(tokens: Sequence[int]) -> None:
+    """Raise `OverflowError` if an id is negative or does not fit into 32 bits."""
+    for token in tokens:
+        if not 0 <= int(token) < 2**32:
+            raise OverflowError(f"id {token} is out of range; expected 0 to {2**32 - 1}") from None

@@ -13,7 +13,7 @@ from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import split_pieces
 from bpe_llama._loading.published.vocabularies import PUBLISHED, nearest
 from bpe_llama._loading.tiktoken import read_published
-from bpe_llama.tiktoken.arguments import Specials, checked_ids, checked_specials, is_all, thread_count
+from bpe_llama.tiktoken.arguments import Specials, check_sequence, checked_specials, is_all, refuse_large, thread_count
 from bpe_llama.tiktoken.unstable import encode_with_unstable
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _NAMES = ["gpt2", "r50k_base", "p50k_base", "p50k_edit", "cl100k_base", "o200k_base", "o200k_harmony"]
 _REGISTERED: dict[str, Encoding] = {}
 _lock = threading.RLock()
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Encoding:
@@ -114,7 +115,7 @@ class Encoding:
         self,
         text: str,
         *,
-        allowed_special: Literal["all"] | AbstractSet[str] = frozenset(),
+        allowed_special: Literal["all"] | AbstractSet[str] = _NOTHING,
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> list[int]:
         """Return the ids of a text. Surrogate pairs become their character, lone surrogates U+FFFD.
@@ -123,6 +124,8 @@ class Encoding:
             ValueError: If the text holds a string of ``disallowed_special``.
             TypeError: If ``text`` is no str, or ``allowed_special`` neither a set nor ``"all"``.
         """
+        if allowed_special is _NOTHING and disallowed_special == "all" and self._special_prefix not in text:
+            return self._core.encode_ordinary(text)  # the usual call, without the cost of the checks
         options = self._specials([text], allowed_special, disallowed_special)
         return self._core.encode(text, **options)
 
@@ -130,7 +133,7 @@ class Encoding:
         self,
         text: str,
         *,
-        allowed_special: Literal["all"] | AbstractSet[str] = frozenset(),
+        allowed_special: Literal["all"] | AbstractSet[str] = _NOTHING,
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> NDArray[np.uint32]:
         """Return the ids of a text as an array of shape (n,), uint32.
@@ -159,7 +162,7 @@ class Encoding:
         text: list[str],
         *,
         num_threads: int = 8,
-        allowed_special: Literal["all"] | AbstractSet[str] = frozenset(),
+        allowed_special: Literal["all"] | AbstractSet[str] = _NOTHING,
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> list[list[int]]:
         """Return the ids of each text, as `encode` does; for ``num_threads`` see `encode_ordinary_batch`."""
@@ -171,7 +174,7 @@ class Encoding:
         self,
         text: str,
         *,
-        allowed_special: Literal["all"] | AbstractSet[str] = frozenset(),
+        allowed_special: Literal["all"] | AbstractSet[str] = _NOTHING,
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> tuple[list[int], list[list[int]]]:
         """Return the ids that do not change when text follows, and the ways in which ids can go on from there.
@@ -226,8 +229,12 @@ class Encoding:
             KeyError: If no token has an id.
             OverflowError: If an id is negative or does not fit into 32 bits.
         """
-        with checked_ids(tokens):
+        check_sequence(tokens)
+        try:
             return self._core.decode_bytes(tokens)
+        except KeyError:
+            refuse_large(tokens)
+            raise
 
     def decode(self, tokens: Sequence[int], errors: str = "replace") -> str:
         """Return the text of ids; ``errors`` says what becomes of bytes that are no UTF-8, as in `bytes.decode`.
@@ -236,13 +243,20 @@ class Encoding:
             UnicodeDecodeError: With ``errors="strict"``, for such bytes.
             KeyError: As `decode_bytes`, as for OverflowError.
         """
-        with checked_ids(tokens):
+        check_sequence(tokens)
+        try:
             return self._core.decode(tokens, errors)
+        except KeyError:
+            refuse_large(tokens)
+            raise
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token, special or not; raises as `decode_bytes`."""
-        with checked_ids((token,)):
+        try:
             return self._core.id_to_bytes(token)
+        except KeyError:
+            refuse_large([token])
+            raise
 
     def decode_tokens_bytes(self, tokens: Iterable[int]) -> list[bytes]:
         """Return the bytes of each token; raises as `decode_bytes`."""
