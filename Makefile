@@ -106,7 +106,7 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 	-rmdir tests/fuzz/regressions/$* tests/fuzz/regressions 2>/dev/null
 
 bench: $(VENV)/.bench ## every table of the README; the peers run side by side
-	set -e; for script in encode train sample generate serve prefill; do $(RUN) bench.$$script; done
+	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done
 
 docs: $(VENV)/.dev ## run the guide's commands, build the Rust documentation
 	$(RUN) pytest tests/unit/test_docs.py

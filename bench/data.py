@@ -13,10 +13,10 @@ from __future__ import annotations
 import base64
 import random
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.fetch import DataUnavailable, cached, check_sha256, from_pypi, source_members
+from bench.fetch import DataUnavailable, cache_folder, cached, check_sha256, from_pypi, source_members
 from bench.text import PACKAGES, SMALL, equal_shares, read_package
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "smollm2_gguf",
     "stdlib_corpus",
     "tiktoken_cache",
+    "tiktoken_tests",
     "vocabulary",
 ]
 
@@ -133,7 +134,17 @@ _LLAMA_MODELS = {
     "tokenizer_utils.py": "562f69d8b94eea8c8d75fcd258602d130c712d51d65f76914933065032827c08",
     "llama4/tokenizer.py": "606f0473436ebd847589149d7bb1b6761a85269c4b846767b813183ed5cd5795",
 }
-
+# The tests that tiktoken's source archive holds.
+_TIKTOKEN_SOURCE = ("tiktoken==0.14.0", "tests/")
+_TIKTOKEN_TESTS = {
+    "__init__.py": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "test_encoding.py": "6d81f28bb3c2877a3b02f2520047939c70640fe0104994c97a15a9b493ae6ca7",
+    "test_helpers.py": "ead2af1ae2aa3f4ff7ed28428ec810e51edc3ac8c620a22bff016401841b90c9",
+    "test_misc.py": "c351ea33119e2adf45d4bcd905e1df353efe73fefc3ed9376c83238fd9de3161",
+    "test_offsets.py": "fae19f01ab48dd93fff95e34e16290fb33fdb9ac8718186ad442eb385c61fb29",
+    "test_pickle.py": "7aed98b31c749454c001fa6874c467b62413a52787ef129e204ca8049b7e5175",
+    "test_simple_public.py": "de6f821034609dada4a2dca5b4cfe6bfa7e7194feb0b00a3b7013b3f3af6a118",
+}
 
 # The vocabularies that llama.cpp tests itself with: GGUF files, texts, and the ids that it gives them.
 _LLAMA_CPP_SOURCE = ("llama-cpp-python==0.3.36", "vendor/llama.cpp/models/ggml-vocab-")
@@ -219,6 +230,14 @@ def tiktoken_cache() -> Path:
     """Return a folder for ``TIKTOKEN_CACHE_DIR``: with it tiktoken loads r50k, p50k, cl100k and o200k offline."""
     paths = [vocabulary(name) for name in ("r50k", "p50k", "cl100k", "o200k")]
     return paths[0].parent
+
+
+def tiktoken_tests() -> Path:
+    """Return a folder with tiktoken's own tests; raises as `vocabulary`."""
+    folder = _unpacked("tiktoken_tests/tests.done", _TIKTOKEN_SOURCE, _TIKTOKEN_TESTS)
+    for name, sha256 in _TIKTOKEN_TESTS.items():
+        check_sha256(folder / name, sha256)
+    return folder
 
 
 def smollm2_gguf() -> Path:
@@ -308,24 +327,30 @@ def llama_cpp_vocabulary(name: str) -> Path:
     names = [file for file in _LLAMA_CPP_VOCABULARIES if file.startswith(f"{name}.gguf")]
     if not names:
         raise KeyError(name)
-    folder = cached("llama.cpp/vocabularies.done", _write_llama_cpp_vocabularies).parent / "vocabularies"
+    folder = _unpacked("llama.cpp/vocabularies.done", _LLAMA_CPP_SOURCE, _LLAMA_CPP_VOCABULARIES)
     for file in names:
         check_sha256(folder / file, _LLAMA_CPP_VOCABULARIES[file])
     return folder / f"{name}.gguf"
 
 
-def _write_llama_cpp_vocabularies(target: Path) -> None:
-    folder = target.parent / "vocabularies"
-    folder.mkdir(exist_ok=True)
-    requirement, prefix = _LLAMA_CPP_SOURCE
-    for member, file in source_members(requirement):
-        name = member.partition("/")[2].removeprefix(prefix)
-        if name in _LLAMA_CPP_VOCABULARIES:
-            (folder / name).write_bytes(file.read())
-    missing = [name for name in _LLAMA_CPP_VOCABULARIES if not (folder / name).is_file()]
-    if missing:
-        raise DataUnavailable(f"{requirement} holds no {missing}")
-    target.write_text(requirement)
+def _unpacked(cache_name: str, source: tuple[str, str], names: Iterable[str]) -> Path:
+    """Return the folder of files of a package's source archive, whose paths there begin alike."""
+    requirement, prefix = source
+    folder = (cache_folder() / cache_name).with_suffix("")
+
+    def make(done: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        for member, file in source_members(requirement):
+            path = member.partition("/")[2]
+            if path.startswith(prefix) and path.removeprefix(prefix) in names:
+                (folder / path.removeprefix(prefix)).write_bytes(file.read())
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise DataUnavailable(f"{requirement} holds no {missing}")
+        done.write_text(requirement)
+
+    cached(cache_name, make)
+    return folder
 
 
 def corpus(kind: str, megabytes: int) -> Path:

@@ -102,6 +102,8 @@ class Tokenizer:
     def to_own_json(self) -> str:
         """Return a ``tokenizer.json`` for `build_from_own_json` alone, in which any tokenizer can be said."""
     def save_huggingface(self, path: _PathLike) -> None: ...
+    def check_tiktoken(self) -> None:
+        """Raise `ValueError` if tiktoken cannot express this tokenizer; the message names why."""
     def save_tiktoken(self, path: _PathLike) -> None: ...
     def save_sentencepiece(self, path: _PathLike) -> None: ...
     def sentencepiece_model(self) -> bytes | None:
@@ -160,6 +162,9 @@ class Tokenizer:
 
         Source: Provilkov et al. 2020, arXiv:1910.13267.
         """
+
+    def encode_piece(self, data: bytes, *, merged: bool = False) -> list[int]:
+        """Return the ids of bytes as one piece: the token they are, or with `merged` always what merging gives."""
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Return the ids of any bytes, such that `decode_bytes` gives them back.

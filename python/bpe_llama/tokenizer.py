@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from bpe_llama.counts import WordCounts
+    from bpe_llama.tiktoken import Encoding
     from bpe_llama.training import FileOptions, MergeOptions, TextOptions
 
 
@@ -140,6 +141,26 @@ class Tokenizer(EncodingTokenizer):
 
         core, attributes = load(path)
         return cls(core, **vars(attributes))
+
+    @classmethod
+    def from_name(cls, name: str) -> Self:
+        """Return the tokenizer of a published vocabulary.
+
+        Args:
+            name: One of tiktoken's (``gpt2``, ``r50k_base``, ``p50k_base``, ``p50k_edit``, ``cl100k_base``,
+                ``o200k_base``, ``o200k_harmony``), an OpenAI model (``gpt-4o`` ...), ``llama3``, ``llama4``, ``qwen``
+                or ``qwen2``. The last two have different special tokens, and put text into normal form C.
+
+        The file is looked for in ``$BPE_LLAMA_CACHE`` (by default ``~/.cache/bpe_llama``), in tiktoken's cache and in
+        the Hugging Face Hub's. If it is in none, it is downloaded into the first, where its authors let anyone do so.
+
+        Raises:
+            ValueError: If the name is unknown, or the downloaded file has not the known SHA-256.
+            FileNotFoundError: If there is no file; the message says where it was looked for and where to put it.
+        """
+        from bpe_llama._loading.tiktoken import read_published
+
+        return cls(read_published(name))
 
     @classmethod
     def from_huggingface(cls, path: PathLike) -> Self:
@@ -267,6 +288,25 @@ class Tokenizer(EncodingTokenizer):
 
             write_config(path.parent, self, self._attributes)
             write_chat_templates(path.parent, self.chat_template)
+
+    def as_tiktoken(self, name: str = "bpe_llama") -> Encoding:
+        """Return this tokenizer with the methods of `tiktoken.Encoding`; see `bpe_llama.tiktoken`.
+
+        It encodes by this tokenizer, so its ids are those of `encode`, and it costs no memory.
+
+        Raises:
+            ValueError: If tiktoken cannot express this tokenizer (SentencePiece, normalization ...); the message says
+                why.
+
+        Examples:
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=258, special_tokens=["<s>"], progress=False)
+            >>> tok.as_tiktoken().encode("ab<s>", allowed_special={"<s>"})
+            [256, 257]
+        """
+        from bpe_llama.tiktoken import Encoding
+
+        self.check_tiktoken()
+        return Encoding.of_tokenizer(name, self)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the text of a tokenizer.json, or as a SentencePiece model."""

@@ -21,6 +21,7 @@ def prepare(folder: Path, real) -> None:
         (folder / name).symlink_to(real(data.vocabulary, "cl100k"))
     (folder / "mistral").mkdir()
     (folder / "mistral" / "tokenizer.model").symlink_to(real(data.vocabulary, "mistral"))
+    real(data.vocabulary, "o200k")  # found in the cache by its name
     (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(real(data.smollm2_gguf))
 
 

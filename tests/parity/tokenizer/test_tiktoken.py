@@ -6,6 +6,7 @@ import importlib
 import os
 import pickle
 import random
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_any_string(cl100k: Pair, text: str) -> None:
 @given(text=st.text(" \t\n\r\u00a0\u2003'sStTrevmlldD1²Ⅷa\u0301éſK中字😀.<|>_-/", max_size=40))
 def test_strings_dense_in_what_the_patterns_distinguish(pair: Pair, text: str) -> None:
     assert pair.ours.encode(text) == pair.theirs.encode(text, disallowed_special=())
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2"])
+def test_a_vocabulary_by_name(name: str, real: Callable[..., Any], texts: dict[str, str]) -> None:
+    """Qwen's own tokenizers put text into normal form C before tiktoken encodes it."""
+    real(data.vocabulary, name)
+    ours, theirs = Tokenizer.from_name(name), PUBLISHED[name].as_tiktoken()
+    text = texts["multilingual"][:300_000] + " cafe\u0301 \u212b"
+    expected = theirs.encode_ordinary(unicodedata.normalize("NFC", text) if name == "qwen2" else text)
+    assert first_difference(ours.encode_ordinary(text), expected) == "equal"
+    assert PUBLISHED[name].special_tokens.items() <= ours.special_tokens.items()
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,9 @@ impl Encoder<'_> {
     /// [`Error::InvalidArgument`] if a byte has no token, or a regex backtracks beyond its bound; what the interrupt check
     /// returns.
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
+        if self.pretokenizer.drops_unmatched() {
+            return self.encode_matches(text, scratch, sink);
+        }
         let bytes = text.as_bytes();
         let mut start = 0;
         for batch in 1u64.. {
@@ -70,6 +73,18 @@ impl Encoder<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Passes the ids of the matches in `text` to `sink`, where text between matches is dropped.
+    #[inline(never)]
+    fn encode_matches<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
+        let mut result = Ok(());
+        self.pretokenizer.each_piece(text, self.interrupt, |start, end| {
+            if result.is_ok() {
+                result = self.encode_bytes(&text.as_bytes()[start..end], scratch, sink);
+            }
+        })?;
+        result
     }
 
     /// Writes the ids of a piece to `scratch.ids`, from the cache if it has them.
@@ -154,11 +169,20 @@ impl Encoder<'_> {
     /// # Errors
     /// [`Error::InvalidArgument`] if a byte has no token.
     pub(crate) fn encode_bytes<S: Sink>(&self, piece: &[u8], scratch: &mut Scratch, sink: &mut S) -> Result<()> {
-        scratch.ids.clear();
         match self.vocab.bytes_to_id(piece).filter(|_| self.vocab.whole_piece_first()) {
-            Some(id) => scratch.ids.push(id),
-            None => self.merge(piece, scratch)?,
+            Some(id) => sink.take(&[id]),
+            None => self.merge_bytes(piece, scratch, sink)?,
         }
+        Ok(())
+    }
+
+    /// Passes the ids that merging produces from bytes to `sink`, also where the bytes are a token.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode_bytes`].
+    pub(crate) fn merge_bytes<S: Sink>(&self, piece: &[u8], scratch: &mut Scratch, sink: &mut S) -> Result<()> {
+        scratch.ids.clear();
+        self.merge(piece, scratch)?;
         sink.take(&scratch.ids);
         Ok(())
     }

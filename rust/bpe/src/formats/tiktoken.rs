@@ -34,6 +34,33 @@ impl Tokenizer {
             "this tokenizer cannot be saved as .tiktoken, where {what} has no place; save it as tokenizer.json"
         ))
     }
+
+    /// Checks that tiktoken's `Encoding`, made of this tokenizer's tokens, pattern and special tokens, gives the same ids.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming what tiktoken cannot express.
+    pub fn check_tiktoken(&self) -> Result<()> {
+        let more = |token: &&AddedToken| {
+            let is_normalized = token.normalized && self.normalizes();
+            !token.special || token.single_word || token.lstrip || token.rstrip || is_normalized
+        };
+        let what = if let Some(because) = self.general_because() {
+            because.to_owned()
+        } else if self.sentencepiece_model().is_some() || self.vocab().byte_fallback().is_some() {
+            "SentencePiece's merging, which begins with characters,".to_owned()
+        } else if self.normalizes() {
+            "normalization (NFC)".to_owned()
+        } else if self.pretokenizer().oniguruma_regex().is_some() || self.pretokenizer().steps().len() > 1 {
+            format!("the pattern {:?}", self.pretokenizer().pattern())
+        } else if let Some(token) = self.added_tokens().iter().find(more) {
+            format!("the added token {:?}, which is not special or has flags,", token.content)
+        } else if !self.vocab().ids_are_ranks()? {
+            "an order of merges other than that of the ids".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(invalid!("tiktoken cannot express this tokenizer: {what} has no place there"))
+    }
 }
 
 impl Vocab {

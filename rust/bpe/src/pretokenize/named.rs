@@ -68,15 +68,19 @@ impl Named {
     /// Returns the pattern with this name or spelling.
     pub(super) fn find(name_or_regex: &str) -> Option<Self> {
         let is_name = |named: &Self| named.definition().0.contains(&name_or_regex);
-        ALL.into_iter().find(|named| is_name(named) || named.spellings().any(|regex| regex == name_or_regex))
+        ALL.into_iter().find(is_name).or_else(|| Self::find_spelling(name_or_regex))
+    }
+
+    /// Returns the pattern with this spelling.
+    pub(super) fn find_spelling(regex: &str) -> Option<Self> {
+        ALL.into_iter().find(|named| named.spellings().any(|spelling| spelling == regex))
     }
 
     /// Returns the pattern with this spelling, if the spelling has the same pieces in Oniguruma.
     ///
     /// Spellings with `{1,3}+` do not: it is possessive elsewhere, but a repeated repetition in Oniguruma.
     pub(super) fn find_oniguruma(regex: &str) -> Option<Self> {
-        let is_spelling = |named: &Self| named.spellings().any(|spelling| spelling == regex);
-        ALL.into_iter().find(is_spelling).filter(|_| !regex.contains("{1,3}+"))
+        Self::find_spelling(regex).filter(|_| !regex.contains("{1,3}+"))
     }
 
     /// Returns the pattern that is equal to a sequence of patterns.

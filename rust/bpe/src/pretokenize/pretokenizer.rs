@@ -10,6 +10,9 @@ use crate::interrupt::Interrupt;
 /// The prefix of a pattern that Oniguruma matches.
 const ONIGURUMA_MARK: &str = "(?#oniguruma)";
 
+/// The prefix of a pattern whose matches alone are pieces, as in tiktoken: text between them is dropped.
+const MATCHES_MARK: &str = "(?#matches)";
+
 /// Splits text into pieces, which byte-pair encoding encodes one by one.
 ///
 /// Cheap to clone, and safe to share between threads.
@@ -25,6 +28,7 @@ pub(super) enum Splitter {
     SpacedWords,
     Superwords,
     Fancy(FancyRegex),
+    Matches(FancyRegex),
     Oniguruma(Oniguruma),
     Sequence(Vec<Pretokenizer>),
 }
@@ -48,6 +52,9 @@ impl Pretokenizer {
             if name_or_regex == pattern {
                 return Ok(Self { splitter, pattern: pattern.to_owned() });
             }
+        }
+        if let Some(regex) = name_or_regex.strip_prefix(MATCHES_MARK) {
+            return Self::matches(regex);
         }
         let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
         if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
@@ -93,6 +100,33 @@ impl Pretokenizer {
         }
         let pattern = format!("{ONIGURUMA_MARK}{regex}");
         Ok(Self { splitter: Splitter::Oniguruma(Oniguruma::new(regex)?), pattern })
+    }
+
+    /// Returns the pre-tokenizer whose pieces are the matches of a regex, as in tiktoken: text between them is dropped.
+    ///
+    /// Its [`pattern`](Self::pattern) begins with the comment `(?#matches)`, which [`Pretokenizer::new`] recognizes, unless it
+    /// is the spelling of a named pattern. A name is a regex here.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] if it is not a regex.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// assert_eq!(Pretokenizer::matches(r"\w+")?.split("a, b")?, ["a", "b"]);
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn matches(regex: &str) -> Result<Self> {
+        if let Some(named) = Named::find_spelling(regex) {
+            return Ok(named.into());
+        }
+        let pattern = format!("{MATCHES_MARK}{regex}");
+        Ok(Self { splitter: Splitter::Matches(FancyRegex::new(regex)?), pattern })
+    }
+
+    /// Returns whether text between matches is dropped.
+    pub(crate) fn drops_unmatched(&self) -> bool {
+        matches!(self.splitter, Splitter::Matches(_))
     }
 
     /// Returns the regex given to [`Pretokenizer::oniguruma`], if Oniguruma matches it.
@@ -194,14 +228,14 @@ impl Pretokenizer {
             Splitter::Named(named) => named.fill_ends(text, start, ends),
             Splitter::SpacedWords => spaced_words::fill_ends(text.as_bytes(), start, ends),
             Splitter::Superwords => superwords::fill_ends(text.as_bytes(), start, ends),
-            Splitter::Fancy(regex) => regex.fill_ends(text, start, ends, interrupt)?,
+            Splitter::Fancy(regex) | Splitter::Matches(regex) => regex.fill_ends(text, start, ends, interrupt)?,
             Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends, interrupt)?,
             Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends, interrupt)?,
         }
         Ok(())
     }
 
-    /// Returns all pieces of `text`; they concatenate to `text`.
+    /// Returns all pieces of `text`; they concatenate to `text`, except for [`matches`](Self::matches).
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
@@ -218,6 +252,9 @@ impl Pretokenizer {
         interrupt: Interrupt<'_>,
         mut each: impl FnMut(usize, usize),
     ) -> Result<()> {
+        if let Splitter::Matches(regex) = &self.splitter {
+            return regex.each_match(text, interrupt, each);
+        }
         let mut ends = Vec::with_capacity(256);
         let mut start = 0;
         while start < text.len() {

@@ -134,6 +134,28 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Returns the ids of bytes that are one piece: the token they are, if any, else what merging produces.
+    ///
+    /// With `merged`, merging decides also where the bytes are a token. A token that merging does not reach, as in Llama 3's
+    /// vocabulary, makes the difference.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a byte has no token, or the vocabulary is no byte-level one.
+    pub fn encode_piece(&self, bytes: &[u8], merged: bool) -> Result<Vec<u32>> {
+        if self.general_because.is_some() || self.sentencepiece.is_some() || self.spaces().is_some() {
+            return Err(invalid!("only byte-level vocabularies encode pieces of bytes"));
+        }
+        let mut ids = Vec::new();
+        self.with_scratch(Interrupt::NEVER, |encoder, scratch| {
+            if merged {
+                encoder.merge_bytes(bytes, scratch, &mut ids)
+            } else {
+                encoder.encode_bytes(bytes, scratch, &mut ids)
+            }
+        })?;
+        Ok(ids)
+    }
+
     /// Checks that the text contains no special token of `disallowed`.
     ///
     /// # Errors

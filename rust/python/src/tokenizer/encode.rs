@@ -8,6 +8,7 @@ use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
 use crate::arguments::{Specials, Text, Texts, Threads, prepare_arrays, thread_count};
+use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
 
 /// The ids of many texts in one array, and the offset of each text.
@@ -142,6 +143,12 @@ impl PyTokenizer {
 
     fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
         self.list(py, &interruptible_if_long(py, data.len(), |interrupt| self.inner.encode_bytes(data, interrupt))?)
+    }
+
+    #[pyo3(signature = (data, *, merged=false))]
+    fn encode_piece<'py>(&self, py: Python<'py>, data: &[u8], merged: bool) -> PyResult<Bound<'py, PyList>> {
+        let ids = py.detach(|| self.inner.encode_piece(data, merged)).map_err(to_py)?;
+        self.list(py, &ids)
     }
 
     #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]

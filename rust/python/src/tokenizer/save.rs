@@ -45,6 +45,10 @@ impl PyTokenizer {
         py.detach(save).map_err(to_py)
     }
 
+    fn check_tiktoken(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.check_tiktoken()).map_err(to_py)
+    }
+
     fn save_tiktoken(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let save = || write_atomically(&path, self.inner.to_tiktoken()?.as_bytes());
         py.detach(save).map_err(to_py)

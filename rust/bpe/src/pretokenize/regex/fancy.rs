@@ -2,7 +2,7 @@
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::matches::fill_ends;
+use super::matches::{MATCHES_PER_CHECK, fill_ends};
 use crate::Result;
 use crate::interrupt::Interrupt;
 
@@ -47,15 +47,41 @@ impl FancyRegex {
         })
     }
 
+    /// Calls `each` with the start and end of each match that is not empty.
+    ///
+    /// # Errors
+    /// As [`FancyRegex::fill_ends`].
+    pub(crate) fn each_match(
+        &self,
+        text: &str,
+        interrupt: Interrupt<'_>,
+        mut each: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        for (index, found) in self.regex.find_iter(text).enumerate() {
+            if index % MATCHES_PER_CHECK == 0 {
+                interrupt.check()?;
+            }
+            let found = found.map_err(|error| self.gave_up(0, &error))?;
+            if found.end() > found.start() {
+                each(found.start(), found.end());
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the next match at or after `from`, or `text.len()` twice if there is none.
     fn find(&self, text: &str, from: usize) -> Result<(usize, usize)> {
         match self.regex.find_from_pos(text, from) {
             Ok(Some(found)) => Ok((found.start(), found.end())),
             Ok(None) => Ok((text.len(), text.len())),
-            Err(error) => Err(invalid!(
-                "pattern {:?} gave up on the text behind byte {from}: {error} (at most {BACKTRACK_LIMIT} steps a match)",
-                self.regex.as_str()
-            )),
+            Err(error) => Err(self.gave_up(from, &error)),
         }
+    }
+
+    fn gave_up(&self, from: usize, error: &fancy_regex::Error) -> crate::Error {
+        invalid!(
+            "pattern {:?} gave up on the text behind byte {from}: {error} (at most {BACKTRACK_LIMIT} steps a match)",
+            self.regex.as_str()
+        )
     }
 }
