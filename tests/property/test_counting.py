@@ -23,9 +23,12 @@ LETTERS = (
 )
 TEXTS = st.one_of(
     st.text(LETTERS, max_size=24),
-    st.lists(st.sampled_from(["the", " ", "  ", "\n", "é", "'s", "12345", ".", "<s>", "、", "😀"]), max_size=12).map(
-        "".join
-    ),
+    st.lists(
+        st.sampled_from(
+            ["the", " ", "  ", "\n", "é", "'s", "12345", ".", "<s>", "、", "😀", "e\u0301", "\u0338", "=", "\u212b"]
+        ),
+        max_size=12,
+    ).map("".join),
     st.text(max_size=12),
     st.lists(st.sampled_from(["\ud83d", "\ude00", "a", " "]), max_size=6).map("".join),
 )
@@ -35,7 +38,7 @@ def trained(pattern: str) -> Tokenizer:
     return Tokenizer.train_from_iterator(CORPUS, 295, pattern=pattern, special_tokens=["<s>"], progress=False)
 
 
-def of_tokenizers(folder: Any, normalizer: Any, *, prefix: bool) -> Tokenizer:
+def of_tokenizers(folder: Any, normalizer: Any, *, prefix: bool = False, added: bool = False) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json with an added token, and a normalizer or a prefix."""
     theirs = tokenizers.Tokenizer(models.BPE())
     theirs.normalizer = normalizer
@@ -44,8 +47,8 @@ def of_tokenizers(folder: Any, normalizer: Any, *, prefix: bool) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
     theirs.train_from_iterator(CORPUS, trainer)
-    theirs.add_tokens([AddedToken("e t", lstrip=True)] if normalizer else [])
-    path = folder / f"{prefix}.json"
+    theirs.add_tokens([AddedToken("e t", lstrip=True)] if added else [])
+    path = folder / f"{prefix}{added}.json"
     theirs.save(str(path))
     return Tokenizer.from_file(path)
 
@@ -56,19 +59,20 @@ def toks(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
     folder = tmp_path_factory.mktemp("described")
     return [
         *map(trained, NAMES),
+        of_tokenizers(folder, normalizers.NFC()),
         trained(r"\s+|\S+"),
         trained(SUPERWORD_PATTERN),
         trained("cl100k").with_tokens(["e t", "."]),
         of_tokenizers(folder, None, prefix=True),
-        of_tokenizers(folder, normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), prefix=False),
+        of_tokenizers(folder, normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), added=True),
     ]
 
 
-INDEX = st.integers(0, len(NAMES) + 4)
+INDEX = st.integers(0, len(NAMES) + 5)
 
 
 def test_published_patterns_have_seams(toks: list[Tokenizer]) -> None:
-    assert [has_seams(tok) for tok in toks] == [True] * len(NAMES) + [False] * 5
+    assert [has_seams(tok) for tok in toks] == [True] * (len(NAMES) + 1) + [False] * 5
 
 
 @pytest.mark.parametrize("pattern", NAMES)

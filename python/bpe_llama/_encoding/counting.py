@@ -20,9 +20,9 @@ class CountingTokenizer(CorpusTokenizer):
     has other tokens. All numbers here are those of `count` on the part alone.
 
     What is remembered of a text are its seams: places between a letter or number and white space or punctuation, where
-    published patterns always end a pre-token. Tokenizers with another pattern, a normalizer, SentencePiece's prefix or
-    added tokens that are always found have no seams. The results are as exact for them, at the cost that each method
-    names.
+    published patterns always end a pre-token. A tokenizer has no seams if it has another pattern, a normalizer other
+    than NFC, SentencePiece's prefix, or added tokens that are always found. The results are as exact for it, at the
+    cost that each method names.
     """
 
     def count_prefixes(self, text: str) -> NDArray[np.int64]:

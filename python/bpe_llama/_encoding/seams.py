@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -24,8 +25,10 @@ def has_seams(tokenizer: CoreTokenizer) -> bool:
         return False
     if tokenizer.added_tokens.keys() != tokenizer.special_tokens.keys():
         return False
-    components = (tokenizer.components_json() or "").replace(" ", "")
-    return not components or ('"normalizer":null' in components and '"add_prefix_space":true' not in components)
+    components = json.loads(tokenizer.components_json() or "{}")
+    # NFC changes nothing across a seam: no character before it composes with one that follows.
+    is_local = components.get("normalizer") in (None, {"type": "NFC"})
+    return is_local and '"add_prefix_space": true' not in json.dumps(components.get("pre_tokenizer"))
 
 
 def seams(text: str, start: int = 0) -> Iterator[int]:
