@@ -16,3 +16,5 @@ _KERNELS = [
 collect_ignore = [] if importlib.util.find_spec("triton") else _KERNELS
 if importlib.util.find_spec("lm_eval") is None:
     collect_ignore += ["python/bpe_llama/model/evaluation/harness.py"]
+if importlib.util.find_spec("regex") is None:
+    collect_ignore += ["python/bpe_llama/educational.py"]

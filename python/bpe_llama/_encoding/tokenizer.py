@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.batches import Batches, integer, template_of
-from bpe_llama._encoding.corpora import CorpusTokenizer
+from bpe_llama._encoding.counting import CountingTokenizer
 from bpe_llama._loading.ends import END_ROLES, ends_of
 from bpe_llama._loading.settings import Settings
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bpe_llama._loading.folder import TokenizerAttributes
 
 
-class EncodingTokenizer(CorpusTokenizer):
+class EncodingTokenizer(CountingTokenizer):
     """A compiled tokenizer with the defaults and special tokens that its files name.
 
     Attributes:
