@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import random
+from collections.abc import Callable
 
 
 def adversarial(size: int = 1_000_000) -> dict[str, str]:
