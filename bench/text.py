@@ -142,3 +142,20 @@ def _utf8(content: bytes) -> str:
     except UnicodeDecodeError:
         return ""
     return "" if "\0" in text or not text else text.rstrip("\n") + "\n"
+
+
+def equal_shares(texts: list[Path], total: int) -> list[bytes]:
+    """Return the start of each text, together ``total`` bytes: short texts whole, the rest shared among the long."""
+    share_of: dict[Path, int] = {}
+    left = total
+    by_size = sorted(texts, key=lambda path: path.stat().st_size)
+    for index, path in enumerate(by_size):
+        share_of[path] = min(path.stat().st_size, left // (len(by_size) - index))
+        left -= share_of[path]
+    return [_whole_lines(path, share_of[path]) for path in texts]
+
+
+def _whole_lines(path: Path, size: int) -> bytes:
+    with path.open("rb") as handle:
+        block = handle.read(size)
+    return block[: block.rfind(b"\n") + 1]

@@ -174,7 +174,7 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
             f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected {_with_experts()}"
         )
     if stated:
-        _leave_out_ids(picked, 32_000 if family is None else family.config.vocab_size)
+        leave_out_ids(picked, 32_000 if family is None else family.config.vocab_size)
     _read_rope(picked, values, family)
     if family is not None:
         _read_family(picked, values, family)
@@ -298,7 +298,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
     family.read(picked, values)
 
 
-def _leave_out_ids(picked: dict[str, Any], default_size: int) -> None:
+def leave_out_ids(picked: dict[str, Any], default_size: int) -> None:
     """Remove BOS and EOS ids outside the vocabulary, with a warning; in transformers they have no effect."""
     size = picked.get("vocab_size", default_size)
     for name in ("bos_token_id", "eos_token_id"):

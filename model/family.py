@@ -3,9 +3,47 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class GGUFLayout:
+    """How llama.cpp stores a family's models in a GGUF file, where that differs from LLaMA.
+
+    Attributes:
+        architecture: llama.cpp's name, with which the metadata keys of the architecture begin.
+        modules: The module in a layer of a tensor: ``{"attn_q_norm": "self_attn.q_norm"}``. With ``{}`` for a number,
+            one tensor holds the weights of all the modules.
+        keys: Metadata keys, without the architecture, and the fields of the config that hold their values.
+        absent: The values of keys that a file leaves out, as llama.cpp's loader has them; other keys are required.
+        fixed: Fields for which there is no key, and the value with which llama.cpp computes.
+        interleaved: Whether rows of queries and keys are ordered for RoPE pairs ``(2 i, 2 i + 1)``.
+        whole_heads: Whether heads have ``hidden_size / num_attention_heads`` features in llama.cpp.
+        norm_offset: Added to the weights of norms in the file.
+        window_pattern: Every so many layers one has no sliding window, unless the file says otherwise.
+        rope_types: The values of ``rope_type`` that llama.cpp computes.
+        unstored: Fields that change no computation which llama.cpp has.
+        read: Called with the fields, the metadata and the names of all tensors, to set fields that follow from them.
+        write: Called with the config; returns values of metadata keys that are no field.
+
+    Source: ``conversion/`` and ``src/models/`` of https://github.com/ggml-org/llama.cpp.
+    """
+
+    architecture: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    interleaved: bool = False
+    whole_heads: bool = False
+    norm_offset: float = 0.0
+    window_pattern: int | None = None
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+    unstored: frozenset[str] = frozenset()
+    read: Callable[[dict[str, Any], Mapping[str, Any], Collection[str]], None] = lambda fields, metadata, names: None
+    write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 
 @dataclass(frozen=True)
@@ -35,6 +73,7 @@ class Family:
         left_out: Their other parts: the first parts of the names of tensors.
         layers_after: The field with the number of layers that a checkpoint has after those of the model, if any. They
             predict further tokens, and neither transformers nor this package reads them.
+        gguf: How llama.cpp stores it; None if it does not, or not in a way known here.
     """
 
     name: str
@@ -57,6 +96,7 @@ class Family:
     multimodal: str | None = None
     left_out: tuple[str, ...] = ()
     layers_after: str | None = None
+    gguf: GGUFLayout | None = None
 
 
 FAMILIES: dict[str, Family] = {}

@@ -41,7 +41,7 @@ LAYERS = {
 }
 """By the ``forward`` of a layer the names of its norms: before and after attention, before and after the MLP."""
 
-ATTENTIONS = (Attention, FusedAttention)
+ATTENTIONS = (Attention.forward, FusedAttention.forward)
 PROJECTS = {
     Attention.project: False,
     FusedAttention.project: False,
@@ -58,6 +58,8 @@ NORMS: dict[type[RMSNorm], Callable[[Tensor], Tensor]] = {
 """The norms, and what each computes from its weights: the factors of `Norm`."""
 
 MLPS = (MLP, FusedMLP)
+METHODS = ("attend", "feed_forward", "forward", "logits", "normalized", "project", "rotate", "scaled")
+"""Those that compute; an object with one of its own computes something else."""
 
 
 class Norm:
@@ -95,11 +97,12 @@ class DenseLayer:
         residual_scale: A factor of what attention and the MLP add to the hidden states.
     """
 
-    def __init__(self, layer: DecoderLayer) -> None:
-        attention: Any = layer.self_attn
-        mlp = layer.mlp
-        self.qkv, self.out = attention.input_linears, attention.o_proj
-        self.gate_up, self.down = mlp.input_linears, mlp.down_proj
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv: list[nn.Linear] = attention.input_linears
+        self.out: nn.Linear = attention.o_proj
+        self.gate_up: list[nn.Linear] = mlp.input_linears
+        self.down: nn.Linear = mlp.down_proj
         self.gate = next(name for name, activation in GATES.items() if mlp.activation is activation)
         names = LAYERS[type(layer).forward]
         norms = [None if name is None else Norm(getattr(layer, name)) for name in names]
@@ -109,7 +112,7 @@ class DenseLayer:
             width, kv_width = self.out.in_features, sum(linear.out_features for linear in self.qkv)
             queries, keys = slice(0, width), slice(width, (width + kv_width) // 2)
             self.head_norms = [(queries, Norm(attention.q_norm)), (keys, Norm(attention.k_norm))]
-        self.query_scale = attention.query_scale
+        self.query_scale: float = attention.query_scale
         self.residual_scale: float = getattr(layer, "residual_multiplier", 1.0)
 
     @property
@@ -163,6 +166,7 @@ def is_dense(model: LlamaForCausalLM) -> bool:
         True
     """
     stack, eps = model.model, model.config.norm_eps
+    layers: list[Any] = list(stack.layers)
     if model.dtype not in (torch.float32, torch.bfloat16) or type(stack) is not LlamaModel:
         return False
     if not _computes(model, LlamaForCausalLM, "forward", "logits"):
@@ -175,17 +179,20 @@ def is_dense(model: LlamaForCausalLM) -> bool:
     if type(embedding) is not nn.Embedding and not _computes(embedding, ScaledEmbedding, "forward"):
         return False
     for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if module._forward_hooks or module._forward_pre_hooks or not vars(module).keys().isdisjoint(METHODS):
             return False
         if isinstance(module, RMSNorm) and (type(module) not in NORMS or module.eps != eps):
             return False
-    if type(stack.norm) not in NORMS or not all(map(_is_known, stack.layers)):
+    if type(stack.norm) not in NORMS or not all(map(_is_known, layers)):
         return False
     linears = [model.lm_head]
-    for layer in dense_layers(model):
-        if any(len({linear.bias is None for linear in together}) > 1 for together in (layer.qkv, layer.gate_up)):
-            return False
-        linears += layer.linears
+    for layer in layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for together in (attention.input_linears, mlp.input_linears):
+            if not all(map(_is_linear, together)) or len({linear.bias is None for linear in together}) > 1:
+                return False
+            linears += together
+        linears += [attention.o_proj, mlp.down_proj]
     weights = [weight for linear in linears for weight in linear.parameters()]
     if len({id(weight) for weight in weights}) < len(weights):  # a shared weight cannot be adjacent to two neighbours
         return False
@@ -195,34 +202,30 @@ def is_dense(model: LlamaForCausalLM) -> bool:
 
 
 def _is_known(layer: Any) -> bool:
-    """Return whether `DenseLayer` describes what a layer computes; its linear layers have the right types, too."""
+    """Return whether `DenseLayer` describes what a layer computes, its linear layers excepted."""
     if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
         return False
     attention, mlp = layer.self_attn, layer.mlp
     if not _computes(attention, Attention, "rotate", "attend", "dropout") or attention.backend is not sdpa:
         return False
-    if type(attention).forward not in [known.forward for known in ATTENTIONS] or type(mlp) not in MLPS:
+    if type(attention).forward not in ATTENTIONS or type(mlp) not in MLPS:
         return False
     if type(attention).project not in PROJECTS or not any(mlp.activation is known for known in GATES.values()):
         return False
-    if attention.dropout or any(part.training and part.residual_dropout for part in _with_dropout(layer)):
+    if attention.dropout or any(
+        part.training and vars(part).get("residual_dropout") for part in (layer, attention, mlp)
+    ):
         return False
     norms = [getattr(layer, name) for name in LAYERS[type(layer).forward] if name is not None]
     if PROJECTS[type(attention).project]:
         norms += [attention.q_norm, attention.k_norm]
-    linears = [*attention.input_linears, attention.o_proj, *mlp.input_linears, mlp.down_proj]
-    return all(type(norm) in NORMS for norm in norms) and all(map(_is_linear, linears))
+    return all(type(norm) in NORMS for norm in norms)
 
 
-def _computes(module: nn.Module, known: type[nn.Module], *methods: str) -> bool:
+def _computes(module: nn.Module, known: type[Any], *methods: str) -> bool:
     """Return whether a module is of a known class, and its class does not override the methods."""
     ours = isinstance(module, known)
     return ours and all(getattr(type(module), name) is getattr(known, name) for name in methods)
-
-
-def _with_dropout(layer: nn.Module) -> list[Any]:
-    """Return the parts of a layer that have a dropout of what is added to the hidden states."""
-    return [part for part in layer.modules() if hasattr(part, "residual_dropout")]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
-"""Reads a LLaMA from a GGUF file, llama.cpp's format, and dequantizes it tensor by tensor.
+"""Reads a model from a GGUF file, llama.cpp's format, and dequantizes it tensor by tensor.
 
-A GGUF file has other tensor names than a Hugging Face checkpoint, rows of queries and keys that are ordered for
-interleaved RoPE pairs, no matrix of a tied head, and one tensor for all experts of a layer.
+A GGUF file has other tensor names than a Hugging Face checkpoint, no matrix of a tied head, one tensor for all experts
+of a layer, and in some families rows of queries and keys that are ordered for interleaved RoPE pairs.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and `convert_hf_to_gguf.py` of llama.cpp.
 """
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from bpe_llama._gguf.header import GGUFHeader, TensorInfo, read_gguf_model_header
 from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill, half_split_rows
-from bpe_llama.model.checkpoints.gguf_config import config_from_gguf, generation_values
+from bpe_llama.model.checkpoints.gguf_config import config_from_gguf, generation_values, layout_of
 from bpe_llama.model.checkpoints.gguf_tensors import (
-    EXPERT_NAMES,
     LAYER_TENSOR,
+    LONGROPE_FACTORS,
     ROPE_FACTORS,
-    huggingface_name,
+    Content,
+    Names,
     read_tensor,
 )
 from bpe_llama.model.config import LlamaConfig
@@ -44,7 +45,7 @@ def load_gguf(
     """Return the model of a GGUF file, in evaluation mode.
 
     Args:
-        path: A `.gguf` file of a LLaMA or Mixtral, or any part of a split one. Tensors are F32, F16, BF16 or of a
+        path: A `.gguf` file of a known architecture, or any part of a split one. Tensors are F32, F16, BF16 or of a
             quantized type that the `gguf` package dequantizes.
         dtype: `"auto"` is the dtype of the file's matrices, float32 if they are quantized.
         device: `"auto"` is CUDA if available, else the CPU.
@@ -58,24 +59,26 @@ def load_gguf(
     """
     header = read_gguf_model_header(path)
     try:
-        config = LlamaConfig.from_dict(config_from_gguf(header))
-    except TypeError as error:
-        raise ValueError(f"{header.path}: {error}") from None
-    _check_counts(header, config)
-    weights = dict(_weights(header))
+        config = config_from_gguf(Content.of(header))
+    except (ValueError, TypeError) as error:
+        named = str(error).startswith(str(header.path))
+        raise ValueError(str(error) if named else f"{header.path}: {error}") from None
+    names = Names(layout_of(config.family))
+    _check_counts(header, config, names)
+    weights = dict(_weights(header, names))
     check_shapes({name: info.shape for name, info in weights.items()}, expected_shapes(config), header.path)
-    matrix = header.tensors.get("blk.0.attn_q.weight", header.tensors["token_embd.weight"])
+    matrix = header.tensors.get("blk.0.attn_output.weight", header.tensors["token_embd.weight"])
     dtype = resolve_dtype(dtype, auto=_DTYPES.get(matrix.type_name))
     model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM)
     try:
         model.generation_config = GenerationConfig(generation_values(header, config))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{header.path}: {error}") from None
-    return fill(model, _stream(header, weights, config, dtype, progress))
+    return fill(model, _stream(weights, config, dtype, progress))
 
 
-def _check_counts(header: GGUFHeader, config: LlamaConfig) -> None:
-    """Raise a ValueError unless the file holds tensors of exactly the layers and experts that its metadata counts.
+def _check_counts(header: GGUFHeader, config: LlamaConfig, names: Names) -> None:
+    """Raise a ValueError unless the file holds tensors of exactly the experts that its metadata counts.
 
     Each tensor has its own bytes in the file, so this bounds the size of the model before memory is allocated.
     """
@@ -85,22 +88,15 @@ def _check_counts(header: GGUFHeader, config: LlamaConfig) -> None:
                 f"{info.path}: tensor {name!r} has tensor type {info.type_name}, which the gguf package does not "
                 "dequantize"
             )
-    layers, experts = set(), set()
+    experts = set()
     for name, info in header.tensors.items():
         if 0 in info.shape:
             raise ValueError(f"{header.path}: tensor {name!r} has shape {list(info.shape)}, which is empty")
-        if match := LAYER_TENSOR.fullmatch(name):
-            layers.add(match[1])
-            if match[2] in EXPERT_NAMES:
-                experts.add(info.shape[0] if info.shape else 0)
-    if len(layers) != config.num_hidden_layers:
-        raise ValueError(
-            f"{header.path}: metadata 'llama.block_count' is {config.num_hidden_layers:,}, "
-            f"but the file holds tensors of {len(layers):,} layers"
-        )
+        if (match := LAYER_TENSOR.fullmatch(name)) and match[2].endswith("_exps"):
+            experts.add(info.shape[0] if info.shape else 0)
     if config.num_local_experts and experts != {config.num_local_experts}:
         raise ValueError(
-            f"{header.path}: metadata 'llama.expert_count' is {config.num_local_experts:,}, "
+            f"{header.path}: metadata '{names.architecture}.expert_count' is {config.num_local_experts:,}, "
             f"but the file holds tensors of {', '.join(map(str, sorted(experts))) or 'no'} experts"
         )
 
@@ -119,32 +115,40 @@ def _can_dequantize(type_id: int) -> bool:
     return True
 
 
-def _weights(header: GGUFHeader) -> Iterator[tuple[str, TensorInfo]]:
+def _weights(header: GGUFHeader, names: Names) -> Iterator[tuple[str, TensorInfo]]:
     """Yield each weight under its Hugging Face name, or GGUF's if it has none; experts are yielded one by one."""
     for name, info in header.tensors.items():
-        match = LAYER_TENSOR.fullmatch(name)
-        if match and match[2] in EXPERT_NAMES and match[3] == "weight" and len(info.shape) == 3:
-            experts, *shape = info.shape
-            nbytes = None if info.nbytes is None else info.nbytes // max(1, experts)
-            for expert in range(experts):
-                target = f"model.layers.{match[1]}.block_sparse_moe.experts.{expert}.{EXPERT_NAMES[match[2]]}.weight"
-                start = info.start + expert * (nbytes or 0)
-                yield target, dataclasses.replace(info, shape=tuple(shape), start=start, nbytes=nbytes)
-        elif name != ROPE_FACTORS:
-            yield huggingface_name(name) or name, info
+        if name == ROPE_FACTORS or name in LONGROPE_FACTORS.values():
+            continue
+        target = names.huggingface(name) or name
+        if "{}" not in target or len(info.shape) < 2:
+            yield target, _as_row(info) if name.endswith(".ffn_gate_inp_shexp.weight") else info
+            continue
+        number, *shape = info.shape
+        nbytes = None if info.nbytes is None else info.nbytes // max(1, number)
+        for one in range(number):
+            start = info.start + one * (nbytes or 0)
+            yield target.format(one), dataclasses.replace(info, shape=tuple(shape), start=start, nbytes=nbytes)
+
+
+def _as_row(info: TensorInfo) -> TensorInfo:
+    return dataclasses.replace(info, shape=(1, *info.shape)) if len(info.shape) == 1 else info
 
 
 def _stream(
-    header: GGUFHeader,
     weights: dict[str, TensorInfo],
     config: LlamaConfig,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, Tensor]]:
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}
+    layout = layout_of(config.family)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads} if layout.interleaved else {}
     for done, (name, info) in enumerate(weights.items(), start=1):
-        tensor = read_tensor(header, info, dtype)
         part = name.split(".")[-2]
-        yield name, half_split_rows(tensor, heads[part]) if part in heads else tensor
+        if layout.norm_offset and part.endswith("norm"):
+            yield name, read_tensor(info, torch.float32) - layout.norm_offset
+        else:
+            tensor = read_tensor(info, dtype)
+            yield name, half_split_rows(tensor, heads[part]) if part in heads else tensor
         if progress is not None:
             progress(done, len(weights))

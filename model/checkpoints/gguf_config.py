@@ -7,25 +7,37 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and `convert_
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-import torch
 
 from bpe_llama._gguf.header import GGUFHeader
 from bpe_llama._gguf.token_types import end_ids
-from bpe_llama.model.checkpoints.gguf_tensors import ROPE_FACTORS, read_tensor
+from bpe_llama.model.checkpoints.gguf_rope import decimal, rope_of
+from bpe_llama.model.checkpoints.gguf_tensors import LAYER_TENSOR, Content
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_json import OUR_TYPE
+from bpe_llama.model.config_json import leave_out_ids
+from bpe_llama.model.family import FAMILIES, Family, GGUFLayout
 
+KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+"""Metadata keys of every architecture, without its name, and their fields; a layout has more."""
+LAYER_NORM = "attention.layer_norm_epsilon"
+PATTERN = "attention.sliding_window_pattern"
 _HONOURED = """
-    block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv
-    attention.key_length attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scaling.type
-    rope.scaling.factor rope.scaling.original_context_length rope.scaling.finetuned expert_count expert_used_count
-    tensor_data_layout
+    rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor
+    rope.scaling.original_context_length rope.scaling.finetuned expert_count expert_used_count tensor_data_layout
 """
-"""Metadata keys, without `llama.`, that are read here or do not change the computation."""
+"""Metadata keys, without the architecture, that are read here or do not change the computation."""
+_ZERO_IS_NONE = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 SAMPLING_KEYS = {
     "temperature": "general.sampling.temp",
     "top_k": "general.sampling.top_k",
@@ -36,72 +48,143 @@ SAMPLING_KEYS = {
 """Sampling fields of `generation_config.json`, and llama.cpp's keys for them."""
 
 
-def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
-    """Return the config of a file as `LlamaConfig.from_dict` takes it.
+def layout_of(family: Family) -> GGUFLayout:
+    """Return how llama.cpp stores a family.
 
     Raises:
-        ValueError: If the architecture is not llama, a key is missing, or a key or value is not supported.
+        ValueError: If it does not, or not in a way known here.
     """
-    metadata, tensors = header.metadata, header.tensors
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"{header.path}: architecture {architecture!r}, expected 'llama'")
+    if family.gguf is None:
+        known = ", ".join(name for name, other in FAMILIES.items() if other.gguf)
+        raise ValueError(f"model_type {family.name!r} is not written as GGUF; expected one of {known}")
+    return family.gguf
+
+
+def family_of_gguf(content: Content) -> Family:
+    """Return the family of a file's architecture.
+
+    Raises:
+        ValueError: If it is not known.
+    """
+    architecture = content.metadata.get("general.architecture")
+    layouts = [(family, family.gguf) for family in FAMILIES.values() if family.gguf]
+    of_it = [(family, layout) for family, layout in layouts if layout.architecture == architecture]
+    if not of_it:
+        names = ", ".join(sorted({layout.architecture for _, layout in layouts}))
+        raise ValueError(f"{content.source}: architecture {architecture!r}, expected one of {names}")
+    windowed = "attention.sliding_window" in content.of_architecture  # OLMo 2 has none, and OLMo 3 has
+    fitting = [family for family, layout in of_it if (layout.window_pattern is not None) == windowed]
+    return fitting[0] if fitting else of_it[0][0]
+
+
+def config_from_gguf(content: Content) -> LlamaConfig:
+    """Return the config of a file.
+
+    Raises:
+        ValueError: If the architecture is not known, a key is missing, or a key or value is not supported.
+    """
+    family = family_of_gguf(content)
+    layout, metadata = layout_of(family), content.of_architecture
 
     def required(key: str) -> Any:
-        if (value := metadata.get(f"llama.{key}")) is None:
-            raise ValueError(f"{header.path}: metadata 'llama.{key}' is missing")
+        if (value := metadata.get(key, layout.absent.get(key))) is None and key not in layout.absent:
+            raise ValueError(f"{content.source}: metadata '{layout.architecture}.{key}' is missing")
         return value
 
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{header.path}: tensor 'token_embd.weight' is missing")
+    if "token_embd.weight" not in content.shapes:
+        raise ValueError(f"{content.source}: tensor 'token_embd.weight' is missing")
+    _check_layers(content, layout, required("block_count"))
     heads, hidden_size = required("attention.head_count"), required("embedding_length")
     if not isinstance(heads, int) or heads < 1:
         raise ValueError(
-            f"{header.path}: metadata 'llama.attention.head_count' is {heads!r}, expected a positive integer"
+            f"{content.source}: metadata '{layout.architecture}.attention.head_count' is {heads!r}, expected a "
+            "positive integer"
         )
-    head_dim = metadata.get("llama.attention.key_length", hidden_size // heads)
-    _check_keys(header, head_dim)
-    rotary = metadata.get("llama.rope.dimension_count", head_dim)
-    if rotary != head_dim:
-        raise ValueError(
-            f"{header.path}: rotates {rotary} of {head_dim} dimensions a head, only all of them is supported"
-        )
-    config = {
-        "model_type": OUR_TYPE,  # transformers' families lack what llama.cpp has, such as biases beside experts
-        "vocab_size": tensors["token_embd.weight"].shape[0],
-        "hidden_size": hidden_size,
-        "intermediate_size": required("feed_forward_length"),
-        "num_hidden_layers": required("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+    head_dim = (
+        hidden_size // heads if layout.whole_heads else metadata.get("attention.key_length", hidden_size // heads)
+    )
+    _check_keys(content, layout, head_dim)
+    fields: dict[str, Any] = {}
+    for key, name in keys_of(layout).items():
+        value = metadata.get(key, heads) if key == "attention.head_count_kv" else required(key)
+        value = decimal(value) if isinstance(value, float) else value
+        fields[name] = None if key in _ZERO_IS_NONE and value == 0 else value
+    fields |= {
+        "vocab_size": content.shapes["token_embd.weight"][0],
         "head_dim": head_dim,
-        "max_position_embeddings": required("context_length"),
-        "rms_norm_eps": _decimal(required("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _decimal(metadata.get("llama.rope.freq_base", 10_000.0)),
-        "rope_scaling": _rope_scaling(header, head_dim),
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "hidden_act": "silu",
+        "rope_parameters": rope_of(content, family, layout, head_dim),
+        "tie_word_embeddings": "output.weight" not in content.shapes,
+        "attention_bias": "attention_bias" in family.biases and "blk.0.attn_q.bias" in content.shapes,
+        "mlp_bias": "mlp_bias" in family.biases and "blk.0.ffn_gate.bias" in content.shapes,
+        "hidden_act": family.config.ACTIVATIONS[0],
+        "model_type": family.name,
     }
-    if experts := metadata.get("llama.expert_count", 0):
-        config |= {
-            "num_local_experts": experts,
-            "num_experts_per_tok": required("expert_used_count"),
-        }
-    for key in ("bos", "eos"):  # None if absent: LLaMA's 1 and 2 are not defaults here
-        config[f"{key}_token_id"] = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    padding = metadata.get("tokenizer.ggml.padding_token_id")
-    if isinstance(padding, int) and padding < config["vocab_size"]:  # a tokenizer may add ids that the model lacks
-        config["pad_token_id"] = padding
+    if experts := metadata.get("expert_count", 0):
+        fields |= {"num_local_experts": experts, "num_experts_per_tok": required("expert_used_count")}
+    if layout.window_pattern is not None:
+        fields["layer_types"] = _layer_types(content, metadata.get(PATTERN, layout.window_pattern), fields)
+    fields |= layout.fixed
+    layout.read(fields, metadata, content.shapes)
+    for key in ("bos", "eos"):  # None if absent: the family's ids are not defaults here
+        fields[f"{key}_token_id"] = content.metadata.get(f"tokenizer.ggml.{key}_token_id")
+    padding = content.metadata.get("tokenizer.ggml.padding_token_id")
+    in_vocabulary = isinstance(padding, int) and padding < fields["vocab_size"]  # a tokenizer may have more ids
+    fields["pad_token_id"] = padding if in_vocabulary else None
+    leave_out_ids(fields, fields["vocab_size"])
+    config: LlamaConfig = family.config(**fields)
     return config
 
 
-def _check_keys(header: GGUFHeader, head_dim: Any) -> None:
+def keys_of(layout: GGUFLayout) -> dict[str, str]:
+    """Return the metadata keys of a layout, and the fields whose values they hold."""
+    keys = KEYS | dict(layout.keys)
+    if LAYER_NORM in keys:
+        del keys["attention.layer_norm_rms_epsilon"]
+    return keys
+
+
+def _is_default_factor(name: str, value: Any, content: Content) -> bool:
+    """Return whether a value is YaRN's attention factor, with which llama.cpp computes whatever the file says."""
+    factor = content.of_architecture.get("rope.scaling.factor", 1.0)
+    return bool(name == "rope.scaling.yarn_attn_factor" and abs(value - 0.1 * math.log(max(factor, 1.0)) - 1.0) < 1e-6)
+
+
+def _check_layers(content: Content, layout: GGUFLayout, stated: Any) -> None:
+    """Raise a ValueError unless the file holds tensors of exactly the layers that its metadata counts.
+
+    Each tensor has its own bytes in the file, so this bounds the size of a config before memory is allocated.
+    """
+    layers = {match[1] for match in map(LAYER_TENSOR.fullmatch, content.shapes) if match}
+    if len(layers) != stated:
+        count = f"{stated:,}" if isinstance(stated, int) else repr(stated)
+        raise ValueError(
+            f"{content.source}: metadata '{layout.architecture}.block_count' is {count}, but the file holds tensors of "
+            f"{len(layers):,} layers"
+        )
+
+
+def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any]) -> list[str]:
+    """Return the types of the layers: a pattern is a list of which have the window, or n if each n-th has none."""
+    layers = fields["num_hidden_layers"]
+    if isinstance(pattern, int) and isinstance(layers, int):
+        windowed = [pattern == 0 or layer % pattern != 0 for layer in range(1, layers + 1)]
+    elif isinstance(pattern, list) and len(pattern) == layers:
+        windowed = [bool(one) for one in pattern]
+    else:
+        raise ValueError(
+            f"{content.source}: metadata {PATTERN!r} is {pattern!r:.100}; expected one of 0 or 1 for each of "
+            f"{layers} layers, or a number"
+        )
+    window = fields.get("sliding_window")
+    return ["sliding_attention" if has and window is not None else "full_attention" for has in windowed]
+
+
+def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
     """Raise a ValueError if a key of the architecture is not honoured and its value does not turn a feature off."""
     supported = {
+        "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "expert_feed_forward_length": header.metadata.get("llama.feed_forward_length"),
+        "expert_feed_forward_length": content.of_architecture.get("feed_forward_length"),
         "attention.causal": True,
         "rope.scaling.attn_factor": 1.0,
         "rope.scaling.yarn_ext_factor": 1.0,
@@ -112,17 +195,22 @@ def _check_keys(header: GGUFHeader, head_dim: Any) -> None:
         "logit_scale": 1.0,
         "embedding_scale": 1.0,
         "residual_scale": 1.0,
-        "vocab_size": header.tensors["token_embd.weight"].shape[0],
+        "vocab_size": content.shapes["token_embd.weight"][0],
     }
-    for key, value in header.metadata.items():
-        start, _, name = key.partition(".")
-        if start != "llama" or name in _HONOURED.split():
+    honoured = {*_HONOURED.split(), *keys_of(layout)} | ({PATTERN} if layout.window_pattern is not None else set())
+    if "longrope" in layout.rope_types:
+        honoured.add("rope.scaling.attn_factor")
+    for name, value in content.of_architecture.items():
+        key = f"{layout.architecture}.{name}"
+        if name in honoured:
             continue
         if name in supported:
-            if value != supported[name]:
-                raise ValueError(f"{header.path}: metadata {key!r} is {value!r}; only {supported[name]!r} is supported")
+            if value != supported[name] and not _is_default_factor(name, value, content):
+                raise ValueError(
+                    f"{content.source}: metadata {key!r} is {value!r}; only {supported[name]!r} is supported"
+                )
         elif value:  # 0, false and an empty string turn a feature off
-            raise ValueError(f"{header.path}: metadata {key!r} is {value!r}, a key that is not known")
+            raise ValueError(f"{content.source}: metadata {key!r} is {value!r:.100}, a key that is not known")
 
 
 def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]:
@@ -139,7 +227,7 @@ def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]
     values: dict[str, Any] = {} if ends == list(config.eos_token_ids) else {"eos_token_id": ends}
     for field, key in SAMPLING_KEYS.items():
         if (value := metadata.get(key)) is not None:
-            values[field] = _decimal(value) if isinstance(value, float) else value
+            values[field] = decimal(value) if isinstance(value, float) else value
     if "temperature" in values:
         values["do_sample"] = values["temperature"] > 0
     unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING_KEYS.values()]
@@ -147,45 +235,3 @@ def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]
         asked = ", ".join(f"{key} = {metadata[key]!r}" for key in unknown)
         warnings.warn(f"{header.path}: not honoured as defaults of sampling: {asked}", UserWarning, stacklevel=5)
     return values
-
-
-def _decimal(value: float) -> float:
-    """Return the shortest decimal number that rounds to this float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def _rope_scaling(header: GGUFHeader, head_dim: int) -> dict[str, Any] | None:
-    kind = header.metadata.get("llama.rope.scaling.type", "none")
-    if ROPE_FACTORS in header.tensors:
-        return _llama3_scaling(header, head_dim)
-    if kind == "none":
-        return None
-    if kind not in ("linear", "yarn"):
-        raise ValueError(f"{header.path}: rope scaling {kind!r}, expected none, linear, yarn or llama3's factors")
-    scaling = {"rope_type": kind, "factor": _decimal(header.metadata.get("llama.rope.scaling.factor", 1.0))}
-    if kind == "yarn" and (length := header.metadata.get("llama.rope.scaling.original_context_length")):
-        scaling["original_max_position_embeddings"] = length
-    return scaling
-
-
-def _llama3_scaling(header: GGUFHeader, head_dim: int) -> dict[str, Any]:
-    """Return the llama3 scaling whose frequency factors are the tensor `rope_freqs.weight`.
-
-    The file holds the factors, not the four parameters that they follow from. All Llama 3.1 to 3.3 models have the same
-    bounds, and the largest entry is the parameter ``factor``; the factors that follow are compared to the file's.
-    """
-    factors = read_tensor(header, header.tensors[ROPE_FACTORS], torch.float32).flatten()
-    scaling = {
-        "rope_type": "llama3",
-        "factor": float(factors.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    theta = header.metadata.get("llama.rope.freq_base", 10_000.0)
-    turns = 8192 * theta ** -(torch.arange(0, head_dim, 2).float() / head_dim) / (2 * torch.pi)
-    smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
-    if factors.shape != expected.shape or not torch.allclose(factors, expected, rtol=1e-3):
-        raise ValueError(f"{header.path}: 'rope_freqs.weight' holds factors other than Llama 3's")
-    return scaling

@@ -7,12 +7,16 @@ the tensor types.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bpe_llama._gguf.header import GGUFHeader, TensorInfo
+from bpe_llama.model.family import GGUFLayout
 
 _CHUNK_ELEMENTS = 1 << 24  # dequantize at most 64 MiB of float32 at a time
 
@@ -32,29 +36,90 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-EXPERT_NAMES = {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3"}
-"""One GGUF tensor of these names holds the matrices of all experts of a layer."""
-ROUTER_NAMES = {"ffn_gate_inp": "block_sparse_moe.gate"}
+"""LLaMA's; a family has others in `GGUFLayout.modules`."""
 ROPE_FACTORS = "rope_freqs.weight"
+LONGROPE_FACTORS = {"long_factor": "rope_factors_long.weight", "short_factor": "rope_factors_short.weight"}
 LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def huggingface_name(gguf_name: str) -> str | None:
-    """Return the Hugging Face name of a GGUF tensor, or None if it has none.
+class Names:
+    """The names of the tensors of a layout, in both directions."""
 
-    Example:
-        >>> huggingface_name("blk.3.attn_q.weight")
-        'model.layers.3.self_attn.q_proj.weight'
+    def __init__(self, layout: GGUFLayout) -> None:
+        taken = layout.modules.values()
+        self.modules = {part: name for part, name in LAYER_NAMES.items() if name not in taken} | dict(layout.modules)
+        self.parts = {name: part for part, name in self.modules.items()}
+        self.architecture = layout.architecture
+
+    def huggingface(self, gguf_name: str) -> str | None:
+        """Return the Hugging Face name of a GGUF tensor, or None if it has none.
+
+        A name with ``{}`` for a number is that of the tensors that one GGUF tensor holds.
+
+        Example:
+            >>> Names(GGUFLayout("llama")).huggingface("blk.3.attn_q.weight")
+            'model.layers.3.self_attn.q_proj.weight'
+        """
+        if match := LAYER_TENSOR.fullmatch(gguf_name):
+            layer, part, kind = match.groups()
+            return f"model.layers.{layer}.{self.modules[part]}.{kind}" if part in self.modules else None
+        part, _, kind = gguf_name.rpartition(".")
+        return f"{OUTER_NAMES[part]}.{kind}" if part in OUTER_NAMES else None
+
+    def gguf(self, name: str) -> tuple[str, bool]:
+        """Return the GGUF name of a Hugging Face tensor, and whether that tensor holds others too.
+
+        Raises:
+            ValueError: If llama.cpp has no name for it.
+
+        Example:
+            >>> Names(GGUFLayout("llama")).gguf("model.layers.3.mlp.up_proj.weight")
+            ('blk.3.ffn_up.weight', False)
+        """
+        module, _, kind = name.rpartition(".")
+        for part, outer in OUTER_NAMES.items():
+            if module == outer:
+                return f"{part}.{kind}", False
+        _, _, layer, module = module.split(".", 3)
+        pattern = _NUMBER.sub("{}", module)
+        if pattern not in self.parts:
+            raise ValueError(f"a GGUF file of architecture {self.architecture} has no name for the tensor {name!r}")
+        return f"blk.{layer}.{self.parts[pattern]}.{kind}", pattern != module
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a config is read from: a GGUF file, or what is about to be written to one.
+
+    Attributes:
+        source: Names it in errors.
+        metadata: All keys.
+        shapes: Of all tensors, by GGUF's names.
+        values: Returns the numbers of a tensor.
     """
-    if match := LAYER_TENSOR.fullmatch(gguf_name):
-        layer, part, kind = match.groups()
-        target = LAYER_NAMES.get(part) or ROUTER_NAMES.get(part)
-        return f"model.layers.{layer}.{target}.{kind}" if target else None
-    part, _, kind = gguf_name.rpartition(".")
-    return f"{OUTER_NAMES[part]}.{kind}" if part in OUTER_NAMES and kind == "weight" else None
+
+    source: str
+    metadata: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Callable[[str], Tensor]
+
+    @staticmethod
+    def of(header: GGUFHeader) -> Content:
+        """Return the content of a file."""
+        shapes = {name: info.shape for name, info in header.tensors.items()}
+        return Content(
+            str(header.path), header.metadata, shapes, lambda name: read_tensor(header.tensors[name], torch.float32)
+        )
+
+    @property
+    def of_architecture(self) -> dict[str, Any]:
+        """Return the metadata of the architecture, without its name."""
+        start = f"{self.metadata['general.architecture']}."
+        return {key.removeprefix(start): value for key, value in self.metadata.items() if key.startswith(start)}
 
 
-def read_tensor(header: GGUFHeader, info: TensorInfo, dtype: torch.dtype) -> Tensor:
+def read_tensor(info: TensorInfo, dtype: torch.dtype) -> Tensor:
     """Return one tensor, dequantized to `dtype`, with its rows in GGUF's order.
 
     Raises:

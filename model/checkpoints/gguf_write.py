@@ -1,4 +1,4 @@
-"""Writes a LLaMA as a GGUF file that llama.cpp runs: the inverse of `bpe_llama.model.checkpoints.gguf`.
+"""Writes a model as a GGUF file that llama.cpp runs: the inverse of `bpe_llama.model.checkpoints.gguf`.
 
 The chosen tensor type is that of the matrices; norms, biases and routers are float32, as llama.cpp requires.
 
@@ -7,6 +7,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -15,16 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bpe_llama._files import atomic_write
 from bpe_llama._gguf.token_types import end_ids
 from bpe_llama._gguf.writer import with_end_ids
 from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes, interleaved_rows
-from bpe_llama.model.checkpoints.gguf_config import SAMPLING_KEYS
-from bpe_llama.model.checkpoints.gguf_tensors import EXPERT_NAMES, LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS, ROUTER_NAMES
+from bpe_llama.model.checkpoints.gguf_config import (
+    SAMPLING_KEYS,
+    config_from_gguf,
+    keys_of,
+    layout_of,
+)
+from bpe_llama.model.checkpoints.gguf_rope import rope_metadata, rope_tensors
+from bpe_llama.model.checkpoints.gguf_tensors import Content, Names
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.layers.rope_scaling import inverse_frequencies
 from bpe_llama.model.llama import LlamaForCausalLM
 
 FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -32,6 +39,23 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # `general
 _BLOCK = 32
 """Elements of a row that share a scale in Q8_0 and Q4_0."""
 _BLOCK_BYTES = {"F32": 4 * _BLOCK, "F16": 2 * _BLOCK, "BF16": 2 * _BLOCK, "Q8_0": 34, "Q4_0": 18}
+_DECIMALS = ("scale", "epsilon", "softcapping", "freq_base", "freq_base_swa", "factor")
+"""The last words of keys with floats."""
+_NOT_STORED = """
+    model_type dtype initializer_range attention_dropout router_aux_loss_coef router_z_loss_coef pretraining_tp
+    num_labels id2label problem_type bos_token_id eos_token_id pad_token_id rope_theta rope_scaling rope_parameters
+    local_rope_parameters layer_types sliding_window use_sliding_window max_window_layers no_rope_layers
+    no_rope_layer_interval decoder_sparse_step mlp_only_layers
+"""
+"""Fields that change no logits, that the tokenizer's metadata hold, or of which `_COMPUTED` holds the effect."""
+_COMPUTED = {
+    "rope": "rope_parameters",
+    "local_rope": "local_rope_parameters",
+    "windows": "sliding_window",
+    "rotated_layers": "no_rope_layers",
+    "sparse_layers": "decoder_sparse_step",
+}
+"""Properties of a config, and the field that an error names."""
 
 
 def save_gguf(
@@ -44,7 +68,7 @@ def save_gguf(
     """Write a model to a GGUF file; an interrupted call leaves no partial file.
 
     Args:
-        model: A LLaMA or Mixtral.
+        model: A model of a family that has a `bpe_llama.model.family.GGUFLayout`.
         path: The file; replaced if it exists.
         dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`, the model's own. With `"q8_0"`
             and `"q4_0"`, matrices whose row length is not a multiple of 32 are written as float16.
@@ -55,8 +79,8 @@ def save_gguf(
         UserWarning: If GGUF has no key for one of the EOS ids or generation defaults.
 
     Raises:
-        ValueError: If the dtype is unknown, GGUF's llama architecture cannot express the config, or layers were
-            replaced by adapted or quantized ones.
+        ValueError: If the dtype is unknown, llama.cpp does not compute what the config says, or layers were replaced by
+            adapted or quantized ones.
         OSError: If the file cannot be written.
 
     Cost: one pass; memory for one tensor in float32 besides the model.
@@ -76,22 +100,22 @@ def save_gguf(
     stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
     if stored is None:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
-    if model.config.cache_shape != (model.config.kv_heads, model.config.head_size):  # latent attention
-        raise ValueError(f"model_type {model.config.model_type!r} is not written as GGUF")
     check_plain(model, expected_shapes(model.config))
     tokenizer = dict(tokenizer or {})
     ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
-    metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **tokenizer}
+    layout = layout_of(model.config.family)
+    metadata, tensors = content_of(model)
+    metadata |= {"general.file_type": _FILE_TYPES[stored], **tokenizer}
     metadata = with_end_ids(metadata, ends, model.config.vocab_size) | _sampling(model)
-    tensors = _tensors(model)
+    stacked = {target for target, of_many in map(Names(layout).gguf, expected_shapes(model.config)) if of_many}
     kinds = {name: _tensor_type(name, parts[0], stored) for name, parts in tensors.items()}
     with atomic_write(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, "llama")
+        writer = gguf.GGUFWriter(temporary, layout.architecture)
         try:
             for key, value in metadata.items():
                 writer.add_key_value(key, value, _value_type(gguf, value), _item_type(gguf, value))
             for name, parts in tensors.items():
-                shape = (len(parts), *parts[0].shape) if len(parts) > 1 else parts[0].shape
+                shape = (len(parts), *parts[0].shape) if name in stacked else parts[0].shape
                 elements, kind = math.prod(shape), kinds[name]
                 nbytes = elements * _BLOCK_BYTES[kind] // _BLOCK
                 quantized = gguf.GGMLQuantizationType[kind]
@@ -127,91 +151,119 @@ def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
     }
 
 
-def metadata_of(config: LlamaConfig) -> dict[str, Any]:
-    """Return the `llama.*` metadata of a config.
+def _metadata_of(config: LlamaConfig) -> dict[str, Any]:
+    """Return the metadata of a config's architecture and its ids.
 
     Raises:
-        ValueError: If GGUF's llama architecture cannot express the config; it names the fields.
+        ValueError: If the family has no architecture known here.
     """
-    inexpressible = {
-        "num_local_experts": config.num_local_experts == 1,
-        "sliding_window": config.sliding_window is not None,
-        "position_encoding": config.position_encoding != "rotary",
-        "partial_rotary_factor": config.rope.get("partial_rotary_factor", 1.0) != 1.0,
-        "rope_parameters": config.rope["rope_type"] == "yarn" and not _plain_yarn(config.rope),
-        "rope_type": config.rope["rope_type"] not in ("default", "linear", "yarn", "llama3"),
-    }
-    if any(inexpressible.values()):
-        names = ", ".join(name for name, wrong in inexpressible.items() if wrong)
-        raise ValueError(f"a GGUF file of architecture llama cannot express this config: {names}")
-    metadata = {
-        "llama.block_count": config.num_hidden_layers,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.kv_heads,
-        "llama.attention.key_length": config.head_size,
-        "llama.attention.value_length": config.head_size,
-        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "llama.rope.freq_base": float(config.rope["rope_theta"]),
-        "llama.rope.dimension_count": config.head_size,
-        "llama.vocab_size": config.vocab_size,
+    layout = layout_of(config.family)
+    metadata = rope_metadata(config) | {key: getattr(config, name) for key, name in keys_of(layout).items()}
+    metadata |= {
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
+        "vocab_size": config.vocab_size,
     }
     if config.num_local_experts is not None:
-        metadata["llama.expert_count"] = config.num_local_experts
-        metadata["llama.expert_used_count"] = config.num_experts_per_tok
+        metadata |= {"expert_count": config.num_local_experts, "expert_used_count": config.num_experts_per_tok}
+    metadata |= layout.write(config)
+    stated = {
+        f"{layout.architecture}.{key}": float(value) if key.endswith(_DECIMALS) else value
+        for key, value in metadata.items()
+        if value is not None
+    }
     ends = (("bos", config.bos_token_id), ("eos", next(iter(config.eos_token_ids), None)))
     for key, token_id in (*ends, ("padding", config.pad_token_id)):
         if token_id is not None and token_id >= 0:
-            metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
-    if config.rope["rope_type"] in ("linear", "yarn"):
-        metadata["llama.rope.scaling.type"] = config.rope["rope_type"]
-        metadata["llama.rope.scaling.factor"] = float(config.rope["factor"])
-        if "original_max_position_embeddings" in config.rope:
-            metadata["llama.rope.scaling.original_context_length"] = config.rope["original_max_position_embeddings"]
-    return metadata
+            stated[f"tokenizer.ggml.{key}_token_id"] = token_id
+    return stated
 
 
-def _plain_yarn(rope: Mapping[str, Any]) -> bool:
-    """Return whether YaRN's options are llama.cpp's defaults, since a GGUF file does not store them."""
-    usual = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None}
-    usual["truncate"] = True
-    return all(rope.get(name, value) in (None, value) for name, value in usual.items())
+def _check_config(config: LlamaConfig, again: LlamaConfig) -> None:
+    """Check that the config that a written file says computes what the model's does.
+
+    Raises:
+        ValueError: If not; it names the fields.
+    """
+    layout = layout_of(config.family)
+    skipped = {*_NOT_STORED.split(), *layout.unstored} | (
+        set() if config.num_local_experts else {"num_experts_per_tok"}
+    )
+    names = [field.name for field in dataclasses.fields(config) if field.name not in skipped]
+    wrong = {
+        _COMPUTED.get(name, name)
+        for name in (*names, *_COMPUTED)
+        if not _same(*(_effect(one, name) for one in (config, again)))
+    }
+    if config.num_local_experts == 1:
+        wrong.add("num_local_experts")
+    if wrong:
+        raise ValueError(
+            f"a GGUF file of architecture {layout.architecture} cannot express this config: {', '.join(sorted(wrong))}"
+        )
+
+
+def _effect(config: LlamaConfig, name: str) -> Any:
+    """Return the value of a field or property; of RoPE parameters the frequencies up to and beyond all lengths."""
+    value = getattr(config, name, None)
+    if not isinstance(value, Mapping):
+        return "silu" if value == "swish" else value
+    original = value["original_max_position_embeddings"] if value["rope_type"] == "longrope" else None
+    size = config.max_position_embeddings
+    return original, [inverse_frequencies(value, config.head_size, size, length) for length in (1, 1 << 40)]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
+
+
+def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
+    """Return the metadata of a model's config, and its tensors in their own order by GGUF's names.
+
+    A list holds one tensor, or those of all numbers of a module (experts).
+
+    Raises:
+        ValueError: If llama.cpp does not compute what the config says; it names the fields.
+    """
+    metadata, tensors = _metadata_of(model.config), _tensors(model)
+    shapes = {name: tuple(parts[0].shape) for name, parts in tensors.items()}
+    architecture = layout_of(model.config.family).architecture
+    stated = {**metadata, "general.architecture": architecture}
+    try:
+        again = config_from_gguf(Content("the file", stated, shapes, lambda name: tensors[name][0]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"a GGUF file of architecture {architecture} cannot express this config: {error}") from None
+    _check_config(model.config, again)
+    return metadata, tensors
 
 
 def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
-    """Return the tensors of each GGUF name: one, or those of all experts of a layer in order."""
-    layer_names = {theirs: ours for ours, theirs in (LAYER_NAMES | ROUTER_NAMES).items()}
-    outer_names = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
-    expert_names = {theirs: ours for ours, theirs in EXPERT_NAMES.items()}
-    state = model.state_dict()
+    """Return the tensors of each GGUF name: one, or those of all numbers of a module in order."""
+    names, state = Names(layout_of(model.config.family)), model.state_dict()
     tensors: dict[str, list[Tensor]] = {}
     for name in expected_shapes(model.config):
-        module, _, kind = name.rpartition(".")
-        if module in outer_names:
-            target = outer_names[module]
-        else:
-            _, _, layer, part = module.split(".", 3)
-            last = part.rpartition(".")[2]
-            target = f"blk.{layer}.{expert_names[last] if '.experts.' in part else layer_names[part]}"
-        tensors.setdefault(f"{target}.{kind}", []).append(state[name])
-    if model.config.rope["rope_type"] == "llama3":
-        scaled = model.model.rotary_emb.get_buffer("inv_freq").cpu().double()
-        exponents = torch.arange(0, model.config.head_size, 2, dtype=torch.float64) / model.config.head_size
-        unscaled = float(model.config.rope["rope_theta"]) ** -exponents
-        tensors[ROPE_FACTORS] = [(unscaled / scaled).float()]
+        target, _ = names.gguf(name)
+        tensors.setdefault(target, []).append(state[name])
+    tensors |= {name: [tensor] for name, tensor in rope_tensors(model.config).items()}
     return tensors
 
 
 def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
-    if ".attn_q." in name:
-        return interleaved_rows(tensor, config.num_attention_heads)
-    return interleaved_rows(tensor, config.kv_heads) if ".attn_k." in name else tensor
+    layout = layout_of(config.family)
+    part = name.split(".")[-2]
+    if layout.norm_offset and part.endswith("norm"):
+        return tensor.float() + layout.norm_offset
+    if not layout.interleaved or part not in ("attn_q", "attn_k"):
+        return tensor
+    return interleaved_rows(tensor, config.num_attention_heads if part == "attn_q" else config.kv_heads)
 
 
 def _tensor_type(name: str, tensor: Tensor, stored: str) -> str:
-    if tensor.dim() < 2 or ".ffn_gate_inp." in name:
+    if tensor.dim() < 2 or name.endswith(("_norm.weight", ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")):
         return "F32"
     return "F16" if stored.startswith("Q") and tensor.shape[-1] % _BLOCK else stored
 
@@ -224,5 +276,5 @@ def _value_type(gguf: Any, value: Any) -> Any:
 
 
 def _item_type(gguf: Any, value: Any) -> Any:
-    is_integers = isinstance(value, list) and bool(value) and isinstance(value[0], int)
+    is_integers = isinstance(value, list) and bool(value) and type(value[0]) is int
     return gguf.GGUFValueType.INT32 if is_integers else None

@@ -5,13 +5,15 @@ Source: https://huggingface.co/CohereForAI/c4ai-command-r-v01; Dehghani et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from bpe_llama.model.config_values import check_flag, check_number
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.logits import Scale
 from bpe_llama.model.layers.norm import LayerNorm
@@ -99,6 +101,21 @@ def scaled_logits(config: CohereConfig) -> Scale:
     return Scale(config.logit_scale)
 
 
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+GGUF_KEYS = {"attention.layer_norm_epsilon": "layer_norm_eps", "logit_scale": "logit_scale"}
+GGUF_FIXED = {"tie_word_embeddings": True, "attention_bias": False}
+"""Fields that llama.cpp's Cohere has no choice of."""
+
+
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    fields["use_qk_norm"] = fields["num_hidden_layers"] >= 64  # llama.cpp's rule
+
+
+def no_scaling(config: CohereConfig) -> dict[str, str]:
+    """Return what a GGUF file says of RoPE's scaling."""
+    return {"rope.scaling.type": "none"}
+
+
 register(
     Family(
         "cohere",
@@ -110,5 +127,16 @@ register(
         rope_theta=500_000.0,
         biases=("attention_bias",),
         has_window=False,
+        gguf=GGUFLayout(
+            "command-r",
+            HEAD_NORMS,
+            keys=GGUF_KEYS,
+            absent={"logit_scale": 1.0},
+            fixed=GGUF_FIXED,
+            whole_heads=True,
+            rope_types=("default",),
+            read=_read_gguf,
+            write=no_scaling,
+        ),
     )
 )

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bpe_llama.model.families.cohere import OF_THE_FIRST_CODE, CohereConfig, CohereLayer, scaled_logits
+from bpe_llama.model.families.cohere import (
+    GGUF_FIXED,
+    GGUF_KEYS,
+    OF_THE_FIRST_CODE,
+    CohereConfig,
+    CohereLayer,
+    no_scaling,
+    scaled_logits,
+)
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 
 
 @dataclass(frozen=True)
@@ -54,5 +62,15 @@ register(
         logits=scaled_logits,
         ignored=OF_THE_FIRST_CODE,
         biases=("attention_bias",),
+        gguf=GGUFLayout(
+            "cohere2",
+            keys=GGUF_KEYS | {"attention.sliding_window": "sliding_window"},
+            fixed=GGUF_FIXED,
+            whole_heads=True,
+            window_pattern=4,
+            rope_types=("default",),
+            unstored=frozenset({"sliding_window_pattern"}),
+            write=no_scaling,
+        ),
     )
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.embedding import ScaledEmbedding
 from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
 from bpe_llama.model.llama import DecoderLayer
@@ -79,6 +79,9 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return with_activation({**values, **meant}, *names)
 
 
+GGUF_FIXED = {"tie_word_embeddings": True, "attention_bias": False}
+"""Fields that llama.cpp's Gemma 1 and 2 have no choice of."""
+
 register(
     Family(
         "gemma",
@@ -89,5 +92,6 @@ register(
         prepare=_prepare,
         biases=("attention_bias",),
         has_window=False,
+        gguf=GGUFLayout("gemma", fixed=GGUF_FIXED, norm_offset=1.0),
     )
 )

@@ -6,16 +6,17 @@ Source: Gemma Team 2024, arXiv:2408.00118.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.families.gemma import TANH_GELU, scaled_embedding, with_activation
+from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.logits import SoftCap
@@ -139,6 +140,22 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return prepared
 
 
+NORM_MODULES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""The norms of a layer in llama.cpp, and their modules."""
+
+
+def read_scalar(
+    layers_of_27b: int, fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]
+) -> None:
+    """Set ``query_pre_attn_scalar``, which llama.cpp knows by the number of layers: 27B has its own."""
+    width = fields["hidden_size"] // fields["num_attention_heads"]
+    fields["query_pre_attn_scalar"] = width if fields["num_hidden_layers"] == layers_of_27b else fields["head_dim"]
+
+
 register(
     Family(
         "gemma2",
@@ -149,5 +166,23 @@ register(
         logits=capped_logits,
         prepare=_prepare,
         biases=("attention_bias",),
+        gguf=GGUFLayout(
+            "gemma2",
+            NORM_MODULES,
+            keys={
+                "attention.sliding_window": "sliding_window",
+                "attn_logit_softcapping": "attn_logit_softcapping",
+                "final_logit_softcapping": "final_logit_softcapping",
+            },
+            absent={
+                "attention.sliding_window": 4096,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+            },
+            fixed=GGUF_FIXED,
+            norm_offset=1.0,
+            window_pattern=2,
+            read=partial(read_scalar, 46),
+        ),
     )
 )

@@ -8,14 +8,15 @@ Source: Gemma Team 2025, arXiv:2503.19786.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.families.gemma import scaled_embedding, with_activation
-from bpe_llama.model.families.gemma2 import Gemma2Config, Gemma2Layer, capped_logits
+from bpe_llama.model.families.gemma2 import NORM_MODULES, Gemma2Config, Gemma2Layer, capped_logits, read_scalar
 from bpe_llama.model.families.layer_types import FULL, SLIDING
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.families.qwen3 import QWEN3_MODULES
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
 from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
@@ -131,6 +132,19 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return prepared
 
 
+_LOCAL_BASE = "rope.freq_base_swa"
+
+
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    read_scalar(62, fields, metadata, names)
+    fields["attn_logit_softcapping"] = None
+    fields["local_rope_parameters"] = {"rope_type": "default", "rope_theta": fields["local_rope_parameters"]}
+
+
+def _write_gguf(config: Gemma3TextConfig) -> dict[str, Any]:
+    return {_LOCAL_BASE: (config.local_rope or config.rope)["rope_theta"]}
+
+
 register(
     Family(
         "gemma3_text",
@@ -145,5 +159,21 @@ register(
         classifier="Gemma3Text",
         multimodal="gemma3",
         left_out=("vision_tower", "multi_modal_projector"),
+        gguf=GGUFLayout(
+            "gemma3",
+            NORM_MODULES | QWEN3_MODULES,
+            keys={
+                "attention.sliding_window": "sliding_window",
+                "final_logit_softcapping": "final_logit_softcapping",
+                _LOCAL_BASE: "local_rope_parameters",
+            },
+            absent={"attention.sliding_window": None, "final_logit_softcapping": None, _LOCAL_BASE: 10_000.0},
+            fixed={"attention_bias": False},
+            norm_offset=1.0,
+            window_pattern=_PATTERN,
+            rope_types=("default", "linear"),
+            read=_read_gguf,
+            write=_write_gguf,
+        ),
     )
 )

@@ -7,14 +7,16 @@ https://github.com/ibm-granite/granite-3.0-language-models.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_number
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.embedding import ScaledEmbedding
 from bpe_llama.model.layers.logits import Scale
@@ -87,6 +89,11 @@ def _logits(config: GraniteConfig) -> Scale:
     return Scale(1 / config.logits_scaling)
 
 
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    if fields["attention_multiplier"] is None:
+        fields["attention_multiplier"] = fields["head_dim"] ** -0.5
+
+
 register(
     Family(
         "granite",
@@ -97,5 +104,18 @@ register(
         logits=_logits,
         biases=("attention_bias", "mlp_bias"),
         has_window=False,
+        gguf=GGUFLayout(
+            "granite",
+            keys={
+                "embedding_scale": "embedding_multiplier",
+                "attention.scale": "attention_multiplier",
+                "residual_scale": "residual_multiplier",
+                "logit_scale": "logits_scaling",
+            },
+            absent={"embedding_scale": 1.0, "attention.scale": None, "residual_scale": 1.0},
+            interleaved=True,
+            whole_heads=True,
+            read=_read_gguf,
+        ),
     )
 )

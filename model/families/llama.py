@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.llama import DecoderLayer
 
 
@@ -25,4 +25,27 @@ def _no_window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     fields["sliding_window"] = None
 
 
-register(Family("llama", "Llama", LlamaConfig, DecoderLayer, read=_no_window, biases=("attention_bias", "mlp_bias")))
+LLAMA_GGUF = GGUFLayout(
+    "llama",
+    modules={
+        "ffn_gate_inp": "block_sparse_moe.gate",
+        "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+        "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+        "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    },
+    interleaved=True,
+    rope_types=("default", "linear", "yarn", "llama3"),
+)
+"""llama.cpp's architecture of LLaMA, Mistral and Mixtral."""
+
+register(
+    Family(
+        "llama",
+        "Llama",
+        LlamaConfig,
+        DecoderLayer,
+        read=_no_window,
+        biases=("attention_bias", "mlp_bias"),
+        gguf=LLAMA_GGUF,
+    )
+)

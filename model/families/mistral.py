@@ -6,6 +6,7 @@ Source: Jiang et al. 2023, arXiv:2310.06825.
 from __future__ import annotations
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.families.llama import LLAMA_GGUF
 from bpe_llama.model.family import Family, register, window_of_all_layers
 from bpe_llama.model.llama import DecoderLayer
 
@@ -22,5 +23,6 @@ register(
             "max_position_embeddings": 131_072,
             "sliding_window": 4096,
         },
+        gguf=LLAMA_GGUF,
     )
 )

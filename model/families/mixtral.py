@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.families.llama import LLAMA_GGUF
 from bpe_llama.model.family import Family, register, window_of_all_layers
 from bpe_llama.model.layers.moe import MixtureOfExperts
 from bpe_llama.model.llama import DecoderLayer
@@ -43,5 +44,6 @@ register(
         },
         rope_theta=1_000_000.0,
         has_experts=True,
+        gguf=LLAMA_GGUF,
     )
 )

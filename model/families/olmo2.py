@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.norm import RMSNorm
@@ -80,4 +80,23 @@ class Olmo2Layer(DecoderLayer):
         return out
 
 
-register(Family("olmo2", "Olmo2", Olmo2Config, Olmo2Layer, biases=("attention_bias",), has_window=False))
+OLMO_MODULES = {
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""The tensors in which llama.cpp's OLMo 2 and 3 differ from LLaMA, and their modules."""
+OLMO_FIXED = {"attention_bias": False, "tie_word_embeddings": False}
+
+register(
+    Family(
+        "olmo2",
+        "Olmo2",
+        Olmo2Config,
+        Olmo2Layer,
+        biases=("attention_bias",),
+        has_window=False,
+        gguf=GGUFLayout("olmo2", OLMO_MODULES, fixed=OLMO_FIXED, whole_heads=True),
+    )
+)

@@ -6,13 +6,13 @@ Source: OLMo team 2025, https://allenai.org/blog/olmo3.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig, checked_local_rope
-from bpe_llama.model.families.olmo2 import Olmo2Layer
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, Olmo2Layer
+from bpe_llama.model.family import Family, GGUFLayout, register
 
 THETA = 500_000.0
 
@@ -68,6 +68,44 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "rope_parameters": by_type.get(FULL), "local_rope_parameters": local}
 
 
+_LOCAL_BASE = "rope.freq_base_swa"
+
+
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    theta, stated = fields["rope_parameters"]["rope_theta"], fields["local_rope_parameters"]
+    if stated not in (None, theta):
+        raise ValueError(
+            f"metadata 'olmo2.{_LOCAL_BASE}' is {stated!r}; llama.cpp computes with {theta!r} in all layers"
+        )
+    fields["local_rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+
+
+def _write_gguf(config: Olmo3Config) -> dict[str, Any]:
+    return {
+        _LOCAL_BASE: config.local_rope_parameters["rope_theta"] if config.local_rope_parameters else None,
+        "attention.sliding_window_pattern": [window is not None for window in config.windows],
+    }
+
+
 register(
-    Family("olmo3", "Olmo3", Olmo3Config, Olmo2Layer, prepare=_prepare, rope_theta=THETA, biases=("attention_bias",))
+    Family(
+        "olmo3",
+        "Olmo3",
+        Olmo3Config,
+        Olmo2Layer,
+        prepare=_prepare,
+        rope_theta=THETA,
+        biases=("attention_bias",),
+        gguf=GGUFLayout(
+            "olmo2",
+            OLMO_MODULES,
+            keys={"attention.sliding_window": "sliding_window", _LOCAL_BASE: "local_rope_parameters"},
+            absent={_LOCAL_BASE: None},
+            fixed=OLMO_FIXED,
+            whole_heads=True,
+            window_pattern=4,
+            read=_read_gguf,
+            write=_write_gguf,
+        ),
+    )
 )

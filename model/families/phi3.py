@@ -5,7 +5,9 @@ Source: Abdin et al. 2024, arXiv:2404.14219 (Phi-3); arXiv:2412.08905 (Phi-4); D
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,7 +15,7 @@ from torch.nn import functional
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_probability
-from bpe_llama.model.family import Family, register, window_of_all_layers
+from bpe_llama.model.family import Family, GGUFLayout, register, window_of_all_layers
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.linear import linear
@@ -134,6 +136,18 @@ class Phi3Layer(DecoderLayer):
         self.mlp = FusedMLP(config)
 
 
+_WINDOW = "attention.sliding_window"  # llama.cpp's converter writes it, and llama.cpp itself attends to all tokens
+
+
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    if fields[ORIGINAL] is None:
+        fields[ORIGINAL] = fields["max_position_embeddings"]
+
+
+def _write_gguf(config: Phi3Config) -> dict[str, Any]:
+    return {_WINDOW: config.sliding_window or 0}
+
+
 register(
     Family(
         "phi3",
@@ -144,5 +158,16 @@ register(
         ignored=frozenset(("embd_pdrop", "full_attn_mod", "interpolate_factor", "lm_head_bias")),
         has_partial_rotary=True,
         recomputes_keys=True,
+        gguf=GGUFLayout(
+            "phi3",
+            {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+            keys={_WINDOW: "sliding_window", "rope.scaling.original_context_length": ORIGINAL},
+            absent={_WINDOW: None, "rope.scaling.original_context_length": None},
+            whole_heads=True,
+            rope_types=("default", "longrope"),
+            unstored=frozenset({"resid_pdrop"}),
+            read=_read_gguf,
+            write=_write_gguf,
+        ),
     )
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.families.layer_types import UpperWindowConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.llama import DecoderLayer
 
 CHUNKS = "dual_chunk_attention_config"
@@ -60,5 +60,6 @@ register(
         prepare=without_attention_bias,
         read=_whole_attention,
         ignored=frozenset({CHUNKS}),
+        gguf=GGUFLayout("qwen2", whole_heads=True),
     )
 )

@@ -5,15 +5,23 @@ Source: Yang et al. 2024, arXiv:2407.10671, section 2.2.2.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.families.layer_types import FULL, SLIDING, UpperWindowConfig
 from bpe_llama.model.families.qwen2 import without_attention_bias
-from bpe_llama.model.families.sparse_layers import SparseLayersConfig, SparseMLP
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.families.sparse_layers import (
+    EXPERT_MODULES,
+    EXPERT_SIZE,
+    SparseLayersConfig,
+    SparseMLP,
+    read_expert_size,
+)
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.llama import DecoderLayer
 
@@ -87,6 +95,16 @@ class Qwen2MoeLayer(DecoderLayer):
             self.add_module("mlp", SharedExpertMLP(config))
 
 
+_SHARED_SIZE = "expert_shared_feed_forward_length"
+
+
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    read_expert_size(fields, metadata, names)
+    if fields["shared_expert_intermediate_size"] is None:
+        fields["shared_expert_intermediate_size"] = fields["intermediate_size"]
+    fields["qkv_bias"] = "blk.0.attn_q.bias" in names
+
+
 register(
     Family(
         "qwen2_moe",
@@ -95,5 +113,20 @@ register(
         Qwen2MoeLayer,
         prepare=without_attention_bias,
         has_experts=True,
+        gguf=GGUFLayout(
+            "qwen2moe",
+            EXPERT_MODULES
+            | {
+                "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+                "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+                "ffn_down_shexp": "mlp.shared_expert.down_proj",
+                "ffn_up_shexp": "mlp.shared_expert.up_proj",
+            },
+            keys={EXPERT_SIZE: "moe_intermediate_size", _SHARED_SIZE: "shared_expert_intermediate_size"},
+            absent={EXPERT_SIZE: None, _SHARED_SIZE: None},
+            fixed={"norm_topk_prob": False, "tie_word_embeddings": False},
+            whole_heads=True,
+            read=_read_gguf,
+        ),
     )
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bpe_llama.model.families.layer_types import UpperWindowConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
 from bpe_llama.model.llama import DecoderLayer
 
@@ -33,4 +33,15 @@ class Qwen3Layer(DecoderLayer):
     attention_class = HeadNormAttention
 
 
-register(Family("qwen3", "Qwen3", Qwen3Config, Qwen3Layer, biases=("attention_bias",)))
+QWEN3_MODULES = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+
+register(
+    Family(
+        "qwen3",
+        "Qwen3",
+        Qwen3Config,
+        Qwen3Layer,
+        biases=("attention_bias",),
+        gguf=GGUFLayout("qwen3", QWEN3_MODULES, fixed={"attention_bias": False}),
+    )
+)

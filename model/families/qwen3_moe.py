@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.config_values import check_flag
-from bpe_llama.model.families.qwen3 import Qwen3Layer
-from bpe_llama.model.families.sparse_layers import SparseLayersConfig, SparseMLP
-from bpe_llama.model.family import Family, register, without_constants
+from bpe_llama.model.families.qwen3 import QWEN3_MODULES, Qwen3Layer
+from bpe_llama.model.families.sparse_layers import (
+    EXPERT_MODULES,
+    EXPERT_SIZE,
+    SparseLayersConfig,
+    SparseMLP,
+    read_expert_size,
+)
+from bpe_llama.model.family import Family, GGUFLayout, register, without_constants
 
 
 @dataclass(frozen=True)
@@ -72,5 +78,13 @@ register(
         read=_window,
         biases=("attention_bias",),
         has_experts=True,
+        gguf=GGUFLayout(
+            "qwen3moe",
+            QWEN3_MODULES | EXPERT_MODULES,
+            keys={EXPERT_SIZE: "moe_intermediate_size"},
+            absent={EXPERT_SIZE: None},
+            fixed={"norm_topk_prob": True, "attention_bias": False},
+            read=read_expert_size,
+        ),
     )
 )

@@ -15,7 +15,7 @@ from torch.nn import functional
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_number
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
@@ -90,5 +90,11 @@ register(
         read=_whole_products,
         biases=("attention_bias", "mlp_bias"),
         has_window=False,
+        gguf=GGUFLayout(
+            "seed_oss",
+            {"post_attention_norm": "post_attention_layernorm"},
+            fixed={"mlp_bias": False, "attention_out_bias": False},
+            unstored=frozenset({"residual_dropout"}),
+        ),
     )
 )

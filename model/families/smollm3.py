@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.llama import DecoderLayer
 
 
@@ -86,5 +86,6 @@ register(
         read=_whole_products,
         rope_theta=2_000_000.0,
         biases=("attention_bias", "mlp_bias"),
+        gguf=GGUFLayout("smollm3", fixed={"attention_bias": False, "mlp_bias": False}, interleaved=True),
     )
 )

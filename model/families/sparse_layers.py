@@ -5,6 +5,7 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,3 +75,19 @@ class SparseMLP(MixtureOfExperts):
     def __init__(self, config: SparseLayersConfig) -> None:
         super().__init__(config)
         self.normalized = config.norm_topk_prob
+
+
+EXPERT_MODULES = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+}
+"""The tensors of experts in llama.cpp, and their modules."""
+EXPERT_SIZE = "expert_feed_forward_length"
+
+
+def read_expert_size(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    """Set the size of experts as llama.cpp does if a file leaves it out."""
+    if fields["moe_intermediate_size"] is None:
+        fields["moe_intermediate_size"] = fields["intermediate_size"] // fields["num_experts_per_tok"]

@@ -5,7 +5,9 @@ Source: Tow et al. 2023, https://huggingface.co/stabilityai/stablelm-3b-4e1t; Be
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch.nn import functional
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config_values import check_flag, check_probability
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.rope import Rotation
@@ -128,4 +130,29 @@ class StableLmLayer(ParallelLayer):
         return functional.dropout(super().feed_forward(x_BTD), self.hidden_dropout, self.training)
 
 
-register(Family("stablelm", "StableLm", StableLmConfig, StableLmLayer, has_partial_rotary=True, has_window=False))
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    fields["use_qkv_bias"] = "blk.0.attn_q.bias" in names
+    fields["qk_layernorm"] = "blk.0.attn_q_norm.weight" in names
+    fields["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in names  # so llama.cpp does, whatever the key says
+
+
+register(
+    Family(
+        "stablelm",
+        "StableLm",
+        StableLmConfig,
+        StableLmLayer,
+        has_partial_rotary=True,
+        has_window=False,
+        gguf=GGUFLayout(
+            "stablelm",
+            {"attn_q_norm": "self_attn.q_layernorm.norms.{}", "attn_k_norm": "self_attn.k_layernorm.norms.{}"},
+            keys={"attention.layer_norm_epsilon": "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
+            absent={"use_parallel_residual": None},
+            fixed={"tie_word_embeddings": False},
+            whole_heads=True,
+            unstored=frozenset({"hidden_dropout"}),
+            read=_read_gguf,
+        ),
+    )
+)

@@ -76,7 +76,6 @@ class CpuDecoder:
         """Layers with their memory by number of rows: all up to FEW_ROWS, and the last larger one."""
         self._kept_logits: dict[tuple[int, torch.dtype], Tensor] = {}
         """Memory for logits by number of rows and dtype."""
-        self._embedding_scale = embedding_scale(model)
         self._norms: list[Norm] = []
         self._fingerprint: list[tuple[int, int]] = []
         self.refresh()
@@ -89,6 +88,7 @@ class CpuDecoder:
                 for norm in self._norms:
                     norm.refresh()
                 return
+            self._embedding_scale = embedding_scale(self.model)
             layers = dense_layers(self.model)
             shared = [linears for layer in layers for linears in (layer.qkv, layer.gate_up)]
             plain = [linears for linears in shared if all(type(linear) is nn.Linear for linear in linears)]

@@ -58,6 +58,8 @@ def unsupported_by_cuda_graph(model: LlamaForCausalLM, cache: str = "full") -> s
         return f"rotary positions of the kind {config.rope['rope_type']!r} depend on the length"
     if any(isinstance(part, Attention) and part.dropout for part in model.modules()):
         return f"attention_dropout is {config.attention_dropout} and the model in training mode"
+    if any(part.training and getattr(part, "residual_dropout", 0.0) for part in model.modules()):
+        return "features of residuals are dropped, since the model is in training mode"
     if any(isinstance(part, Attention) and part.backend not in (sdpa, eager) for part in model.modules()):
         return "the attention backend is neither 'sdpa' nor 'eager'"
     return None

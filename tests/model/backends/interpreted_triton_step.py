@@ -43,11 +43,16 @@ def patch_interpreter() -> None:
 
 
 def model_of(dtype: torch.dtype = torch.float32, kind: str | None = None, **changes: Any) -> LlamaForCausalLM:
-    """Return a small model."""
+    """Return a small model with norms and biases that would show if one were left out."""
     sizes = {"vocab_size": 40, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 200}
-    config = LlamaConfig(**{**sizes, **heads, "initializer_range": 0.2, **changes})
+    values = {**sizes, **heads, "initializer_range": 0.2, "eos_token_id": None, "pad_token_id": None, **changes}
+    config = LlamaConfig.from_dict(values) if "model_type" in changes else LlamaConfig(**values)
     model = LlamaForCausalLM(config, seed=0).eval()
+    generator = torch.Generator().manual_seed(2)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight += 0.2 * torch.randn(weight.shape, generator=generator)
     if kind is not None:
         quantize.quantize(model, kind)
     return model.to(dtype)
@@ -83,7 +88,9 @@ VARIANTS: list[dict[str, Any]] = [
         "intermediate_size": 80,
         "sliding_window": 50,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        "model_type": "phi3",  # queries, keys and values are one matrix, gate and up another
     },
+    {"model_type": "qwen2", "bos_token_id": None},  # the output projection alone has no bias
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -154,6 +155,14 @@ def test_triton_kernels_compute_biases_and_fused_matrices(name: str) -> None:
 @pytest.mark.parametrize(("name", "case"), OTHERS)
 def test_others_run_by_their_modules(name: str, case: dict[str, Any]) -> None:
     assert not can_decode(build(name, case))
+
+
+def test_replaced_methods_are_left_to_the_modules() -> None:
+    for path, method in (("model.layers.1.self_attn", "project"), ("model.layers.2", "feed_forward"), ("", "logits")):
+        model = build("qwen3", {})
+        part: Any = model.get_submodule(path)
+        setattr(part, method, partial(getattr(part, method)))
+        assert not can_decode(model), path
 
 
 @pytest.mark.parametrize(("name", "option"), [("seed_oss", "residual_dropout"), ("phi3", "resid_pdrop")])

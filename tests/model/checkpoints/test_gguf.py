@@ -127,7 +127,7 @@ def check_format(path: Path, name: str, stored: np.ndarray[Any, Any]) -> None:
     writer.add_tensor("t", stored, raw_dtype=kind)
     finish(writer)
     header = read_gguf_header(path)
-    ours = read_tensor(header, header.tensors["t"], torch.float32)
+    ours = read_tensor(header.tensors["t"], torch.float32)
     theirs = gguf.quants.dequantize(gguf.GGUFReader(path).tensors[1].data, kind)
     assert header.tensors["t"].type_name == name
     assert ours.shape == (48, 256)
@@ -171,11 +171,12 @@ def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"architecture": "gemma3"}, "architecture 'gemma3', expected 'llama'"),
+        ({"architecture": "mamba"}, "architecture 'mamba', expected one of .*llama, .*qwen3"),
         ({"leave_out": "blk.1.ffn_up"}, r"missing: model\.layers\.1\.mlp\.up_proj\.weight"),
         ({"leave_out": "token_embd"}, r"'token_embd\.weight' is missing"),
         ({"leave_out": "blk.1.attn_q"}, r"missing: model\.layers\.1\.self_attn\.q_proj\.weight$"),
         ({"block_count": 1}, r"'llama\.block_count' is 1, but the file holds tensors of 2 layers"),
+        ({"architecture": "qwen3"}, r"missing: model\.layers\.0\.self_attn\.[qk]_norm\.weight"),
         ({"block_count": 1 << 31}, r"'llama\.block_count' is 2,147,483,648, but"),
         ({"llama.expert_count": 8}, r"'llama\.expert_used_count' is missing"),
         ({"llama.expert_count": 1 << 30, "llama.expert_used_count": 2}, r"1,073,741,824, but .* of no experts"),

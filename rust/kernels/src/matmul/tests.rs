@@ -199,8 +199,7 @@ proptest! {
             0 => Activations::Plain(single),
             1 => Activations::RmsNorm { x: single, weights: NormWeights::F32(&norm), eps: 1e-5 },
             2 => Activations::RmsNorm { x: single, weights: NormWeights::Bf16(&norm_bits), eps: 1e-2 },
-            3 => Activations::Gated(Gate::Silu, &x),
-            _ => Activations::Gated(Gate::GeluTanh, &x),
+            _ => Activations::Gated([Gate::Silu, Gate::GeluTanh][fused - 3], &x),
         };
         let width: usize = owned.iter().map(|(rows, _)| rows).sum();
         let start = numbers(width * batch, seed ^ 0xa);
@@ -354,12 +353,10 @@ fn an_infinite_row_does_not_change_its_neighbours() {
 fn extreme_gates_are_finite() {
     let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
-        for (backend, activation) in Backend::available()
-            .flat_map(|backend| [Gate::Silu, Gate::GeluTanh].map(|activation| (backend, activation)))
-        {
-            let (mut out, input) = ([0.0], Activations::Gated(activation, &[gate, 1.0]));
+        for (backend, kind) in Backend::available().flat_map(|it| [(it, Gate::Silu), (it, Gate::GeluTanh)]) {
+            let (mut out, input) = ([0.0], Activations::Gated(kind, &[gate, 1.0]));
             matmul_with(backend, GemmBackend::Fma, &[matrix], input, &mut out, false, 1).expect("fitting shapes");
-            assert!((out[0] - expected).abs() <= 1e-6 * expected + 1e-30, "{activation:?} of {gate}: {}", out[0]);
+            assert!((out[0] - expected).abs() <= 1e-6 * expected + 1e-30, "{kind:?} of {gate}: {}", out[0]);
         }
     }
 }
