@@ -100,8 +100,6 @@ def save_gguf(
     stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
     if stored is None:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
-    if model.config.cache_shape != (model.config.kv_heads, model.config.head_size):  # latent attention
-        raise ValueError(f"model_type {model.config.model_type!r} is not written as GGUF")
     check_plain(model, expected_shapes(model.config))
     tokenizer = dict(tokenizer or {})
     ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
