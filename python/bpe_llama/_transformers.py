@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import BatchEncoding
-from transformers import TokenizersBackend as _TokenizersBackend
+import transformers
 from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils import PaddingStrategy
+from transformers.utils.generic import PaddingStrategy
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.batches import Batches, template_of
@@ -19,6 +18,9 @@ from bpe_llama._encoding.batches import Batches, template_of
 if TYPE_CHECKING:
     import tokenizers
 
+# The base classes, unchecked: transformers' own types do not say what they hold.
+_Backend: Any = transformers.TokenizersBackend
+_Batch: Any = transformers.BatchEncoding
 # Below this many characters, starting threads costs more than it saves.
 _PARALLEL_FROM = 100_000
 # The values of TOKENIZERS_PARALLELISM that `tokenizers` takes for no.
@@ -28,7 +30,7 @@ _OFF = ("", "off", "false", "f", "no", "n", "0")
 _NOT_DECODED = (KeyError, OverflowError, TypeError, ValueError)
 
 
-class TokenizersBackend(_TokenizersBackend):  # type: ignore[misc]
+class TokenizersBackend(_Backend):  # type: ignore[misc]
     """transformers' fast tokenizer, in which our core encodes and decodes wherever the result is the same.
 
     It bears the name of its base class, since `save_pretrained` writes that for `AutoTokenizer` to read. The base class
@@ -46,7 +48,8 @@ class TokenizersBackend(_TokenizersBackend):  # type: ignore[misc]
     def backend_tokenizer(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer`, which the caller may change; each later call looks for changes."""
         self._is_handed_out = True
-        return self._tokenizer
+        backend: tokenizers.Tokenizer = self._tokenizer
+        return backend
 
     def _add_tokens(self, new_tokens: Sequence[Any], special_tokens: bool = False) -> int:
         self._core_state = None
@@ -80,7 +83,7 @@ class TokenizersBackend(_TokenizersBackend):  # type: ignore[misc]
         text_pair: Any = None,
         add_special_tokens: bool = True,
         **options: Any,
-    ) -> BatchEncoding:
+    ) -> Any:
         made = self._encode_with_core(text, text_pair, add_special_tokens, **options)
         if made is None:
             made = super()._encode_plus(text, text_pair, add_special_tokens, **options)
@@ -107,7 +110,7 @@ class TokenizersBackend(_TokenizersBackend):  # type: ignore[misc]
         verbose: bool = True,
         split_special_tokens: bool | None = None,
         **others: Any,
-    ) -> BatchEncoding | None:
+    ) -> _LazyBatchEncoding | None:
         """Return the encoding of texts or pairs, or ``None`` if only the backend gives it."""
         is_batched = isinstance(text, (list, tuple))
         firsts = _texts(text if is_batched else [text])
@@ -117,6 +120,8 @@ class TokenizersBackend(_TokenizersBackend):  # type: ignore[misc]
             or (text_pair is not None and is_batched and seconds is None)
             or (text_pair and (seconds is None or len(seconds) != len(firsts)))
             or stride
+            # ByteLevel trims the token that is the first after truncation in another way.
+            or (return_offsets_mapping and self.truncation_side == "left" and max_length is not None)
             or self.pad_token_type_id
             or (self.split_special_tokens if split_special_tokens is None else split_special_tokens)
             or any(others.values())
@@ -226,7 +231,7 @@ class TokenizersBackend(_TokenizersBackend):  # type: ignore[misc]
         return str(super()._decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **options))
 
 
-class _LazyBatchEncoding(BatchEncoding):  # type: ignore[misc]
+class _LazyBatchEncoding(_Batch):  # type: ignore[misc]
     """A `BatchEncoding` whose `encodings`, which `word_ids`, `char_to_token` and others read, are made when needed."""
 
     def __init__(
@@ -238,7 +243,7 @@ class _LazyBatchEncoding(BatchEncoding):  # type: ignore[misc]
     ) -> None:
         self._make_encodings = encodings
         super().__init__(data, None, tensor_type=tensor_type, n_sequences=n_sequences)
-        self._made_encodings = None
+        self._made_encodings: list[tokenizers.Encoding] | None = None
 
     @property
     def _encodings(self) -> list[tokenizers.Encoding]:
@@ -257,7 +262,7 @@ class _LazyBatchEncoding(BatchEncoding):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as transformers' class, with the encodings."""
-        return BatchEncoding, (self.data, self._encodings, None, False, self._n_sequences)
+        return _Batch, (self.data, self._encodings, None, False, self._n_sequences)
 
 
 def build(save: Callable[[Path], None], num_threads: int | None) -> TokenizersBackend:
@@ -296,7 +301,7 @@ def _texts(value: Any) -> list[str] | None:
 def _state(backend: tokenizers.Tokenizer, *, with_tokens: bool) -> tuple[object, ...]:
     """Return a value that differs after the components, or with ``with_tokens`` also the tokens, were changed."""
     components = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
-    state: tuple[object, ...] = tuple(None if part is None else part.__getstate__() for part in components)
+    state: tuple[object, ...] = (backend, *(None if part is None else part.__getstate__() for part in components))
     if with_tokens:
         model = backend.model
         flags = (model.unk_token, model.fuse_unk, model.byte_fallback, model.ignore_merges)

@@ -303,7 +303,7 @@ class Tokenizer(EncodingTokenizer):
         """
         try:
             from bpe_llama._transformers import build
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # the latter from transformers 4, which lacks the class
             raise ImportError(
                 f"as_transformers needs transformers 5, pip install 'bpe-llama[transformers]': {error}"
             ) from error

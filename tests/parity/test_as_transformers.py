@@ -9,11 +9,12 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench import data
@@ -123,6 +124,7 @@ def calls(draw: st.DrawFn) -> tuple[list[Any], dict[str, Any], str]:
 @pytest.mark.filterwarnings("ignore:`max_length` is ignored")
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(call=calls(), skip=st.booleans())
+@example(call=(["", "  the"], {"max_length": 3, "return_offsets_mapping": True}, "left"), skip=False)
 def test_any_call(families: Families, name: str, call: tuple[list[Any], dict[str, Any], str], skip: bool) -> None:
     arguments, options, side = call
     found = []
@@ -234,7 +236,8 @@ def test_chats(gpt2: Pair) -> None:
     talk = [{"role": "user", "content": "the café <|endoftext|>"}, {"role": "assistant", "content": "日本語"}]
     for side in gpt2:
         side.chat_template = TEMPLATE
-    for options in ({}, {"tokenize": False}, {"return_dict": True, "return_tensors": "pt"}, {"truncation": True, "max_length": 5}):
+    cut = {"truncation": True, "max_length": 5}
+    for options in ({}, {"tokenize": False}, {"return_dict": True, "return_tensors": "pt"}, cut):
         found, expected = (side.apply_chat_template([talk, talk[:1]], padding=True, **options) for side in gpt2)
         assert plain(found) == plain(expected)
 
@@ -299,8 +302,17 @@ def test_forked_workers_of_datasets(gpt2: Pair, capfd: pytest.CaptureFixture[str
     assert "parallelism" not in capfd.readouterr().err
 
 
-def test_a_missing_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
+def test_a_tokenizer_that_a_tokenizer_json_cannot_express(tmp_path: Path) -> None:
+    sentencepiece_models = pytest.importorskip("tests.parity.tokenizer.sentencepiece_models")
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece_models.train().SerializeToString())
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Tokenizer.from_file(path).as_transformers()
+
+
+@pytest.mark.parametrize("module", [None, ModuleType("transformers")], ids=["missing", "older"])
+def test_a_missing_transformers_is_named(module: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", module)
     monkeypatch.delitem(sys.modules, "bpe_llama._transformers", raising=False)
     tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
     with pytest.raises(ImportError, match=r"needs transformers 5, pip install 'bpe-llama\[transformers\]'"):
