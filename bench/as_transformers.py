@@ -33,8 +33,8 @@ def row_of(vocabulary: str, texts: list[str], rounds: int) -> dict[str, Any]:
     tok = Tokenizer.from_file(data.vocabulary(vocabulary))
     with tempfile.TemporaryDirectory() as folder:
         tok.save(folder)
-        theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = tok.as_transformers()
+        theirs: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    ours: Any = tok.as_transformers()
     ids = theirs(texts)["input_ids"]
     assert ours(texts)["input_ids"] == ids and ours.batch_decode(ids) == theirs.batch_decode(ids)
     times = measure.interleaved(

@@ -38,11 +38,18 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
     again after a change of it.
     """
 
-    # Defaults on the class, since the base class's constructor already adds tokens.
-    _core: CoreTokenizer | None = None
-    _core_state: tuple[object, ...] | None = None
-    _is_handed_out = False
+    # Slots are no part of `__dict__`, which is pickled, and which `datasets` hashes: encoding must not change it.
+    __slots__ = ("_core", "_core_state", "_is_handed_out")
+    _core: CoreTokenizer | None
+    _core_state: tuple[object, ...] | None
+    _is_handed_out: bool
     _num_threads: int | None = None
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> TokenizersBackend:
+        """Set what the constructor of the base class reads already, as it adds tokens."""
+        made: TokenizersBackend = super().__new__(cls)
+        made._core, made._core_state, made._is_handed_out = None, None, False
+        return made
 
     @property
     def backend_tokenizer(self) -> tokenizers.Tokenizer:
@@ -57,13 +64,13 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the core, which the copy builds when it first encodes."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_core", "_core_state")}
+        return self.__dict__
 
     def __copy__(self) -> TokenizersBackend:
         """Return a copy that shares the backend, so that each looks for changes by the other."""
-        self._is_handed_out = True
         made = type(self).__new__(type(self))
-        made.__dict__.update(self.__getstate__())
+        made.__dict__.update(self.__dict__)
+        self._is_handed_out = made._is_handed_out = True
         return made
 
     def _current_core(self) -> CoreTokenizer | None:

@@ -198,6 +198,16 @@ def test_changes_reach_the_core(gpt2: Pair) -> None:
     assert len(seen) == 8
 
 
+def test_a_shallow_copy_shares_the_backend(gpt2: Pair) -> None:
+    for side in gpt2:
+        copied = copy.copy(side)
+        side("the"), copied("the")
+        copied.add_tokens(["he <"])
+    text = "the <new>"
+    assert gpt2[0](text).data == gpt2[1](text).data != {}
+    assert gpt2[0].convert_tokens_to_ids("he <") in gpt2[0](text)["input_ids"]
+
+
 def test_words_of_a_batch_after_a_change(gpt2: Pair) -> None:
     ours, theirs = gpt2
     kept = ours(["the café"], padding=True), theirs(["the café"], padding=True)
@@ -292,7 +302,10 @@ def test_forked_workers_of_datasets(gpt2: Pair, capfd: pytest.CaptureFixture[str
     datasets = pytest.importorskip("datasets", reason="needs bpe-llama[hub]")
     ours, theirs = gpt2
     texts = [f"the naïve {number} 日本語" for number in range(400)]
+    before = datasets.fingerprint.Hasher.hash(ours)
     ours(texts)  # before the fork
+    ours.convert_tokens_to_string(["the"])
+    assert datasets.fingerprint.Hasher.hash(ours) == before  # so that `map` finds its cache
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of fork where threads run
         mapped = datasets.Dataset.from_dict({"text": texts}).map(
