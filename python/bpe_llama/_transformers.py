@@ -278,7 +278,7 @@ def build(save: Callable[[Path], None], num_threads: int | None) -> TokenizersBa
         save(Path(folder) / "tokenizer.json")
         made: TokenizersBackend = TokenizersBackend.from_pretrained(folder)
     made.name_or_path = made.init_kwargs["name_or_path"] = ""  # the folder is gone
-    made._num_threads = num_threads
+    made.__dict__["_num_threads"] = num_threads
     return made
 
 
