@@ -299,7 +299,7 @@ class Tokenizer(EncodingTokenizer):
 
         Raises:
             ImportError: If transformers 5 is not installed.
-            ValueError: If a ``tokenizer.json`` cannot express this tokenizer.
+            ValueError: If a ``tokenizer.json`` cannot express this tokenizer, or ``num_threads`` is less than 1.
         """
         try:
             from bpe_llama._transformers import build
@@ -308,6 +308,7 @@ class Tokenizer(EncodingTokenizer):
                 f"as_transformers needs transformers 5, pip install 'bpe-llama[transformers]': {error}"
             ) from error
 
+        self.encode_batch([], num_threads)  # refuses what is no number of threads
         return build(self.save, num_threads)
 
     # -- extending -----------------------------------------------------------------------------------------------------

@@ -323,6 +323,16 @@ def test_a_tokenizer_that_a_tokenizer_json_cannot_express(tmp_path: Path) -> Non
         Tokenizer.from_file(path).as_transformers()
 
 
+def test_threads_change_no_id(gpt2: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tok, texts = Tokenizer.from_file(tmp_path / "saved"), ["the naïve 日本語 "] * 20_000  # enough to start threads
+    expected = gpt2[1](texts[0])["input_ids"]
+    for off, count in (("true", None), ("true", 1), ("true", 2), ("false", None)):
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", off)
+        assert tok.as_transformers(num_threads=count)(texts)["input_ids"] == [expected] * len(texts)
+    with pytest.raises(ValueError, match="num_threads"):
+        tok.as_transformers(num_threads=0)
+
+
 @pytest.mark.parametrize("module", [None, ModuleType("transformers")], ids=["missing", "older"])
 def test_a_missing_transformers_is_named(module: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", module)
