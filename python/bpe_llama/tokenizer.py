@@ -15,6 +15,7 @@ from bpe_llama._loading.ends import ends_of, ids_around
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from bpe_llama._transformers import TokenizersBackend
     from bpe_llama.counts import WordCounts
     from bpe_llama.tiktoken import Encoding
     from bpe_llama.training import FileOptions, MergeOptions, TextOptions
@@ -323,6 +324,32 @@ class Tokenizer(EncodingTokenizer):
         return (
             f"Tokenizer(vocab_size={self.vocab_size}, pattern={pattern!r}, special_tokens={len(self.special_tokens)})"
         )
+
+    # -- other libraries -----------------------------------------------------------------------------------------------
+
+    def as_transformers(self, *, num_threads: int | None = None) -> TokenizersBackend:
+        """Return a tokenizer for code that expects one of transformers: trainers, data collators, pipelines.
+
+        It is a `transformers.TokenizersBackend` (``PreTrainedTokenizerFast``) and gives what that class gives for the
+        files that :meth:`save` writes. Our core encodes and decodes where the results are equal; docs/tokenizer.md
+        lists the rest. As in transformers, special tokens are found in any text.
+
+        Args:
+            num_threads: For batches: ``None`` for all processors. One if ``TOKENIZERS_PARALLELISM`` is false.
+
+        Raises:
+            ImportError: If transformers 5 is not installed.
+            ValueError: If a ``tokenizer.json`` cannot express this tokenizer, or ``num_threads`` is less than 1.
+        """
+        try:
+            from bpe_llama._transformers import build
+        except (ImportError, AttributeError) as error:  # the latter from transformers 4, which lacks the class
+            raise ImportError(
+                f"as_transformers needs transformers 5, pip install 'bpe-llama[transformers]': {error}"
+            ) from error
+
+        self.encode_batch([], num_threads)  # refuses what is no number of threads
+        return build(self.save, num_threads)
 
     # -- extending -----------------------------------------------------------------------------------------------------
 

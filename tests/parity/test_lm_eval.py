@@ -133,6 +133,17 @@ def test_log_likelihoods(both: tuple[Any, Any]) -> None:
     assert nats == pytest.approx(their_nats, abs=1e-4) and greedy == their_greedy
 
 
+def test_their_adapter_takes_our_tokenizer(both: tuple[Any, Any]) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    _, theirs = both
+    tokenizer = Tokenizer.from_file(theirs.tokenizer.name_or_path).as_transformers()
+    door = HFLM(pretrained=theirs.model, tokenizer=tokenizer, batch_size=3, max_length=48)
+    for kind, given in (("loglikelihood", REQUESTS), ("generate_until", [("the fox", {"max_gen_toks": 5})])):
+        found, expected = (getattr(side, kind)(instances(kind, given), disable_tqdm=True) for side in (door, theirs))
+        assert found == expected
+
+
 def test_rolling_log_likelihoods(both: tuple[Any, Any]) -> None:
     ours, theirs = both
     texts = [(text,) for text in ["fox", CORPUS[0], "".join(CORPUS[:9]), "<s>a dog"]]  # the third one in windows

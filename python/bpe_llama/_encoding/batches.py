@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,7 +106,12 @@ class Batches:
         return _STRATEGIES[0] if self.truncation is True else str(self.truncation)
 
     def rows(
-        self, firsts: list[list[int]], seconds: list[list[int]] | None, template: Sequence[Item], spans: list[Any]
+        self,
+        firsts: list[list[int]],
+        seconds: list[list[int]] | None,
+        template: Sequence[Item],
+        spans: list[Any],
+        keys: Collection[str],
     ) -> list[Row]:
         """Return the rows of texts or pairs, truncated to ``max_length`` with their special tokens.
 
@@ -115,21 +120,30 @@ class Batches:
             seconds: The ids of each second text, or ``None``.
             template: The order of texts and special tokens.
             spans: The offsets of the first texts, then of the second texts; empty without offsets.
+            keys: The columns that are filled, beside ``input_ids``.
         """
+        types, masks = "token_type_ids" in keys, "special_tokens_mask" in keys
         rows = []
         for place, first in enumerate(firsts):
-            second = None if seconds is None else seconds[place]
-            ranges = self._ranges(len(first), None if second is None else len(second), template)
+            texts = (first, [] if seconds is None else seconds[place])
+            ranges = self._ranges(len(first), None if seconds is None else len(texts[1]), template)
             row = Row()
             for item in template:
                 if item.special is not None:
-                    _extend(row, [item.special], item.type_id or 0, 1, [(0, 0)])
-                    continue
-                which = 0 if item.text == "A" else 1
-                ids = first if which == 0 else (second or [])
-                kept = slice(*ranges[which])
-                offsets = spans[which][place][kept] if spans else [(0, 0)] * len(ids[kept])
-                _extend(row, ids[kept], which if item.type_id is None else item.type_id, 0, offsets)
+                    ids, offsets, type_id = [item.special], [(0, 0)], item.type_id or 0
+                else:
+                    which = 0 if item.text == "A" else 1
+                    kept = slice(*ranges[which])
+                    ids = texts[which][kept]
+                    offsets = spans[which][place][kept] if spans else []
+                    type_id = which if item.type_id is None else item.type_id
+                row.input_ids += ids
+                if types:
+                    row.token_type_ids += [type_id] * len(ids)
+                if masks:
+                    row.special_tokens_mask += [int(item.special is not None)] * len(ids)
+                if spans:
+                    row.offset_mapping += offsets
             rows.append(row)
         return rows
 
@@ -239,10 +253,3 @@ def template_of(tokenizer: CoreTokenizer, *, pair: bool, special: bool, bos: boo
         if not items or items[place].special != token_id:
             items.insert(0 if place == 0 else len(items), Item(token_id, None, 0))
     return items
-
-
-def _extend(row: Row, ids: list[int], type_id: int, mask: int, offsets: list[Span]) -> None:
-    row.input_ids += ids
-    row.token_type_ids += [type_id] * len(ids)
-    row.special_tokens_mask += [mask] * len(ids)
-    row.offset_mapping += offsets

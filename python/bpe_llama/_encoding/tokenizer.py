@@ -177,7 +177,6 @@ class EncodingTokenizer(CountingTokenizer):
                 spans.append([offsets for _, offsets in found])
             else:
                 columns.append(self.encode_batch(column, allowed_special=allowed_special))
-        rows = batch.rows(columns[0], columns[1] if len(columns) > 1 else None, template, spans)
         fill = next((token_id for token_id in (pad_id, self.pad_id, self.eos_id) if token_id is not None), 0)
         inputs = settings.model_input_names
         wanted = {
@@ -187,7 +186,9 @@ class EncodingTokenizer(CountingTokenizer):
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
         }
-        return batch.of(rows, fill, [key for key, is_wanted in wanted.items() if is_wanted], is_single=is_single)
+        keys = [key for key, is_wanted in wanted.items() if is_wanted]
+        rows = batch.rows(columns[0], columns[1] if len(columns) > 1 else None, template, spans, keys)
+        return batch.of(rows, fill, keys, is_single=is_single)
 
     def apply_chat_template(
         self,
