@@ -1,4 +1,4 @@
-"""The encoding half of `bpe_llama.Tokenizer`: special tokens by role, batches and chats."""
+"""The encoding half of `bpe_llama.Tokenizer`: special tokens by role, batches, chats, and more tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from bpe_llama._loading.ends import END_ROLES, ends_of
 from bpe_llama._loading.settings import Settings
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from bpe_llama._loading.folder import TokenizerAttributes
 
 
@@ -264,3 +266,56 @@ class EncodingTokenizer(CountingTokenizer):
             }
         ids = chat.encode_chat(self, messages, **options)
         return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
+
+    # -- extending -----------------------------------------------------------------------------------------------------
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> Self:
+        """Return this tokenizer with more special tokens, which `encode` finds only with ``allowed_special``.
+
+        Their ids follow the last id, in this order; a token that exists keeps its id and becomes special.
+
+        Raises:
+            ValueError: If a token is empty.
+
+        Examples:
+            >>> from bpe_llama import Tokenizer
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> grown = tok.with_special_tokens(["<|user|>"])
+            >>> grown.encode("<|user|>ab", allowed_special="all"), len(tok), len(grown)
+            ([257, 256], 257, 258)
+        """
+        grown = self._grown(tokens, special=True)
+        named = set(self.special_tokens_map.values())
+        grown._extra = list(dict.fromkeys((*self._extra, *(token for token in tokens if token not in named))))
+        return grown
+
+    def with_tokens(self, tokens: Sequence[str]) -> Self:
+        """Return this tokenizer with more tokens, which are found in any text before it is split into pre-tokens.
+
+        Their ids follow the last id, in this order; a token that exists keeps its id, and a special one stays special.
+        As in ``tokenizers``, a normalizer runs before they are searched.
+
+        Raises:
+            ValueError: If a token is empty.
+
+        Examples:
+            >>> from bpe_llama import Tokenizer
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok.with_tokens(["bab"]).encode("abab")
+            [64, 257]
+        """
+        return self._grown(tokens, special=False)
+
+    def _grown(self, tokens: Sequence[str], *, special: bool) -> Self:
+        if isinstance(tokens, str):
+            raise TypeError(f"expected a sequence of tokens, got the str {tokens!r}: put it in a list")
+        for token in tokens:
+            if not isinstance(token, str):
+                raise TypeError(f"expected tokens of type str, got {token!r}")
+            if not token:
+                raise ValueError("a token is the empty string; expected text")
+        # Only the pipeline of a tokenizer.json normalizes text before it searches added tokens.
+        normalized = not special and self.normalizes_added_tokens
+        known = () if special else self.special_tokens
+        new = [(token, special, False, False, False, normalized) for token in tokens if token not in known]
+        return type(self)(self.with_added_tokens(new), **vars(self._attributes))
