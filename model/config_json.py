@@ -90,7 +90,7 @@ def text_part(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Family | No
     text = values.get("text_config")
     text = {} if text is None else text
     if not isinstance(text, Mapping) or text.get("model_type", family.name) != family.name:
-        raise ValueError(f"text_config is {text!r:.100}; expected an object whose model_type is {family.name!r}")
+        raise ValueError(f"text_config is {text!r:.100}; expected an object with model_type {family.name!r}")
     if text.get("final_logit_softcapping") is not None:
         raise ValueError(
             f"final_logit_softcapping is {text['final_logit_softcapping']!r}, which transformers' {stated} does not "
@@ -134,7 +134,7 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     """Return the fields of the family's config that a parsed ``config.json`` states.
 
     Args:
-        values: The file. Its ``model_type`` selects the family, whose defaults and rules are those of transformers. A
+        values: The file. Its ``model_type`` selects the family with its defaults and rules in transformers. A
             mapping without ``model_type`` has `LlamaConfig`'s defaults.
         known: The names of the fields of the family's config.
 

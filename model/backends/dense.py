@@ -88,9 +88,9 @@ class DenseLayer:
     """What one layer of a dense model computes.
 
     Attributes:
-        qkv: The linear layers whose outputs, side by side, are queries, keys and values.
+        qkv: The linear layers that compute, side by side, queries, keys and values.
         out: The output projection.
-        gate_up: The linear layers whose outputs, side by side, are gate and up.
+        gate_up: The linear layers that compute, side by side, gate and up.
         down: The down projection.
         gate: The activation of the gate, one of `GATES`.
         head_norms: The norms of queries and keys, each with the columns of ``qkv`` that it normalizes in groups.

@@ -136,7 +136,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
 
 
 def keys_of(layout: GGUFLayout) -> dict[str, str]:
-    """Return the metadata keys of a layout, and the fields whose values they hold."""
+    """Return the metadata keys of a layout, and the fields that they hold."""
     keys = KEYS | dict(layout.keys)
     if LAYER_NORM in keys:
         del keys["attention.layer_norm_rms_epsilon"]

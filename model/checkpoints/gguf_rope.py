@@ -80,7 +80,7 @@ def _longrope_scaling(content: Content, head_dim: int, rope: Mapping[str, Any]) 
 
 
 def _llama3_scaling(content: Content, theta: float, head_dim: int) -> dict[str, Any]:
-    """Return the llama3 scaling whose frequency factors are the tensor `rope_freqs.weight`.
+    """Return the llama3 scaling with the frequency factors in the tensor `rope_freqs.weight`.
 
     The file holds the factors, not the four parameters that they follow from. All Llama 3.1 to 3.3 models have the same
     bounds, and the largest entry is the parameter ``factor``; the factors that follow are compared to the file's.

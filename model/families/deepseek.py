@@ -99,7 +99,7 @@ class DeepseekConfig(LatentAttentionConfig):
 
 
 def prepared(values: Mapping[str, Any], config: type[DeepseekConfig], **constants: Any) -> Mapping[str, Any]:
-    """Return a file with the keys of `DeepseekConfig`, without those that state what the family always has.
+    """Return a file with the keys of `DeepseekConfig`, without the keys that state what the family always has.
 
     Raises:
         ValueError: If a key states something else.

@@ -1,4 +1,4 @@
-"""DeepSeek V2: latent attention, and experts whose weights are a softmax over all of them.
+"""DeepSeek V2: latent attention, and experts weighted by a softmax over all of them.
 
 Shapes: ``M`` tokens, ``E`` experts, ``C`` experts per token.
 

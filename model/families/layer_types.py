@@ -19,7 +19,7 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 class LayerTypesConfig(LlamaConfig):
     """A config with the type of each layer.
 
-    ``layer_types`` has ``"full_attention"`` or ``"sliding_attention"`` for each layer; the latter has the window
+    ``layer_types`` has ``"full_attention"`` or ``"sliding_attention"`` for each layer; sliding ones have the window
     ``sliding_window``. A family with another kind of window overrides ``LOCAL``.
 
     Raises:

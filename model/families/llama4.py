@@ -37,7 +37,7 @@ class Llama4TextConfig(RotatedLayersConfig):
 
     ``intermediate_size`` is that of an expert, ``intermediate_size_mlp`` that of the MLP in layers without experts.
     ``moe_layers`` lists the layers with experts, by default every ``interleave_moe_layer_step``-th. ``layer_types`` has
-    ``"chunked_attention"`` or ``"full_attention"`` for each layer, by default the former for those with RoPE.
+    ``"chunked_attention"`` or ``"full_attention"`` for each layer, by default chunks where there is RoPE.
 
     Raises:
         ValueError: If a value is out of range, or is one that transformers' class does not compute.
@@ -111,7 +111,7 @@ class Llama4TextConfig(RotatedLayersConfig):
 
 
 class Llama4Attention(Attention):
-    """Attention whose rotated queries and keys are divided by their root mean squares if ``use_qk_norm``.
+    """Attention that divides rotated queries and keys by their root mean squares if ``use_qk_norm``.
 
     Queries of layers without RoPE are multiplied by `temperatures`.
     """
@@ -159,7 +159,7 @@ def temperatures(config: Llama4TextConfig, rotation: Rotation, positions_BT: Ten
 
 
 class Llama4Mixture(MixtureOfExperts):
-    """Experts, whose input is multiplied by the sigmoid of the router's logit, and one that all tokens share."""
+    """Experts, with inputs multiplied by the sigmoid of the router's logit, and one that all tokens share."""
 
     has_routing_loss = False
 

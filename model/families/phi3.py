@@ -84,7 +84,7 @@ class FusedAttention(Attention):
 
     @property
     def input_linears(self) -> list[nn.Linear]:
-        """Return the linear layer whose output is queries, keys and values."""
+        """Return the linear layer that computes queries, keys and values."""
         return [self.qkv_proj]
 
     def forward(
@@ -117,7 +117,7 @@ class FusedMLP(MLP):
 
     @property
     def input_linears(self) -> list[nn.Linear]:
-        """Return the linear layer whose output is gate and up."""
+        """Return the linear layer that computes gate and up."""
         return [self.gate_up_proj]
 
     def forward(self, x_BTD: Tensor) -> Tensor:

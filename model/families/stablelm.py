@@ -102,7 +102,7 @@ class StableLmAttention(Attention):
 
 
 class StableLmLayer(ParallelLayer):
-    """A layer whose blocks are parallel if ``use_parallel_residual``, else one after the other."""
+    """A layer with parallel blocks if ``use_parallel_residual``, else with one after the other."""
 
     attention_class = StableLmAttention
     norm_class = nn.LayerNorm

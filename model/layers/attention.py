@@ -151,7 +151,7 @@ class Attention(nn.Module):
 
     @property
     def input_linears(self) -> list[nn.Linear]:
-        """Return the linear layers whose outputs, side by side, are queries, keys and values."""
+        """Return the linear layers that compute, side by side, queries, keys and values."""
         return [self.q_proj, self.k_proj, self.v_proj]
 
     def attend(self, query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:

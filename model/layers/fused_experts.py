@@ -16,7 +16,7 @@ from bpe_llama.model.layers.matmul.grouped import grouped_linear
 
 
 class FusedExperts(nn.Module):
-    """SwiGLU experts: ``gate_up_proj`` (E, D, 2 I), whose last half is multiplied by the gate, ``down_proj`` (E, I, D).
+    """SwiGLU experts: ``gate_up_proj`` (E, D, 2 I), gate first, and ``down_proj`` (E, I, D).
 
     Under `torch.compile` the products of all experts are one operation, without a graph break.
 

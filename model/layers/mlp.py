@@ -46,7 +46,7 @@ class MLP(nn.Module):
 
     @property
     def input_linears(self) -> list[nn.Linear]:
-        """Return the linear layers whose outputs, side by side, are gate and up."""
+        """Return the linear layers that compute, side by side, gate and up."""
         return [self.gate_proj, self.up_proj]
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def rotations_of_layers(
 ) -> list[Rotation]:
     """Return the rotation of each layer: ``local`` if it has a sliding window; by 0 if it is not rotated.
 
-    The positions are read by families whose layers without RoPE depend on them.
+    Families in which layers without RoPE depend on positions read them.
 
     Example:
         >>> cos, sin = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)

@@ -239,7 +239,7 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
 
 
 class _LazyBatchEncoding(_Batch):  # type: ignore[misc]
-    """A `BatchEncoding` whose `encodings`, which `word_ids`, `char_to_token` and others read, are made when needed."""
+    """A `BatchEncoding` that makes its `encodings` when `word_ids`, `char_to_token` or another reads them."""
 
     def __init__(
         self,

@@ -28,4 +28,4 @@ from bpe_llama.tiktoken.models import encoding_for_model, encoding_name_for_mode
 __all__ = ["Encoding", "encoding_for_model", "encoding_name_for_model", "get_encoding", "list_encoding_names"]
 
 __version__ = "0.14.0"
-"""The version of tiktoken whose API this is."""
+"""The version of tiktoken that has this API."""

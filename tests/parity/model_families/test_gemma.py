@@ -309,7 +309,7 @@ def test_the_text_model_of_a_multimodal_folder(multimodal: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"text_config": {"model_type": "llama"}}, "text_config is .*; expected an object whose model_type"),
+        ({"text_config": {"model_type": "llama"}}, "text_config is .*; expected an object with model_type"),
         ({"text_config": 3}, "text_config is 3; expected an object"),
         ({"text_config": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping is 30.0, which transformers' ge"),
         ({"audio_config": {"hidden_size": 8}}, "audio_config is"),

@@ -290,7 +290,7 @@ def test_the_text_model_of_a_multimodal_folder(multimodal: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"text_config": {"model_type": "llama"}}, "expected an object whose model_type is 'llama4_text'"),
+        ({"text_config": {"model_type": "llama"}}, "expected an object with model_type 'llama4_text'"),
         ({"audio_config": {"hidden_size": 8}}, "audio_config is"),
         ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, "quantization_config is"),
     ],

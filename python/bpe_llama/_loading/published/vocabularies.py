@@ -156,7 +156,7 @@ PUBLISHED = {
 
 
 def published_by_sha256(sha256: str) -> Published | None:
-    """Return the vocabulary whose file has this SHA-256, if one is known."""
+    """Return the vocabulary of the file with this SHA-256, if one is known."""
     return next((known for known in PUBLISHED.values() if known.sha256 == sha256), None)
 
 
