@@ -19,7 +19,9 @@ from bpe_llama.model.device import HAS_TRITON
 from tests.model.backends.test_ragged_batch import differences
 from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
 
-BY_MODULES = {"cohere", "cohere2", "gemma2", "llama4_text", "qwen2_moe", "qwen3_moe", "stablelm"}
+BY_MODULES = {
+    *("cohere", "cohere2", "deepseek_v2", "deepseek_v3", "gemma2", "llama4_text", "qwen2_moe", "qwen3_moe", "stablelm"),
+}
 """Families with a layer that the decoder does not compute; they run by the modules of `llama.py`."""
 
 
