@@ -164,8 +164,8 @@ class LlamaForCausalLM(Pretrained):
     """A LLaMA that predicts the next token.
 
     Example:
-        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> import torch
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
         >>> model = LlamaForCausalLM(config, seed=0)
         >>> out = model(torch.tensor([[1, 5, 7]]), labels=torch.tensor([[1, 5, 7]]))
         >>> out.logits.shape, out.loss.ndim

@@ -33,6 +33,14 @@ def real() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def fresh_compiler() -> None:
+    """Forget what earlier tests compiled: `torch.compile` refuses to compile one function too often."""
+    import torch
+
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Run torch on one thread and without gradients (a test that needs them uses ``torch.enable_grad()``).
 

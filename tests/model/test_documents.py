@@ -126,6 +126,7 @@ def test_what_a_query_attends_to(lengths: list[tuple[int, ...]], window: int | N
         assert documents.begins_BT[row].sum() == len(rows[row])
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
 @torch.no_grad()
 def test_compiled_documents_agree(tiny_model: Make, ids: Tensor, backend: str) -> None:

@@ -325,6 +325,7 @@ def test_classifier_refusals() -> None:
 # ---- compilation
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.slow
 @torch.enable_grad()
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ def test_rope_scaling_as_published(tmp_path: Path) -> None:
     assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @torch.enable_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_a_compiled_pass_is_the_same(name: str) -> None:

@@ -230,6 +230,7 @@ def test_layers_start_as_the_identity() -> None:
         assert torch.equal(layer(x_BTD, rotation, Visible(causal=True)), x_BTD)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.slow
 @torch.enable_grad()
 def test_experts_compile_without_a_graph_break(tmp_path: Path) -> None:

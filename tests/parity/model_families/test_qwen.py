@@ -247,6 +247,7 @@ def test_dense_decoders_take_biases_and_no_experts(tmp_path: Path) -> None:
     assert 0 <= low <= 1 <= high
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe"])
 @torch.enable_grad()
