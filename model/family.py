@@ -70,6 +70,7 @@ class Family:
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
         recomputes_keys: Whether generation computes a sequence's keys and values anew when it outgrows the original
             length of LongRoPE; otherwise earlier ones keep the short factors.
+        has_classifier: Whether transformers has a class for sequence classification.
         classifier: ``architecture`` of its classifier, without ``ForSequenceClassification``, if it differs.
         multimodal: The ``model_type`` of the multi-modal models of which this is the text model, if any.
         left_out: Their other parts: the first parts of the names of tensors.
@@ -95,6 +96,7 @@ class Family:
     has_window: bool = True
     has_partial_rotary: bool = False
     recomputes_keys: bool = False
+    has_classifier: bool = True
     classifier: str | None = None
     multimodal: str | None = None
     left_out: tuple[str, ...] = ()

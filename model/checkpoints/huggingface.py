@@ -169,6 +169,9 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
         portable: Refuse a model that no class of transformers computes. False writes it for this package alone, under
             a ``model_type`` that transformers does not load.
 
+    Warns:
+        UserWarning: If the model is a classifier of a family of which transformers has none.
+
     Raises:
         ValueError: If layers were adapted or quantized, or the model is not portable; it names the option.
         OSError: If the folder cannot be written.
@@ -238,6 +241,12 @@ def _without_layers_after(tensors: dict[str, Stored], config: LlamaConfig, folde
 def _architecture(model: Pretrained) -> str:
     """Return the name of transformers' class of this model."""
     family = model.config.family
+    if model.NEW_HEAD and not family.has_classifier:
+        warnings.warn(
+            f"transformers has no classifier of model_type {family.name!r}: this package alone loads the folder",
+            UserWarning,
+            stacklevel=4,
+        )
     name = family.classifier if family.classifier and model.NEW_HEAD else family.architecture
     return type(model).__name__.replace("Llama", name)
 

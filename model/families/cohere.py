@@ -123,6 +123,7 @@ register(
         CohereConfig,
         CohereLayer,
         logits=scaled_logits,
+        has_classifier=False,
         ignored=OF_THE_FIRST_CODE,
         rope_theta=500_000.0,
         biases=("attention_bias",),

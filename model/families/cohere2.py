@@ -60,6 +60,7 @@ register(
         Cohere2Config,
         CohereLayer,
         logits=scaled_logits,
+        has_classifier=False,
         ignored=OF_THE_FIRST_CODE,
         biases=("attention_bias",),
         gguf=GGUFLayout(

@@ -56,21 +56,21 @@ def scaled_embedding(config: LlamaConfig) -> ScaledEmbedding:
     return ScaledEmbedding(config, config.hidden_size**0.5)
 
 
-def with_activation(values: Mapping[str, Any], read: str, unread: str) -> dict[str, Any]:
+def with_activation(values: Mapping[str, Any], read: str, ignored: str) -> dict[str, Any]:
     """Return a file with ``hidden_act``, of which one key of the two that may state it is read.
 
     Warns:
         UserWarning: If the other key states another activation.
     """
     stated = TANH_GELU if values.get(read) is None else values[read]
-    other = values.get(unread)
+    other = values.get(ignored)
     if other not in (stated, "gelu", None):
         warnings.warn(
-            f"{unread} is {other!r}, but transformers' {values['model_type']} reads {read} alone: the activation is "
+            f"{ignored} is {other!r}, but transformers' {values['model_type']} reads {read} alone: the activation is "
             f"{stated!r}, and so it is here",
             stacklevel=6,
         )
-    return {key: value for key, value in values.items() if key not in (read, unread)} | {"hidden_act": stated}
+    return {key: value for key, value in values.items() if key not in (read, ignored)} | {"hidden_act": stated}
 
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,7 @@ register(
         GraniteLayer,
         embedding=_embedding,
         logits=_logits,
+        has_classifier=False,
         biases=("attention_bias", "mlp_bias"),
         has_window=False,
         gguf=GGUFLayout(

@@ -230,6 +230,7 @@ register(
         biases=("attention_bias",),
         has_experts=True,
         has_window=False,
+        has_classifier=False,
         multimodal="llama4",
         left_out=("vision_model", "multi_modal_projector"),
     )

@@ -59,10 +59,10 @@ def _prepare(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
-    unread = next((key for key in ("max_window_layers", "layer_types") if values.get(key)), None)
-    if unread and values.get("use_sliding_window") and fields.get("sliding_window", 4096) is not None:
+    ignored = next((key for key in ("max_window_layers", "layer_types") if values.get(key)), None)
+    if ignored and values.get("use_sliding_window") and fields.get("sliding_window", 4096) is not None:
         warnings.warn(
-            f"{unread} is {values[unread]!r:.100}, but transformers' qwen3_moe does not read it: all layers attend to "
+            f"{ignored} is {values[ignored]!r:.100}, but transformers' qwen3_moe does not read it: all layers attend to "
             "sliding_window tokens, and so they do here",
             stacklevel=6,
         )

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, lora
 from bpe_llama.model.backends.cuda.dispatch import unsupported_by_cuda_graph
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.family import FAMILIES
@@ -208,3 +208,16 @@ REFUSED = [(name, fields, said) for name, family in MODEL_FAMILIES.items() for f
 def test_configs_that_mix_families_are_refused(name: str, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LlamaConfig.from_dict(SHAPE | {"model_type": name} | fields)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_families_with_a_classifier_are_transformers(name: str) -> None:
+    known = name in transformers.models.auto.modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    assert FAMILIES[name].has_classifier is known
+
+
+def test_a_classifier_that_transformers_lacks_is_saved_with_a_warning(tmp_path: Path) -> None:
+    judge = LlamaForSequenceClassification(LlamaConfig.from_dict(SHAPE | {"model_type": "granite", "dtype": "float32"}))
+    with pytest.warns(UserWarning, match="transformers has no classifier of model_type 'granite'"):
+        judge.save_pretrained(tmp_path)
+    assert LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu").config == judge.config
