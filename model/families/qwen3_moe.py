@@ -62,8 +62,8 @@ def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     ignored = next((key for key in ("max_window_layers", "layer_types") if values.get(key)), None)
     if ignored and values.get("use_sliding_window") and fields.get("sliding_window", 4096) is not None:
         warnings.warn(
-            f"{ignored} is {values[ignored]!r:.100}, but transformers' qwen3_moe does not read it: all layers attend to "
-            "sliding_window tokens, and so they do here",
+            f"{ignored} is {values[ignored]!r:.100}, but transformers' qwen3_moe does not read it: all layers attend "
+            "to sliding_window tokens, and so they do here",
             stacklevel=6,
         )
 
