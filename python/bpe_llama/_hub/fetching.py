@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from bpe_llama._files import PathLike
 from bpe_llama._hub.gguf_files import choose_gguf
-from bpe_llama._hub.names import HubName, nearest_paths, parse_name
+from bpe_llama._hub.names import NO_PATH, HubName, MissingPath, missing_path, parse_name
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama._hub.repository import Snapshot
 
 Needed: TypeAlias = "Callable[[str, Sequence[str]], Generator[Sequence[str], Path, str]]"
 """Chooses files to fetch: takes a repository's name for messages, and the files there, or in its subfolder.
@@ -61,31 +59,45 @@ def local_path(name: PathLike, needed: Needed, **options: Unpack[HubOptions]) ->
     unknown = sorted(options.keys() - HUB_OPTIONS)
     if unknown:
         raise TypeError(f"unexpected option {unknown[0]!r}; expected {', '.join(sorted(HUB_OPTIONS))}")
-    path, subfolder = Path(name), (options.get("subfolder") or "").strip("/")
+    path = Path(name)
     if path.exists():
-        return path / subfolder
+        return path / (options.get("subfolder") or "")
     parsed = parse_name(name)
     if parsed is None:
-        raise FileNotFoundError(f"{name}: no such file or folder{nearest_paths(name)}")
+        raise FileNotFoundError(f"{name}: no such file or folder{missing_path(name).nearest}")
     if parsed.revision is not None and options.get("revision") not in (None, parsed.revision):
         raise ValueError(f"{name}: names a revision, and revision is {options['revision']!r}; expected one of them")
+    return fetched(parsed, needed, missing_path(name), **options)
+
+
+def fetched(name: HubName, needed: Needed, missing: MissingPath = NO_PATH, **options: Unpack[HubOptions]) -> Path:
+    """Return the folder or file of a repository to load, after fetching the files that ``needed`` chooses.
+
+    Args:
+        name: The repository.
+        needed: Chooses its files.
+        missing: What messages say of a path of this name.
+        **options: See `HubOptions`.
+
+    Raises:
+        OSError: See `local_path`.
+    """
     try:
         from bpe_llama._hub.repository import Repository
     except ImportError as error:
         raise FileNotFoundError(
-            f"{name}: no such file or folder here, and looking it up on the Hugging Face Hub needs huggingface-hub, "
-            f"pip install 'bpe-llama[hub]' ({error}){nearest_paths(name)}"
+            f"{name.repo}: {missing.absent}looking it up on the Hugging Face Hub needs huggingface-hub, "
+            f"pip install 'bpe-llama[hub]' ({error}){missing.nearest}"
         ) from error
-    revision = parsed.revision or options.get("revision")
-    cache = options.get("cache_dir")
+    cache, subfolder = options.get("cache_dir"), (options.get("subfolder") or "").strip("/")
     repository = Repository(
-        parsed.repo, revision, options.get("token"), None if cache is None else Path(cache), nearest_paths(name)
+        name.repo,
+        name.revision or options.get("revision"),
+        options.get("token"),
+        None if cache is None else Path(cache),
+        missing,
     )
-    return _fetched(repository.open(options.get("local_files_only", False)), parsed, needed, subfolder)
-
-
-def _fetched(snapshot: Snapshot, name: HubName, needed: Needed, subfolder: str) -> Path:
-    """Return the folder or file of a repository to load, after fetching the files that ``needed`` chooses."""
+    snapshot = repository.open(options.get("local_files_only", False))
     prefix = f"{subfolder}/" if subfolder else ""
     here = [file.removeprefix(prefix) for file in snapshot.files if file.startswith(prefix)]
     where = f"{name.repo}/{subfolder}".rstrip("/")

@@ -56,12 +56,24 @@ def parse_name(name: PathLike) -> HubName | None:
     return HubName(repo, found["revision"] or found["bare_revision"], found["file"])
 
 
-def nearest_paths(path: PathLike) -> str:
-    """Return the end of a message about a path that does not exist: the paths beside it that are most like it."""
+@dataclass(frozen=True)
+class MissingPath:
+    """What messages say of a path that does not exist: at the beginning, and the paths that could be meant."""
+
+    absent: str = ""
+    nearest: str = ""
+
+
+NO_PATH = MissingPath()
+"""For a name that was never looked for as a path."""
+
+
+def missing_path(path: PathLike) -> MissingPath:
+    """Return what messages say of a path that does not exist."""
     folder, name = os.path.split(os.fspath(path))
     try:
         there = [entry for entry in os.listdir(folder or ".") if not entry.startswith(".")]
     except OSError:
-        return ""
-    alike = difflib.get_close_matches(name, there, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(os.path.join(folder, found) for found in alike)}?" if alike else ""
+        there = []
+    alike = [os.path.join(folder, found) for found in difflib.get_close_matches(name, there, n=3, cutoff=0.6)]
+    return MissingPath("no such file or folder here; ", f"; did you mean {' or '.join(alike)}?" if alike else "")

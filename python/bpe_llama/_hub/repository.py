@@ -14,6 +14,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 
+from bpe_llama._hub.names import MissingPath
+
 # What the HTTP library of this version of huggingface_hub raises: requests, httpx or httpx2.
 _HttpError: type[Exception] = errors.HfHubHTTPError.__mro__[1]
 
@@ -27,14 +29,14 @@ class Repository:
         revision: A branch, tag or commit; ``None`` is the main branch.
         token: See `huggingface_hub.HfApi`.
         cache_dir: The cache; ``None`` for that of the environment.
-        nearest: The end of a message that there is no such repository: local paths that could be meant.
+        missing: What messages say of a path of this name.
     """
 
     repo: str
     revision: str | None
     token: str | bool | None
     cache_dir: Path | None
-    nearest: str = ""
+    missing: MissingPath
 
     def open(self, local_files_only: bool) -> Snapshot:
         """Return the files of the revision: those that the Hub lists, or else those that are known to the cache.
@@ -94,14 +96,14 @@ class Repository:
         """Return what is raised for an error of `huggingface_hub`; ``lacking`` are files that the cache lacks."""
         at = "" if self.revision is None else f" at revision {self.revision!r}"
         cache = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
-        absent = f"no such file or folder here, and not in the Hugging Face cache {cache}"
+        absent = f"{self.missing.absent}the Hugging Face cache {cache} lacks it"
         if lacking:
             absent = f"the Hugging Face cache {cache} lacks {', '.join(lacking)}"
         if isinstance(error, errors.RevisionNotFoundError):
             return FileNotFoundError(f"{self.repo}: has no revision {self.revision!r} on {constants.ENDPOINT}")
         if isinstance(error, errors.OfflineModeIsEnabled):
             why = "local_files_only is true" if "local_files_only" in str(error) else "HF_HUB_OFFLINE is set"
-            return FileNotFoundError(f"{self.repo}{at}: {absent}; nothing is fetched, as {why}{self.nearest}")
+            return FileNotFoundError(f"{self.repo}{at}: {absent}; nothing is fetched, as {why}{self.missing.nearest}")
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
         if isinstance(error, errors.GatedRepoError) or status == 403:
             return PermissionError(
@@ -111,13 +113,13 @@ class Repository:
             )
         if isinstance(error, errors.HFValidationError | errors.RepositoryNotFoundError) or status in (401, 404):
             return FileNotFoundError(
-                f"{self.repo}: no such file or folder here, and {constants.ENDPOINT} has no such repository, or a "
-                f"private one, which needs token=, HF_TOKEN or `hf auth login` (HTTP status {status}){self.nearest}"
+                f"{self.repo}: {self.missing.absent}{constants.ENDPOINT} has no such repository, or a private one, "
+                f"which needs token=, HF_TOKEN or `hf auth login` (HTTP status {status}){self.missing.nearest}"
             )
         reason = " ".join(str(error).split())
         return (ConnectionError if lacking else FileNotFoundError)(
             f"{self.repo}{at}: {absent}, and {constants.ENDPOINT} could not be read "
-            f"({type(error).__name__}: {reason:.200}){self.nearest}"
+            f"({type(error).__name__}: {reason:.200}){self.missing.nearest}"
         )
 
 
