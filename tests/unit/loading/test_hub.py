@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from bpe_llama import Tokenizer
 from bpe_llama._hub.names import HubName, parse_name
 from bpe_llama._loading.published import vocabularies
 from bpe_llama._loading.published.vocabularies import Published
-from tests.hub_server import Hub, files_of
+from tests.hub_server import Hub, files_of, serving
 
 OTHERS = {
     "README.md": b"read me",
@@ -278,3 +280,31 @@ def test_a_published_vocabulary_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch
     repo.commit({"original/tokenizer.model": content + b"\n"})
     with pytest.raises(ValueError, match=f"its content has the SHA-256 .*, expected {sha256}"):
         Tokenizer.from_name("small")
+
+
+def test_environment_variables(files: dict[str, bytes], tok: Tokenizer, tmp_path: Path) -> None:
+    """A process of its own, since huggingface_hub reads the variables when it is imported."""
+    names = ["HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "TRANSFORMERS_OFFLINE"]
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    expected = " ".join(map(str, tok.encode("import os")))
+
+    def encode(**variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bpe_llama.cli", "encode", "import os", "--tokenizer", "org/name"]
+        return subprocess.run(command, env=clean | variables, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+    home = {"HF_HOME": str(tmp_path / "home")}
+    with serving() as hub:
+        hub.add("org/name", files, token="secret")
+        done = encode(HF_ENDPOINT=hub.endpoint, HF_TOKEN="secret", **home)
+        assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
+        assert hub.fetched() == FETCHED
+        assert (tmp_path / "home" / "hub" / "models--org--name").is_dir()
+        done = encode(HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1", **home)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
+        done = encode(HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path / "other"), **home)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"bpe-llama: org/name: no such file or folder here; the Hugging Face cache {tmp_path / 'other'} lacks it; "
+            "nothing is fetched, as HF_HUB_OFFLINE is set\n"
+        )
+        assert hub.asked == []
