@@ -174,8 +174,15 @@ class _Handler(BaseHTTPRequestHandler):
             inside = [entry for entry in described if entry["path"].startswith(folder)]
             if folder and not inside:
                 self._fail(404, "EntryNotFound", {"X-Repo-Commit": sha})
-                return
-            self._send_json(inside)
+            elif "recursive=true" in self.path.lower():
+                self._send_json(inside)
+            else:
+                names = {entry["path"]: entry["path"].removeprefix(folder).partition("/") for entry in inside}
+                here = [entry for entry in inside if not names[entry["path"]][1]]
+                folders = sorted({folder + name for name, slash, _ in names.values() if slash})
+                self._send_json(
+                    [*({"type": "directory", "path": path, "size": 0, "oid": ""} for path in folders), *here]
+                )
         elif what == ["paths-info"]:
             asked = json.loads(self.body).get("paths", [])
             self._send_json([entry for entry in described if entry["path"] in asked])
