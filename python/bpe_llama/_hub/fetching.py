@@ -102,7 +102,12 @@ def fetched(name: HubName, needed: Needed, missing: MissingPath = NO_PATH, **opt
     here = [file.removeprefix(prefix) for file in snapshot.files if file.startswith(prefix)]
     where = f"{name.repo}/{subfolder}".rstrip("/")
     choice = needed(where, here) if name.file is None else choose_gguf(where, here, name.file)
-    files = next(choice)
+    try:
+        files = next(choice)
+    except FileNotFoundError as error:
+        if snapshot.failure is None:
+            raise
+        raise FileNotFoundError(f"{error}; only the Hugging Face cache was looked in") from snapshot.failure
     while True:
         folder = snapshot.fetch([prefix + file for file in files]) / subfolder
         try:

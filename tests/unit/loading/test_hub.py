@@ -155,6 +155,10 @@ def test_a_cache_in_the_hubs_layout_is_enough(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     assert Tokenizer.from_pretrained("org/name").encode("import os") == expected
     assert Tokenizer.from_pretrained(f"org/name@{'1' * 40}").encode("import os") == expected
+    with pytest.raises(
+        FileNotFoundError, match=r"org/name/none holds no .*; only the Hugging Face cache was looked in$"
+    ):
+        Tokenizer.from_pretrained("org/name", subfolder="none")
     with pytest.raises(FileNotFoundError) as caught:
         Tokenizer.from_pretrained("org/other@v1")
     assert str(caught.value) == (
@@ -244,7 +248,7 @@ def test_a_repository_without_a_tokenizer(hub: Hub) -> None:
         Tokenizer.from_pretrained("org/name")
     with pytest.raises(FileNotFoundError, match=r"org/name: holds no a\.Q5_0\.gguf; did you mean a\.Q"):
         Tokenizer.from_pretrained("org/name/a.Q5_0.gguf")
-    with pytest.raises(FileNotFoundError, match=r"org/empty holds no tokenizer\.json"):
+    with pytest.raises(FileNotFoundError, match=r"org/empty holds no tokenizer\.json.*\.gguf$"):
         Tokenizer.from_pretrained("org/empty")
     assert hub.fetched() == []
 
