@@ -44,8 +44,8 @@ def parse_name(name: PathLike) -> HubName | None:
         HubName(repo='org/name', revision='v1.0', file=None)
         >>> parse_name("org/name/model.Q4_0.gguf")
         HubName(repo='org/name', revision=None, file='model.Q4_0.gguf')
-        >>> [parse_name(path) for path in ("./org/name", "run/a/b", "tokenizer.json", Path("org/name"))]
-        [None, None, None, None]
+        >>> [parse_name(path) for path in ("./org/name", "run/a/b", "tokenizer.json")]
+        [None, None, None]
     """
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
     if found is None:
