@@ -248,14 +248,16 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
 def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
     """Return the tensors of each GGUF name: one, or those of all numbers of a module in order."""
     names, state = Names(layout_of(model.config.family)), model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
     tensors: dict[str, list[Tensor]] = {}
-    for name in expected_shapes(model.config):
+    for name, weight in state.items():
         if split := names.split(name):
-            parts = split[0].split(model.config, state[name])
+            parts = split[0].split(model.config, weight)
             tensors |= {part: [tensor] for part, tensor in zip(split[1], parts, strict=True)}
             continue
         target, _ = names.gguf(name)
-        tensors.setdefault(target, []).append(state[name])
+        tensors.setdefault(target, []).append(weight)
     tensors |= {name: [tensor] for name, tensor in rope_tensors(model.config).items()}
     return tensors
 
