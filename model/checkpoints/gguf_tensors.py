@@ -56,8 +56,9 @@ class Names:
     def split(self, name: str) -> tuple[GGUFSplit, list[str]] | None:
         """Return how a Hugging Face tensor is split and the GGUF names of its parts, or None if it is one tensor."""
         layer, _, part = name.removeprefix("model.layers.").partition(".")
-        split = self.splits.get(part)
-        return split and (split, [f"blk.{layer}.{one}" for one in split.names])
+        if (split := self.splits.get(part)) is None:
+            return None
+        return split, [f"blk.{layer}.{one}" for one in split.names]
 
     def huggingface(self, gguf_name: str) -> str | None:
         """Return the Hugging Face name of a GGUF tensor, or None if it has none.

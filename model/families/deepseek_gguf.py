@@ -22,7 +22,7 @@ from bpe_llama.model.family import GGUFSplit
 SOFTMAX, SIGMOID = 1, 2
 ARCHITECTURE = "deepseek2"
 _GATING, _LOG_MULTIPLIER = "expert_gating_func", "rope.scaling.yarn_log_multiplier"
-_KEY, _VALUE = "attention.key_length", "attention.value_length"
+_KEY, _VALUE, _KV_HEADS = "attention.key_length", "attention.value_length", "attention.head_count_kv"
 _LATENT_EPS = 1e-6
 
 MODULES = EXPERT_MODULES | {
@@ -124,9 +124,10 @@ def read_latents(fields: dict[str, Any], metadata: Mapping[str, Any], shapes: Ma
 def _read_heads(fields: dict[str, Any], metadata: Mapping[str, Any], refuse: Any, is_split: bool) -> None:
     """Set the sizes of keys and values; the file has those of heads or, if they are split, those of latents, too."""
     latent, rotated, heads = fields["kv_lora_rank"], fields["qk_rope_head_dim"], fields["num_attention_heads"]
-    expected = {_KEY: latent + rotated, _VALUE: latent, "attention.head_count_kv": 1} if is_split else {}
-    for key, value in (expected or {"attention.head_count_kv": heads}).items():
-        if metadata.get(key, heads) != value:
+    expected = {_KV_HEADS: 1, _KEY: latent + rotated, _VALUE: latent} if is_split else {_KV_HEADS: heads}
+    stated = {_KV_HEADS: heads} | dict(metadata)
+    for key, value in expected.items():
+        if stated.get(key) != value:
             refuse(key, f"expected {value}")
     kind = "_mla" if is_split else ""
     for key, name, part in ((_KEY, "qk_nope_head_dim", rotated), (_VALUE, "v_head_dim", 0)):
@@ -144,7 +145,7 @@ def write_latents(config: DeepseekConfig, function: int) -> dict[str, Any]:
     groups, kept = config.expert_groups  # llama.cpp stops at a file in which all groups are used
     scale = config.rope.get("mscale_all_dim")
     return {
-        "attention.head_count_kv": 1,
+        _KV_HEADS: 1,
         "attention.q_lora_rank": config.q_lora_rank or 0,
         _KEY: latent + rotated,
         _VALUE: latent,

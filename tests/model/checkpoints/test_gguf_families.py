@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.checkpoints.gguf import load_gguf
-from bpe_llama.model.checkpoints.gguf_config import config_from_gguf
+from bpe_llama.model.checkpoints.gguf_config import config_from_gguf, layout_of
 from bpe_llama.model.checkpoints.gguf_tensors import Content
 from bpe_llama.model.checkpoints.gguf_write import content_of, save_gguf
+from bpe_llama.model.family import FAMILIES
 from tests.gguf_files import finish
-from tests.parity.model_families.cases import SHAPE
+from tests.small_models import SMALL
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
 
@@ -25,12 +27,13 @@ LATENT |= {"qk_rope_head_dim": 8, "v_head_dim": 16, "moe_intermediate_size": 32,
 FIELDS: dict[str, dict[str, Any]] = {
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT | {"n_group": 2, "topk_group": 1},
-    "llama4_text": EXPERTS | {"intermediate_size_mlp": 64, "interleave_moe_layer_step": 2, "head_dim": 16},
+    "llama4_text": EXPERTS
+    | {"intermediate_size_mlp": 64, "interleave_moe_layer_step": 2, "head_dim": 16, "num_key_value_heads": 2},
 }
 
 
 def model_of(name: str) -> LlamaForCausalLM:
-    config = LlamaConfig.from_dict(SHAPE | FIELDS[name] | {"model_type": name, "num_hidden_layers": 2})
+    config = LlamaConfig.from_dict(SMALL | FIELDS[name] | {"model_type": name})
     model = LlamaForCausalLM(config, seed=1).eval()
     for key, buffer in model.named_buffers():
         if key.endswith("e_score_correction_bias"):
@@ -131,7 +134,13 @@ def test_the_function_of_scores_tells_the_families_apart(contents: dict[str, Any
     assert config.model_type == V3 and config.norm_topk_prob is False  # type: ignore[attr-defined]
 
 
-def test_layers_with_chunks_may_be_listed(tmp_path: Path) -> None:
+def test_a_family_without_a_layout_is_refused() -> None:
+    assert all(family.gguf for family in FAMILIES.values())
+    with pytest.raises(ValueError, match=r"model_type 'llama' is not written as GGUF; expected one of .*llama4_text"):
+        layout_of(dataclasses.replace(FAMILIES["llama"], gguf=None))
+
+
+def test_layers_with_chunks_may_be_listed() -> None:
     model = model_of("llama4_text")
     model.config = model.config.replace(layer_types=["full_attention", "chunked_attention"])
     metadata, _ = content_of(model)
