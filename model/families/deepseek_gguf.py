@@ -48,7 +48,7 @@ KEYS = {
     "leading_dense_block_count": "first_k_dense_replace",
 }
 ABSENT: dict[str, Any] = {
-    "attention.q_lora_rank": None,
+    "attention.q_lora_rank": 0,
     "expert_weights_scale": 0.0,
     "expert_group_count": 1,
     "expert_group_used_count": 1,
@@ -94,6 +94,9 @@ def read_latents(fields: dict[str, Any], metadata: Mapping[str, Any], shapes: Ma
     def refuse(key: str, expected: str) -> None:
         raise ValueError(f"metadata '{ARCHITECTURE}.{key}' is {metadata.get(key)!r}; {expected}")
 
+    for key, name in KEYS.items():
+        if type(fields[name]) is not int and name != "routed_scaling_factor":
+            refuse(key, "expected an integer")
     eps, layers = fields["rms_norm_eps"], fields["num_hidden_layers"]
     if eps != _LATENT_EPS:
         refuse(
@@ -104,13 +107,11 @@ def read_latents(fields: dict[str, Any], metadata: Mapping[str, Any], shapes: Ma
         refuse("leading_dense_block_count", f"expected fewer than the {layers} layers")
     _read_heads(fields, metadata, refuse, is_split="blk.0.attn_k_b.weight" in shapes)
     is_lite = layers in (26, 27) or (layers == 48 and fields["vocab_size"] == 128_256)
-    if is_lite or not fields["q_lora_rank"]:  # of such a file llama.cpp does not read the key
+    if is_lite or fields["q_lora_rank"] == 0:  # llama.cpp reads no rank for these numbers of layers
         fields["q_lora_rank"] = None
-    fields["routed_scaling_factor"] = fields["routed_scaling_factor"] or 1.0  # 0 is none, too
-    for key, name in (("expert_group_count", "n_group"), ("expert_group_used_count", "topk_group")):
+    fields["routed_scaling_factor"] = fields["routed_scaling_factor"] or 1.0  # with 0 llama.cpp does not scale
+    for name in ("n_group", "topk_group"):
         fields[name] = fields[name] or 1
-        if not isinstance(fields[name], int):
-            refuse(key, "expected an integer")
     rope = fields["rope_parameters"]
     if rope["rope_type"] != "yarn":
         return

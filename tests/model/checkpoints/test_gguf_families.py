@@ -95,6 +95,7 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
     (V3, {"attention.temperature_scale": 0.1}, "attention.temperature_scale' is 0.1, a key that is not known"),
     (V3, {"rope.scaling.type": "yarn"}, "yarn_log_multiplier' is None; expected 0.1 \\* mscale_all_dim"),
     (V3, {"rope.scaling.yarn_beta_fast": 16.0}, "yarn_beta_fast' is 16.0; only 32.0 is supported"),
+    (V3, {"attention.kv_lora_rank": "32"}, "attention.kv_lora_rank' is '32'; expected an integer"),
     (V3, {"rope.dimension_count": None}, "metadata 'deepseek2.rope.dimension_count' is missing"),
     (LLAMA_4, {"attention.sliding_window": 1024}, "sliding_window' is 1024; expected 8192, with which llama.cpp"),
     (LLAMA_4, {"attention.sliding_window": 0}, "sliding_window' is 0; expected 8192"),
