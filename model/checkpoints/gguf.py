@@ -56,7 +56,7 @@ def load_gguf(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another architecture, or its tensors do not fit its metadata.
 
-    Cost: memory peaks at the weights in `dtype` plus one tensor.
+    Cost: memory peaks at the weights in `dtype` plus one tensor, twice if the file holds it in parts.
     """
     header = read_gguf_model_header(path)
     try:

@@ -265,7 +265,7 @@ def convert(
             assert answer == "@ 0\n", log.read_text()[-2000:]
 
         yield call
-        requests.close()
+        process.kill()
 
 
 def as_class(folder: Path, name: str) -> None:
