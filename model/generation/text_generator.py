@@ -13,6 +13,7 @@ from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
 from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
 from bpe_llama.model.generation.text_options import TextOptions
+from bpe_llama.model.generation.text_request import TextRequest
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -122,7 +123,7 @@ class TextGenerator:
             return "".join(self.stream(prompt, **given))
         if n < 1:
             raise ValueError(f"n is {n}; expected at least 1")
-        requests = [self._request(prompt, given) for _ in range(n)]
+        requests = [self.request(prompt, given) for _ in range(n)]
         engine = Engine(self.model, n, requests[0].room(self.model))
         self.sequences = engine.prefill([requests[0].prompt], [requests[0].options], copies=n)
         self.last = self.sequences[-1]
@@ -146,7 +147,7 @@ class TextGenerator:
         search_options(self.model, asked, search["do_sample"])
         if not 1 <= (n or 1) <= search["num_beams"]:
             raise ValueError(f"n is {n}; expected 1 to num_beams ({search['num_beams']})")
-        request = self._request(prompt, options)
+        request = self.request(prompt, options)
         found = beam_search(self.model, request.prompt, request.options, **search)
         if len(found) < (n or 1):
             raise ValueError(f"n is {n}, but there are only {len(found)} answers")
@@ -158,7 +159,7 @@ class TextGenerator:
             request.read()
             answers.append("".join(request.parts))
             self.sequences.append(request.sequence)
-            request = self._request(prompt, options)
+            request = self.request(prompt, options)
         self.last = self.sequences[0]
         return answers[0] if n is None else answers
 
@@ -200,7 +201,7 @@ class TextGenerator:
                 [p for p in prompts for _ in range(n)], slots=slots, **options | {"seed": seeds}
             )
             return [found[start : start + n] for start in range(0, len(found), n)]
-        requests = [self._request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
+        requests = [self.request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
         self.sequences = []
         if not requests:
             return []
@@ -237,7 +238,7 @@ class TextGenerator:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
             TypeError: If an id of the prompt is no int.
         """
-        request = self._request(prompt, dict(options))
+        request = self.request(prompt, dict(options))
         reuse = options.get("reuse")
         engine = self._engine(request.room(self.model))
         if not (self.model.dtype == torch.float32 if reuse is None else reuse):
@@ -288,7 +289,8 @@ class TextGenerator:
             engine.reserve(max(room, 2 * engine.cache.capacity))
         return engine
 
-    def _request(self, prompt: str | abc.Sequence[int], options: dict[str, Any]) -> _TextRequest:
+    def request(self, prompt: str | abc.Sequence[int], options: dict[str, Any]) -> TextRequest:
+        """Return a prompt and its options, checked, as `stream` would run them; an engine is yet to take it."""
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
         stop = self.model.generation_config.stop_strings if stop is None else stop
@@ -306,92 +308,8 @@ class TextGenerator:
         if "" in stops:
             raise ValueError("a stop string is empty; it would end every text before it begins")
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
-        request = _TextRequest(ids, options_of_ids, stops, self.tokenizer)
+        request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
         if isinstance(prompt, str) and prompt:  # the continuation does not begin a text, so its first space stays
             for known in ids:
                 request.decoder.push(known)
         return request
-
-
-class _TextRequest:
-    """Decodes one sequence's new ids to text, and ends it at a stop string."""
-
-    def __init__(
-        self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], tokenizer: Tokenizer
-    ) -> None:
-        self.prompt = prompt
-        self.options = options
-        self.sequence: Sequence | None = None
-        self.parts: list[str] = []
-        self.done = False
-        self._stops = stops
-        self._tokenizer = tokenizer
-        self.decoder = tokenizer.decode_stream()
-        self._held = ""
-        """Text that may become a stop string."""
-        self._read = 0
-        """New ids that are decoded."""
-        self._early = 0
-        """Characters of the held text that come from the first ``min_new_tokens`` tokens."""
-        self._taken = 0
-
-    def room(self, model: LlamaForCausalLM) -> int:
-        """Return how many tokens its slot must hold."""
-        return min(model.config.context_length, len(self.prompt) + self.options.max_new_tokens)
-
-    def read(self, engine: Engine | None = None) -> None:
-        """Decode new ids; abort the sequence in the engine if a stop string is complete."""
-        if self.sequence is None or self.done:
-            return
-        text = self._held
-        for count, new_id in enumerate(self.sequence.new_ids[self._read :], start=self._read + 1):
-            if new_id not in self.sequence.eos_ids and has_token(self._tokenizer, new_id):
-                text += self.decoder.push(new_id)
-            if count <= self.options.min_new_tokens:
-                self._early = len(text)
-        self._read = len(self.sequence.new_ids)
-        if self.sequence.finish_reason:
-            text += self.decoder.flush()
-        # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
-        places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
-        found = [place for place in places if place >= 0]
-        if found:
-            text = text[: min(found)]
-            if engine and not self.sequence.finish_reason:
-                engine.abort(self.sequence)
-        self.done = bool(found or self.sequence.finish_reason)
-        keep = 0 if self.done else _may_become_stop(text, self._stops)
-        self._held = text[len(text) - keep :]
-        text = text[: len(text) - keep]
-        self._early = max(self._early - len(text), 0)
-        if text:
-            self.parts.append(text)
-
-    def take(self) -> list[str]:
-        """Return the pieces decoded since the last call."""
-        pieces = self.parts[self._taken :]
-        self._taken = len(self.parts)
-        return pieces
-
-
-def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:
-    """Return how many characters at the end of ``text`` begin a stop string.
-
-    Example:
-        >>> _may_become_stop("so far <|e", ("<|end|>", "STOP"))
-        3
-    """
-    longest = max(map(len, stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return size
-    return 0
-
-
-def has_token(tokenizer: Tokenizer, token_id: int) -> bool:
-    """Return whether an id has a token: models have more ids than tokens, for their matrices to be of round sizes."""
-    try:
-        tokenizer.id_to_bytes(token_id)
-    except KeyError:
-        return False
-    return True
