@@ -1,7 +1,7 @@
 """The engine thread: requests of many clients share the running batch of each model.
 
-Handlers of the server are coroutines; they call `Scheduler.generate` and read what comes. Only the engine thread touches
-models and caches.
+Handlers of the server are coroutines; they call `Scheduler.generate` and read what comes. Only the engine thread
+touches models and caches.
 """
 
 from __future__ import annotations
