@@ -122,6 +122,7 @@ class PrefixCache:
             start: The first block that may be new.
         """
         own = set(hashes)
+        self._touch(hashes)
         for block, name in enumerate(hashes[start:], start=start):
             if name in self._places:
                 continue
