@@ -175,11 +175,20 @@ def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int]
 def record_prompt_logprobs(model: LlamaForCausalLM, sequences: abc.Sequence[Sequence]) -> None:
     """Store the log-probabilities of prompts' ids, and of the most likely ids at each position, where asked for.
 
-    Cost: one more pass over each prompt that does not have them yet, and logits of 256 positions at a time.
+    Cost: one more pass over each prompt that does not have them yet, and logits of 256 positions at a time. Sequences
+    with the same prompt share it.
     """
+    done: list[Sequence] = []
     for sequence in sequences:
         if sequence.options.prompt_logprobs and not sequence.prompt_logprobs:
-            _record_prompt_logprobs(model, sequence)
+            count = sequence.options.top_logprobs
+            same = (s for s in done if s.options.top_logprobs == count and s.prompt == sequence.prompt)
+            if (source := next(same, None)) is None:
+                _record_prompt_logprobs(model, sequence)
+                done.append(sequence)
+            else:
+                sequence.prompt_logprobs = source.prompt_logprobs
+                sequence.prompt_top_logprobs = source.prompt_top_logprobs
 
 
 def _record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
