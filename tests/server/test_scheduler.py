@@ -321,9 +321,9 @@ def test_functions_run_between_steps(generator: TextGenerator) -> None:
 
 
 def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
-    async def main(grace: float) -> list[list[Update] | BaseException]:
+    async def main(grace: float, new_tokens: int) -> list[list[Update] | BaseException]:
         async with serving(generator, slots=2) as scheduler:
-            options = GREEDY | {"logits_processor": slow}
+            options = GREEDY | {"logits_processor": slow, "max_new_tokens": new_tokens}
             streams = [await scheduler.submit("m", f"run {number}", **options) for number in range(3)]
 
             async def one(stream: Stream) -> list[Update]:
@@ -338,11 +338,11 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
                 await scheduler.run(lambda: None)
             return await asyncio.gather(*map(one, streams), return_exceptions=True)
 
-    finished = asyncio.run(main(30.0))
+    finished = asyncio.run(main(30.0, 12))
     assert [text(updates) for updates in finished if isinstance(updates, list)] == [
         generator.generate(f"run {number}", **GREEDY) for number in range(3)
     ]
-    *cut, waiting = asyncio.run(main(0.0))
+    *cut, waiting = asyncio.run(main(0.0, 900))
     assert all(isinstance(updates, list) and updates[-1].finish_reason == "timeout" for updates in cut)
     assert isinstance(waiting, ShuttingDownError)
 
