@@ -27,7 +27,7 @@ from bpe_llama.model.generation.sampler_dispatch import record_logprobs, record_
 from bpe_llama.model.layers.rope_scaling import recompute_length, same_rotation
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
-from bpe_llama.model.sampling.sequence import Sequence
+from bpe_llama.model.sampling.sequence import Sequence, fast_forward
 
 
 class Engine:
@@ -77,6 +77,7 @@ class Engine:
         self._forward: Forward = forward_for(model, self.cache, None)
         self._fingerprint: list[object] = []
         self._recompute_length = recompute_length(model.config)
+        self._most_forced = prefill_chunk - 1 if self._recompute_length is None else 0
 
     def add_request(self, prompt: abc.Sequence[int], options: GenerationOptions) -> Sequence:
         """Queue a prompt and return its sequence. A later `step` gives it a slot and prefills it.
@@ -115,7 +116,7 @@ class Engine:
         ids, room = [], self.prefill_chunk
         for sequence in self.running:
             tokens = sequence.num_prompt_tokens_left
-            ids.append(sequence.ids[-tokens:][: max(room, 1)] if tokens else sequence.new_ids[-1:])
+            ids.append(sequence.ids[-tokens:][: max(room, 1)] if tokens else sequence.ids_from(self.cache.lengths[len(ids)]))
             room -= len(ids[-1]) if tokens else 0
         if not ids:
             return []
@@ -126,6 +127,7 @@ class Engine:
             logits_BV = self._run(ids)
             if sampled:
                 self._append(sampled, logits_BV if not any(left) else logits_BV[[not tokens for tokens in left]])
+                fast_forward(sampled, self.cache.capacity, self._most_forced)
             seconds = time.perf_counter() - start
             for sequence, tokens, was_prefilling in zip(self.running, left, prefilling, strict=True):
                 sequence.num_prompt_tokens_left = tokens
@@ -197,7 +199,8 @@ class Engine:
         if most is not None and length < most:  # tokens beyond are computed with other factors
             draft_ids = draft_ids[: most - length - 1]
         with self._rollback_on_error():
-            logits_TV = self._run([[sequence.new_ids[-1], *draft_ids]], every=True)
+            new_ids = sequence.ids_from(length)
+            logits_TV = self._run([[*new_ids, *draft_ids]], every=True)[len(new_ids) - 1 :]
             accepted = 0
             for place in range(len(draft_ids) + 1):
                 self._append([sequence], logits_TV[place : place + 1])
@@ -207,7 +210,8 @@ class Engine:
                 if sequence.finish_reason:
                     break
             sequence.decode_seconds += time.perf_counter() - start
-            self.cache.lengths[0] = length + 1 + accepted  # drop keys and values of rejected tokens
+            fast_forward([sequence], self.cache.capacity, self._most_forced)
+            self.cache.lengths[0] = length + len(new_ids) + accepted  # drop keys and values of rejected tokens
         self._free_finished_slots()
         return accepted
 
@@ -272,6 +276,7 @@ class Engine:
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
         self.running += admitted
         self._append(admitted, logits_BV)
+        fast_forward(admitted, self.cache.capacity, self._most_forced)
         seconds = time.perf_counter() - start
         for sequence in admitted:
             sequence.prefill_seconds = seconds
@@ -352,12 +357,7 @@ class Engine:
         chosen = sample_next_ids(sequences, logits_BV)
         record_logprobs(sequences, chosen, logits_BV)
         for sequence, new_id in zip(sequences, chosen, strict=True):
-            sequence.new_ids.append(new_id)
-            length = len(sequence.prompt) + len(sequence.new_ids)
-            if new_id in sequence.eos_ids:
-                sequence.finish_reason = "stop"
-            elif len(sequence.new_ids) == sequence.options.max_new_tokens or length >= self.cache.capacity:
-                sequence.finish_reason = "length"
+            sequence.append(new_id, self.cache.capacity)
 
     @contextmanager
     def _rollback_on_error(self) -> Iterator[None]:
