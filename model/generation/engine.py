@@ -113,10 +113,11 @@ class Engine:
         self._free_finished_slots()
         self._admit_waiting()
         self._recompute_keys()
-        ids, room = [], self.prefill_chunk
-        for sequence in self.running:
+        ids: list[list[int]] = []
+        room = self.prefill_chunk
+        for sequence, length in zip(self.running, self.cache.lengths, strict=False):
             tokens = sequence.num_prompt_tokens_left
-            ids.append(sequence.ids[-tokens:][: max(room, 1)] if tokens else sequence.ids_from(self.cache.lengths[len(ids)]))
+            ids.append(sequence.ids[-tokens:][: max(room, 1)] if tokens else sequence.ids_from(length))
             room -= len(ids[-1]) if tokens else 0
         if not ids:
             return []

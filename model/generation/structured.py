@@ -28,7 +28,7 @@ STRUCTURED = ("json_schema", "json_object", "regex", "choice", "grammar")
 """The options, of which a request may have one."""
 
 MAX_GRAMMAR_BYTES = 1 << 17
-"""The largest schema, regex or grammar. Compilation may take time quadratic in the size: 1 s for 90 kB of properties."""
+"""The largest schema, regex or grammar. The time of compilation may be quadratic in it: 1 s for 90 kB of properties."""
 
 
 class Grammars:
@@ -166,7 +166,8 @@ def _adapted(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
 
     tokens = [_bytes_of(tokenizer, token_id) for token_id in range(vocab_size)]
     special = sorted(token_id for token_id in tokenizer.special_tokens.values() if token_id < vocab_size)
-    of_text = [i for i in range(vocab_size) if tokens[i] and i not in set(special)]
+    barred = set(special)
+    of_text = [i for i in range(vocab_size) if tokens[i] and i not in barred]
     letter = next((i for i in of_text if tokens[i].isalpha()), None)  # what follows it keeps its first space
     whole = [i for i in of_text if _is_text(tokens[i])]
     if letter is not None and tokenizer.decode_bytes([letter, *whole]) != b"".join(tokens[i] for i in [letter, *whole]):
@@ -175,7 +176,6 @@ def _adapted(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
             "tokens by what stands beside them"
         )
     adapter = _Adapter(tokenizer, [*tokens, b"<|end of text|>"], [*special, vocab_size])
-    adapter.greedy = LLTokenizer(adapter).greedy_tokenize  # type: ignore[arg-type]
     return LLTokenizer(adapter)  # type: ignore[arg-type]
 
 
@@ -188,8 +188,10 @@ class _Adapter:
         self.eos_token_id = special[-1]
         self.bos_token_id = None
         self.is_tokenizer_wrapper = True
-        self.greedy: Callable[[str], list[int]] | None = None
         self._tokenizer = tokenizer
+        barred = set(special)
+        self._ids = {token: token_id for token_id, token in enumerate(tokens) if token and token_id not in barred}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
         """Return the ids of a text that follows other text, which must be those of its bytes.
@@ -201,7 +203,18 @@ class _Adapter:
         known = all(token_id < self.eos_token_id for token_id in ids)
         if known and b"".join(self.tokens[token_id] for token_id in ids) == text.encode():
             return ids
-        return [] if self.greedy is None else self.greedy(text)
+        return self._longest_matches(text.encode())
+
+    def _longest_matches(self, text: bytes) -> list[int]:
+        """Return the longest tokens from the left, up to a byte that no token begins with."""
+        ids: list[int] = []
+        while text:
+            size = next((n for n in range(min(self._longest, len(text)), 0, -1) if text[:n] in self._ids), 0)
+            if not size:
+                break
+            ids.append(self._ids[text[:size]])
+            text = text[size:]
+        return ids
 
 
 def _bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:

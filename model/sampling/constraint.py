@@ -151,7 +151,10 @@ def constraint_bias(
             mask_W[end_id // 8] &= ~np.uint8(1 << end_id % 8)
             mask_W[end_id // 8] |= np.uint8(int(accepts) << end_id % 8)
         state.check(mask_W)
-    bias_BW8 = _biases(device)[torch.from_numpy(mask_BW).to(device, torch.long)]
+    if device.type == "cpu":
+        bias_BW8 = torch.from_numpy(np.take(_biases(device).numpy(), mask_BW, axis=0))  # ten times as fast as torch's
+    else:  # an eighth of the bytes to copy
+        bias_BW8 = _biases(device)[torch.from_numpy(mask_BW).to(device).long()]
     return bias_BW8.flatten(1)[:, :vocab_size]
 
 

@@ -36,8 +36,8 @@ class Sequence:
     decode_seconds: float = 0.0
     """Time of all later steps, each counted in full for every sequence of the batch."""
     finish_reason: str | None = None
-    """``"stop"`` after an end id, where a constraint allows nothing more, or after a stop string or `Engine.abort`; ``"length"`` at ``max_new_tokens`` or where the
-    context is full; None while the sequence is unfinished."""
+    """``"stop"`` after an end id, a stop string or `Engine.abort`, or where a constraint allows nothing more;
+    ``"length"`` at ``max_new_tokens`` or where the context is full; None while the sequence is unfinished."""
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     """For each new id the most likely ids at its position and their log-probabilities, highest first."""
     prompt_logprobs: list[float | None] = field(default_factory=list)
