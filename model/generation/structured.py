@@ -80,7 +80,10 @@ class Grammars:
             raise ImportError(f"{option} needs llguidance: pip install 'bpe-llama[structured]'") from error
         if option in ("json_schema", "json_object"):
             # Never lenient, whatever the schema says in "x-guidance": lenient drops keywords without a word.
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"lenient": False})
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(text, overrides={"lenient": False})
+            except ValueError as error:
+                raise ValueError(f"{option} is not valid: {error}") from None
         else:
             grammar = LLMatcher.grammar_from_regex(text) if option == "regex" else LLMatcher.grammar_from_lark(text)
         limits = LLParserLimits(verbose_errors=False)
