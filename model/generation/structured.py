@@ -15,6 +15,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bpe_llama.model.sampling.constraint import Constraint, message_of
@@ -43,7 +44,8 @@ class Grammars:
         self.tokenizer = tokenizer
         self.vocab_size = min(vocab_size, tokenizer.vocab_size)
         self._compiled = lru_cache(maxsize=64)(self._compile)
-        self._adapted = lru_cache(maxsize=1)(lambda: _adapted(tokenizer, self.vocab_size))
+        self._adapted = lru_cache(maxsize=1)(self._adapt)
+        self._before: tuple[int, ...] = ()
 
     def __reduce__(self) -> tuple[Callable[..., Grammars], tuple[Tokenizer, int]]:
         return Grammars, (self.tokenizer, self.vocab_size)
@@ -94,7 +96,32 @@ class Grammars:
         start = matcher.deep_copy()
         start.compute_bitmask()
         _check(option, start, ": no text is valid")
-        return Constraint(option, matcher, self.vocab_size)
+        return Constraint(option, matcher, self.vocab_size, self._before)
+
+    def _adapt(self) -> LLTokenizer:
+        """Return llguidance's view of the tokenizer, with one id more: the end of a text.
+
+        Special tokens are no text, but a grammar may name them (``<|im_start|>``). Other added tokens are their text.
+
+        Raises:
+            ValueError: If a token's text depends on the tokens beside it.
+        """
+        from llguidance import LLTokenizer
+
+        tokens = [_bytes_of(self.tokenizer, token_id) for token_id in range(self.vocab_size)]
+        special = sorted(token_id for token_id in self.tokenizer.special_tokens.values() if token_id < self.vocab_size)
+        barred = set(special)
+        whole = [i for i, token in enumerate(tokens) if token and i not in barred and _is_text(token)]
+        at_once = (i for i in whole if tokens[i].isalnum() and self.tokenizer.decode_stream().push(i))
+        self._before = tuple(islice(at_once, 1))
+        beside = [*self._before, *whole]
+        if self._before and self.tokenizer.decode_bytes(beside) != b"".join(tokens[i] for i in beside):
+            raise ValueError(
+                "structured output needs a tokenizer with a fixed text for each token; the decoder of this one changes "
+                "tokens by what stands beside them"
+            )
+        adapter = _Adapter(self.tokenizer, [*tokens, b"<|end of text|>"], [*special, self.vocab_size])
+        return LLTokenizer(adapter)  # type: ignore[arg-type]
 
 
 def _check(option: str, matcher: LLMatcher, note: str = "") -> None:
@@ -155,31 +182,6 @@ _READERS: dict[str, Callable[[Any], str]] = {
     "choice": _choice_text,
     "grammar": _text("grammar"),
 }
-
-
-def _adapted(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
-    """Return llguidance's view of a tokenizer, with one id more: the end of a text.
-
-    Special tokens are no text, but a grammar may name them (``<|im_start|>``). Other added tokens are their text.
-
-    Raises:
-        ValueError: If a token's text depends on the tokens beside it.
-    """
-    from llguidance import LLTokenizer
-
-    tokens = [_bytes_of(tokenizer, token_id) for token_id in range(vocab_size)]
-    special = sorted(token_id for token_id in tokenizer.special_tokens.values() if token_id < vocab_size)
-    barred = set(special)
-    of_text = [i for i in range(vocab_size) if tokens[i] and i not in barred]
-    letter = next((i for i in of_text if tokens[i].isalpha()), None)  # what follows it keeps its first space
-    whole = [i for i in of_text if _is_text(tokens[i])]
-    if letter is not None and tokenizer.decode_bytes([letter, *whole]) != b"".join(tokens[i] for i in [letter, *whole]):
-        raise ValueError(
-            "structured output needs a tokenizer with a fixed text for each token; the decoder of this one changes "
-            "tokens by what stands beside them"
-        )
-    adapter = _Adapter(tokenizer, [*tokens, b"<|end of text|>"], [*special, vocab_size])
-    return LLTokenizer(adapter)  # type: ignore[arg-type]
 
 
 class _Adapter:

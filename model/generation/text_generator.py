@@ -311,7 +311,7 @@ class TextGenerator:
         request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
         # What continues a text keeps its first space, which a grammar counts in any case.
         if (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
-            for known in ids:
+            for known in options_of_ids.constraint.before if options_of_ids.constraint else ids:
                 request.decoder.push(known)
         return request
 

@@ -33,15 +33,17 @@ class Constraint:
         option: The option that it was given by, which errors name.
         matcher: llguidance's matcher of the grammar, before the first id.
         vocab_size: Ids of the tokenizer. The matcher has one more, its end of text.
+        before: Ids of text without any space: what is decoded after them keeps its first one.
 
     Example:
         >>> GenerationOptions(constraint=generator.constraint(regex="[0-9]+"))  # doctest: +SKIP
     """
 
-    def __init__(self, option: str, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, option: str, matcher: LLMatcher, vocab_size: int, before: Sequence[int] = ()) -> None:
         self.option = option
         self.matcher = matcher
         self.vocab_size = vocab_size
+        self.before = before
 
     def __deepcopy__(self, memo: dict[int, object]) -> Constraint:
         return self
