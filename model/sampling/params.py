@@ -261,10 +261,8 @@ class GenerationOptions(SamplingParams):
         logprobs: Whether to record the log-probability of every new id, before any option acts.
         top_logprobs: How many of the most likely ids to record at each position, with their log-probabilities. Above 0
             records those of new ids too.
-        prompt_logprobs: Whether to record the log-probabilities of the prompt's ids, and of the most likely ids at
-            their positions; costs a pass over the prompt.
-        constraint: A compiled grammar, which acts on logits before all other options. `TextGenerator` takes
-            ``json_schema``, ``json_object``, ``regex``, ``choice`` and ``grammar`` in place of it.
+        prompt_logprobs: Whether to record those of the prompt too, and its most likely ids; costs a pass over it.
+        constraint: A compiled grammar, which acts before all other options; `TextGenerator` compiles ``regex`` ...
 
     Raises:
         ValueError: If a value is out of range, naming option, value and range.
@@ -352,8 +350,8 @@ class GenerationOptions(SamplingParams):
     @cached_property
     def fast_forwards(self) -> bool:
         """Return whether forced ids need no sampling: no option may ban, count or record them."""
-        bans = self.banned_ids or self.allowed_ids is not None or self.processes_scores
-        return not (bans or self.mirostat or self.logprobs or self.top_logprobs)
+        bans = self.banned_ids or self.allowed_ids is not None or self.processes_scores or self.mirostat
+        return not (bans or self.logprobs or self.top_logprobs)
 
     def ending_ids(self, config: LlamaConfig, more: Sequence[int] = ()) -> tuple[int, ...]:
         """Return the ids that end a sequence, without any that the model cannot write.
