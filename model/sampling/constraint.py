@@ -83,8 +83,11 @@ class ConstraintState:
         return self._matcher
 
     def is_complete(self, new_ids: list[int]) -> bool:
-        """Return whether nothing may follow these ids but an end."""
-        return self.after(new_ids).is_stopped()
+        """Return whether nothing may follow these ids but an end; not where the matcher fails, which sampling tells."""
+        try:
+            return self.after(new_ids).is_stopped()
+        except ValueError:
+            return False
 
     def forced_ids(self, new_ids: list[int]) -> list[int]:
         """Return the ids that must follow, if there is no choice.
@@ -92,7 +95,10 @@ class ConstraintState:
         They are the tokenizer's encoding of the text that the grammar forces, up to where later text might change it.
         Sampling would draw them too, since llguidance's masks allow no other tokens for forced text.
         """
-        matcher = self.after(new_ids)
+        try:
+            matcher = self.after(new_ids)
+        except ValueError:  # sampling tells
+            return []
         forced = matcher.compute_ff_tokens()
         return forced[: matcher.validate_tokens(forced)] if forced else forced
 
