@@ -23,11 +23,17 @@ from bpe_llama.model.backends.forward import Forward, decoder_for, fingerprint_o
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.prompts import whole_ids
-from bpe_llama.model.generation.sampler_dispatch import record_logprobs, record_prompt_logprobs, sample_next_ids
+from bpe_llama.model.generation.sampler_dispatch import (
+    append_id,
+    fast_forward,
+    record_logprobs,
+    record_prompt_logprobs,
+    sample_next_ids,
+)
 from bpe_llama.model.layers.rope_scaling import recompute_length, same_rotation
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
-from bpe_llama.model.sampling.sequence import Sequence, fast_forward
+from bpe_llama.model.sampling.sequence import Sequence
 
 
 class Engine:
@@ -113,11 +119,10 @@ class Engine:
         self._free_finished_slots()
         self._admit_waiting()
         self._recompute_keys()
-        ids: list[list[int]] = []
-        room = self.prefill_chunk
-        for sequence, length in zip(self.running, self.cache.lengths, strict=False):
-            tokens = sequence.num_prompt_tokens_left
-            ids.append(sequence.ids[-tokens:][: max(room, 1)] if tokens else sequence.ids_from(length))
+        ids, room = [], self.prefill_chunk
+        for s, length in zip(self.running, self.cache.lengths, strict=False):
+            tokens = s.num_prompt_tokens_left
+            ids.append(s.ids[-tokens:][: max(room, 1)] if tokens else s.new_ids[length - len(s.prompt) :])
             room -= len(ids[-1]) if tokens else 0
         if not ids:
             return []
@@ -191,8 +196,7 @@ class Engine:
         self._free_finished_slots()
         if self.running != [sequence] or sequence.num_prompt_tokens_left:
             raise ValueError("draft tokens are verified for a sequence that runs alone, its prompt prefilled")
-        start = time.perf_counter()
-        length, most = self.cache.lengths[0], self._recompute_length
+        start, length, most = time.perf_counter(), self.cache.lengths[0], self._recompute_length
         if length == most:
             while not self.step():
                 pass
@@ -200,7 +204,7 @@ class Engine:
         if most is not None and length < most:  # tokens beyond are computed with other factors
             draft_ids = draft_ids[: most - length - 1]
         with self._rollback_on_error():
-            new_ids = sequence.ids_from(length)
+            new_ids = sequence.new_ids[length - len(sequence.prompt) :]
             logits_TV = self._run([[*new_ids, *draft_ids]], every=True)[len(new_ids) - 1 :]
             accepted = 0
             for place in range(len(draft_ids) + 1):
@@ -358,7 +362,7 @@ class Engine:
         chosen = sample_next_ids(sequences, logits_BV)
         record_logprobs(sequences, chosen, logits_BV)
         for sequence, new_id in zip(sequences, chosen, strict=True):
-            sequence.append(new_id, self.cache.capacity)
+            append_id(sequence, new_id, self.cache.capacity)
 
     @contextmanager
     def _rollback_on_error(self) -> Iterator[None]:
