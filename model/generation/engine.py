@@ -24,6 +24,8 @@ from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.admission import SharedPrefixes, admissible, joinable, prefill_shares
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.sampler_dispatch import (
+    append_id,
+    fast_forward,
     record_logprobs,
     record_prompt_logprobs,
     sample_isolated,
@@ -32,7 +34,7 @@ from bpe_llama.model.generation.sampler_dispatch import (
 from bpe_llama.model.layers.rope_scaling import recompute_length
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
-from bpe_llama.model.sampling.sequence import Sequence, fast_forward
+from bpe_llama.model.sampling.sequence import Sequence
 
 
 class Engine:
@@ -141,16 +143,15 @@ class Engine:
         if any(left):
             shares = prefill_shares(left, self.prefill_chunk)
             left = [tokens - share for tokens, share in zip(left, shares, strict=True)]
-        slots = zip(running, shares, self.cache.lengths, strict=False)
-        ids = [s.next_prompt_ids(n) if n else s.ids_from(length) for s, n, length in slots]
+        ends = [n - len(s.prompt) for s, n in zip(running, self.cache.lengths, strict=False)]  # of cached new ids
+        ids = [s.next_prompt_ids(n) if n else s.new_ids[end:] for s, n, end in zip(running, shares, ends, strict=True)]
         with self._rollback_on_error():
             logits_BV = self._run(ids)
             sampled = [(row, running[row]) for row, tokens in enumerate(left) if not tokens]
             sampled += self._join([row for row, _ in sampled if shares[row]]) if self.waiting else []
             rows = [row for row, _ in sampled]
             if sampled:
-                whole = rows == list(range(len(ids)))
-                self._append([sequence for _, sequence in sampled], logits_BV if whole else logits_BV[rows])
+                self._append([s for _, s in sampled], logits_BV if rows == list(range(len(ids))) else logits_BV[rows])
                 fast_forward([sequence for _, sequence in sampled], self.cache.capacity, self._most_forced)
             seconds = time.perf_counter() - start
             for slot, (sequence, tokens, share) in enumerate(zip(running, left, shares, strict=True)):
@@ -216,7 +217,7 @@ class Engine:
         self._free_finished_slots()
         if self.running != [sequence] or sequence.num_prompt_tokens_left:
             raise ValueError("draft tokens are verified for a sequence that runs alone, its prompt prefilled")
-        start, length, most = time.perf_counter(), self.cache.lengths[0], self._recompute_length
+        start, length, most, accepted = time.perf_counter(), self.cache.lengths[0], self._recompute_length, 0
         if length == most:
             while not self.step():
                 pass
@@ -224,9 +225,8 @@ class Engine:
         if most is not None and length < most:  # tokens beyond are computed with other factors
             draft_ids = draft_ids[: most - length - 1]
         with self._rollback_on_error():
-            new_ids = sequence.ids_from(length)
+            new_ids = sequence.new_ids[length - len(sequence.prompt) :]
             logits_TV = self._run([[*new_ids, *draft_ids]], every=True)[len(new_ids) - 1 :]
-            accepted = 0
             for place in range(len(draft_ids) + 1):
                 self._append([sequence], logits_TV[place : place + 1])
                 if place == len(draft_ids) or sequence.new_ids[-1] != draft_ids[place]:
@@ -362,7 +362,7 @@ class Engine:
             chosen = sample_next_ids(sequences, logits_BV)
         record_logprobs(sequences, chosen, logits_BV)
         for sequence, new_id in zip(sequences, chosen, strict=True):
-            sequence.append(new_id, self.cache.capacity)
+            append_id(sequence, new_id, self.cache.capacity)
 
     @contextmanager
     def _rollback_on_error(self) -> Iterator[None]:

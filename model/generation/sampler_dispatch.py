@@ -105,6 +105,34 @@ def sample_isolated(sequences: list[Sequence], logits_BV: Tensor) -> tuple[list[
         return [sequences[row] for row in rows], chosen, logits_BV[rows]
 
 
+def append_id(sequence: Sequence, new_id: int, capacity: int) -> None:
+    """Append a sequence's next id, and finish it if it ends with this id or then holds ``capacity`` tokens."""
+    sequence.new_ids.append(new_id)
+    if new_id in sequence.eos_ids:
+        sequence.finish_reason = "stop"
+        return
+    length, options = len(sequence.new_ids), sequence.options
+    complete = sequence.constraint is not None and sequence.constraint.is_complete(sequence.new_ids)
+    if complete and length >= options.min_new_tokens:
+        sequence.finish_reason = "stop"
+    elif length == options.max_new_tokens or len(sequence.prompt) + length >= capacity:
+        sequence.finish_reason = "length"
+
+
+def fast_forward(sequences: abc.Sequence[Sequence], capacity: int, most: int) -> None:
+    """Append the ids that constraints force to follow, at most ``most`` a sequence: they need no sampling.
+
+    The next pass computes them together with the last sampled id. ``capacity`` is as of `append_id`.
+    """
+    for sequence in sequences:
+        if sequence.constraint is None or sequence.finish_reason or not sequence.options.fast_forwards:
+            continue
+        for forced_id in sequence.constraint.forced_ids(sequence.new_ids)[:most]:
+            if sequence.finish_reason or forced_id in sequence.eos_ids:
+                break
+            append_id(sequence, forced_id, capacity)
+
+
 def processed_scores(
     options: GenerationOptions,
     ids: abc.Sequence[int],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from bpe_llama.model.sampling.constraint import ConstraintState
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -53,37 +51,17 @@ class Sequence:
     """The hashes of the full blocks of the prompt, and at the end of all ids, if the engine has a prefix cache."""
     error: Exception | None = None
     """Why sampling failed, if ``finish_reason`` is ``"error"``."""
+    constraint: ConstraintState | None = field(init=False, default=None)
+    """What the constraint of the options has read of the new ids."""
+
+    def __post_init__(self) -> None:
+        if self.options.constraint is not None:
+            self.constraint = ConstraintState(self.options.constraint)
 
     @property
     def ids(self) -> list[int]:
         """Return prompt and continuation."""
         return self.prompt + self.new_ids
-
-    @cached_property
-    def constraint(self) -> ConstraintState | None:
-        """Return what the constraint has read of the new ids; None without one."""
-        return None if self.options.constraint is None else ConstraintState(self.options.constraint)
-
-    def append(self, new_id: int, capacity: int) -> None:
-        """Append an id, and finish if the sequence ends with it or then holds ``capacity`` tokens."""
-        self.new_ids.append(new_id)
-        if new_id in self.eos_ids:
-            self.finish_reason = "stop"
-            return
-        complete = self.constraint is not None and self.constraint.is_complete(self.new_ids)
-        if complete and len(self.new_ids) >= self.options.min_new_tokens:
-            self.finish_reason = "stop"
-        elif len(self.new_ids) == self.options.max_new_tokens or len(self.prompt) + len(self.new_ids) >= capacity:
-            self.finish_reason = "length"
-
-    def ids_from(self, length: int) -> list[int]:
-        """Return the new ids after the first ``length`` tokens, which a cache holds.
-
-        Example:
-            >>> Sequence([5, 6], GenerationOptions(), (), new_ids=[7, 8]).ids_from(3)
-            [8]
-        """
-        return self.new_ids[length - len(self.prompt) :]
 
     def next_prompt_ids(self, count: int) -> list[int]:
         """Return the next ``count`` ids to prefill."""
@@ -107,17 +85,3 @@ class Sequence:
     def penalised_ids(self) -> list[int]:
         """Return the ids that penalties apply to."""
         return self.ids if self.options.penalty_scope == "context" else list(self.new_ids)
-
-
-def fast_forward(sequences: Iterable[Sequence], capacity: int, most: int) -> None:
-    """Append the ids that constraints force to follow, at most ``most`` a sequence: they need no sampling.
-
-    The next pass computes them together with the last sampled id. ``capacity`` is as of `Sequence.append`.
-    """
-    for sequence in sequences:
-        if sequence.constraint is None or sequence.finish_reason or not sequence.options.fast_forwards:
-            continue
-        for forced_id in sequence.constraint.forced_ids(sequence.new_ids)[:most]:
-            if sequence.finish_reason or forced_id in sequence.eos_ids:
-                break
-            sequence.append(forced_id, capacity)
