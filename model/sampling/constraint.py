@@ -36,7 +36,8 @@ class Constraint:
         before: Ids of text without any space: what is decoded after them keeps its first one.
 
     Example:
-        >>> GenerationOptions(constraint=generator.constraint(regex="[0-9]+"))  # doctest: +SKIP
+        >>> generator.options(regex="[0-9]+").constraint  # doctest: +SKIP
+        <Constraint of regex>
     """
 
     def __init__(self, option: str, matcher: LLMatcher, vocab_size: int, before: Sequence[int] = ()) -> None:
