@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from bpe_llama import Tokenizer
 from bpe_llama.playground import app, library, playground
 
+FILE = {"Content-Type": "application/octet-stream"}
 TEXT = "low lower lowest, slow slower slowest; 你好 🙂 <|end|>"
 
 
@@ -31,7 +32,8 @@ def client(tokenizers: dict[str, Tokenizer]) -> Iterator[TestClient]:
 
 
 def refused(client: TestClient, path: str, body: object, status: int = 400) -> dict[str, str]:
-    answer = client.post(path, content=body if isinstance(body, bytes) else json.dumps(body).encode())
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     error: dict[str, str] = answer.json()["error"]
     assert error["type"] == "invalid_request_error"
@@ -116,7 +118,9 @@ def test_a_dropped_tokenizer_is_used_and_the_oldest_forgotten(
     for count in range(3):
         path = tmp_path / f"{count}.json"
         Tokenizer.train_from_iterator([TEXT], 256 + 5 * count, progress=False).save(path)
-        answer = client.post("/playground/tokenizers", params={"name": "../../x.json"}, content=path.read_bytes())
+        answer = client.post(
+            "/playground/tokenizers", params={"name": "../../x.json"}, content=path.read_bytes(), headers=FILE
+        )
         assert answer.json()["vocab_size"] == 256 + 5 * count
         names.append(answer.json()["name"])
     assert names[0].startswith("x.json (") and len(set(names)) == 3
@@ -139,7 +143,7 @@ def test_a_dropped_tokenizer_is_used_and_the_oldest_forgotten(
 def test_a_dropped_file_that_is_no_tokenizer_is_refused(
     client: TestClient, name: str, content: bytes, message: str
 ) -> None:
-    answer = client.post("/playground/tokenizers", params={"name": name}, content=content)
+    answer = client.post("/playground/tokenizers", params={"name": name}, content=content, headers=FILE)
     assert answer.status_code == 400
     error = answer.json()["error"]["message"]
     assert message in error and "/" not in error.replace("/n", ""), error
@@ -169,6 +173,18 @@ def test_a_bad_request_names_the_field(client: TestClient, path: str, body: obje
 def test_an_unknown_tokenizer_and_a_long_body_are_refused(client: TestClient) -> None:
     assert "known: small, large" in refused(client, "/tokenize", {"prompt": "a", "model": "x"}, 404)["message"]
     refused(client, "/playground/tokens", b" " * (app.MAX_BODY + 1), 413)
+
+
+def test_half_a_surrogate_pair_is_refused(client: TestClient) -> None:
+    for path in ("/playground/tokens", "/playground/merges"):
+        assert refused(client, path, b'{"text": "a\\ud800b"}')["param"] == "text"
+    assert refused(client, "/playground/tokens", b'{"text": "a", "\\ud800": 1}')["param"] == "\ud800"
+
+
+def test_a_body_that_a_page_elsewhere_can_send_is_refused(client: TestClient) -> None:
+    for path in ("/playground/tokens", "/playground/tokenizers"):
+        answer = client.post(path, content=b'{"text": "a"}', headers={"Content-Type": "text/plain"})
+        assert answer.status_code == 415
 
 
 def test_the_page_is_for_this_machine_and_loads_nothing_from_elsewhere(

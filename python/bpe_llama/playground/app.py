@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -17,7 +18,7 @@ try:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import FileResponse, JSONResponse, Response
+    from starlette.responses import FileResponse, Response
     from starlette.routing import BaseRoute, Mount, Route
     from starlette.staticfiles import StaticFiles
 except ModuleNotFoundError as error:
@@ -100,6 +101,16 @@ class MergesRequest(Strict):
 Body = TypeVar("Body", bound=Strict)
 
 
+class JsonResponse(Response):
+    """JSON in ASCII: half a surrogate pair, which a client may send, has no UTF-8."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the content as JSON."""
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
 class RequestError(Exception):
     """A request that cannot be served."""
 
@@ -107,10 +118,10 @@ class RequestError(Exception):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
-    def response(self) -> JSONResponse:
+    def response(self) -> JsonResponse:
         """Return the answer that names the error."""
         error = {"message": str(self), "type": "invalid_request_error", "param": self.param, "code": self.code}
-        return JSONResponse({"error": error}, status_code=self.status)
+        return JsonResponse({"error": error}, status_code=self.status)
 
 
 def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
@@ -198,13 +209,13 @@ def playground_routes(
 
     async def dropped(request: Request) -> Response:
         try:
-            content = await body_of(request, MAX_FILE)
+            content = await body_of(request, MAX_FILE, "application/octet-stream")
             name = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
         except RequestError as error:
             return error.response()
         except ValueError as error:
             return RequestError(str(error)).response()
-        return JSONResponse({"name": name, **describe_tokenizer(library.get(name))})
+        return JsonResponse({"name": name, **describe_tokenizer(library.get(name))})
 
     return [
         Route("/", index),
@@ -231,12 +242,19 @@ def found(library: Library, name: str | None, param: str = "tokenizer") -> Token
 
 
 def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Callable[[Request], Any]:
-    """Return a handler: it checks the body, calls the function in a thread and names what is wrong with a request."""
+    """Return a handler: it checks the body, calls the function and names what is wrong with a request.
+
+    A function that is no coroutine runs in a thread.
+    """
 
     async def handle(request: Request) -> Response:
         try:
-            content = checked(shape, await body_of(request, MAX_BODY)) if shape is not None else None
-            return JSONResponse(await run_in_threadpool(function, content))
+            content = (
+                checked(shape, await body_of(request, MAX_BODY, "application/json")) if shape is not None else None
+            )
+            if iscoroutinefunction(function):
+                return JsonResponse(await function(content))
+            return JsonResponse(await run_in_threadpool(function, content))
         except RequestError as error:
             return error.response()
         except (ValueError, TypeError) as error:
@@ -245,8 +263,16 @@ def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Calla
     return handle
 
 
-async def body_of(request: Request, most: int) -> bytes:
-    """Return the body of a request, or raise an error if it is longer than ``most`` bytes."""
+async def body_of(request: Request, most: int, kind: str) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        RequestError: If it is longer than ``most`` bytes, or its type is not ``kind``: other types are those that a
+            page elsewhere may send without asking.
+    """
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != kind:
+        raise RequestError(f"Content-Type is {given!r:.100}; expected {kind}", status=415)
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():

@@ -116,7 +116,7 @@ def describe_merges(twin: EducationalTokenizer, text: str) -> list[dict[str, Any
     """
     pieces = []
     for piece in twin.split(text):
-        data = piece.encode("utf-8", "replace")
+        data = piece.encode()
         steps = twin.merge_steps(data) if len(data) <= MAX_PIECE else ()
         pieces.append({"text": piece, "steps": [_step(twin, step) for step in steps]})
     return pieces

@@ -19,9 +19,9 @@ export function headers(more = {}) {
 }
 
 /** Return the JSON that the server answers with; throw its message if it refuses. */
-export async function request(path, body, options = {}) {
+export async function request(path, body) {
   const posted = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
-  const answer = await fetch(path, { ...posted, ...options, headers: headers({ "Content-Type": "application/json" }) });
+  const answer = await fetch(path, { ...posted, headers: headers({ "Content-Type": "application/json" }) });
   if (!answer.ok) throw new Error(await problemOf(answer));
   return answer.json();
 }

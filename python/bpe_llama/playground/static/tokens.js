@@ -91,7 +91,8 @@ async function addFile(file) {
   showProblem();
   try {
     const path = `playground/tokenizers?name=${encodeURIComponent(file.name)}`;
-    const answer = await fetch(path, { method: "POST", body: file, headers: headers() });
+    const answer = await fetch(path, { method: "POST", body: file,
+      headers: headers({ "Content-Type": "application/octet-stream" }) });
     if (!answer.ok) throw new Error(`${file.name}: ${await problemOf(answer)}`);
     const { name, ...described } = await answer.json();
     if (!(name in info.tokenizers)) addOption(name);
