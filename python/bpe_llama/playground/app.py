@@ -286,12 +286,16 @@ async def body_of(request: Request, most: int, kind: str) -> bytes:
 def checked(shape: type[Body], content: bytes) -> Body:
     """Return the body of a request as its shape, or raise an error that names the field."""
     try:
-        return shape.model_validate(json.loads(content))
+        values = json.loads(content)
     except RecursionError:
         raise RequestError("the request's JSON is nested too deep") from None
+    except ValueError as error:
+        raise RequestError(f"the request is not JSON: {error}") from None
+    try:
+        return shape.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise RequestError(f"{field or 'the request'}: {first['msg']}", param=field or None) from None
-    except ValueError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
+    except UnicodeEncodeError:
+        raise RequestError("the name of a field holds half a surrogate pair") from None
