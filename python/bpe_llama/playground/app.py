@@ -297,5 +297,3 @@ def checked(shape: type[Body], content: bytes) -> Body:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise RequestError(f"{field or 'the request'}: {first['msg']}", param=field or None) from None
-    except UnicodeEncodeError:
-        raise RequestError("the name of a field holds half a surrogate pair") from None
