@@ -180,9 +180,7 @@ def test_half_a_surrogate_pair_is_answered_or_refused(client: TestClient) -> Non
     answer = client.post("/playground/tokens", content=body, headers=kind).json()
     assert bytes.fromhex("".join(token["bytes"] for token in answer["tokens"])).decode() == "a\ufffdb"
     assert refused(client, "/playground/merges", body)["param"] == "text"
-    assert refused(client, "/playground/tokens", b'{"text": "a", "\\ud800": 1}')["message"].startswith(
-        "the name of a field"
-    )
+    assert "string" in refused(client, "/playground/tokens", b'{"text": "a", "\\ud800": 1}')["message"]
 
 
 def test_a_body_that_a_page_elsewhere_can_send_is_refused(client: TestClient) -> None:
