@@ -86,7 +86,7 @@ def command(
     )
     routes = page_routes(generators, max_length)
     app = create_app(scheduler, generators, config, max_length=max_length, routes=routes, grace=grace)
-    run(app, host, port, grace=grace, announce=lambda url: typer.echo(url))
+    run(app, host, port, announce=typer.echo)
 
 
 def check_installed() -> None:

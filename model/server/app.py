@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -64,13 +64,13 @@ def create_app(
         >>> app = create_app(Scheduler({"m": generator}), {"m": generator})  # doctest: +SKIP
     """
     config = config or ServerConfig()
-    service = Service(scheduler, generators, config, Metrics(scheduler), max_length)
+    service = Service(scheduler, generators, config, Metrics(scheduler), max_length, grace)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         scheduler.start()
         yield
-        await scheduler.shutdown(grace)
+        await service.end()
 
     app = FastAPI(title="bpe_llama", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
@@ -128,7 +128,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         """Say that the server is up."""
         return JsonResponse({"status": "ok", "version": __version__})
 
-    @app.get("/metrics", responses=documented)
+    @app.get("/metrics", responses=documented, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the counters, in Prometheus' text format."""
         return Response(service.metrics.render(), media_type=service.metrics.content_type)

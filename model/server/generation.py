@@ -35,7 +35,16 @@ class Service:
     metrics: Metrics
     max_length: int | None = None
     """Tokens of a sequence, prompt included; a model's context if it has less."""
+    grace: float = 30.0
+    """Seconds that running requests have when the server ends."""
     created: int = field(default_factory=lambda: int(time.time()))
+    _ending: asyncio.Future[None] | None = None
+
+    async def end(self) -> None:
+        """Shut the scheduler down; a second call waits for the first."""
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self.scheduler.shutdown(self.grace))
+        await self._ending
 
     def find(self, name: str | None) -> tuple[str, TextGenerator]:
         """Return the model of a request.

@@ -36,6 +36,7 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
     options["penalty_scope"] = _penalty_scope(request)
     if request.logit_bias:
         options["logit_bias"] = _biases(request.logit_bias, generator.model.config.vocab_size)
+    _check_ids(request, generator.model.config.vocab_size)
     if request.stop is not None:
         options["stop"] = _stops(request.stop, limits)
     if request.min_tokens:
@@ -65,6 +66,18 @@ def _biases(given: dict[str, float], vocab_size: int) -> dict[int, float]:
             raise bad(f"logit_bias has the key {text!r:.50}; expected an id of 0 to {vocab_size - 1}", "logit_bias")
         biases[int(text)] = number
     return biases
+
+
+def _check_ids(request: Sampling, vocab_size: int) -> None:
+    """Raise if allowed and banned ids are no ids of the model, or leave none to draw."""
+    for name in ("allowed_ids", "banned_ids"):
+        beyond = next((i for i in getattr(request, name) or () if i >= vocab_size), None)
+        if beyond is not None:
+            raise bad(f"{name} holds {beyond}; expected ids of 0 to {vocab_size - 1}", name)
+    allowed = range(vocab_size) if request.allowed_ids is None else request.allowed_ids
+    if set(request.banned_ids or ()).issuperset(allowed):
+        name = "banned_ids" if request.allowed_ids is None else "allowed_ids"
+        raise bad(f"{name} leaves no id to draw", name)
 
 
 def _stops(given: str | list[str], limits: Limits) -> list[str]:

@@ -246,14 +246,14 @@ class ToolParser:
             if self.calls and not self.parallel and self._call is None:
                 self._pending = ""
                 return
-            before = len(self._pending), self._in_calls
+            before = len(self._pending), self._in_calls, self._call
             if self._call is not None:
                 yield from self._read_call(final)
             elif self._in_calls:
                 yield from self._between_calls(final)
             else:
                 yield from self._read_text(final)
-            if (len(self._pending), self._in_calls) == before:
+            if (len(self._pending), self._in_calls, self._call) == before:
                 return  # nothing can be decided without more text
 
     def _read_text(self, final: bool) -> Iterator[Delta]:

@@ -28,7 +28,6 @@ TEMPLATE = (
     "<tool_call>{{ c.function.arguments | tojson }}</tool_call>{% endfor %}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-KEY = "sk-of-the-tests"
 
 
 def make_generator(seed: int = 5) -> TextGenerator:
@@ -46,6 +45,26 @@ def make_generator(seed: int = 5) -> TextGenerator:
         eos_token_id=tokenizer.special_tokens["<|end|>"],
     )
     return TextGenerator(LlamaForCausalLM(config, seed=seed).eval(), tokenizer)
+
+
+def make_caller() -> TextGenerator:
+    """Return a generator that was trained on one answer: a call of the tool ``add``."""
+    import torch
+
+    generator = make_generator()
+    tools = [{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}]
+    prompt = generator.tokenizer.apply_chat_template([{"role": "user", "content": "the fox"}], tools=tools)
+    answer = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><|end|>'
+    ids = torch.tensor([prompt + generator.tokenizer.encode(answer, allowed_special="all")])
+    labels = torch.where(torch.arange(ids.shape[1]) < len(prompt), -100, ids)
+    optimizer = torch.optim.Adam(generator.model.parameters(), lr=5e-3)
+    with torch.enable_grad():
+        for _ in range(60):
+            loss = generator.model(ids, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return generator
 
 
 @dataclass
@@ -90,4 +109,4 @@ def server() -> Iterator[Running]:
     import torch
 
     torch.set_num_threads(1)
-    yield from serve({"small": make_generator(), "other": make_generator(seed=6)})
+    yield from serve({"small": make_generator(), "other": make_generator(seed=6), "caller": make_caller()})

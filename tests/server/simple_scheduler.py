@@ -73,7 +73,13 @@ class SimpleScheduler(Scheduler):
                 pass
             for engine in self.engines.values():
                 if engine.has_unfinished_requests():
-                    engine.step()
+                    try:
+                        engine.step()
+                    except Exception as error:
+                        for entry in [entry for entry in self.live if entry[0] is engine]:
+                            engine.abort(entry[1].sequence)
+                            entry[3](error)
+                            self.live.remove(entry)
             self._report()
 
     def _admit(self, job):

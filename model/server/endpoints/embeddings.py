@@ -32,6 +32,8 @@ async def answer(service: Service, request: EmbeddingRequest, http: Request) -> 
     if request.dimensions not in (None, size):
         raise bad(f"dimensions is {request.dimensions}; expected the model's {size}", "dimensions")
     inputs = prompts_of(request.input, "input")
+    if "" in inputs:
+        raise bad("input holds an empty text", "input")
     if len(inputs) > service.config.limits.inputs:
         raise bad(f"input has {len(inputs):,} texts; expected at most {service.config.limits.inputs:,}", "input")
     try:
