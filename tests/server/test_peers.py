@@ -49,7 +49,9 @@ def test_a_task_of_the_harness(server, tmp_path):
     """The same scores over HTTP, by ids with ``echo`` and ``logprobs``, as by our adapter in this process."""
     lm_eval = pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness installed")
     pytest.importorskip("tenacity", reason="its clients of APIs need tenacity")
+    from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.tasks import TaskManager
 
     from bpe_llama.model.evaluation.harness import LM
 
@@ -62,31 +64,20 @@ def test_a_task_of_the_harness(server, tmp_path):
         for index, a in enumerate(["the", "a", "and", "until", CORPUS[0]])
     ]
     (tmp_path / "data.json").write_text("\n".join(map(json.dumps, questions)), "utf-8")
-    files = {"data_files": {"test": str(tmp_path / "data.json")}, "cache_dir": str(tmp_path / "cache")}
-    common = {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test", "doc_to_text": "{{question}}"}
-    tasks = [
-        common
-        | {
-            "task": "http_choice",
-            "output_type": "multiple_choice",
-            "doc_to_choice": "{{choices}}",
-            "doc_to_target": "answer",
-            "target_delimiter": "",
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-        },
-        common
-        | {
-            "task": "http_text",
-            "output_type": "generate_until",
-            "doc_to_target": " brown",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
-            "metric_list": [{"metric": "exact_match"}],
-        },
-    ]
-    paths = []
-    for task in tasks:
-        paths.append(tmp_path / f"{task['task']}.yaml")
-        paths[-1].write_text(yaml.safe_dump(task))
+    task = {
+        "task": "http_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.json")}, "cache_dir": str(tmp_path / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    path = tmp_path / "http_choice.yaml"
+    path.write_text(yaml.safe_dump(task))
     over_http = LocalCompletionsAPI(
         base_url=f"{server.url}/v1/completions",
         model="small",
@@ -95,14 +86,17 @@ def test_a_task_of_the_harness(server, tmp_path):
         max_length=512,
         batch_size=4,
     )
-    results = []
-    for model in (over_http, LM(generator, batch_size=4)):
-        found = lm_eval.simple_evaluate(
-            model, tasks=[str(path) for path in paths], bootstrap_iters=0, log_samples=True, verbosity="ERROR"
-        )
-        results.append(found["samples"])
-    for ours, theirs in zip(*(found["http_choice"] for found in results), strict=True):
+    in_process = LM(generator, batch_size=4)
+    options = {"tasks": [str(path)], "bootstrap_iters": 0, "log_samples": True, "verbosity": "ERROR"}
+    manager = TaskManager(include_defaults=False)
+    found = [
+        lm_eval.simple_evaluate(model, task_manager=manager, **options)["samples"]["http_choice"]
+        for model in (over_http, in_process)
+    ]
+    for ours, theirs in zip(*found, strict=True):
         for (one,), (other,) in zip(ours["resps"], theirs["resps"], strict=True):
             assert float(one[0]) == pytest.approx(float(other[0]), rel=1e-4)
             assert str(one[1]) == str(other[1])
-    assert [s["resps"] for s in results[0]["http_text"]] == [s["resps"] for s in results[1]["http_text"]]
+    given = [(text, {"until": ["\n"], "max_gen_toks": 6}) for text in ("the quick", CORPUS[0])]
+    requests = [Instance("generate_until", {}, each, place) for place, each in enumerate(given)]
+    assert over_http.generate_until(requests) == in_process.generate_until(requests)
