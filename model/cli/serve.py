@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +13,6 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options.common import DeviceOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.llama import LlamaForCausalLM
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -130,15 +128,8 @@ def adapted(base: TextGenerator, adapter: Path) -> TextGenerator:
 
     The adapter is not merged, as that would change the weights for the others.
     """
-    model = sharing_weights(base.model)
-    lora.load(model, adapter)
+    model = lora.load(lora.copy_sharing_weights(base.model), adapter)
     return TextGenerator(model.eval(), base.tokenizer)
-
-
-def sharing_weights(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Return a model of modules of its own that hold the same tensors."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def page_routes(generators: Mapping[str, TextGenerator], max_length: int | None) -> list[BaseRoute]:

@@ -15,7 +15,7 @@ from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.errors import ApiError, as_api_error, bad
 from bpe_llama.model.server.metrics import Metrics
-from bpe_llama.model.server.scheduler import Scheduler, Update
+from bpe_llama.model.server.scheduler import Scheduler, Stream, Update
 
 T = TypeVar("T")
 
@@ -45,6 +45,11 @@ class Service:
         if self._ending is None:
             self._ending = asyncio.ensure_future(self.scheduler.shutdown(self.grace))
         await self._ending
+
+    @property
+    def ending(self) -> bool:
+        """Return whether the server is about to end."""
+        return self._ending is not None
 
     def find(self, name: str | None) -> tuple[str, TextGenerator]:
         """Return the model of a request.
@@ -116,7 +121,7 @@ class Choice:
 
 
 class Generation:
-    """The running prompts of one request: `start` it, iterate over its updates, `aclose` it.
+    """The running prompts of one request: `start` it, iterate over its updates, `close` it.
 
     Args:
         service: The server's.
@@ -129,31 +134,57 @@ class Generation:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self._started = time.perf_counter()
-        self._updates = self._metered(self._merged())
-        self._first: tuple[int, Update] | None = None
+        self._streams: list[Stream] = []
 
     async def start(self) -> None:
-        """Wait for the first update, so that an error still has a status of its own.
+        """Queue the prompts, so that a refusal still has a status of its own.
 
         Raises:
             ApiError: If the scheduler refuses the request.
-            ClientGoneError: If the client goes.
         """
         try:
-            self._first = await unless_gone(self.http, anext(self._updates))
-        except StopAsyncIteration:
-            self._first = None
+            for prompt in self.job.prompts:
+                self._streams.append(
+                    await self.service.scheduler.submit(
+                        self.job.model,
+                        prompt,
+                        n=self.job.n,
+                        key=getattr(self.http.state, "key", ""),
+                        timeout=self.service.config.timeout,
+                        **self.job.options,
+                    )
+                )
+        except Exception as error:
+            self.close()
+            raise as_api_error(error, self.job.param) from error
         except BaseException:
-            await self.aclose()
+            self.close()
             raise
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Update]]:
-        """Yield each update with the number of its choice among those of all prompts."""
-        if self._first is not None:
-            first, self._first = self._first, None
-            yield first
-            async for numbered in self._updates:
-                yield numbered
+        """Yield each update with the number of its choice among those of all prompts.
+
+        Raises:
+            ApiError: If the request fails, or its time is over.
+        """
+        seen: set[int] = set()
+        metrics, model = self.service.metrics, self.job.model
+        async for number, update in self._merged():
+            if number not in seen:
+                if not seen:
+                    metrics.first_token(model, time.perf_counter() - self._started)
+                    metrics.prompt_tokens(model, sum(map(len, self.job.ids)))
+                seen.add(number)
+                if number % self.job.n == 0:
+                    self.cached_tokens += update.num_cached_tokens
+                    metrics.cached_tokens(model, update.num_cached_tokens)
+            self.completion_tokens += len(update.new_ids)
+            metrics.completion_tokens(model, len(update.new_ids))
+            if update.finish_reason == "timeout":
+                if not self.service.ending:
+                    raise ApiError(408, f"the request took over {self.service.config.timeout:g} s", code="timeout")
+                update.finish_reason = "length"  # cut off by the end of the server: the client keeps what there is
+            yield number, update
 
     async def collect(self) -> list[Choice]:
         """Return all choices once they are complete; raises as `start`."""
@@ -167,12 +198,13 @@ class Generation:
             await self.start()
             await unless_gone(self.http, read())
         finally:
-            await self.aclose()
+            self.close()
         return choices
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """End the request; the scheduler aborts what still runs."""
-        await self._updates.aclose()
+        for stream in self._streams:
+            stream.abort()
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -185,49 +217,17 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
-    async def _metered(self, updates: AsyncIterator[tuple[int, Update]]) -> AsyncIterator[tuple[int, Update]]:
-        """Count what passes; raise at the deadline."""
-        seen: set[int] = set()
-        metrics, model = self.service.metrics, self.job.model
-        async with _closing(updates):
-            async for number, update in updates:
-                if number not in seen:
-                    if not seen:
-                        metrics.first_token(model, time.perf_counter() - self._started)
-                        metrics.prompt_tokens(model, sum(map(len, self.job.ids)))
-                    seen.add(number)
-                    if number % self.job.n == 0:
-                        self.cached_tokens += update.num_cached_tokens
-                        metrics.cached_tokens(model, update.num_cached_tokens)
-                self.completion_tokens += len(update.new_ids)
-                metrics.completion_tokens(model, len(update.new_ids))
-                if update.finish_reason == "timeout":
-                    raise ApiError(408, f"the request took over {self.service.config.timeout:g} s", code="timeout")
-                yield number, update
-
-    def _one(self, prompt: str | list[int]) -> AsyncIterator[Update]:
-        return self.service.scheduler.generate(
-            self.job.model,
-            prompt,
-            n=self.job.n,
-            key=getattr(self.http.state, "key", ""),
-            timeout=self.service.config.timeout,
-            **self.job.options,
-        )
-
     async def _merged(self) -> AsyncIterator[tuple[int, Update]]:
         """Yield the updates of all prompts, which run side by side."""
-        if len(self.job.prompts) == 1:
-            updates = self._one(self.job.prompts[0])
-            async with _closing(updates):
-                try:
-                    async for update in updates:
-                        yield update.index, update
-                except Exception as error:
-                    raise as_api_error(error, self.job.param) from error
+        if len(self._streams) == 1:
+            try:
+                async for update in self._streams[0]:
+                    yield update.index, update
+            except Exception as error:
+                raise as_api_error(error, self.job.param) from error
             return
         queue: asyncio.Queue[tuple[int, Update] | Exception | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._pump(place, queue)) for place in range(len(self.job.prompts))]
+        tasks = [asyncio.create_task(self._read(place, queue)) for place in range(len(self._streams))]
         try:
             running = len(tasks)
             while running:
@@ -243,28 +243,13 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pump(self, place: int, queue: asyncio.Queue[tuple[int, Update] | Exception | None]) -> None:
-        updates = self._one(self.job.prompts[place])
-        async with _closing(updates):
-            try:
-                async for update in updates:
-                    queue.put_nowait((place * self.job.n + update.index, update))
-                queue.put_nowait(None)
-            except Exception as error:
-                queue.put_nowait(error)
-
-
-class _closing:  # contextlib.aclosing for iterators that are typed as such
-    def __init__(self, iterator: AsyncIterator[Any]) -> None:
-        self.iterator = iterator
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, *_: object) -> None:
-        close = getattr(self.iterator, "aclose", None)
-        if close is not None:
-            await close()
+    async def _read(self, place: int, queue: asyncio.Queue[tuple[int, Update] | Exception | None]) -> None:
+        try:
+            async for update in self._streams[place]:
+                queue.put_nowait((place * self.job.n + update.index, update))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
 
 
 async def unless_gone(http: Request, wanted: Awaitable[T]) -> T:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from bpe_llama.model.server.scheduler import Scheduler
 
@@ -79,11 +80,16 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _SchedulerStats:
+_GAUGES = ("running", "waiting", "unfinished", "cache_bytes", "max_cache_bytes", "slot_bytes")
+"""The figures of `Scheduler.stats` that go up and down; the others are totals."""
+
+
+class _SchedulerStats(Collector):
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
+        """Yield the scheduler's figures as they are now."""
         for name, value in self.scheduler.stats().items():
-            text = f"The scheduler's {name.replace('_', ' ')}."
-            yield GaugeMetricFamily(f"bpe_llama_scheduler_{name}", text, value=value)
+            kind = GaugeMetricFamily if name in _GAUGES else CounterMetricFamily
+            yield kind(f"bpe_llama_scheduler_{name}", f"The scheduler's {name.replace('_', ' ')}.", value=value)

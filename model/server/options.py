@@ -125,7 +125,7 @@ def format_options(given: ResponseFormat | TextFormat | None, limits: Limits, fi
     if given is None or given.type == "text":
         return {}
     if given.type == "json_object":
-        return {"json_schema": {"type": "object"}}
+        return {"json_object": True}
     schema: Any = given.schema_ if isinstance(given, TextFormat) else given.json_schema and given.json_schema.schema_
     where = f"{field}.schema" if isinstance(given, TextFormat) else f"{field}.json_schema.schema"
     if schema is None:

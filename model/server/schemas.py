@@ -48,7 +48,7 @@ class JsonSchema(Part):
 
     name: str = "schema"
     description: str | None = None
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
 

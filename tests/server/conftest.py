@@ -86,7 +86,7 @@ def serve(generators: dict[str, TextGenerator], config: Any = None, **options: A
     import uvicorn
 
     from bpe_llama.model.server.app import create_app
-    from tests.server.simple_scheduler import SimpleScheduler as Scheduler
+    from bpe_llama.model.server.scheduler import Scheduler
 
     scheduler = Scheduler(generators, **{"slots": 8} | options)
     app = create_app(scheduler, generators, config, max_length=options.get("max_length"), grace=5)

@@ -135,9 +135,8 @@ def test_special_tokens_of_a_message_stay_text(http, server):
 def test_every_sampling_option_has_a_field():
     """An option of the dataclass that the server lacks would be one that only the command line has."""
     of_server = set(Sampling.model_fields) | {"logprobs"}
-    without = {"preset", "logits_processor"}  # semantics of other programs; Python functions
-    structured = {"json_schema", "regex", "choice", "grammar"}  # response_format, structured_outputs
-    assert {name for name in SamplingParams.__dataclass_fields__ if name not in without | structured} <= of_server
+    without = {"preset", "logits_processor", "constraint"}  # semantics of other programs; Python functions
+    assert {name for name in SamplingParams.__dataclass_fields__ if name not in without} <= of_server
 
 
 def test_a_model_without_a_template_says_so():
@@ -179,8 +178,8 @@ def test_a_key_is_asked_for(guarded):
 
 def test_clients_of_different_keys_are_told_apart(guarded, monkeypatch):
     seen = []
-    generate = guarded.scheduler.generate
-    monkeypatch.setattr(guarded.scheduler, "generate", lambda *a, **o: (seen.append(o["key"]), generate(*a, **o))[1])
+    submit = guarded.scheduler.submit
+    monkeypatch.setattr(guarded.scheduler, "submit", lambda *a, **o: (seen.append(o["key"]), submit(*a, **o))[1])
     for key in ("first-key", "second-key", "first-key"):
         body = {"prompt": "the", "max_tokens": 1}
         httpx.post(guarded.url + TEXT, json=body, headers={"Authorization": f"Bearer {key}"}).raise_for_status()
@@ -255,7 +254,7 @@ def test_a_client_that_goes_frees_its_slot(narrow):
 
 def _wait_until_idle(running, seconds=5.0):
     deadline = time.monotonic() + seconds
-    while running.scheduler.stats()["running"]:
+    while running.scheduler.stats()["unfinished"]:
         assert time.monotonic() < deadline, "a slot is stuck"
         time.sleep(0.01)
 

@@ -76,7 +76,7 @@ async def chat_job(
     if n > limits.choices:
         raise bad(f"n is {n}; expected at most {limits.choices}", "n")
     forced = prompts.forced_schema(talk, limits)
-    if forced and options.keys() & {"json_schema", "regex", "choice", "grammar"}:
+    if forced and options.keys() & {"json_schema", "json_object", "regex", "choice", "grammar"}:
         raise bad("tool_choice asks for a call, response_format for another answer; expected one", "tool_choice")
     try:
         ids = await asyncio.to_thread(prompts.encode, generator.tokenizer, talk)
@@ -156,7 +156,7 @@ class ChatStream:
             if self.include_usage:
                 yield self._head("chat.completion.chunk") | {"choices": [], "usage": generation.usage}
         finally:
-            await generation.aclose()
+            generation.close()
 
     def _head(self, kind: str) -> dict[str, Any]:
         model = self.generation.job.model

@@ -130,7 +130,7 @@ class CompletionStream:
             if self.include_usage:
                 yield self._head() | {"choices": [], "usage": self._usage()}
         finally:
-            await generation.aclose()
+            generation.close()
 
     def _head(self) -> dict[str, Any]:
         model = self.generation.job.model

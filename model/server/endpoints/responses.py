@@ -138,7 +138,7 @@ class ResponseStream:
             self.status = "incomplete" if reason == "length" else "completed"
             yield self._event(f"response.{self.status}", response=self.response())
         finally:
-            await self.generation.aclose()
+            self.generation.close()
 
     def _of_update(self, update: Update) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
