@@ -250,7 +250,9 @@ def litellm() -> Path:
 
     def make(done: Path) -> None:
         unpack_wheel(_LITELLM[0], done.parent)
-        check_sha256(done.parent / "litellm/main.py", "a264e4239d2bb5164fe868f5fb6f645b826c59a85c869dff7cb4ebb9312a1930")
+        check_sha256(
+            done.parent / "litellm/main.py", "a264e4239d2bb5164fe868f5fb6f645b826c59a85c869dff7cb4ebb9312a1930"
+        )
         done.write_text(_LITELLM[0])
 
     return cached("litellm/unpacked.done", make).parent

@@ -111,7 +111,9 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
 
-_UNION_MEMBER = re.compile(r"(str|int|float|bool|none|constrained.*|(list|dict|literal|function|nullable)\W.*|[A-Z]\w*)")
+_UNION_MEMBER = re.compile(
+    r"(str|int|float|bool|none|constrained.*|(list|dict|literal|function|nullable)\W.*|[A-Z]\w*)"
+)
 
 
 def field_path(location: Sequence[str | int]) -> str:

@@ -87,7 +87,9 @@ class Job:
         """Raise if a prompt leaves no room for an answer; bound the lengths by the room."""
         longest = max(map(len, self.ids))
         if longest >= room:
-            message = f"{self.param} has {longest:,} tokens; expected at most {room - 1:,}, which leave room for one more"
+            message = (
+                f"{self.param} has {longest:,} tokens; expected at most {room - 1:,}, which leave room for one more"
+            )
             raise bad(message, self.param, "context_length_exceeded")
         most = room - min(map(len, self.ids))
         self.options["max_new_tokens"] = min(self.options.get("max_new_tokens", most), most)

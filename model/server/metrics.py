@@ -28,12 +28,13 @@ class Metrics:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "bpe_llama_requests", "Answered requests.", ("path", "status"), registry=self.registry
-        )
+        self._requests = Counter("bpe_llama_requests", "Answered requests.", ("path", "status"), registry=self.registry)
         self._prompt = Counter("bpe_llama_prompt_tokens", "Tokens of prompts.", ("model",), registry=self.registry)
         self._cached = Counter(
-            "bpe_llama_cached_prompt_tokens", "Of them, tokens from the prefix cache.", ("model",), registry=self.registry
+            "bpe_llama_cached_prompt_tokens",
+            "Of them, tokens from the prefix cache.",
+            ("model",),
+            registry=self.registry,
         )
         self._generated = Counter(
             "bpe_llama_generation_tokens", "Generated tokens.", ("model",), registry=self.registry

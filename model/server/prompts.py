@@ -47,7 +47,9 @@ def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
         ApiError: If the tokenizer has none.
     """
     if tokenizer.chat_template is None:
-        raise bad("this model has no chat template: it continues text, use /v1/completions", "model", "no_chat_template")
+        raise bad(
+            "this model has no chat template: it continues text, use /v1/completions", "model", "no_chat_template"
+        )
     return choose_template(tokenizer.chat_template, None, has_tools)
 
 

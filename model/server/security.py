@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -25,7 +25,7 @@ def schema(server):
 
 
 def test_the_page_has_every_endpoint(schema):
-    assert PATHS <= {operation.ok().path for operation in schema.get_all_operations()}
+    assert {operation.ok().path for operation in schema.get_all_operations()} >= PATHS
 
 
 def test_no_request_gets_a_500(schema):
@@ -51,7 +51,9 @@ def test_no_request_gets_a_500(schema):
                 case.body.pop("model", None)  # almost no text is the name of a model
             response = case.call(timeout=10)
             statuses.add(response.status_code)
-            case.validate_response(response, checks=[not_a_server_error, status_code_conformance, content_type_conformance])
+            case.validate_response(
+                response, checks=[not_a_server_error, status_code_conformance, content_type_conformance]
+            )
 
         check()
     assert {200, 400} <= statuses and not statuses & set(range(500, 600))

@@ -52,7 +52,12 @@ def test_every_model_answers_by_its_name(client, server):
 def test_a_stream_is_the_same_answer_in_pieces(client, server):
     chunks = list(
         client.chat.completions.create(
-            model="small", messages=MESSAGES, max_tokens=24, stream=True, stream_options={"include_usage": True}, **SAMPLED
+            model="small",
+            messages=MESSAGES,
+            max_tokens=24,
+            stream=True,
+            stream_options={"include_usage": True},
+            **SAMPLED,
         )
     )
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
@@ -82,7 +87,9 @@ def test_choices_have_seeds_of_their_own(client, server):
     own = [server.generator.generate(chat_ids(server), **OWN | {"seed": 3 + i, "max_new_tokens": 12}) for i in range(3)]
     assert [choice.message.content for choice in answer.choices] == own
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
-    chunks = client.chat.completions.create(model="small", messages=MESSAGES, max_tokens=12, n=3, stream=True, **SAMPLED)
+    chunks = client.chat.completions.create(
+        model="small", messages=MESSAGES, max_tokens=12, n=3, stream=True, **SAMPLED
+    )
     texts = ["", "", ""]
     for chunk in chunks:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
@@ -92,7 +99,9 @@ def test_choices_have_seeds_of_their_own(client, server):
 def test_stop_strings_penalties_and_biases(client, server):
     whole = server.generator.generate(chat_ids(server), **OWN)
     stop = whole[4:6]
-    answer = client.chat.completions.create(model="small", messages=MESSAGES, max_tokens=24, stop=[stop, "~~~"], **SAMPLED)
+    answer = client.chat.completions.create(
+        model="small", messages=MESSAGES, max_tokens=24, stop=[stop, "~~~"], **SAMPLED
+    )
     assert answer.choices[0].message.content == whole[: whole.index(stop)]
     assert answer.choices[0].finish_reason == "stop"
     penalised = client.chat.completions.create(
@@ -172,7 +181,9 @@ def test_echo_with_log_probabilities(client, server):
     nothing = client.completions.create(model="small", prompt=text, max_tokens=0, echo=True, logprobs=0)
     assert nothing.choices[0].text == text and nothing.usage.completion_tokens == 0
     assert len(nothing.choices[0].logprobs.tokens) == nothing.usage.prompt_tokens
-    streamed = list(client.completions.create(model="small", prompt=text, max_tokens=4, echo=True, stream=True, **SAMPLED))
+    streamed = list(
+        client.completions.create(model="small", prompt=text, max_tokens=4, echo=True, stream=True, **SAMPLED)
+    )
     assert "".join(chunk.choices[0].text for chunk in streamed) == choice.text
 
 

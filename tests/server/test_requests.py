@@ -11,10 +11,10 @@ import pytest
 
 httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
 
+from bpe_llama.model.sampling.params import SamplingParams  # noqa: E402
 from bpe_llama.model.server.config import Limits, ServerConfig  # noqa: E402
 from bpe_llama.model.server.schemas import Sampling  # noqa: E402
 from bpe_llama.model.server.security import check_host  # noqa: E402
-from bpe_llama.model.sampling.params import SamplingParams  # noqa: E402
 from tests.server.conftest import make_generator, serve  # noqa: E402
 
 CHAT, TEXT, EMBED, RESPOND = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
@@ -61,7 +61,12 @@ def message(**fields):
         (TEXT, {"prompt": "a", "logit_bias": {"400": 1}}, "logit_bias", "expected an id"),
         (TEXT, {"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias.1", "less than or equal to 100"),
         (TEXT, {"prompt": "a", "filter_order": ["top_q"]}, "prompt", "filter_order names 'top_q'"),
-        (TEXT, {"prompt": "a", "repetition_penalty": 1.2, "presence_penalty": 1}, "repetition_penalty", "penalty_scope"),
+        (
+            TEXT,
+            {"prompt": "a", "repetition_penalty": 1.2, "presence_penalty": 1},
+            "repetition_penalty",
+            "penalty_scope",
+        ),
         (TEXT, {"prompt": "a", "allowed_ids": []}, "allowed_ids", "leaves no id"),
         (TEXT, {"prompt": "a", "banned_ids": list(range(340))}, "banned_ids", "leaves no id"),
         (TEXT, {"prompt": "a", "allowed_ids": [340]}, "allowed_ids", "0 to 339"),
@@ -78,10 +83,20 @@ def message(**fields):
         (CHAT, message() | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "at most 20"),
         (CHAT, message() | {"stream_options": {"x": 1}}, "stream_options.x", "no field"),
         (CHAT, message() | {"response_format": {"type": "xml"}}, "response_format.type", "'json_object'"),
-        (CHAT, message() | {"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "missing"),
+        (
+            CHAT,
+            message() | {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema.schema",
+            "missing",
+        ),
         (CHAT, message() | {"modalities": ["audio"]}, "modalities[0]", "'text'"),
         (CHAT, message() | {"chat_template": "{{ 1 }}"}, "chat_template", "no field"),
-        (CHAT, message() | {"chat_template_kwargs": {"nothing": 1}}, "messages", "no variable that the chat template reads"),
+        (
+            CHAT,
+            message() | {"chat_template_kwargs": {"nothing": 1}},
+            "messages",
+            "no variable that the chat template reads",
+        ),
         (CHAT, message() | {"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs", "no variable"),
         (CHAT, message() | {"continue_final_message": True}, "continue_final_message", "not the assistant's"),
         (CHAT, message() | {"n": 200}, "n", "at most 128"),
@@ -197,9 +212,10 @@ def test_cors_is_for_the_pages_that_are_named(guarded, http):
     ask = {"Access-Control-Request-Method": "POST"}
     allowed = httpx.options(guarded.url + TEXT, headers=ask | {"Origin": "http://page.example"})
     assert allowed.headers["access-control-allow-origin"] == "http://page.example"
-    assert "access-control-allow-origin" not in httpx.options(
-        guarded.url + TEXT, headers=ask | {"Origin": "http://other.example"}
-    ).headers
+    assert (
+        "access-control-allow-origin"
+        not in httpx.options(guarded.url + TEXT, headers=ask | {"Origin": "http://other.example"}).headers
+    )
     foreign = {"Origin": "http://page.example", "Sec-Fetch-Site": "cross-site"}
     refused = http.post(TEXT, json={"prompt": "the", "max_tokens": 1}, headers=foreign)
     assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers

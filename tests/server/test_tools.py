@@ -15,7 +15,12 @@ CALL = '{"name": "add", "arguments": {"a": 1}}'
 ADD, SUB = ("add", '{"a": 1}'), ("sub", '{"b": "x;}y"}')
 CASES = [
     (HERMES, f"Well.\n<tool_call>\n{CALL}\n</tool_call>", "Well.\n", [ADD]),
-    (HERMES, f'<tool_call>{CALL}</tool_call>\n<tool_call>{{"arguments": {SUB[1]}, "name": "sub"}}</tool_call>\n', "", [ADD, SUB]),
+    (
+        HERMES,
+        f'<tool_call>{CALL}</tool_call>\n<tool_call>{{"arguments": {SUB[1]}, "name": "sub"}}</tool_call>\n',
+        "",
+        [ADD, SUB],
+    ),
     (HERMES, '<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
     (HERMES, '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [ADD]),
     (HERMES, "a < b <tool_cal", "a < b <tool_cal", []),

@@ -20,8 +20,8 @@ from bpe_llama.model.server.errors import JsonResponse, as_api_error, bad
 from bpe_llama.model.server.generation import Generation, Job, Service, new_id
 from bpe_llama.model.server.options import format_options, sampling_options
 from bpe_llama.model.server.prompts import Conversation
-from bpe_llama.model.server.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.scheduler import Update
+from bpe_llama.model.server.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.tools import Delta
 
 
@@ -123,7 +123,12 @@ class ChatStream:
             if answer.calls:
                 message["tool_calls"] = answer.calls
             update = Update(
-                number, choice.text, choice.ids, choice.logprobs, choice.top_logprobs, finish_reason=choice.finish_reason
+                number,
+                choice.text,
+                choice.ids,
+                choice.logprobs,
+                choice.top_logprobs,
+                finish_reason=choice.finish_reason,
             )
             choices.append(
                 {

@@ -19,8 +19,8 @@ from bpe_llama.model.server.errors import JsonResponse, bad
 from bpe_llama.model.server.generation import Generation, Service, new_id
 from bpe_llama.model.server.options import format_options, sampling_options
 from bpe_llama.model.server.prompts import Conversation
-from bpe_llama.model.server.schemas import InputItem, NamedFunction, ResponseRequest, ResponseTool
 from bpe_llama.model.server.scheduler import Update
+from bpe_llama.model.server.schemas import InputItem, NamedFunction, ResponseRequest, ResponseTool
 
 
 async def answer(service: Service, request: ResponseRequest, http: Request) -> Response:
