@@ -136,10 +136,10 @@ def page_routes(generators: Mapping[str, TextGenerator], max_length: int | None)
     """Return the routes of the page and of ``/tokenize``."""
     if importlib.util.find_spec("bpe_llama.playground") is None:
         return []
-    from bpe_llama.playground import playground_routes
+    playground = importlib.import_module("bpe_llama.playground")
 
     tokenizers = {name: generator.tokenizer for name, generator in generators.items()}
     contexts = {name: generator.model.config.context_length for name, generator in generators.items()}
     rooms = {name: min(room, max_length or room) for name, room in contexts.items()}
-    routes: list[BaseRoute] = playground_routes(tokenizers, models=rooms)
+    routes: list[BaseRoute] = playground.playground_routes(tokenizers, models=rooms)
     return routes

@@ -78,11 +78,11 @@ class JsonResponse(Response):
 
 
 def to_json(content: Any) -> str:
-    """Return compact JSON in ASCII, without NaN or infinities, which are no JSON.
+    r"""Return compact JSON in ASCII, without NaN or infinities, which are no JSON.
 
     Example:
         >>> to_json({"a": ["é", None]})
-        '{"a":["\\u00e9",null]}'
+        '{"a":["\u00e9",null]}'
     """
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 

@@ -68,7 +68,8 @@ def prompts_of(given: str | Sequence[Any], field: str) -> list[str | list[int]]:
         return [given]
     if not given or any(isinstance(prompt, list) and not prompt for prompt in given):
         raise bad(f"{field} is an empty list", field)
-    return [list(given)] if isinstance(given[0], int) else list(given)
+    prompts: list[Any] = list(given)
+    return [prompts] if isinstance(prompts[0], int) else prompts
 
 
 def ids_of(generator: TextGenerator, prompt: str | list[int]) -> list[int]:

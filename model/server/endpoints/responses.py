@@ -35,7 +35,7 @@ async def answer(service: Service, request: ResponseRequest, http: Request) -> R
     if len(talk.messages) > limits.messages:
         raise bad(f"input has {len(talk.messages)} items; expected at most {limits.messages}", "input")
     options = sampling_options(request, generator, limits)
-    options |= format_options(request.text and request.text.format, limits, "text.format")
+    options |= format_options(request.text.format if request.text else None, limits, "text.format")
     count = request.top_logprobs or 0
     if count > limits.top_logprobs:
         raise bad(f"top_logprobs is {count}; expected at most {limits.top_logprobs}", "top_logprobs")
@@ -169,7 +169,8 @@ class ResponseStream:
 
     def _open_message(self) -> list[dict[str, Any]]:
         part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item = {"id": new_id("msg_"), "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+        item: dict[str, Any] = {"id": new_id("msg_"), "type": "message", "status": "in_progress"}
+        item |= {"role": "assistant", "content": []}
         added = self._add(item)
         item["content"] = [part]
         where = self._where(item) | {"content_index": 0}
