@@ -56,6 +56,21 @@ def sample_next_ids(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> lis
     return chosen
 
 
+def sample_isolated(sequences: list[Sequence], logits_BV: Tensor) -> tuple[list[Sequence], list[int], Tensor]:
+    """Return the sequences that could be sampled, their next ids and their logits; others get ``error``."""
+    try:
+        return sequences, sample_next_ids(sequences, logits_BV), logits_BV
+    except Exception:  # a logits processor may raise anything; one by one shows of which sequence it is
+        rows, chosen = [], []
+        for row, sequence in enumerate(sequences):
+            try:
+                chosen += sample_next_ids([sequence], logits_BV[row : row + 1])
+                rows.append(row)
+            except Exception as error:
+                sequence.error, sequence.finish_reason = error, "error"
+        return [sequences[row] for row in rows], chosen, logits_BV[rows]
+
+
 def processed_scores(
     options: GenerationOptions,
     ids: abc.Sequence[int],
@@ -157,11 +172,17 @@ def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int]
             sequences[row].top_logprobs.append(_most_likely(logprobs_V, sequences[row].options.top_logprobs))
 
 
-def record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
-    """Store the log-probabilities of a prompt's ids, and of the most likely ids at each position.
+def record_prompt_logprobs(model: LlamaForCausalLM, sequences: abc.Sequence[Sequence]) -> None:
+    """Store the log-probabilities of prompts' ids, and of the most likely ids at each position, where asked for.
 
-    Cost: one more pass over the prompt, and logits of 256 positions at a time.
+    Cost: one more pass over each prompt that does not have them yet, and logits of 256 positions at a time.
     """
+    for sequence in sequences:
+        if sequence.options.prompt_logprobs and not sequence.prompt_logprobs:
+            _record_prompt_logprobs(model, sequence)
+
+
+def _record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
     ids_T = torch.tensor(sequence.prompt, device=model.device)
     hidden_TD = model.model(ids_T[None])[0]
     count = sequence.options.top_logprobs

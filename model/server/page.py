@@ -19,8 +19,6 @@ from bpe_llama.playground.app import JsonResponse, RequestError, Strict, answeri
 
 MAX_ATTENDED = 256
 """Tokens of a sentence whose attention weights are shown; memory grows with their square."""
-PUBLIC_PATHS = ("/", "/static/")
-"""What needs no key: files that hold nothing of the server's."""
 
 
 class AttentionRequest(Strict):
@@ -32,14 +30,18 @@ class AttentionRequest(Strict):
     head: Annotated[int, Field(ge=0)] = 0
 
 
-def page_routes(scheduler: Scheduler, generators: Mapping[str, TextGenerator]) -> list[BaseRoute]:
+def page_routes(
+    scheduler: Scheduler, generators: Mapping[str, TextGenerator], max_length: int | None = None
+) -> list[BaseRoute]:
     """Return the routes of the page, of the endpoints behind it, and of ``/tokenize`` and ``/detokenize``.
 
     Args:
         scheduler: Runs the models; a model is used in its thread only.
         generators: The models by name.
+        max_length: Tokens of a sequence, as of the scheduler.
     """
     contexts = {name: generator.model.config.context_length for name, generator in generators.items()}
+    contexts = {name: min(context, max_length or context) for name, context in contexts.items()}
     tokenizers = {name: generator.tokenizer for name, generator in generators.items()}
 
     def found(name: str) -> TextGenerator:
