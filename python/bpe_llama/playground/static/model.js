@@ -17,7 +17,7 @@ async function describeModel() {
   const found = await request(`playground/model?model=${encodeURIComponent(name())}`);
   byId("model-figures").replaceChildren(...Object.entries(found.figures).flatMap(([title, value]) => [
     element("dt", { textContent: title }), element("dd", { textContent: String(value) })]));
-  byId("layers").tBodies[0].replaceChildren(...found.parameters.map((row) => element("tr", {},
+  byId("layers").querySelector("tbody").replaceChildren(...found.parameters.map((row) => element("tr", {},
     element("td", { textContent: row.name }), element("td", { textContent: row.shape.join(" × ") }),
     element("td", { textContent: row.dtype }), element("td", { className: "number", textContent: row.parameters.toLocaleString() }),
     element("td", { className: "number", textContent: row.bytes.toLocaleString() }))));
