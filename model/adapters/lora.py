@@ -38,6 +38,7 @@ from bpe_llama.model.adapters.layers import (
     parent_of,
 )
 from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
+from bpe_llama.model.adapters.sharing import copy_sharing_weights
 from bpe_llama.model.layers.fused_experts import fused_weights
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "adapted_layers",
     "add",
     "add_weighted_adapter",
+    "copy_sharing_weights",
     "load",
     "merge",
     "names",
