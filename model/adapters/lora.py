@@ -394,8 +394,6 @@ def _check_known(model: nn.Module, name: str) -> None:
 
 def _check_name(model: nn.Module, name: str) -> None:
     if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(
-            f"an adapter cannot be named {name!r}; expected one without a dot that is no method of ModuleDict"
-        )
+        raise ValueError(f"an adapter cannot be named {name!r}: a dot, or a method of ModuleDict")
     if name in names(model):
         raise ValueError(f"an adapter named {name!r} exists already")

@@ -19,10 +19,10 @@ _NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
+    model: Annotated[str, typer.Argument(help="A folder with config.json, a .gguf, or a name of the Hub.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.")] = 8000,
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: the model's own.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: the model's own.")] = None,
     model_name: Annotated[str | None, typer.Option(help="Its name for clients.  [default: the file's name]")] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="A LoRA adapter, served as a model; repeatable.")
@@ -92,36 +92,36 @@ def check_installed() -> None:
         raise ImportError(f"serve needs {missing}: pip install 'bpe_llama[serve]'")
 
 
-def default_name(model: Path) -> str:
+def default_name(model: str) -> str:
     """Return the name of a model from its path.
 
     Example:
-        >>> default_name(Path("models/SmolLM2-135M.gguf")), default_name(Path("models/smol/"))
+        >>> default_name("models/SmolLM2-135M.gguf"), default_name("org/smol")
         ('SmolLM2-135M', 'smol')
     """
-    name = model.resolve().name
+    name = Path(model).resolve().name
     return name.removesuffix(".gguf") or "model"
 
 
-def read_adapters(texts: Sequence[str]) -> dict[str, Path]:
+def read_adapters(texts: Sequence[str]) -> dict[str, str]:
     """Return the adapters' folders by name.
 
     Example:
         >>> read_adapters(["poet=adapters/poet"])
-        {'poet': PosixPath('adapters/poet')}
+        {'poet': 'adapters/poet'}
     """
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise ValueError(f"--adapter is {text!r}; expected NAME=PATH")
         if name in found:
             raise ValueError(f"--adapter has the name {name!r} twice")
-        found[name] = Path(path)
+        found[name] = path
     return found
 
 
-def adapted(base: TextGenerator, adapter: Path) -> TextGenerator:
+def adapted(base: TextGenerator, adapter: str) -> TextGenerator:
     """Return a generator with an adapter over the base model's weights, which exist once in memory.
 
     The adapter is not merged, as that would change the weights for the others.

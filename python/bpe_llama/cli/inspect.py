@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ def command(
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="Describe the tokenizer instead of a text.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Show a page in the browser, until Ctrl-C.")] = False,
     compare: Annotated[
-        list[Path] | None, typer.Option("--compare", help="With --open: another tokenizer; may be repeated.")
+        list[str] | None, typer.Option("--compare", help="With --open: another tokenizer; may be repeated.")
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="With --open: 0 takes a free port.")] = 0,
 ) -> None:
@@ -51,18 +50,15 @@ def command(
     console.print(display.rates(len(encoded), content))
 
 
-def _open(paths: Sequence[Path], port: int) -> None:
+def _open(names: Sequence[str], port: int) -> None:
     """Serve the page until Ctrl-C, and open it in the browser."""
     import webbrowser
 
     from bpe_llama.playground import playground, run_server
 
-    tokenizers: dict[str, Tokenizer] = {}
-    for path in paths:
-        name = str(path)
-        if name in tokenizers:
-            raise ValueError(f"{name} is given twice")
-        tokenizers[name] = Tokenizer.from_file(path)
+    if len(set(names)) < len(names):
+        raise ValueError(f"a tokenizer is given twice: {', '.join(names)}")
+    tokenizers = {name: Tokenizer.from_pretrained(name) for name in names}
 
     def ready(url: str) -> None:
         typer.echo(url)
