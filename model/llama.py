@@ -242,7 +242,7 @@ class LlamaForCausalLM(Pretrained):
     ) -> Tensor:
         """Return the loss alone, a float32 scalar equal to ``model(input_ids, labels=labels, ...).loss`` but rounding.
 
-        The options are those of `bpe_llama.model.layers.loss.chunked_next_token_loss`.
+        The options are those of `bpe_llama.model.layers.loss.next_token.chunked_next_token_loss`.
 
         Cost: memory for the logits of ``chunk_size`` positions instead of all, most of a training step's memory at a
         vocabulary of 128,000. Float32 products are those of `bpe_llama.model.layers.matmul.products.training_products`.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bpe_llama._lock import locked
+from bpe_llama._files import locked
 from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,

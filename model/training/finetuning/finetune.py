@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpe_llama._corpus.files import find_files
-from bpe_llama._files import PathLike
-from bpe_llama._lock import locked
+from bpe_llama._files import PathLike, locked
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.layers.documents import Documents
-from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
-from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
 from bpe_llama.model.layers.logits import Finish, Scale
+from bpe_llama.model.layers.loss.linear_cross_entropy import FEWEST_POSITIONS, IGNORED, linear_cross_entropy
 from bpe_llama.model.layers.matmul.products import recomputed
 
 
