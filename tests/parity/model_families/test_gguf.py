@@ -17,6 +17,7 @@ import transformers
 from torch.testing import assert_close
 
 from bench import data
+from bench.llama_cpp import LlamaCpp
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.checkpoints.gguf_write import content_of, save_gguf
 from bpe_llama.model.family import FAMILIES
@@ -207,30 +208,6 @@ def test_a_config_that_llama_cpp_does_not_compute_is_refused(
     assert not (tmp_path / "m.gguf").exists()
 
 
-SERVER = """
-import json, os, sys, urllib.request
-folder, path, prompts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-sys.path.insert(0, folder)
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = path, 128, 1, 0
-params.warmup = params.fit_params = False
-params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-server = xllamacpp.Server(params)
-rows = []
-for ids in prompts:
-    body = {"prompt": ids, "n_predict": 1, "n_probs": 4096, "ignore_eos": True, "cache_prompt": False, "temperature": 0}
-    request = urllib.request.Request(server.listening_address + "/completion", json.dumps(body).encode())
-    answer = json.load(urllib.request.urlopen(request))
-    chosen = {one["id"]: one["logprob"] for one in answer["completion_probabilities"][0]["top_logprobs"]}
-    rows.append([chosen[token] for token in sorted(chosen)])
-print("\\n@" + json.dumps(rows), flush=True)
-os._exit(0)
-"""
-
-
 def run(*arguments: str) -> str:
     """Return what a Python process of its own prints."""
     done = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, timeout=600)
@@ -243,7 +220,7 @@ def run(*arguments: str) -> str:
 def test_llama_cpp_has_the_same_probabilities(
     pair: tuple[LlamaForCausalLM, Any], real: Callable[..., Any], tmp_path: Path
 ) -> None:
-    folder = real(data.llama_cpp_server)
+    real(data.llama_cpp)
     ours, _ = pair
     save_gguf(ours, tmp_path / "m.gguf", tokenizer=TOKENIZER)
     config = ours.config
@@ -254,9 +231,11 @@ def test_llama_cpp_has_the_same_probabilities(
         lengths = [length for length in lengths if length <= (config.sliding_window or length)]
     assert lengths
     prompts = [ids_of(1, length)[0].tolist() for length in lengths]
-    printed = run(SERVER, str(folder), str(tmp_path / "m.gguf"), json.dumps(prompts))
-    rows = json.loads(printed.rpartition("\n@")[2])
-    for prompt, row in zip(prompts, rows, strict=True):
+    with LlamaCpp(tmp_path / "m.gguf", exact=True) as llama_cpp:
+        answers = [llama_cpp.complete(prompt, 1, n_probs=4096, ignore_eos=True) for prompt in prompts]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        chosen = {one["id"]: one["logprob"] for one in answer["completion_probabilities"][0]["top_logprobs"]}
+        row = [chosen[token] for token in sorted(chosen)]
         expected = ours(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
         # llama.cpp looks the GELU of Gemma up in a table of float16.
         tolerance = 1e-2 if config.hidden_act != "silu" else 1e-4
