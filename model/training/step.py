@@ -153,6 +153,7 @@ def batch_score(
             model.lm_head,
             labels_BT,
             num_items_in_batch=learned,
+            finish=model.finish,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
