@@ -18,7 +18,7 @@ from bpe_llama.model.layers.loss import chunked_next_token_loss, labels_within_d
 from bpe_llama.model.layers.matmul.products import training_products
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.data.batches import Batch
-from bpe_llama.model.training.sharded import local
+from bpe_llama.model.training.optimizers.sharded import local
 
 
 @dataclass(frozen=True)

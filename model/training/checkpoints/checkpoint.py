@@ -27,9 +27,9 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
+from bpe_llama.model.training.optimizers.sharded import is_sharded, local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
-from bpe_llama.model.training.sharded import is_sharded, local
 from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import Tokens, checked_window
+from bpe_llama.model.training.data.batches import checked_window
 from bpe_llama.model.training.data.rows import Ids, Row, fingerprint
 
 Pattern = tuple[tuple[int, int], ...]

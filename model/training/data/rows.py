@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window, short_hash
+from bpe_llama.model.training.data.batches import Batch, checked_window, short_hash
 
 Ids = npt.NDArray[np.int64]
 _HASHED = 1 << 16  # tokens per hashed range

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bpe_llama._corpus.corpus import Corpus, open_corpus
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
@@ -13,7 +14,6 @@ from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.mixture import Mixture, check_weights
 from bpe_llama.model.training.data.packing import PackedRows
 from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate_rows, first_windows
-from bpe_llama.model.training.data.shards import Corpus, open_corpus
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]

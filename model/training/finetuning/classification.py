@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.rows import check_text, has_rows, read_rows
 from bpe_llama._files import PathLike
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.evaluation.classification import (
@@ -25,7 +26,6 @@ from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import ExampleBatches
-from bpe_llama.model.training.finetuning.rows import check_text, has_rows, read_rows
 from bpe_llama.model.training.finetuning.show import print_trainable_parameters
 from bpe_llama.model.training.run import train_on_batches
 from bpe_llama.model.training.step import Scored, TensorBatch

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig, with_epochs
-from bpe_llama.model.training.data.shards import open_corpus
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
