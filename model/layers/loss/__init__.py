@@ -6,6 +6,14 @@ from bpe_llama.model.layers.loss.next_token import (
     chunked_next_token_loss,
     labels_within_documents,
     next_token_loss,
+    sum_of_chunks,
 )
 
-__all__ = ["IGNORED", "check_labels", "chunked_next_token_loss", "labels_within_documents", "next_token_loss"]
+__all__ = [
+    "IGNORED",
+    "check_labels",
+    "chunked_next_token_loss",
+    "labels_within_documents",
+    "next_token_loss",
+    "sum_of_chunks",
+]

@@ -127,6 +127,17 @@ def short_hash(*arrays: npt.NDArray[Any]) -> str:
     return found.hexdigest()[:16]
 
 
+def check_ids(ids: npt.NDArray[np.int64], vocab_size: int, where: str = "") -> None:
+    """Check that ids are inside the vocabulary.
+
+    Raises:
+        ValueError: If one is not; the message has it, and `where` it is.
+    """
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise ValueError(f"token {wrong}{where} is outside the model's vocabulary of {vocab_size:,}")
+
+
 def checked_window(tokens: Tokens, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:
     """Return `tokens[begin : begin + length]` as int64; an id outside the vocabulary raises a ValueError."""
     window: npt.NDArray[np.int64] = tokens[begin : begin + length].astype(np.int64)
