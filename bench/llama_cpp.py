@@ -19,11 +19,11 @@ from bpe_llama.model.checkpoints.gguf_write import save_gguf
 PROMPT = "Once upon a time there was a small village at the foot of a mountain, and in it lived a girl who could"
 CHILD = """
 import json, sys, urllib.request
-folder, path, threads, exact = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "exact"
+folder, path, threads, context, exact = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), bool(sys.argv[5])
 sys.path.insert(0, folder)
 import xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = path, 512, 1, 0
+params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = path, context, 1, 0
 params.warmup = params.fit_params = False
 if exact:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -43,14 +43,16 @@ class LlamaCpp:
         path: A GGUF file.
         threads: Of the products.
         exact: Keep keys and values in float32 and compute attention by its definition.
+        context: Tokens that the cache holds.
 
     Raises:
         bench.fetch.DataUnavailable: If llama.cpp cannot be fetched.
         RuntimeError: If the process ends, as it does if it cannot load the file.
     """
 
-    def __init__(self, path: Path, threads: int = 1, *, exact: bool = False) -> None:
-        command = [sys.executable, "-c", CHILD, str(data.llama_cpp()), str(path), str(threads), "exact" * exact]
+    def __init__(self, path: Path, threads: int = 1, *, exact: bool = False, context: int = 512) -> None:
+        numbers = (str(threads), str(context), "exact" * exact)
+        command = [sys.executable, "-c", CHILD, str(data.llama_cpp()), str(path), *numbers]
         self._log = path.with_suffix(".log").open("w+b")
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True

@@ -5,7 +5,6 @@ python -m bench.serve --rounds 5
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +81,7 @@ def speculation(
 
 def main() -> None:
     """Print the table and append the figures to ``bench/results/generate.jsonl``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,8 +26,11 @@ HELP = """/system TEXT  set the system prompt and clear the conversation
 
 
 def command(
-    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")],
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A folder, a .gguf, or org/name on the Hugging Face Hub."),
+    ],
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of tokens per answer.", 512)] = None,

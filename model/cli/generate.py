@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,8 +19,11 @@ EXAMPLE = "Example: bpe-llama generate 'def main():' --model demo-out/model --ma
 
 def command(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
-    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A folder, a .gguf, or org/name on the Hugging Face Hub."),
+    ] = ".",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
     max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of new tokens.", 200)] = None,
     min_new_tokens: sampling.MinNewTokens = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerPath, read_text
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama inspect 'How is this cut?' --tokenizer tokenizer.json --ids"
@@ -15,7 +15,7 @@ EXAMPLE = "Example: bpe-llama inspect 'How is this cut?' --tokenizer tokenizer.j
 def command(
     text: TextArgument = None,
     file: FileOption = None,
-    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     ids: Annotated[bool, typer.Option("--ids", help="Print one line per token: position, id, text, bytes.")] = False,
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="Describe the tokenizer instead of a text.")] = False,
 ) -> None:
@@ -25,7 +25,7 @@ def command(
     from bpe_llama import display
 
     console = Console(soft_wrap=True, highlight=False)
-    loaded = Tokenizer.from_file(tokenizer)
+    loaded = Tokenizer.from_pretrained(tokenizer)
     if vocabulary:
         console.print(display.vocabulary_table(loaded))
         return
