@@ -26,7 +26,6 @@ __all__ = [
     "litellm",
     "llama_cpp",
     "llama_cpp_converter",
-    "llama_cpp_server",
     "llama_cpp_vocabulary",
     "llama_models",
     "smollm2_gguf",
@@ -110,20 +109,6 @@ _R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 
 
 _LLAMA_CPP = {
-    "__init__.py": "393d875dcb4a71c21b9d80dd8825864198b61ae63e321a596d30ced245c812b0",
-    "_pyllmodel.py": "4ca4e2729a6997d2fd7485302fa3cf84c123c329f31ec6f197e757064dd7fdb6",
-    "gpt4all.py": "c3ad1fa40c58874f68b2d9cf92ceb8850167259d70b57f59179066404599c19a",
-    "llmodel_DO_NOT_MODIFY/build/libfmt.so": "78977dbf3404c5af16909e17852f6ca2e28934296267563b51fe022c43fb4517",
-    "llmodel_DO_NOT_MODIFY/build/libllmodel.so": "7ecccb2286475a1d449f24803c6da76b536a2db388be3778d9c15a6d2603680f",
-    "llmodel_DO_NOT_MODIFY/build/libllamamodel-mainline-kompute.so": (
-        "852cfd26592237e5cd240730cc5fcde92ff6f8cb1fad46aa47ea2ad3c9ffc8f2"
-    ),
-    "llmodel_DO_NOT_MODIFY/build/libllamamodel-mainline-kompute-avxonly.so": (
-        "9997a25ba204615abfd994abd087f37b538884807f9fb709cd0998af9675c8e3"
-    ),
-}
-
-_LLAMA_CPP_SERVER = {
     "__init__.py": "4ca16a3bc0a17ee77ffe7f296bda60f366c3e829062e24408e435cea4dc652ed",
     "_version.py": "fd38cd7debe88234889e8078707cf23cd97540885357d08356582e446c96911d",
     "memory.py": "5d330e309ef7d6e36175ae7fb630566393e6c4ce7b8276db7019f3a31b400eb8",
@@ -259,21 +244,12 @@ def litellm() -> Path:
 
 
 def llama_cpp() -> Path:
-    """Return a folder for ``sys.path``: ``import gpt4all`` from there runs llama.cpp, on Linux x86-64.
-
-    Raises:
-        DataUnavailable: If it cannot be fetched (120 MB).
-    """
-    return _package("gpt4all==2.8.2", _LLAMA_CPP)
-
-
-def llama_cpp_server() -> Path:
     """Return a folder for ``sys.path``: ``import xllamacpp`` from there runs llama.cpp of 2026, on Linux x86-64.
 
     Raises:
         DataUnavailable: If it cannot be fetched (34 MB).
     """
-    return _package("xllamacpp==2026.10.11549", _LLAMA_CPP_SERVER)
+    return _package("xllamacpp==2026.10.11549", _LLAMA_CPP)
 
 
 def _package(requirement: str, files: dict[str, str]) -> Path:

@@ -20,7 +20,7 @@ import torch
 
 from bench import measure
 from bench.fetch import DataUnavailable
-from bench.llama_cpp import LlamaCpp
+from bench.llama_cpp import LlamaCpp, save_with_tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
 from bpe_llama.model.cli.speed import bytes_per_token, memory_bandwidth
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
@@ -103,11 +103,11 @@ def main() -> None:
             raise SystemExit("the ids of ours and transformers differ; nothing is timed")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
-            llama_cpp = LlamaCpp(plain, Path(folder) / "model.gguf", options.threads)
+            save_with_tokenizer(plain, Path(folder) / "model.gguf")
+            llama_cpp = stack.enter_context(LlamaCpp(Path(folder) / "model.gguf", options.threads))
         except DataUnavailable as error:
             print(f"the table omits llama.cpp: {error}")
         else:
-            stack.callback(llama_cpp.close)
             run["llama.cpp Q4_0"] = lambda: (llama_cpp.seconds_per_token(options.tokens), [])
         time_all(run, models, options)
 

@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
-from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.embedding import token_embedding
 from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, labels_within_documents, next_token_loss
@@ -48,17 +47,19 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
-        """Return the hidden states after this layer, (B, T, D)."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
-        return x_BTD + self.feed_forward(self.post_attention_layernorm(x_BTD))
+    def forward(self, x_BTD: Tensor, *context: Any) -> Tensor:
+        """Return the hidden states after this layer, (B, T, D); `Attention.forward` documents ``context``."""
+        x_BTD = x_BTD + self.attention_branch(x_BTD, *context)
+        return x_BTD + self.mlp_branch(x_BTD)
+
+    def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
+        """Return what attention adds to the hidden states, (B, T, D)."""
+        out: Tensor = self.self_attn(self.input_layernorm(x_BTD), *context)
+        return out
+
+    def mlp_branch(self, x_BTD: Tensor) -> Tensor:
+        """Return what the MLP adds to the hidden states, (B, T, D)."""
+        return self.feed_forward(self.post_attention_layernorm(x_BTD))
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output of the MLP, (B, T, D)."""
@@ -146,8 +147,7 @@ class LlamaModel(Pretrained):
     ) -> list[Rotation]:
         """Return the rotation of each layer; for the arguments see `RotaryEmbedding`."""
         whole: Rotation = self.rotary_emb(positions_BT, prompt_lengths, documents)
-        local_emb = self.local_rotary_emb
-        local = whole if local_emb is None else local_emb(positions_BT, prompt_lengths, documents)
+        local = self.local_rotary_emb(positions_BT, prompt_lengths, documents) if self.local_rotary_emb else whole
         return rotations_of_layers(self.config, whole, local, positions_BT)
 
 
@@ -242,7 +242,7 @@ class LlamaForCausalLM(Pretrained):
     ) -> Tensor:
         """Return the loss alone, a float32 scalar equal to ``model(input_ids, labels=labels, ...).loss`` but rounding.
 
-        The options are those of `bpe_llama.model.layers.loss.chunked_next_token_loss`.
+        The options are those of `bpe_llama.model.layers.loss.next_token.chunked_next_token_loss`.
 
         Cost: memory for the logits of ``chunk_size`` positions instead of all, most of a training step's memory at a
         vocabulary of 128,000. Float32 products are those of `bpe_llama.model.layers.matmul.products.training_products`.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.layers.embedding import ScaledEmbedding
-from bpe_llama.model.layers.fused_experts import SplitExperts
+from bpe_llama.model.layers.moe.fused import SplitExperts
 
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 """peft's name of the tensor of `TrainedRows`."""

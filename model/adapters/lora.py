@@ -39,7 +39,7 @@ from bpe_llama.model.adapters.layers import (
 )
 from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
 from bpe_llama.model.adapters.sharing import copy_sharing_weights
-from bpe_llama.model.layers.fused_experts import fused_weights
+from bpe_llama.model.layers.moe.fused import fused_weights
 
 __all__ = [
     "CONFIG",

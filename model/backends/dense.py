@@ -30,17 +30,23 @@ GATES: dict[Gate, Callable[[Tensor], Tensor]] = {
 }
 """The activations of the gate that the decoders compute, by their names in `bpe_llama._core.Linear`."""
 
+
+def _branches(layer: type[DecoderLayer]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Return the methods that compute what attention and MLP add to the hidden states."""
+    return layer.attention_branch, layer.mlp_branch
+
+
 LAYERS = {
-    DecoderLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
-    GraniteLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
-    SeedOssLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
-    Olmo2Layer.forward: (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
-    Gemma2Layer.forward: (
+    _branches(DecoderLayer): ("input_layernorm", None, "post_attention_layernorm", None),
+    _branches(GraniteLayer): ("input_layernorm", None, "post_attention_layernorm", None),
+    _branches(SeedOssLayer): ("input_layernorm", None, "post_attention_layernorm", None),
+    _branches(Olmo2Layer): (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    _branches(Gemma2Layer): (
         *("input_layernorm", "post_attention_layernorm"),
         *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     ),
 }
-"""By the ``forward`` of a layer the names of its norms: before and after attention, before and after the MLP."""
+"""By the branches of a layer the names of its norms: before and after attention, before and after the MLP."""
 
 ATTENTIONS = (Attention.forward, FusedAttention.forward)
 PROJECTS = {
@@ -59,7 +65,10 @@ NORMS: dict[type[RMSNorm], Callable[[Tensor], Tensor]] = {
 """The norms, and what each computes from its weights: the factors of `Norm`."""
 
 MLPS = (MLP, FusedMLP)
-METHODS = ("attend", "feed_forward", "forward", "logits", "normalized", "project", "rotate", "scaled")
+METHODS = (
+    *("attend", "attention_branch", "feed_forward", "forward", "logits", "mlp_branch", "normalized", "project"),
+    *("rotate", "scaled"),
+)
 """Those that compute; an object with one of its own computes something else."""
 
 
@@ -105,7 +114,7 @@ class DenseLayer:
         self.gate_up: list[nn.Linear] = mlp.input_linears
         self.down: nn.Linear = mlp.down_proj
         self.gate = next(name for name, activation in GATES.items() if mlp.activation is activation)
-        names = LAYERS[type(layer).forward]
+        names = LAYERS[_branches(type(layer))]
         norms = [None if name is None else Norm(getattr(layer, name)) for name in names]
         self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
         self.head_norms: list[tuple[slice, Norm]] = []
@@ -209,7 +218,7 @@ def _is_chunk(window: Window | None) -> bool:
 
 def _is_known(layer: Any) -> bool:
     """Return whether `DenseLayer` describes what a layer computes, its linear layers excepted."""
-    if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
+    if not _computes(layer, DecoderLayer, "forward", "feed_forward") or _branches(type(layer)) not in LAYERS:
         return False
     attention, mlp = layer.self_attn, layer.mlp
     if (
@@ -225,7 +234,7 @@ def _is_known(layer: Any) -> bool:
         part.training and vars(part).get("residual_dropout") for part in (layer, attention, mlp)
     ):
         return False
-    norms = [getattr(layer, name) for name in LAYERS[type(layer).forward] if name is not None]
+    norms = [getattr(layer, name) for name in LAYERS[_branches(type(layer))] if name is not None]
     if PROJECTS[type(attention).project]:
         norms += [attention.q_norm, attention.k_norm]
     return all(type(norm) in NORMS for norm in norms)

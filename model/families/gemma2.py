@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
 from bpe_llama.model.family import Family, GGUFLayout, register
@@ -21,7 +20,6 @@ from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.logits import SoftCap
 from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
-from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 
 
@@ -111,19 +109,14 @@ class Gemma2Layer(DecoderLayer):
         self.pre_feedforward_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
         self.post_feedforward_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
-        """Return the hidden states after this layer, (B, T, D)."""
-        attention_BTD = self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
-        x_BTD = x_BTD + self.post_attention_layernorm(attention_BTD)
-        mlp_BTD = self.feed_forward(self.pre_feedforward_layernorm(x_BTD))
-        out: Tensor = x_BTD + self.post_feedforward_layernorm(mlp_BTD)
+    def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
+        """Return what attention adds to the hidden states, (B, T, D)."""
+        out: Tensor = self.post_attention_layernorm(super().attention_branch(x_BTD, *context))
+        return out
+
+    def mlp_branch(self, x_BTD: Tensor) -> Tensor:
+        """Return what the MLP adds to the hidden states, (B, T, D)."""
+        out: Tensor = self.post_feedforward_layernorm(self.feed_forward(self.pre_feedforward_layernorm(x_BTD)))
         return out
 
 

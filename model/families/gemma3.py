@@ -14,14 +14,13 @@ from typing import Any
 
 from bpe_llama.model.families.gemma import scaled_embedding, with_activation
 from bpe_llama.model.families.gemma2 import NORM_MODULES, Gemma2Config, Gemma2Layer, capped_logits, read_scalar
-from bpe_llama.model.families.layer_types import FULL, SLIDING
+from bpe_llama.model.families.layer_types import FULL, SLIDING, checked_local_rope
 from bpe_llama.model.families.qwen3 import QWEN3_MODULES
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
 from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
-from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
+from bpe_llama.model.rope_parameters import merge_rope
 
-LOCAL_TYPES = ("default", "linear", "llama3", "yarn")
 _PATTERN = 6
 
 
@@ -47,19 +46,7 @@ class Gemma3TextConfig(Gemma2Config):
             raise ValueError(
                 f"attn_logit_softcapping is {self.attn_logit_softcapping}, which gemma3_text has not; expected null"
             )
-        rope = merge_rope(self.local_rope_parameters, None, None)
-        if rope["rope_type"] not in LOCAL_TYPES:
-            raise ValueError(
-                f"rope_type of sliding_attention is {rope['rope_type']!r}; expected one of {', '.join(LOCAL_TYPES)}"
-            )
-        if "original_max_position_embeddings" in PARAMETERS[rope["rope_type"]]:
-            rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
-        check_rope_parameters(rope, self.head_size)
-        unknown = sorted(rope.keys() - PARAMETERS[rope["rope_type"]])
-        if unknown or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            name = unknown[0] if unknown else "partial_rotary_factor"
-            raise ValueError(f"{name} of sliding_attention is {rope[name]!r}, which its rope_type does not read")
-        object.__setattr__(self, "local_rope_parameters", rope)
+        object.__setattr__(self, "local_rope_parameters", checked_local_rope(self, self.local_rope_parameters))
 
     def default_layer_types(self) -> list[str]:
         """Return the types of the layers of a file that does not state them: every sixth one has no window."""

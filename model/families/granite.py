@@ -13,14 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_number
 from bpe_llama.model.family import Family, GGUFLayout, register
-from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.embedding import ScaledEmbedding
 from bpe_llama.model.layers.logits import Scale
-from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 
 MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
@@ -67,18 +64,13 @@ class GraniteLayer(DecoderLayer):
         super().__init__(config, layer)
         self.residual_multiplier = config.residual_multiplier
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
-        """Return the hidden states after this layer, (B, T, D)."""
-        attention_BTD = self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
-        x_BTD = x_BTD + attention_BTD * self.residual_multiplier
-        return x_BTD + self.feed_forward(self.post_attention_layernorm(x_BTD)) * self.residual_multiplier
+    def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
+        """Return what attention adds to the hidden states, (B, T, D)."""
+        return super().attention_branch(x_BTD, *context) * self.residual_multiplier
+
+    def mlp_branch(self, x_BTD: Tensor) -> Tensor:
+        """Return what the MLP adds to the hidden states, (B, T, D)."""
+        return super().mlp_branch(x_BTD) * self.residual_multiplier
 
 
 def _embedding(config: GraniteConfig) -> GraniteEmbedding:

@@ -130,7 +130,7 @@ class UpperWindowConfig(LayerTypesConfig):
 
 
 def checked_local_rope(
-    config: LlamaConfig, parameters: Mapping[str, Any] | None, default_theta: float
+    config: LlamaConfig, parameters: Mapping[str, Any] | None, default_theta: float = 10_000.0
 ) -> dict[str, Any]:
     """Return the checked RoPE parameters of layers with the window, in a family that has others for the rest.
 
@@ -140,7 +140,9 @@ def checked_local_rope(
     rope = merge_rope(parameters, None, None, default_theta)
     if rope["rope_type"] not in (types := [name for name in PARAMETERS if name not in LENGTH_DEPENDENT]):
         raise ValueError(f"rope_type of {SLIDING!r} is {rope['rope_type']!r}; expected one of {', '.join(types)}")
-    known = PARAMETERS[rope["rope_type"]] - {"partial_rotary_factor"}
+    known = PARAMETERS[rope["rope_type"]]
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        known -= {"partial_rotary_factor"}
     unknown = next((name for name in rope if name not in known), None)
     if unknown is not None:
         raise ValueError(f"{unknown} of {SLIDING!r} is {rope[unknown]!r}, which rope_type {rope['rope_type']!r} lacks")

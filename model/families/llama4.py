@@ -23,9 +23,9 @@ from bpe_llama.model.config_values import check_flag, check_number, check_size
 from bpe_llama.model.families.layer_types import CHUNKED, FULL, RotatedLayersConfig
 from bpe_llama.model.family import Family, GGUFLayout, GGUFSplit, register
 from bpe_llama.model.layers.attention import Attention
-from bpe_llama.model.layers.fused_experts import FusedExperts
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts
+from bpe_llama.model.layers.moe.fused import FusedExperts
 from bpe_llama.model.layers.rope import Rotation, apply_interleaved_rope
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.windows import Chunk, Window

@@ -6,16 +6,14 @@ Source: OLMo team 2024, arXiv:2501.00656, section 3.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
-from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.norm import RMSNorm
-from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 
 
@@ -66,17 +64,14 @@ class Olmo2Layer(DecoderLayer):
         del self.input_layernorm
         self.post_feedforward_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
-        """Return the hidden states after this layer, (B, T, D)."""
-        x_BTD = x_BTD + self.post_attention_layernorm(self.self_attn(x_BTD, rotation, visible, cache, columns))
-        out: Tensor = x_BTD + self.post_feedforward_layernorm(self.feed_forward(x_BTD))
+    def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
+        """Return what attention adds to the hidden states, (B, T, D)."""
+        out: Tensor = self.post_attention_layernorm(self.self_attn(x_BTD, *context))
+        return out
+
+    def mlp_branch(self, x_BTD: Tensor) -> Tensor:
+        """Return what the MLP adds to the hidden states, (B, T, D)."""
+        out: Tensor = self.post_feedforward_layernorm(self.feed_forward(x_BTD))
         return out
 
 

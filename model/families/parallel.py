@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_number
-from bpe_llama.model.layers.attention_backends import Visible
-from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 
 
@@ -50,15 +48,8 @@ class ParallelLayer(DecoderLayer):
         super().__init__(config, layer)
         del self.post_attention_layernorm
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
         normed_BTD = self.input_layernorm(x_BTD)
-        attention_BTD: Tensor = self.self_attn(normed_BTD, rotation, visible, cache, columns)
+        attention_BTD: Tensor = self.self_attn(normed_BTD, *context)
         return x_BTD + attention_BTD + self.feed_forward(normed_BTD)

@@ -12,12 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_number
 from bpe_llama.model.family import Family, GGUFLayout, register
-from bpe_llama.model.layers.attention_backends import Visible
-from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 
 
@@ -60,21 +57,13 @@ class SeedOssLayer(DecoderLayer):
         super().__init__(config, layer)
         self.residual_dropout = config.residual_dropout
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
-        """Return the hidden states after this layer, (B, T, D)."""
-        x_BTD = x_BTD + self.dropped(self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns))
-        return x_BTD + self.dropped(self.feed_forward(self.post_attention_layernorm(x_BTD)))
+    def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
+        """Return what attention adds to the hidden states, (B, T, D)."""
+        return functional.dropout(super().attention_branch(x_BTD, *context), self.residual_dropout, self.training)
 
-    def dropped(self, x_BTD: Tensor) -> Tensor:
-        """Return the input with features dropped in training."""
-        return functional.dropout(x_BTD, self.residual_dropout, self.training)
+    def mlp_branch(self, x_BTD: Tensor) -> Tensor:
+        """Return what the MLP adds to the hidden states, (B, T, D)."""
+        return functional.dropout(super().mlp_branch(x_BTD), self.residual_dropout, self.training)
 
 
 def _whole_products(fields: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config_values import check_flag, check_probability
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
-from bpe_llama.model.layers.attention_backends import Visible
-from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.rope_parameters import merge_rope
 
@@ -113,17 +110,10 @@ class StableLmLayer(ParallelLayer):
         if not self.parallel:
             self.post_attention_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
         kind = ParallelLayer if self.parallel else DecoderLayer
-        return kind.forward(self, x_BTD, rotation, visible, cache, columns)
+        return kind.forward(self, x_BTD, *context)
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output of the MLP, (B, T, D), with features dropped in training."""

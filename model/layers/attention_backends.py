@@ -149,8 +149,10 @@ SHORT = 256
 
 
 def _is_short_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor) -> bool:
-    on_cpu = query_BNTH.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and query_BNTH.dtype == torch.bfloat16 and 1 < query_BNTH.shape[2] <= key_BKSH.shape[2] <= SHORT
+    if query_BNTH.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    both = query_BNTH.dtype == key_BKSH.dtype == torch.bfloat16  # under autocast a cache may have keys of float32
+    return both and 1 < query_BNTH.shape[2] <= key_BKSH.shape[2] <= SHORT
 
 
 def short_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:

@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from bpe_llama._core import Linear, has_avx512
 from bpe_llama.model.device import HAS_TRITON
-from bpe_llama.model.layers.fused_experts import FusedExperts, SplitExperts
+from bpe_llama.model.layers.moe.fused import FusedExperts, SplitExperts
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 

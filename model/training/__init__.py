@@ -19,14 +19,14 @@ Read in this order:
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files, conversations and labelled texts |
 """
 
+from bpe_llama._corpus.corpus import Corpus, open_corpus, open_tokens
 from bpe_llama.model.training.callbacks import Callback, Run, TrainResult
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batch, Batches, open_tokens
+from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.dataset import BatchDataset
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.rows import TokenBatches
-from bpe_llama.model.training.data.shards import Corpus, open_corpus
 from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune

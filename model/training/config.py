@@ -161,11 +161,6 @@ class TrainConfig:
         """Return whether attention stays within documents."""
         return self.packing == "best_fit" if self.document_mask is None else self.document_mask
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens per optimizer step."""
-        return self.batch_size * self.gradient_accumulation * self.sequence_length
-
     def uses_bfloat16(self, device_type: str) -> bool:
         """Return whether the forward and backward pass computes in bfloat16 on such a device."""
         return self.dtype in ("bfloat16", "float8") or (

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from bpe_llama.model.layers.loss import IGNORED, check_labels
+from bpe_llama.model.layers.loss import IGNORED, check_labels, labels_within_documents, sum_of_chunks
 from bpe_llama.model.layers.matmul.products import training_products
 from bpe_llama.model.training.step import LossFunction, TensorBatch
 
@@ -100,16 +99,8 @@ def distillation_loss(
             cross_entropy = functional.cross_entropy(logits_MV, labels_M, ignore_index=IGNORED, reduction="sum")
             return alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy
 
-        labels_BT = batch.labels[:, 1:]
-        if batch.document_ids is not None:  # the context of a document's first token is another document
-            labels_BT = labels_BT.masked_fill(batch.document_ids[:, 1:] != batch.document_ids[:, :-1], IGNORED)
-        rows, labels_M = chunk_size or max(1, _LOGITS // vocab_size), labels_BT.flatten()
-        if len(labels_M) <= rows:
-            total = summed(hidden_MD, taught_MD, labels_M)
-        else:
-            total = hidden_MD.new_zeros((), dtype=torch.float32)
-            for chunk in zip(*(torch.split(part, rows) for part in (hidden_MD, taught_MD, labels_M)), strict=True):
-                total = total + checkpoint(summed, *chunk, use_reentrant=False, preserve_rng_state=False)
+        labels_M = labels_within_documents(batch.labels, batch.document_ids)[:, 1:].flatten()
+        total = sum_of_chunks(summed, chunk_size or max(1, _LOGITS // vocab_size), hidden_MD, taught_MD, labels_M)
         return model._with_routing(total / learned, batch.labels, mask, learned)
 
     return loss_fn

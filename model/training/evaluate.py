@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
-from bpe_llama.model.training.data.batches import Batch, Tokens
+from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import Example, collate
 from bpe_llama.model.training.data.rows import first_windows
 from bpe_llama.model.training.parallel import Ranks

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bpe_llama.model.layers.fused_experts import fused_weights
+from bpe_llama.model.layers.moe.fused import fused_weights
 
 if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained

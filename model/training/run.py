@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bpe_llama._lock import locked
+from bpe_llama._files import locked
 from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
@@ -44,24 +44,32 @@ if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained
 
 
-class RunOptions(TypedDict, total=False):
-    """Options of `train` and of all functions that train; each may be left out.
+class ReportOptions(TypedDict, total=False):
+    """Options of all functions that train; each may be left out.
 
     Attributes:
         resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
             the interruption.
         progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
-        loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         callbacks: Called at each step, evaluation and checkpoint.
+    """
+
+    resume: bool
+    progress: bool | None
+    callbacks: Sequence[Callback]
+
+
+class RunOptions(ReportOptions, total=False):
+    """Options of the functions that train a language model: those of `ReportOptions`, and two more.
+
+    Attributes:
+        loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
             loss in bits per byte, which is comparable across vocabularies. Only the cross-entropy is reported so, not
             the training loss of a `loss_fn`, z-loss or label smoothing.
     """
 
-    resume: bool
-    progress: bool | None
     loss_fn: LossFunction
-    callbacks: Sequence[Callback]
     token_bytes: npt.NDArray[np.int64] | None
 
 
@@ -150,11 +158,7 @@ def train_on_batches(
     *,
     held_out: Sequence[Batch] = (),
     score_fn: ScoreFunction = batch_score,
-    resume: bool = False,
-    progress: bool | None = None,
-    loss_fn: LossFunction = batch_loss,
-    callbacks: Sequence[Callback] = (),
-    token_bytes: npt.NDArray[np.int64] | None = None,
+    **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on any batches, and return the result; works as `train`.
 
@@ -165,16 +169,13 @@ def train_on_batches(
         out: Folder of the run; created if it does not exist.
         held_out: Batches to evaluate on.
         score_fn: The loss of a held-out batch.
-        resume: As of `RunOptions`, like the arguments below.
-        progress: Likewise.
-        loss_fn: Likewise.
-        callbacks: Likewise.
-        token_bytes: Likewise.
+        options: As of `train`.
 
     Raises:
         ValueError: As `train`.
         OSError: As `train`.
     """
+    loss_fn, token_bytes = options.get("loss_fn", batch_loss), options.get("token_bytes")
     loss: ScoreFunction = batch_score if loss_fn is batch_loss and token_bytes is not None else loss_fn
     if config.label_smoothing or config.z_loss:
         if loss_fn is not batch_loss:
@@ -195,7 +196,7 @@ def train_on_batches(
             model.gradient_checkpointing_enable(every=config.checkpoint_activations)
         if config.dtype == "float8":
             use_float8(model, ranks.device)
-        checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
+        checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, options.get("resume", False)))
         state, trained = TrainState(0, 0.0, {}), model
         if checkpoint is not None:
             state = read_state(checkpoint)
@@ -213,7 +214,9 @@ def train_on_batches(
 
         def open_reports() -> tuple[float, float, float]:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
-            reports.extend([metrics, ProgressReport(progress), LossPlot("token" if predicts_text else "text")])
+            reports.extend(
+                [metrics, ProgressReport(options.get("progress")), LossPlot("token" if predicts_text else "text")]
+            )
             return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
         last = ranks.on_main(open_reports)
@@ -228,7 +231,10 @@ def train_on_batches(
             loss_fn=loss,
             score_fn=score_fn,
             token_bytes=token_bytes,
-            callbacks=[*reports, *(callback for callback in callbacks if ranks.is_main or callback.on_every_rank)],
+            callbacks=[
+                *reports,
+                *(callback for callback in options.get("callbacks", ()) if ranks.is_main or callback.on_every_rank),
+            ],
             ranks=ranks,
             whole=model,
         )

@@ -18,7 +18,7 @@ from bpe_llama.model.layers.loss import chunked_next_token_loss, labels_within_d
 from bpe_llama.model.layers.matmul.products import training_products
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.data.batches import Batch
-from bpe_llama.model.training.sharded import local
+from bpe_llama.model.training.optimizers.sharded import local
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ def batch_score(
             model.lm_head,
             labels_BT,
             num_items_in_batch=learned,
+            finish=model.finish,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._corpus.shards import Shard
+from bpe_llama._corpus.worker_errors import raised_by_workers, raised_for_driver
 from bpe_llama._files import PathLike
 from bpe_llama._progress import ProgressOption, reporting
-from bpe_llama._worker_errors import raised_by_workers, raised_for_driver
 from bpe_llama.counts import DEFAULT_PATTERN, WordCounts, splitting_of
 from bpe_llama.counts import count_files as count_files_here
 

@@ -14,9 +14,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.layers import linear_cross_entropy as fused
-from bpe_llama.model.layers.linear_cross_entropy import linear_cross_entropy
 from bpe_llama.model.layers.loss import chunked_next_token_loss
+from bpe_llama.model.layers.loss import linear_cross_entropy as fused
+from bpe_llama.model.layers.loss.linear_cross_entropy import linear_cross_entropy
 from bpe_llama.model.layers.matmul import products
 
 Make = Callable[..., LlamaForCausalLM]

@@ -13,6 +13,7 @@ from bpe_llama.model.backends.forward import decoder_for
 from bpe_llama.model.layers.logits import Scale
 from bpe_llama.model.layers.loss import chunked_next_token_loss
 from bpe_llama.model.quantization.quantize import dequantize, quantize
+from bpe_llama.model.training.step import TensorBatch, batch_score
 from tests.small_models import TINY
 
 IDS = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -46,6 +47,24 @@ def test_the_loss_and_gradients_are_those_of_scaled_logits(
     assert_close(found, expected)
     for ours, theirs in zip(torch.autograd.grad(found, [hidden, head.weight]), gradients, strict=True):
         assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "granite", "logits_scaling": 3.0},
+        {"model_type": "gemma2", "final_logit_softcapping": 0.5, "head_dim": 8, "query_pre_attn_scalar": 8},
+        {"model_type": "cohere", "logit_scale": 0.25, "bos_token_id": 1, "eos_token_id": 2},
+    ],
+    ids=lambda fields: fields["model_type"],
+)
+def test_training_has_the_loss_of_the_models_logits(fields: dict[str, object]) -> None:
+    model = LlamaForCausalLM(LlamaConfig.from_dict(TINY | {"initializer_range": 0.3} | fields), seed=0).eval()
+    no_bytes = torch.arange(3)
+    scored = batch_score(model, TensorBatch(IDS, IDS, without_bytes=no_bytes), 38)
+    expected = model(IDS).logits[:, :-1].flatten(0, 1).log_softmax(-1).gather(1, IDS[:, 1:].reshape(-1, 1))
+    assert_close(scored.loss, -expected.mean())
+    assert_close(scored.text_nats, -expected[3:].sum())
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "float8_e4m3"])

@@ -394,3 +394,13 @@ def test_short_attention_in_bfloat16_is_that_of_float32_but_rounding(padded: boo
             enable_gqa=True,
         )
         assert torch.equal(sdpa(*inputs, visible), same)
+
+
+def test_autocast_with_gradients_reads_a_float32_cache(tiny_model: Make, ids: Tensor) -> None:
+    model, logits = tiny_model(), []
+    for gradients in (False, True):
+        cache = KVCache(model.config, 3, dtype=torch.float32)
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+            logits.append([model(ids[:, a:b], past_key_values=cache).logits for a, b in [(0, 9), (9, 19), (19, 20)]])
+    for without, with_gradients in zip(*logits, strict=True):
+        assert torch.equal(without, with_gradients)

@@ -103,7 +103,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         ("ARCHITECTURE.md", "8 KiB ahead", "rust/kernels/src/matmul/prefetch_distance.rs", "bytes: 8192,"),
         ("ARCHITECTURE.md", "sixteen lanes", "rust/simd/src/f32x16/vector.rs", "LANES: usize = 16;"),
         ("ARCHITECTURE.md", "spin for 0.1 ms", "rust/kernels/src/thread_pool.rs", "Duration::from_micros(100);"),
-        ("docs/training.md", "2^23 logits", "model/layers/linear_cross_entropy.py", "CHUNK_LOGITS = 1 << 23"),
+        ("docs/training.md", "2^23 logits", "model/layers/loss/linear_cross_entropy.py", "CHUNK_LOGITS = 1 << 23"),
         ("docs/tokenizer.md", "60 MiB", "rust/bpe/src/cache/mod.rs", "DEFAULT_LIMIT: usize = 60 << 20;"),
     ],
 )

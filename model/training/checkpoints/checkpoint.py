@@ -27,9 +27,9 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
+from bpe_llama.model.training.optimizers.sharded import is_sharded, local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
-from bpe_llama.model.training.sharded import is_sharded, local
 from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:
@@ -230,22 +230,14 @@ def load_weights(folder: Path, model: Pretrained) -> None:
     Raises:
         ValueError: If a file is missing, damaged or does not match the model.
     """
-    try:
-        weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     for name, place in _adapter_folders(model, folder).items():
         lora.restore(model, place, name)
-    if weights:
-        _load_weights(folder, model, weights)
-
-
-def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:
-    """Return the folder of each adapter in a checkpoint, in peft's layout."""
-    return {name: folder if name == "default" else folder / name for name in lora.names(model)}
-
-
-def _load_weights(folder: Path, model: Pretrained, weights: dict[str, Tensor]) -> None:
+    if lora.names(model):
+        return
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
     found = {name: tensor.shape for name, tensor in weights.items() if name not in tied}
@@ -253,6 +245,11 @@ def _load_weights(folder: Path, model: Pretrained, weights: dict[str, Tensor]) -
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise ValueError(f"{folder}: the checkpoint is of another model: {', '.join(different[:8])} differ")
     model.load_state_dict(weights, strict=False)
+
+
+def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:
+    """Return the folder of each adapter in a checkpoint, in peft's layout."""
+    return {name: folder if name == "default" else folder / name for name in lora.names(model)}
 
 
 def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:

@@ -1,19 +1,16 @@
-"""What a batch is, and the token files that batches are made of."""
+"""What a batch is, and what a data set is to the training loop."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.layers.loss import IGNORED
-
-TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -117,16 +114,6 @@ def epochs_of(batches: Batches, index: int) -> dict[str, float]:
     return metrics
 
 
-class Tokens(Protocol):
-    """A sequence of ids: an array, or the shards of a folder as one."""
-
-    def __len__(self) -> int:
-        """Return the number of ids."""
-
-    def __getitem__(self, place: Any, /) -> Any:
-        """Return the ids of a slice as an array."""
-
-
 def short_hash(*arrays: npt.NDArray[Any]) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of the arrays' values as int64.
 
@@ -140,29 +127,15 @@ def short_hash(*arrays: npt.NDArray[Any]) -> str:
     return found.hexdigest()[:16]
 
 
-def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
-    """Return the tokens of a `.npy` file, memory-mapped: shape `(n,)`, dtype uint16 or uint32.
+def check_ids(ids: npt.NDArray[np.int64], vocab_size: int, where: str = "") -> None:
+    """Check that ids are inside the vocabulary.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not such an array, is empty or is truncated.
+        ValueError: If one is not; the message has it, and `where` it is.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such token file; `bpe-llama encode` or Tokenizer.encode_files writes one")
-    with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a complete .npy file: {error}") from None
-    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
-        found = f"{tokens.dtype} of shape {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
-        raise ValueError(f"{path}: {found}, expected one row of uint16 or uint32 tokens")
-    if len(tokens) == 0:
-        raise ValueError(f"{path}: holds no tokens")
-    return tokens
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise ValueError(f"token {wrong}{where} is outside the model's vocabulary of {vocab_size:,}")
 
 
 def checked_window(tokens: Tokens, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import Batch, short_hash
+from bpe_llama.model.training.data.batches import Batch, check_ids, short_hash
 
 Ids = npt.NDArray[np.int64]
 
@@ -44,9 +44,7 @@ class Example:
             raise ValueError(f"an example has {len(self.ids):,} tokens, the model's context is {longest:,}")
         if not self.learned:
             raise ValueError(f"an example of {len(self.ids):,} tokens has no token to learn")
-        if self.ids.min() < 0 or self.ids.max() >= vocab_size:
-            wrong = int(self.ids.min()) if self.ids.min() < 0 else int(self.ids.max())
-            raise ValueError(f"token {wrong} is outside the model's vocabulary of {vocab_size:,}")
+        check_ids(self.ids, vocab_size)
 
 
 class ExampleBatches:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bpe_llama.model.training.data.batches import Batch
+from bpe_llama.model.training.data.batches import Batch, check_ids
 
 _KEYS = {"input_ids": "ids", "labels": "labels", "attention_mask": "attention_mask", "document_ids": "document_ids"}
 
@@ -108,9 +108,8 @@ def as_batch(item: Any, number: int = 0, vocab_size: int | None = None, longest:
             raise ValueError(f"{name} of {where} have shape {field.shape}; expected (B, T), that of the ids {shape}")
     if longest is not None and shape[1] > longest:
         raise ValueError(f"{where} has rows of {shape[1]:,} tokens, the model's context is {longest:,}")
-    if batch.ids.size and vocab_size is not None and not 0 <= batch.ids.min() <= batch.ids.max() < vocab_size:
-        wrong = int(batch.ids.min()) if batch.ids.min() < 0 else int(batch.ids.max())
-        raise ValueError(f"token {wrong} of {where} is outside the model's vocabulary of {vocab_size:,}")
+    if vocab_size is not None:
+        check_ids(batch.ids, vocab_size, f" of {where}")
     return batch
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import Tokens, checked_window
-from bpe_llama.model.training.data.rows import Ids, Row, fingerprint
+from bpe_llama.model.training.data.batches import checked_window
+from bpe_llama.model.training.data.rows import CorpusRows, Ids, Row
 
 Pattern = tuple[tuple[int, int], ...]
 """The lengths of the documents in a row, and how many there are of each."""
@@ -64,7 +63,7 @@ def best_fit(counts: Sequence[int], window: int) -> list[tuple[Pattern, int]]:
     return [entry for space in sorted(rows) for entry in rows[space]]
 
 
-class PackedRows:
+class PackedRows(CorpusRows):
     """Rows of whole documents, in an order and a combination of each epoch's own.
 
     A document longer than `window` is cut into pieces of `window` tokens and a rest. Every epoch has each piece once.
@@ -78,41 +77,13 @@ class PackedRows:
     Cost: 40 bytes a document. The plan of an epoch takes about a second for 1e6 documents.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        starts: Ids,
-        *,
-        window: int,
-        vocab_size: int,
-        seed: int = 0,
-        mask: bool = True,
-        name: str = "",
-        stream: int = 0,
-    ) -> None:
-        """Plan the rows.
+    starts: Ids
 
-        Args:
-            tokens: The ids, (n,).
-            starts: Where each document begins, and n.
-            window: Most tokens of a row.
-            vocab_size: That of the model.
-            seed: Of the order.
-            mask: Number the documents, so that attention does not cross them.
-            name: Of the corpus.
-            stream: Tells apart corpora that are shuffled with the same seed.
-        """
-        self.tokens, self.starts, self.window, self.vocab_size = tokens, starts, window, vocab_size
-        self.seed, self.mask, self.name, self.stream = seed, mask, name, stream
-        self._begins, self._lengths = _pieces(starts, window)
-        self._slot_row, sizes = _slots(np.bincount(self._lengths, minlength=window + 1), window)
+    def _plan(self) -> None:
+        self._begins, self._lengths = _pieces(self.starts, self.window)
+        self._slot_row, sizes = _slots(np.bincount(self._lengths, minlength=self.window + 1), self.window)
         self.rows_per_epoch = len(sizes)
         self._sizes, self._order, self._tokens_of = sizes, self._planned(0), (-1, sizes)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Return the number of tokens, and a hash of ranges of them and of the documents' starts."""
-        return fingerprint(self.tokens, self.starts)
 
     @property
     def padding(self) -> float:
@@ -153,16 +124,12 @@ class PackedRows:
             self._tokens_of = before
         return epoch * int(self._sizes.sum()) + (int(before[1][place - 1]) if place else 0)
 
-    def epochs(self, index: int) -> dict[str, float]:
-        """Return how often the rows before `index` pass over the data."""
-        return {self.name: index / self.rows_per_epoch}
-
     def _row_order(self, epoch: int) -> Ids:
-        return np.random.default_rng([self.seed, epoch, self.stream, 1]).permutation(self.rows_per_epoch)
+        return self._random(epoch, 1).permutation(self.rows_per_epoch)
 
     def _planned(self, epoch: int) -> tuple[int, Ids, Ids, Ids]:
         """Return the epoch, its pieces row by row, where each row begins among them, and the order of the rows."""
-        random = np.random.default_rng([self.seed, epoch, self.stream])
+        random = self._random(epoch)
         pieces = random.permutation(len(self._lengths))
         # Slots are by falling length; a random piece of its length goes to each.
         pieces = pieces[np.argsort(self.window - self._lengths[pieces], kind="stable")]

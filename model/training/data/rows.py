@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window, short_hash
+from bpe_llama.model.training.data.batches import Batch, checked_window, short_hash
 
 Ids = npt.NDArray[np.int64]
 _HASHED = 1 << 16  # tokens per hashed range
@@ -52,7 +53,62 @@ class Rows(Protocol):
         """Return how often the rows before `index` pass over each corpus, by its name."""
 
 
-class Windows:
+class CorpusRows:
+    """What the rows of one corpus share: `Windows` and `PackedRows` say how they are cut.
+
+    Args:
+        tokens: The ids, (n,).
+        starts: Where each document begins, and n; None if they are not told apart.
+        window: Most tokens of a row.
+        vocab_size: That of the model.
+        seed: Of the order.
+        mask: With `starts`: number the documents in a row, so that attention does not cross them.
+        name: Of the corpus.
+        stream: Tells apart corpora that are shuffled with the same seed.
+
+    Raises:
+        ValueError: If the tokens are fewer than one window, where no row may be shorter.
+    """
+
+    rows_per_epoch: int
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        starts: Ids | None = None,
+        *,
+        window: int,
+        vocab_size: int,
+        seed: int = 0,
+        mask: bool = True,
+        name: str = "",
+        stream: int = 0,
+    ) -> None:
+        self.tokens, self.starts, self.window, self.vocab_size = tokens, starts, window, vocab_size
+        self.seed, self.mask, self.name, self.stream = seed, mask, name, stream
+        self._plan()
+
+    def _plan(self) -> None:
+        raise NotImplementedError
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the number of tokens, and a hash of 16 evenly spaced ranges of them and of the documents' starts."""
+        last = max(0, len(self.tokens) - _HASHED)
+        places = (last * part // 15 for part in range(16))
+        ranges = [self.tokens[place : place + _HASHED] for place in places]
+        starts = [] if self.starts is None else [self.starts]
+        return f"{len(self.tokens):,} tokens (sha256 {short_hash(*ranges, *starts)})"
+
+    def epochs(self, index: int) -> dict[str, float]:
+        """Return how often the rows before `index` pass over the data."""
+        return {self.name: index / self.rows_per_epoch}
+
+    def _random(self, epoch: int, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, self.stream, *purpose])
+
+
+class Windows(CorpusRows):
     """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own.
 
     Example:
@@ -61,44 +117,13 @@ class Windows:
         (4, 4)
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        *,
-        window: int,
-        vocab_size: int,
-        seed: int = 0,
-        starts: Ids | None = None,
-        name: str = "",
-        stream: int = 0,
-    ) -> None:
-        """Construct the windows; ids must be below `vocab_size`.
-
-        Args:
-            tokens: The ids, (n,).
-            window: Tokens per row.
-            vocab_size: That of the model.
-            seed: Of the order.
-            starts: Where each document begins; if given, `document_ids` tell documents apart.
-            name: Of the corpus.
-            stream: Tells apart corpora that are shuffled with the same seed.
-
-        Raises:
-            ValueError: If the tokens are fewer than one window.
-        """
-        if len(tokens) < window:
-            of = f"{name}: " if name else ""
-            raise ValueError(f"{of}{len(tokens):,} tokens, expected at least one window of {window:,}")
-        self.tokens, self.window, self.vocab_size, self.seed = tokens, window, vocab_size, seed
-        self.starts, self.name, self.stream = starts, name, stream
+    def _plan(self) -> None:
+        if len(self.tokens) < self.window:
+            of = f"{self.name}: " if self.name else ""
+            raise ValueError(f"{of}{len(self.tokens):,} tokens, expected at least one window of {self.window:,}")
         # One window fewer than fit, so that the offset can vary.
-        self.rows_per_epoch = max(1, len(tokens) // window - 1)
+        self.rows_per_epoch = max(1, len(self.tokens) // self.window - 1)
         self._order = self._shuffled(0)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Return the number of tokens, and a hash of 16 evenly spaced ranges of them and of the documents' starts."""
-        return fingerprint(self.tokens, self.starts)
 
     def row(self, index: int) -> Row:
         """Return row `index`, of which every token is learned but the first of a document.
@@ -112,7 +137,7 @@ class Windows:
         _, shift, order = self._order
         begin = shift + int(order[place]) * self.window
         ids = checked_window(self.tokens, begin, self.window, self.vocab_size)
-        if self.starts is None:
+        if self.starts is None or not self.mask:
             return Row(ids, ids)
         inside = slice(*np.searchsorted(self.starts, (begin, begin + self.window)))
         first = np.zeros(self.window, dtype=np.int64)
@@ -123,13 +148,9 @@ class Windows:
         """Return the number of tokens in the rows before `index`."""
         return index * self.window
 
-    def epochs(self, index: int) -> dict[str, float]:
-        """Return how often the rows before `index` pass over the data."""
-        return {self.name: index / self.rows_per_epoch}
-
     def _shuffled(self, epoch: int) -> tuple[int, int, Ids]:
         """Return the epoch, the offset of its first window, and the order of its windows."""
-        random = np.random.default_rng([self.seed, epoch, self.stream])
+        random = self._random(epoch)
         spare = len(self.tokens) - self.rows_per_epoch * self.window
         return epoch, int(random.integers(min(spare, self.window) + 1)), random.permutation(self.rows_per_epoch)
 
@@ -225,11 +246,3 @@ def collate_rows(rows: list[Row], window: int) -> Batch:
         document_ids = np.tile(np.array([marks[-1] + 1 for marks in documents])[:, None], window)
         document_ids[present] = np.concatenate(documents)
     return Batch(ids, labels, None if present.all() else present.astype(np.int64), document_ids)
-
-
-def fingerprint(tokens: Tokens, starts: Ids | None = None) -> str:
-    """Return the number of tokens, and a hash of 16 evenly spaced ranges of them and of the documents' starts."""
-    last = max(0, len(tokens) - _HASHED)
-    places = (last * part // 15 for part in range(16))
-    ranges = [tokens[place : place + _HASHED] for place in places]
-    return f"{len(tokens):,} tokens (sha256 {short_hash(*ranges, *([] if starts is None else [starts]))})"

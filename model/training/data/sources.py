@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bpe_llama._corpus.corpus import Corpus, open_corpus
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
@@ -13,7 +14,6 @@ from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.mixture import Mixture, check_weights
 from bpe_llama.model.training.data.packing import PackedRows
 from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate_rows, first_windows
-from bpe_llama.model.training.data.shards import Corpus, open_corpus
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
@@ -115,11 +115,18 @@ def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
 def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig) -> Rows:
     rows: list[Rows] = []
     for stream, corpus in enumerate(corpora):
-        options: dict[str, Any] = {"window": config.sequence_length, "vocab_size": model.vocab_size}
-        options |= {"seed": config.seed, "name": corpus.name, "stream": stream}
-        if config.packing == "best_fit" and corpus.starts is not None:
-            rows.append(PackedRows(corpus.tokens, corpus.starts, mask=config.masks_documents, **options))
-        else:
-            starts = corpus.starts if config.masks_documents else None
-            rows.append(Windows(corpus.tokens, starts=starts, **options))
+        packed = config.packing == "best_fit" and corpus.starts is not None
+        kind: type[PackedRows] | type[Windows] = PackedRows if packed else Windows
+        rows.append(
+            kind(
+                corpus.tokens,
+                corpus.starts if packed or config.masks_documents else None,
+                window=config.sequence_length,
+                vocab_size=model.vocab_size,
+                seed=config.seed,
+                mask=config.masks_documents,
+                name=corpus.name,
+                stream=stream,
+            )
+        )
     return rows[0] if len(rows) == 1 else Mixture(rows, weights, config.seed)

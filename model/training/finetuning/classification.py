@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.rows import check_text, has_rows, read_rows
 from bpe_llama._files import PathLike
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.evaluation.classification import (
@@ -21,16 +22,17 @@ from bpe_llama.model.evaluation.classification import (
     evaluate_classifier,
     pad_texts,
 )
-from bpe_llama.model.training.callbacks import Callback, TrainResult
+from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.config import TrainConfig, with_epochs
-from bpe_llama.model.training.data.batches import Batch
+from bpe_llama.model.training.data.batches import Batch, check_ids
 from bpe_llama.model.training.data.examples import ExampleBatches
-from bpe_llama.model.training.finetuning.rows import check_text, has_rows, read_rows
 from bpe_llama.model.training.finetuning.show import print_trainable_parameters
-from bpe_llama.model.training.run import train_on_batches
+from bpe_llama.model.training.run import ReportOptions, train_on_batches
 from bpe_llama.model.training.step import Scored, TensorBatch
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from bpe_llama.tokenizer import Tokenizer
 
 
@@ -97,10 +99,8 @@ def read_labelled(
                 bad_rows.skip_or_raise(f"{place}: {error}", error)
                 continue
             if len(ids) > max_length:
-                ids, truncated = (
-                    list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"]),
-                    truncated + 1,
-                )
+                ids = list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+                truncated += 1
             values.setdefault(str(value), value)
             found.append((ids, str(value)))
     bad_rows.warn(stacklevel=2)
@@ -212,9 +212,7 @@ def train_classifier(
     out: PathLike,
     *,
     eval_texts: Sequence[LabelledText] = (),
-    resume: bool = False,
-    progress: bool | None = None,
-    callbacks: Sequence[Callback] = (),
+    **options: Unpack[ReportOptions],
 ) -> tuple[TrainResult, ClassifierScore | None]:
     """Train a classifier in place, and return the result and the score of the held-out texts.
 
@@ -227,9 +225,7 @@ def train_classifier(
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_texts: Held-out texts, scored at the end and every `config.eval_every` steps.
-        resume: Resume from the checkpoint in `out`, if there is one.
-        progress: As of `train`, like the next one.
-        callbacks: Likewise.
+        options: `resume`, `progress` and `callbacks`, as of `train`.
 
     Raises:
         ValueError: As `train`; or if the config has no `pad_token_id`, a text is longer than the model's context, or an
@@ -248,8 +244,7 @@ def train_classifier(
             raise ValueError(f"a text has no token to classify: {text.ids.tolist()!r:.40}, where {padding} is padding")
         if len(text.ids) > context:
             raise ValueError(f"a text has {len(text.ids):,} tokens, the model's context is {context:,}")
-        if text.ids.min() < 0 or text.ids.max() >= vocab_size:
-            raise ValueError(f"a text has an id outside the model's vocabulary of {vocab_size:,}: {text.ids.max()}")
+        check_ids(text.ids, vocab_size, " of a text")
         if not 0 <= text.label < model.config.num_labels:
             raise ValueError(f"label {text.label} is not among the {model.config.num_labels} labels")
     batches = LabelledBatches(texts, batch_size=config.batch_size, padding=padding, seed=config.seed)
@@ -264,11 +259,9 @@ def train_classifier(
         config,
         out,
         held_out=[Batch(*pad_texts(eval_texts[i : i + size], padding)) for i in range(0, len(eval_texts), size)],
-        resume=resume,
-        progress=progress,
         loss_fn=classification_loss,
         score_fn=classification_score,
-        callbacks=callbacks,
+        **options,
     )
     if result.interrupted or not eval_texts:
         return result, None
@@ -282,9 +275,7 @@ def finetune_classifier(
     out: PathLike,
     *,
     epochs: float | None = None,
-    resume: bool = False,
-    progress: bool | None = None,
-    callbacks: Sequence[Callback] = (),
+    **options: Unpack[ReportOptions],
 ) -> tuple[TrainResult, ClassifierScore | None]:
     """Train a classifier on the texts of `read_labelled`, of which `config.eval_fraction` are held out at random.
 
@@ -294,9 +285,7 @@ def finetune_classifier(
         config: The run's options.
         out: Folder of the run.
         epochs: Passes over the data, instead of `config.max_steps`.
-        resume: Resume from the checkpoint in `out`, if there is one.
-        progress: As of `train`, like the next one.
-        callbacks: Likewise.
+        options: As of `train_classifier`.
 
     Raises:
         ValueError: As `train_classifier`; or if `epochs` is not positive or there are too few texts.
@@ -306,6 +295,4 @@ def finetune_classifier(
         print(f"{data.truncated} texts truncated to {config.sequence_length} tokens", file=sys.stderr)
     print_trainable_parameters(model)
     config = with_epochs(config, epochs, len(texts))
-    return train_classifier(
-        model, texts, config, out, eval_texts=held_out, resume=resume, progress=progress, callbacks=callbacks
-    )
+    return train_classifier(model, texts, config, out, eval_texts=held_out, **options)

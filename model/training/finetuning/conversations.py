@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.rows import check_text, has_rows, is_other_table, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends
 from bpe_llama.chat import encode_conversation, render_for
 from bpe_llama.model.layers.loss import IGNORED
@@ -18,7 +19,6 @@ from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.finetuning.formats import Chat, Completion, describe_fields, detect_format, read_row
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import SpecialLookalikes, encode_parsed
-from bpe_llama.model.training.finetuning.rows import check_text, has_rows, is_other_table, read_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
-from bpe_llama._files import PathLike
-from bpe_llama._lock import locked
+from bpe_llama._files import PathLike, locked
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig, with_epochs
-from bpe_llama.model.training.data.shards import open_corpus
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
@@ -92,14 +91,11 @@ def finetune(
     ranks = start(config.device, config.parallel)
     ranks.on_main(lambda: checkpoint_to_resume(out, resume))  # before this run replaces another run's tokens.npy
     if is_text:
-        token_file, progress = out / "tokens.npy", options.get("progress")
-
-        def write() -> None:
-            how: dict[str, Any] = {"parse_special": parse_special, "on_error": on_error, "progress": progress}
-            write_tokens(files, tokenizer, token_file, **how)
-
+        token_file = out / "tokens.npy"
+        how: dict[str, Any] = {"parse_special": parse_special, "on_error": on_error}
+        how["progress"] = options.get("progress")
         with ranks.entered_on_main(locked(out)):
-            ranks.on_main(write)
+            ranks.on_main(lambda: write_tokens(files, tokenizer, token_file, **how))
         corpus, _ = open_corpus(token_file).split(config.eval_fraction, config.sequence_length)
         if show_example and ranks.is_main:
             print_example(tokenizer, corpus.tokens[: config.sequence_length].astype(np.int64))

@@ -17,10 +17,10 @@ from bpe_llama import _core
 from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet
+from bpe_llama._corpus.rows import check_text, has_lines, has_rows, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends, write_documents
 from bpe_llama._files import atomic_write
 from bpe_llama.model.training.finetuning.formats import read_row
-from bpe_llama.model.training.finetuning.rows import check_text, has_lines, has_rows, read_rows
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer

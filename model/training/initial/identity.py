@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
-_OUTPUT_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
+_OUTPUT_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "w2.weight", "experts.down_proj")
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpe_llama.model.training.sharded import local
+from bpe_llama.model.training.optimizers.sharded import local
 
 _CHUNK = 1 << 23  # elements per block of an update
 

@@ -37,8 +37,7 @@ from bpe_llama._corpus.shards import (
     write_index,
     write_json,
 )
-from bpe_llama._files import PathLike, read_json_object
-from bpe_llama._lock import locked
+from bpe_llama._files import PathLike, locked, read_json_object
 from bpe_llama._progress import ProgressOption, Report, reporting
 
 _SOURCES = "sources.json"

@@ -20,6 +20,7 @@ from bpe_llama.model.backends.cpu.native import Rows
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.cache import QuantizedCache
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
+from bpe_llama.model.llama import DecoderLayer
 from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
@@ -302,14 +303,15 @@ def test_layers_replaced_by_others_are_left_to_the_model(tiny_model: Make) -> No
         model = tiny_model()
         model.set_submodule(path, Doubled(model.get_submodule(path)))
         assert not can_decode(model), path
-    patched, subclassed, shared, tied, half_biased = (tiny_model(num_key_value_heads=6) for _ in range(5))
+    patched, subclassed, shared, tied, half_biased, branch = (tiny_model(num_key_value_heads=6) for _ in range(6))
+    branch.model.layers[2].__class__ = type("Other", (DecoderLayer,), {"mlp_branch": DecoderLayer.feed_forward})
     attention = patched.model.layers[0].self_attn
     attention.forward = lambda *arguments: Doubled.forward(Doubled(attention), *arguments)
     subclassed.model.layers[1].mlp.__class__ = type("Other", (type(subclassed.model.layers[1].mlp),), {})
     shared.model.layers[0].self_attn.v_proj.weight = shared.model.layers[0].self_attn.k_proj.weight
     tied.model.layers[2].mlp = tied.model.layers[0].mlp
     half_biased.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(48))
-    for model in (patched, subclassed, shared, tied, half_biased):
+    for model in (patched, subclassed, shared, tied, half_biased, branch):
         assert not can_decode(model)
     assert shared.generate(torch.tensor([[5, 6]]), max_new_tokens=3, eos_id=()).shape == (1, 5)
 

@@ -138,7 +138,7 @@ def test_two_runs_in_one_folder_are_refused(token_file: Path, tmp_path: Path) ->
     out = tmp_path / "run"
     config = training.TrainConfig(max_steps=1, **SETTINGS)
     hold = (
-        f"import time; from pathlib import Path; from bpe_llama._lock import locked\n"
+        f"import time; from pathlib import Path; from bpe_llama._files import locked\n"
         f"with locked(Path({str(out)!r})): print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:

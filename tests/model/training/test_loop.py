@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from bpe_llama.model import LlamaForCausalLM, training
-from bpe_llama.model.layers import linear_cross_entropy
+from bpe_llama.model.layers.loss import linear_cross_entropy
 from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint
 from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.optimizers.adamw import (

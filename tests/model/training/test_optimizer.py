@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from bpe_llama.model import training
+from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training.optimizers.adamw import adamw
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.optimizers.stochastic import StochasticAdamW, round_stochastically
-from tests.model.training.helpers import SETTINGS, fresh, losses
+from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
 
 
 def test_adamw_matches_the_paper_and_decays_matrices_only() -> None:
@@ -137,14 +137,16 @@ def test_bfloat16_autocast_keeps_float32_weights(token_file: Path, tmp_path: Pat
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_layers_initialized_as_the_identity_pass_the_embedding_through_and_are_trained() -> None:
-    model = training.start_as_identity(fresh())
+@pytest.mark.parametrize("experts", [None, 2])
+def test_layers_initialized_as_the_identity_pass_the_embedding_through_and_are_trained(experts: int | None) -> None:
+    model = training.start_as_identity(LlamaForCausalLM(CONFIG.replace(num_local_experts=experts), seed=0))
     ids = torch.arange(16)[None]
     out = model(ids, labels=ids)
     torch.testing.assert_close(out.logits, model.lm_head(model.model.norm(model.model.embed_tokens(ids))))
     out.loss.backward()
     layer = model.model.layers[0]
-    assert layer.self_attn.o_proj.weight.grad.abs().sum() > 0 and layer.mlp.down_proj.weight.grad.abs().sum() > 0
+    down = layer.block_sparse_moe.experts[0].w2 if experts else layer.mlp.down_proj
+    assert layer.self_attn.o_proj.weight.grad.abs().sum() > 0 and down.weight.grad.abs().sum() > 0
 
 
 def test_the_learning_rate_rises_then_falls_to_its_final_value() -> None:

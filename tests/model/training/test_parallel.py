@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bpe_llama import Tokenizer
-from bpe_llama._lock import locked
+from bpe_llama._files import locked
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification, lora, quantize, training
 from bpe_llama.model.evaluation.classification import LabelledText

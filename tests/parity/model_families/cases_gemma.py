@@ -184,11 +184,11 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
             ({"hidden_activation": []}, "hidden_act is"),
             (
                 {"rope_parameters": {"sliding_attention": {"rope_type": "dynamic", "factor": 2.0}}},
-                "rope_type of sliding_attention is 'dynamic'",
+                "rope_type of 'sliding_attention' is 'dynamic'",
             ),
             (
                 {"rope_parameters": {"sliding_attention": {"factor": 2.0}}},
-                "factor of sliding_attention is 2.0, which its rope_type does not read",
+                "factor of 'sliding_attention' is 2.0, which rope_type 'default' lacks",
             ),
         ],
     },

@@ -18,6 +18,7 @@ import transformers
 from torch.testing import assert_close
 
 from bench import data
+from bench.llama_cpp import LlamaCpp
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.checkpoints.gguf_write import content_of, save_gguf
 from bpe_llama.model.family import FAMILIES
@@ -154,43 +155,14 @@ def test_a_config_that_llama_cpp_does_not_compute_is_refused(
     assert not (tmp_path / "m.gguf").exists()
 
 
-SERVER = """
-import json, os, sys, urllib.request
-folder, path, prompts = sys.argv[1], sys.argv[2], json.load(open(sys.argv[3]))
-sys.path.insert(0, folder)
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_parallel, params.n_gpu_layers = path, 1, 0
-params.n_ctx = 128 * -(-max(map(len, prompts), default=1) // 100)
-params.warmup = params.fit_params = False
-params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-server = xllamacpp.Server(params)
-rows = []
-for ids in prompts:
-    body = {"prompt": ids, "n_predict": 1, "n_probs": 4096, "ignore_eos": True, "cache_prompt": False, "temperature": 0}
-    request = urllib.request.Request(server.listening_address + "/completion", json.dumps(body).encode())
-    answer = json.load(urllib.request.urlopen(request))
-    chosen = {one["id"]: one["logprob"] for one in answer["completion_probabilities"][0]["top_logprobs"]}
-    rows.append([chosen[token] for token in sorted(chosen)])
-print("\\n@" + json.dumps(rows), flush=True)
-os._exit(0)
-"""
-
-
-def run(*arguments: str) -> str:
-    """Return what a Python process of its own prints."""
-    done = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def by_llama_cpp(folder: Path, path: Path, prompts: list[list[int]]) -> list[list[float]]:
+def by_llama_cpp(path: Path, prompts: list[list[int]]) -> list[list[float]]:
     """Return the log-probabilities of the token after each prompt."""
-    path.with_suffix(".json").write_text(json.dumps(prompts))
-    printed = run(SERVER, str(folder), str(path), str(path.with_suffix(".json")))
-    rows: list[list[float]] = json.loads(printed.rpartition("\n@")[2])
+    rows = []
+    with LlamaCpp(path, exact=True, context=128 * -(-max(map(len, prompts)) // 100)) as llama_cpp:
+        for prompt in prompts:
+            (answer,) = llama_cpp.complete(prompt, 1, n_probs=4096, ignore_eos=True)["completion_probabilities"]
+            chosen = {one["id"]: one["logprob"] for one in answer["top_logprobs"]}
+            rows.append([chosen[token] for token in sorted(chosen)])
     return rows
 
 
@@ -199,7 +171,7 @@ def by_llama_cpp(folder: Path, path: Path, prompts: list[list[int]]) -> list[lis
 def test_llama_cpp_has_the_same_probabilities(
     pair: tuple[LlamaForCausalLM, Any], real: Callable[..., Any], tmp_path: Path
 ) -> None:
-    folder = real(data.llama_cpp_server)
+    real(data.llama_cpp)
     ours, _ = pair
     save_gguf(ours, tmp_path / "m.gguf", tokenizer=TOKENIZER)
     config = ours.config
@@ -212,7 +184,7 @@ def test_llama_cpp_has_the_same_probabilities(
         lengths = (17, min(8_200, config.max_position_embeddings - 8))
     assert lengths
     prompts = [ids_of(1, length)[0].tolist() for length in lengths]
-    for prompt, row in zip(prompts, by_llama_cpp(folder, tmp_path / "m.gguf", prompts), strict=True):
+    for prompt, row in zip(prompts, by_llama_cpp(tmp_path / "m.gguf", prompts), strict=True):
         expected = ours(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
         # llama.cpp looks the GELU of Gemma up in a table of float16.
         tolerance = 1e-2 if config.hidden_act != "silu" else 1e-4

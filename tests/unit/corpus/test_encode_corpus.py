@@ -99,7 +99,7 @@ def test_bad_input_is_named_before_anything_is_written(tok: Tokenizer, tmp_path:
 
 
 def test_a_folder_of_others_or_in_use_is_refused(tok: Tokenizer, tmp_path: Path) -> None:
-    from bpe_llama._lock import locked
+    from bpe_llama._files import locked
 
     (tmp_path / "a.txt").write_text("text")
     out = tmp_path / "out"

@@ -100,7 +100,7 @@ def test_errors_of_workers_are_what_they_are_on_one_machine(dataset, tmp_path):
 
 def test_errors_come_back_from_the_text_of_a_traceback(tmp_path):
     """What Ray hands on is text, lines of source among it, with the mark somewhere in it."""
-    from bpe_llama._worker_errors import WorkerError, raised_by_workers, raised_for_driver
+    from bpe_llama._corpus.worker_errors import WorkerError, raised_by_workers, raised_for_driver
 
     names = tmp_path / 'a name: with\nmany: \u00e9 \U0001f600 "quotes".txt'
     for error in (

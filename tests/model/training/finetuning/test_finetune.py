@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer
-from bpe_llama._lock import locked
+from bpe_llama._files import locked
 from bpe_llama.model import (
     LlamaForSequenceClassification,
     lora,

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.layers.documents import Documents
-from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
-from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
 from bpe_llama.model.layers.logits import Finish, Scale
+from bpe_llama.model.layers.loss.linear_cross_entropy import FEWEST_POSITIONS, IGNORED, linear_cross_entropy
 from bpe_llama.model.layers.matmul.products import recomputed
 
 
@@ -124,13 +123,20 @@ def chunked_next_token_loss(
             total = total + z_loss * (logits.logsumexp(-1).square() * (labels != IGNORED)).sum()
         return total
 
-    size = chunk_size or 4 * FEWEST_POSITIONS
-    if len(labels_M) <= size:
-        return summed(hidden_MD, labels_M) / divisor
-    total = hidden_BTD.new_zeros((), dtype=torch.float32)
-    for hidden, labels in zip(torch.split(hidden_MD, size), torch.split(labels_M, size), strict=True):
-        total = total + recomputed(summed, hidden, labels)
-    return total / divisor
+    return sum_of_chunks(summed, chunk_size or 4 * FEWEST_POSITIONS, hidden_MD, labels_M) / divisor
+
+
+def sum_of_chunks(function: Callable[..., Tensor], size: int, *tensors: Tensor) -> Tensor:
+    """Return the sum of what ``function`` returns for ``size`` rows of the tensors at a time, float32.
+
+    If there are several chunks, the backward pass computes the function again.
+    """
+    if len(tensors[0]) <= size:
+        return function(*tensors)
+    total = tensors[0].new_zeros((), dtype=torch.float32)
+    for chunk in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
+        total = total + recomputed(function, *chunk)
+    return total
 
 
 def _is_plain(head: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Linear]:

@@ -1,22 +1,32 @@
-"""Opens a corpus: a token file, or a folder of token shards as one sequence of documents."""
+"""Opens an encoded corpus: a token file, or a folder of token shards as one sequence of documents."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bpe_llama._corpus.shards import TokenShards, open_shards
-from bpe_llama.model.training.data.batches import TokenArray, Tokens, open_tokens
+from bpe_llama._files import PathLike
 
+TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
 Ids = npt.NDArray[np.int64]
 _CHUNK = 1 << 24
 """Tokens that are read at a time."""
+
+
+class Tokens(Protocol):
+    """A sequence of ids: an array, or the shards of a folder as one."""
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+
+    def __getitem__(self, place: Any, /) -> Any:
+        """Return the ids of a slice as an array."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class Corpus:
 
 
 def open_corpus(
-    path: str | os.PathLike[str],
+    path: PathLike,
     vocab_size: int | None = None,
     *,
     ends: Collection[int] = (),
@@ -155,3 +165,28 @@ def _read_starts(path: Path, tokens: int) -> Ids:
     if starts[0] != 0 or starts[-1] != tokens or (np.diff(starts) < 0).any():
         raise ValueError(f"{path}: expected places that rise from 0 to {tokens:,}, the tokens of the file beside it")
     return starts
+
+
+def open_tokens(path: PathLike) -> TokenArray:
+    """Return the tokens of a `.npy` file, memory-mapped: shape `(n,)`, dtype uint16 or uint32.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such an array, is empty or is truncated.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such token file; `bpe-llama encode` or Tokenizer.encode_files writes one")
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a complete .npy file: {error}") from None
+    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
+        found = f"{tokens.dtype} of shape {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
+        raise ValueError(f"{path}: {found}, expected one row of uint16 or uint32 tokens")
+    if len(tokens) == 0:
+        raise ValueError(f"{path}: holds no tokens")
+    return tokens
