@@ -48,3 +48,8 @@ pub mod scratch;
 pub use backend::{Backend, Kind};
 pub use f32x16::F32x16;
 pub use scratch::ScratchPool;
+
+/// Tests the example of the crate's page on crates.io.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
