@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
-use crate::arguments::{Specials, Text, Texts, Threads, places_before_joining, prepare_arrays, thread_count};
+use crate::arguments::{Specials, Text, Texts, Threads, at_least, places_before_joining, prepare_arrays, thread_count};
 use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
 
@@ -211,8 +211,9 @@ impl PyTokenizer {
         py: Python<'py>,
         text: &Bound<'py, PyAny>,
         allowed_special: Specials,
-        first: usize,
+        first: i64,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
+        let first = at_least(0, "first", first)?;
         let given = text;
         let text: Text = given.extract()?;
         let (ids, mut offsets) = allowed_special.view(|allowed| {
@@ -221,7 +222,9 @@ impl PyTokenizer {
         if matches!(text, Text::Owned(_)) {
             let places = places_before_joining(given)?;
             let place = |at: usize| places.get(at).copied().unwrap_or(at);
-            offsets.iter_mut().for_each(|(start, end)| (*start, *end) = (place(*start), place(*end)));
+            for (start, end) in &mut offsets {
+                (*start, *end) = (place(*start), place(*end));
+            }
         }
         Ok((self.list(py, &ids)?, list(py, offsets.into_iter().map(Ok))?))
     }
