@@ -10,7 +10,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,9 +38,7 @@ class Row(NamedTuple):
     """A job through three interfaces: the tool itself, our object in its place, our own method."""
 
     job: str
-    peer: Callable[[], Any]
-    door: Callable[[], Any]
-    own: Callable[[], Any]
+    peer_door_own: Sequence[Callable[[], Any]]
     size: float  # megabytes
     calls: int = 1  # a timing, for short jobs
 
@@ -69,12 +67,12 @@ def main() -> None:
             yield from transformers_rows(name, text)
 
     for row in rows():
-        expected = row.peer()
-        for name, call in (("our interface", row.door), ("our own call", row.own)):
-            if call() != expected:
+        calls = dict(zip(("peer", "door", "own"), row.peer_door_own, strict=True))
+        expected = calls["peer"]()
+        for name in ("door", "own"):
+            if calls[name]() != expected:
                 raise SystemExit(f"{row.job}: {name} gives another result than the peer")
         del expected
-        calls = {"peer": row.peer, "door": row.door, "own": row.own}
         timings = measure.interleaved(calls, options.rounds, row.calls, clock=time.process_time)
         peer, door, own = (timings[name].best for name in ("peer", "door", "own"))
         lines.append(
@@ -103,32 +101,34 @@ def tiktoken_rows(vocabulary: str, text: str, threads: int) -> list[Row]:
     return [
         Row(
             f"{vocabulary}: `encode_ordinary`, one text",
-            *(partial(side.encode_ordinary, text) for side in (peer, door, tok)),
+            [partial(side.encode_ordinary, text) for side in (peer, door, tok)],
             size,
         ),
         Row(
             f"{vocabulary}: `encode`, one text",
-            *(partial(encode, text) for encode in (peer.encode, door.encode, own)),
+            [partial(encode, text) for encode in (peer.encode, door.encode, own)],
             size,
         ),
         Row(
             f"{vocabulary}: `encode`, texts of {DOCUMENT:,} characters",
-            *(partial(each, encode, texts) for encode in (peer.encode, door.encode, own)),
+            [partial(each, encode, texts) for encode in (peer.encode, door.encode, own)],
             size,
         ),
         Row(
             f"{vocabulary}: `encode`, lines of {len(text) / len(lines):.0f} characters",
-            *(partial(each, encode, lines) for encode in (peer.encode, door.encode, own)),
+            [partial(each, encode, lines) for encode in (peer.encode, door.encode, own)],
             size,
         ),
         Row(
             f"{vocabulary}: `encode_batch`, the same texts, {threads} threads",
-            lambda: peer.encode_batch(texts, num_threads=threads),
-            lambda: door.encode_batch(texts, num_threads=threads),
-            lambda: tok.encode_batch(texts, threads, disallowed_special="all"),
+            [
+                lambda: peer.encode_batch(texts, num_threads=threads),
+                lambda: door.encode_batch(texts, num_threads=threads),
+                lambda: tok.encode_batch(texts, threads, disallowed_special="all"),
+            ],
             size,
         ),
-        Row(f"{vocabulary}: `decode`, one text", *(partial(side.decode, ids) for side in (peer, door, tok)), size),
+        Row(f"{vocabulary}: `decode`, one text", [partial(side.decode, ids) for side in (peer, door, tok)], size),
     ]
 
 
@@ -144,33 +144,24 @@ def transformers_rows(vocabulary: str, text: str) -> list[Row]:
     own: Any = partial(tok, allowed_special="all", num_threads=1, pad_id=peer.pad_token_id)
     paragraphs = [each for each in text.split("\n\n") if len(each) >= 100][:1000]
     documents = [text[start : start + DOCUMENT] for start in range(0, len(text) // 2, DOCUMENT)]
-    rows: list[Row] = []
+    count, mean = len(paragraphs), len("".join(paragraphs)) // len(paragraphs)
+    padded: dict[str, Any] = {"truncation": True, "max_length": 128, "padding": "max_length"}
+    rows = []
     for name, texts, options in (
-        (f"{len(paragraphs):,} paragraphs of {len(''.join(paragraphs)) // len(paragraphs)} characters", paragraphs, {}),
+        (f"{count:,} paragraphs of {mean} characters", paragraphs, {}),
         (f"texts of {DOCUMENT:,} characters", documents, {}),
-        ("paragraphs, truncated and padded to 128", paragraphs, {"truncation": True, "max_length": 128}),
+        ("the paragraphs, truncated and padded to 128", paragraphs, padded),
+        (f"one text of {len(SHORT)} characters", SHORT, {}),
     ):
-        if options:
-            options = {**options, "padding": "max_length"}
         calls = [partial(values, side, texts, **options) for side in (peer, door, own)]
-        rows.append(Row(f"{vocabulary}: `tokenizer(...)`, {name}", *calls, megabytes(texts)))
-    for name, ids in (("paragraphs", own(paragraphs)["input_ids"]), ("one short text", [own(SHORT)["input_ids"]])):
-        decoders = [partial(decode, ids) for decode in (peer.batch_decode, door.batch_decode, tok.decode_batch)]
-        size = megabytes(paragraphs if len(ids) > 1 else [SHORT])
-        rows.append(Row(f"{vocabulary}: `batch_decode`, {name}", *decoders, size, 1 if len(ids) > 1 else 1000))
-    calls = [partial(values, side, SHORT) for side in (peer, door, own)]
-    rows.append(
-        Row(f"{vocabulary}: `tokenizer(...)`, one text of {len(SHORT)} characters", *calls, megabytes([SHORT]), 1000)
-    )
+        size, repeats = (megabytes([SHORT]), 1000) if texts is SHORT else (megabytes(list(texts)), 1)
+        rows.append(Row(f"{vocabulary}: `tokenizer(...)`, {name}", calls, size, repeats))
+    ids = own(paragraphs)["input_ids"]
+    decoders = [partial(decode, ids) for decode in (peer.batch_decode, door.batch_decode, tok.decode_batch)]
+    rows.append(Row(f"{vocabulary}: `batch_decode`, the paragraphs", decoders, megabytes(paragraphs)))
     ids = own(SHORT)["input_ids"]
-    rows.append(
-        Row(
-            f"{vocabulary}: `decode`, {len(ids)} ids",
-            *(partial(side.decode, ids) for side in (peer, door, tok)),
-            megabytes([SHORT]),
-            1000,
-        )
-    )
+    decoders = [partial(side.decode, ids) for side in (peer, door, tok)]
+    rows.append(Row(f"{vocabulary}: `decode`, {len(ids)} ids", decoders, megabytes([SHORT]), 1000))
     return rows
 
 

@@ -83,9 +83,9 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
         """
         backend, known = self._tokenizer, self._core_state
         try:
-            is_known = decodes and known is not None and not self._is_handed_out
-            if is_known and (known[0], known[-1]) == (backend, _serialized(backend.decoder)):
-                return self._core
+            if decodes and known is not None and not self._is_handed_out:  # noqa: SIM102
+                if (known[0], known[-1]) == (backend, _serialized(backend.decoder)):
+                    return self._core
             state = _state(backend, with_tokens=self._is_handed_out)
             if state != self._core_state:
                 self._core, self._core_state = _build_core(backend), state
