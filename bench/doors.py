@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import datasets
 import transformers
 
 from bench import data, measure
@@ -30,7 +31,8 @@ HEAD = """# Other tools' interfaces over our tokenizer
 - cl100k, o200k: the calls of `tiktoken.Encoding` through `tok.as_tiktoken()`; `encode` refuses special tokens in a
   text, as by default.
 - llama3, qwen2: the calls of transformers' fast tokenizer through `tok.as_transformers()`, on one thread. Our own call
-  is `tok(...)`, `tok.decode` or `tok.decode_batch`.
+  is `tok(...)`, `tok.decode` or `tok.decode_batch`. The last row is of a data set, read from and written to Arrow's
+  tables: `map` with the fast tokenizer, `tok.encode_dataset`, and `map` with `tok`.
 """
 
 
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of a batch of tiktoken's")
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # both read it
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
     text = data.corpus("prose", megabytes=options.megabytes).read_bytes().decode()
     lines = [
         "| job | peer, MB/s | as peer, MB/s | our own call, MB/s | against the peer | time over our own call |",
@@ -162,7 +166,25 @@ def transformers_rows(vocabulary: str, text: str) -> list[Row]:
     ids = own(SHORT)["input_ids"]
     decoders = [partial(side.decode, ids) for side in (peer, door, tok)]
     rows.append(Row(f"{vocabulary}: `decode`, {len(ids)} ids", decoders, megabytes([SHORT]), 1000))
-    return rows
+    return [*rows, dataset_row(vocabulary, tok, peer, documents * 8)]  # long enough to hide the hash of the tokenizer
+
+
+def dataset_row(vocabulary: str, tok: Tokenizer, peer: Any, texts: list[str]) -> Row:
+    """Return the job of encoding a data set: `map` with the fast tokenizer, `encode_dataset`, and `map` with ours."""
+    rows = datasets.Dataset.from_dict({"text": texts})
+    own = partial(tok, num_threads=1, return_attention_mask=False)
+
+    def mapped(call: Callable[..., Any]) -> Any:
+        encoded = rows.map(lambda batch: {"input_ids": call(batch["text"])["input_ids"]}, batched=True)
+        return encoded.data.column("input_ids")
+
+    calls = [
+        lambda: mapped(partial(peer, return_attention_mask=False)),
+        lambda: tok.encode_dataset(rows, num_threads=1).data.column("input_ids"),
+        lambda: mapped(own),
+    ]
+    job = f"{vocabulary}: `encode_dataset` against `datasets.map`, texts of {DOCUMENT:,} characters"
+    return Row(job, calls, megabytes(texts))
 
 
 def values(call: Callable[..., Any], texts: Any, **options: Any) -> dict[str, Any]:
