@@ -6,7 +6,6 @@ bench/results/doors.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -47,7 +46,7 @@ class Row(NamedTuple):
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--vocabulary", nargs="*", choices=["cl100k", "o200k"], default=["cl100k", "o200k"])
     parser.add_argument("--transformers", nargs="*", default=["llama3", "qwen2"], help="vocabularies of that table")
     parser.add_argument("--megabytes", type=int, default=2, help="of prose")

@@ -11,7 +11,7 @@ use super::scratch::Scratch;
 use crate::matmul::gemm::avx512_bf16::{dot_bf16, load_pairs, multiply, pack};
 use crate::matmul::gemm::tile::{TILE_ROWS, transpose};
 use crate::matmul::prefetch_distance::PrefetchDistance;
-use bpe_llama_simd::backend::has_avx512_bf16;
+use bpe_llama_simd::Tier;
 use bpe_llama_simd::f32x16::{CacheLine, LANES};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -31,11 +31,11 @@ const KERNEL_ROWS: usize = 8;
 /// The CPU has AVX-512 F, BW and VL, and except in tests AVX-512 BF16.
 pub(super) unsafe fn attend(head_dim: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
     #[cfg(test)]
-    if !has_avx512_bf16() {
+    if !Tier::Avx512Bf16.is_used() {
         // SAFETY: the caller's promise.
         return unsafe { attend_emulated(head_dim, keys, values, scratch) };
     }
-    debug_assert!(has_avx512_bf16(), "selected only where the CPU has it");
+    debug_assert!(Tier::Avx512Bf16.is_used(), "selected only where the CPU has it");
     // SAFETY: the caller's promise.
     unsafe { attend_native(head_dim, keys, values, scratch) }
 }
