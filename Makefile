@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 endif
 RUN := $(BIN)/python -m
 UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
+# What goes to crates.io.
+CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
 .PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench docs clean
@@ -73,11 +75,14 @@ platforms: ## type-check the Rust code for Windows and macOS
 	CC_aarch64_apple_darwin=true AR_aarch64_apple_darwin=true \
 		$(CARGO) check --target aarch64-apple-darwin --workspace --locked
 
-lint: lint-rust lint-python ## formatting, clippy, ruff, types, stubs, import rules
+lint: lint-rust lint-python ## formatting, clippy, crates, ruff, types, stubs, import rules
 
 lint-rust:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p bpe-llama --no-default-features --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CRATES) --no-deps --locked
+	$(CARGO) package $(CRATES) --no-verify --allow-dirty
 
 lint-python: $(VENV)/.dev
 	$(RUN) ruff check .

@@ -213,12 +213,13 @@ class Tokenizer:
         """
 
     def encode_with_offsets(
-        self, text: str, *, allowed_special: Iterable[str] = ...
+        self, text: str, *, allowed_special: Iterable[str] = ..., first: int = 0
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids, and for each the range of characters its bytes fall into: `text[start:end]`.
 
         Tokens that share a character both name it. They are ranges of `text` as it stands, also where the tokenizer
-        normalizes it. Where a tokenizer's file says `trim_offsets`, white space at the ends of a token is left out.
+        normalizes it. Where a tokenizer's file says `trim_offsets`, white space at the ends of a token is left out, but
+        with `add_prefix_space` not the space before the token `first`: the first one that the caller keeps.
         """
 
     def count(self, text: str, *, allowed_special: Iterable[str] = ...) -> int:

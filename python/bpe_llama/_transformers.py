@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._encoding.batches import Batches, template_of
+from bpe_llama._encoding.batches import Batches, Span, template_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # The base classes, unchecked: transformers' own types do not say what they hold.
 _Backend: Any = transformers.TokenizersBackend
 _Batch: Any = transformers.BatchEncoding
+# Calls have the same options over and over.
+_batches = lru_cache(maxsize=64, typed=True)(Batches)
 # Below this many characters, starting threads costs more than it saves.
 _PARALLEL_FROM = 100_000
 # The values of TOKENIZERS_PARALLELISM that `tokenizers` takes for no.
@@ -73,10 +76,16 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
         self._is_handed_out = made._is_handed_out = True
         return made
 
-    def _current_core(self) -> CoreTokenizer | None:
-        """Return the core that encodes as the backend does now, or ``None`` if there is none."""
-        backend = self._tokenizer
+    def _current_core(self, *, decodes: bool = False) -> CoreTokenizer | None:
+        """Return the core that encodes as the backend does now, or ``None`` if there is none.
+
+        With ``decodes``, only what decoding depends on is sure to be that of the backend.
+        """
+        backend, known = self._tokenizer, self._core_state
         try:
+            if decodes and known is not None and not self._is_handed_out:  # noqa: SIM102
+                if (known[0], known[-1]) == (backend, _serialized(backend.decoder)):
+                    return self._core
             state = _state(backend, with_tokens=self._is_handed_out)
             if state != self._core_state:
                 self._core, self._core_state = _build_core(backend), state
@@ -127,8 +136,6 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
             or (text_pair is not None and is_batched and seconds is None)
             or (text_pair and (seconds is None or len(seconds) != len(firsts)))
             or stride
-            # ByteLevel trims the token that is the first after truncation in another way.
-            or (return_offsets_mapping and self.truncation_side == "left" and max_length is not None)
             or self.pad_token_type_id
             or (self.split_special_tokens if split_special_tokens is None else split_special_tokens)
             or any(others.values())
@@ -153,7 +160,7 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
         backend = self._tokenizer
         backend.encode_special_tokens = False
         try:
-            batch = Batches(
+            batch = _batches(
                 padding_strategy.value,
                 truncation_strategy.value,
                 max_length,
@@ -173,14 +180,22 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
                     spans.append([row for _, row in found])
                 else:
                     ids.append(self._ids(core, texts))
-            rows = batch.rows(ids[0], ids[1] if seconds else None, template, spans, keys)
+
+            def span_of_first(which: int, row: int, token: int) -> Span:
+                text = (firsts, seconds or [])[which][row]
+                return core.encode_with_offsets(text, allowed_special="all", first=token)[1][token]
+
+            rows = batch.rows(ids[0], ids[1] if seconds else None, template, spans, keys, span_of_first)
         except ValueError:  # the backend refuses it with an error of its own
             return None
-        columns = batch.of(rows, self.pad_token_id or 0, keys, is_single=False)
+        columns = batch.of(rows, (self.pad_token_id or 0) if batch.is_padded else 0, keys, is_single=False)
         if return_length:
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
-        for row in columns["input_ids"]:
-            self._eventual_warn_about_too_long_sequence(row, max_length, verbose)
+        if max_length is None:
+            longest = self.model_max_length
+            too_long = next((row for row in columns["input_ids"] if len(row) > longest), None)
+            if too_long is not None:
+                self._eventual_warn_about_too_long_sequence(too_long, max_length, verbose)
         if not is_batched and return_tensors is None:
             columns = {key: value[0] if isinstance(value[0], list) else value for key, value in columns.items()}
 
@@ -199,43 +214,27 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
         return _LazyBatchEncoding(columns, encodings, return_tensors, n_sequences=1 if seconds is None else 2)
 
     def _ids(self, core: CoreTokenizer, texts: list[str]) -> list[list[int]]:
-        is_small = sum(map(len, texts)) < _PARALLEL_FROM
-        is_off = os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() in _OFF
-        return core.encode_batch(texts, 1 if is_small or is_off else self._num_threads, allowed_special="all")
+        is_alone = (
+            sum(map(len, texts)) < _PARALLEL_FROM
+            or os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() in _OFF  # slow to read
+        )
+        return core.encode_batch(texts, 1 if is_alone else self._num_threads, allowed_special="all")
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> str | list[str]:
         """Return the text of ids, or of each row of ids; see `transformers.PreTrainedTokenizerBase.decode`."""
         rows = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        if isinstance(rows, list) and rows and isinstance(rows[0], list):
-            core = None if self._cleans(options.get("clean_up_tokenization_spaces")) else self._current_core()
-            if core is not None:
-                try:
-                    return core.decode_batch(rows, skip_special_tokens=skip_special_tokens)
-                except _NOT_DECODED:
-                    pass
-        decoded: str | list[str] = super().decode(token_ids, skip_special_tokens, **options)
-        return decoded
-
-    def _cleans(self, clean_up_tokenization_spaces: bool | None) -> bool:
-        """Return whether decoding is followed by another step of the base class, or by its warning."""
-        chosen = clean_up_tokenization_spaces
-        return bool(self.clean_up_tokenization_spaces if chosen is None else chosen)
-
-    def _decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **options: Any,
-    ) -> str:
-        core = None if self._cleans(clean_up_tokenization_spaces) else self._current_core()
-        ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        if core is not None and isinstance(ids, list):
+        cleans = options.get("clean_up_tokenization_spaces")
+        if isinstance(rows, list) and rows and not (self.clean_up_tokenization_spaces if cleans is None else cleans):
+            core = self._current_core(decodes=True)
             try:
-                return core.decode(ids, skip_special_tokens=skip_special_tokens)
+                if core is not None and isinstance(rows[0], list):
+                    return core.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+                if core is not None and isinstance(rows[0], int):
+                    return core.decode(rows, skip_special_tokens=skip_special_tokens)
             except _NOT_DECODED:
                 pass
-        return str(super()._decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **options))
+        decoded: str | list[str] = super().decode(token_ids, skip_special_tokens, **options)
+        return decoded
 
 
 class _LazyBatchEncoding(_Batch):  # type: ignore[misc]
@@ -307,14 +306,18 @@ def _texts(value: Any) -> list[str] | None:
 
 def _state(backend: tokenizers.Tokenizer, *, with_tokens: bool) -> tuple[object, ...]:
     """Return a value that differs after the components, or with ``with_tokens`` also the tokens, were changed."""
-    components = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
-    state: tuple[object, ...] = (backend, *(None if part is None else part.__getstate__() for part in components))
+    state: tuple[object, ...] = (backend,)
     if with_tokens:
         model = backend.model
         flags = (model.unk_token, model.fuse_unk, model.byte_fallback, model.ignore_merges)
         added = [(token_id, repr(token)) for token_id, token in backend.get_added_tokens_decoder().items()]
         state += (*flags, backend.get_vocab_size(with_added_tokens=False), *sorted(added))
-    return state
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
+    return (*state, *map(_serialized, parts))
+
+
+def _serialized(component: Any) -> bytes | None:
+    return None if component is None else component.__getstate__()
 
 
 def _set(backend: tokenizers.Tokenizer, truncation: dict[str, Any] | None, padding: dict[str, Any] | None) -> None:

@@ -125,6 +125,10 @@ def calls(draw: st.DrawFn) -> tuple[list[Any], dict[str, Any], str]:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(call=calls(), skip=st.booleans())
 @example(call=(["", "  the"], {"max_length": 3, "return_offsets_mapping": True}, "left"), skip=False)
+@example(
+    call=(["the the the  the"], {"max_length": 3, "return_offsets_mapping": True, "truncation": True}, "left"),
+    skip=False,
+)
 def test_any_call(families: Families, name: str, call: tuple[list[Any], dict[str, Any], str], skip: bool) -> None:
     arguments, options, side = call
     found = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 # The truncation strategies of transformers; True means the first.
 _STRATEGIES = ("longest_first", "only_first", "only_second")
+_KNOWN: tuple[tuple[str, tuple[object, ...]], ...] = (
+    ("padding", (True, False, "longest", "max_length", "do_not_pad")),
+    ("truncation", (True, False, "do_not_truncate", *_STRATEGIES)),
+    ("padding_side", ("left", "right")),
+    ("truncation_side", ("left", "right")),
+    ("return_tensors", (None, "np", "pt")),
+)
 Span = tuple[int, int]
 
 
@@ -54,15 +62,10 @@ class Batches:
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("padding", (True, False, "longest", "max_length", "do_not_pad")),
-            ("truncation", (True, False, "do_not_truncate", *_STRATEGIES)),
-            ("padding_side", ("left", "right")),
-            ("truncation_side", ("left", "right")),
-            ("return_tensors", (None, "np", "pt")),
-        ):
+        for name, known in _KNOWN:
             value = getattr(self, name)
-            if not any(value is one or (isinstance(value, str) and value == one) for one in known):
+            # 1 is equal to True, but not known.
+            if not (isinstance(value, (str, bool, NoneType)) and value in known):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         for name in ("max_length", "pad_to_multiple_of"):
             value = getattr(self, name)
@@ -112,6 +115,7 @@ class Batches:
         template: Sequence[Item],
         spans: list[Any],
         keys: Collection[str],
+        span_of_first: Callable[[int, int, int], Span],
     ) -> list[Row]:
         """Return the rows of texts or pairs, truncated to ``max_length`` with their special tokens.
 
@@ -121,6 +125,8 @@ class Batches:
             template: The order of texts and special tokens.
             spans: The offsets of the first texts, then of the second texts; empty without offsets.
             keys: The columns that are filled, beside ``input_ids``.
+            span_of_first: Returns the offsets of a token as the first of its text, where truncation has removed those
+                before: from 0 or 1 for first or second texts, the row, and the token.
         """
         types, masks = "token_type_ids" in keys, "special_tokens_mask" in keys
         rows = []
@@ -136,6 +142,8 @@ class Batches:
                     kept = slice(*ranges[which])
                     ids = texts[which][kept]
                     offsets = spans[which][place][kept] if spans else []
+                    if offsets and kept.start:
+                        offsets[0] = span_of_first(which, place, kept.start)
                     type_id = which if item.type_id is None else item.type_id
                 row.input_ids += ids
                 if types:

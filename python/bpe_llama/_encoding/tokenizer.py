@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._encoding.batches import Batches, integer, template_of
+from bpe_llama._encoding.batches import Batches, Span, integer, template_of
 from bpe_llama._encoding.counting import CountingTokenizer
 from bpe_llama._loading.ends import END_ROLES, ends_of
 from bpe_llama._loading.settings import Settings
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from bpe_llama._loading.folder import TokenizerAttributes
+
+
+DatasetT = TypeVar("DatasetT")
 
 
 class EncodingTokenizer(CountingTokenizer):
@@ -101,6 +104,7 @@ class EncodingTokenizer(CountingTokenizer):
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         allowed_special: Iterable[str] | str = (),
+        num_threads: int | None = None,
     ) -> dict[str, Any]:
         """Return ``input_ids`` and ``attention_mask`` of one text or a batch, as transformers' tokenizers do.
 
@@ -130,6 +134,7 @@ class EncodingTokenizer(CountingTokenizer):
             return_special_tokens_mask: Also return ``special_tokens_mask``: 1 for added special tokens and padding.
             return_offsets_mapping: Also return ``offset_mapping``: the range of characters of each token.
             allowed_special: Special tokens to recognise in the texts, or ``"all"``.
+            num_threads: ``None`` for all processors. The result does not depend on it; offsets are found on one.
 
         Raises:
             TypeError: If a length or ``pad_id`` is no int, or only one of ``texts`` and ``text_pairs`` is a str.
@@ -178,7 +183,7 @@ class EncodingTokenizer(CountingTokenizer):
                 columns.append([ids for ids, _ in found])
                 spans.append([offsets for _, offsets in found])
             else:
-                columns.append(self.encode_batch(column, allowed_special=allowed_special))
+                columns.append(self.encode_batch(column, num_threads, allowed_special=allowed_special))
         fill = next((token_id for token_id in (pad_id, self.pad_id, self.eos_id) if token_id is not None), 0)
         inputs = settings.model_input_names
         wanted = {
@@ -189,8 +194,79 @@ class EncodingTokenizer(CountingTokenizer):
             "offset_mapping": return_offsets_mapping,
         }
         keys = [key for key, is_wanted in wanted.items() if is_wanted]
-        rows = batch.rows(columns[0], columns[1] if len(columns) > 1 else None, template, spans, keys)
+
+        def span_of_first(which: int, row: int, token: int) -> Span:
+            text = (firsts, seconds or [])[which][row]
+            return self.encode_with_offsets(text, allowed_special=allowed_special, first=token)[1][token]
+
+        rows = batch.rows(columns[0], columns[1] if len(columns) > 1 else None, template, spans, keys, span_of_first)
         return batch.of(rows, fill, keys, is_single=is_single)
+
+    def encode_dataset(
+        self,
+        dataset: DatasetT,
+        column: str = "text",
+        *,
+        add_special_tokens: bool = True,
+        bos: bool = False,
+        eos: bool = False,
+        max_length: int | None = None,
+        truncation_side: str | None = None,
+        allowed_special: Iterable[str] | str = (),
+        batch_size: int = 1000,
+        num_threads: int | None = None,
+    ) -> DatasetT:
+        """Return a data set of Hugging Face's `datasets` with ``input_ids`` and ``length`` in place of its texts.
+
+        As with `datasets.Dataset.map`, the result is written to files and found again by the same call; an
+        `IterableDataset` is encoded while it is read. Other columns, such as labels, stay. Ids pass from our threads to
+        Arrow's tables without Python lists.
+
+        Args:
+            dataset: A `Dataset`, an `IterableDataset`, or a dictionary with splits of either.
+            column: The column of texts.
+            add_special_tokens: See :meth:`__call__`, as for ``bos``, ``eos`` and ``allowed_special``.
+            bos: Begin with ``bos_id``, once.
+            eos: End with ``eos_id``, once.
+            max_length: Truncate each row to this number of ids, special tokens included.
+            truncation_side: The side that loses ids; by default that of the tokenizer's files.
+            allowed_special: Special tokens to recognise in the texts, or ``"all"``.
+            batch_size: Texts that are in memory and encoded at once.
+            num_threads: ``None`` for all processors. The result does not depend on it.
+
+        Returns:
+            ``dataset``'s type, without ``column``, with ``input_ids``, a list of int32, and ``length``, int32.
+
+        Raises:
+            ImportError: If `datasets` is not installed.
+            TypeError: If ``dataset`` is no data set of that library.
+            ValueError: If there is no such column, it holds no text, or an option is out of range. For an
+                `IterableDataset`, the first two are found while it is read.
+
+        Examples:
+            >>> import datasets
+            >>> from bpe_llama import Tokenizer
+            >>> datasets.disable_progress_bars()
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> texts = datasets.Dataset.from_dict({"text": ["ab", "abab"], "label": [0, 1]})
+            >>> tok.encode_dataset(texts)[1]
+            {'label': 1, 'input_ids': [256, 256], 'length': 2}
+        """
+        from bpe_llama._encoding.hf_datasets import EncodeColumn, encode_dataset
+
+        side = self._settings.truncation_side if truncation_side is None else truncation_side
+        if integer("batch_size", batch_size) < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.encode_batch([], num_threads, allowed_special=allowed_special)  # refuses what is no option
+        encode = EncodeColumn(
+            self,
+            column,
+            tuple(template_of(self, pair=False, special=add_special_tokens, bos=bos, eos=eos)),
+            Batches(False, max_length is not None, max_length, None, "right", side),
+            allowed_special if isinstance(allowed_special, str) else tuple(allowed_special),
+            num_threads,
+        )
+        return cast("DatasetT", encode_dataset(dataset, encode, batch_size))
 
     def apply_chat_template(
         self,

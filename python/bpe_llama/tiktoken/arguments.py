@@ -23,16 +23,16 @@ def checked_specials(known: set[str], allowed: Any, disallowed: Any) -> tuple[Sp
     if isinstance(allowed, (set, frozenset)):
         _check_names("allowed_special", allowed)
         allowed = allowed & known
-    elif not is_all(allowed):
+    elif not _is_all(allowed):
         raise TypeError(f'expected allowed_special to be a set of str or "all", got {allowed!r:.80}')
-    if is_all(disallowed):
+    if _is_all(disallowed):
         return Specials(allowed_special=allowed, disallowed_special="all"), frozenset()
     names = frozenset(disallowed)
     _check_names("disallowed_special", names)
     return Specials(allowed_special=allowed, disallowed_special=names & known), names - known
 
 
-def is_all(names: object) -> bool:
+def _is_all(names: object) -> bool:
     """Return whether special tokens are given as ``"all"``."""
     return isinstance(names, str) and names == "all"
 

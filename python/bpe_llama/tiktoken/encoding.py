@@ -6,14 +6,13 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import split_pieces
 from bpe_llama._loading.published.vocabularies import PUBLISHED, nearest
 from bpe_llama._loading.tiktoken import read_published
-from bpe_llama.tiktoken.arguments import Specials, check_sequence, checked_specials, is_all, refuse_large, thread_count
+from bpe_llama.tiktoken.arguments import Specials, check_sequence, checked_specials, refuse_large, thread_count
 from bpe_llama.tiktoken.unstable import encode_with_unstable
 
 if TYPE_CHECKING:
@@ -124,8 +123,8 @@ class Encoding:
             ValueError: If the text holds a string of ``disallowed_special``.
             TypeError: If ``text`` is no str, or ``allowed_special`` neither a set nor ``"all"``.
         """
-        if allowed_special is _NOTHING and disallowed_special == "all" and self._special_prefix not in text:
-            return self._core.encode_ordinary(text)  # the usual call, without the cost of the checks
+        if allowed_special is _NOTHING and disallowed_special == "all":
+            return self._core.encode(text, disallowed_special="all")  # the usual call, without the cost of the checks
         options = self._specials([text], allowed_special, disallowed_special)
         return self._core.encode(text, **options)
 
@@ -197,16 +196,7 @@ class Encoding:
             for text in texts:
                 if name in text:
                     raise ValueError(f"the text holds {name!r}, which is in disallowed_special")
-        if is_all(options["disallowed_special"]) and not any(self._special_prefix in text for text in texts):
-            options["disallowed_special"] = ()  # one search instead of one a token
         return options
-
-    @cached_property
-    def _special_prefix(self) -> str:
-        """What all special tokens begin with: what the first and the last in order have in common."""
-        first, last = min(self._special_tokens, default=""), max(self._special_tokens, default="")
-        alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-        return "".join(character for character, _ in alike)
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """Return the id of a token, special or not.

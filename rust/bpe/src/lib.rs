@@ -102,3 +102,8 @@ pub use pretokenize::Pretokenizer;
 pub use special::{AddedToken, SpecialSet};
 pub use tokenizer::{DocumentEncoder, EncodedDocuments, Offsets, SpecialIds, TokenFile, Tokenizer};
 pub use vocab::{SentencePieceTokens, Vocab};
+
+/// Tests the example of the crate's page on crates.io.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

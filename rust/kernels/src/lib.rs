@@ -68,3 +68,8 @@ pub use backend::{has_amx, has_avx512, has_avx512_bf16};
 pub use error::{Error, Result};
 pub use matmul::{Activations, Gate, Matrix, Weights, matmul};
 pub use norm::{NormWeights, rms_norm};
+
+/// Tests the example of the crate's page on crates.io.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

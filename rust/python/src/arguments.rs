@@ -49,6 +49,22 @@ impl<'py> FromPyObject<'_, 'py> for Text {
     }
 }
 
+/// Returns the index in a `str` of each character of its [`Text`], in which surrogate pairs are joined, and the length.
+pub(crate) fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let units: Vec<u8> = text.call_method1("encode", ("utf-32-be", "surrogatepass"))?.extract()?;
+    // Of a big-endian unit such as 0x0000D83D, the six highest bits of the third byte tell a surrogate.
+    let is_half =
+        |at: usize, kind: u8| units.get(4 * at..4 * at + 3).is_some_and(|unit| unit[1] == 0 && unit[2] & 0xFC == kind);
+    let (length, mut at) = (units.len() / 4, 0);
+    let mut places = Vec::with_capacity(length + 1);
+    while at < length {
+        places.push(at);
+        at += if is_half(at, 0xD8) && is_half(at + 1, 0xDC) { 2 } else { 1 };
+    }
+    places.push(length);
+    Ok(places)
+}
+
 pub(crate) fn type_error(expected: &str, got: &Bound<'_, PyAny>) -> PyErr {
     let name = got.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
     PyTypeError::new_err(format!("expected {expected}, got {name}"))

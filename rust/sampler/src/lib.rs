@@ -86,3 +86,8 @@ pub use logits::{Elements, LogitsView};
 pub use options::{Options, Preset};
 pub use random::uniform;
 pub use sampler::{BatchOptions, Sampler};
+
+/// Tests the example of the crate's page on crates.io.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -51,3 +51,8 @@ pub use backend::{Backend, Kind};
 pub use f32x16::F32x16;
 pub use scratch::ScratchPool;
 pub use tier::Tier;
+
+/// Tests the example of the crate's page on crates.io.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

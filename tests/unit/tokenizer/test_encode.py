@@ -161,6 +161,16 @@ def test_lone_surrogates_become_replacement_characters(tok: Tokenizer) -> None:
     assert tok.encode("\ud83d\ude00") == tok.encode("😀"), "a pair is one character, as tiktoken reads it"
 
 
+def test_offsets_are_those_of_the_text_before_surrogates_are_joined(tok: Tokenizer) -> None:
+    text, joined = "a\ud83d\ude00 b\ud800c\ude00\ud83d\ud83d\ude00d", "a😀 b\ufffdc\ufffd\ufffd😀d"
+    ids, offsets = tok.encode_with_offsets(text)
+    assert ids == tok.encode(joined) and offsets[-1] == (len(text) - 1, len(text)) == (11, 12)
+    places = [at for at, character in enumerate(joined) for _ in range(1 + (character == "😀"))]
+    for (start, end), (first, last) in zip(offsets, tok.encode_with_offsets(joined)[1], strict=True):
+        assert (places[start], places[end - 1]) == (first, last - 1)
+        assert start == 0 or places[start - 1] < first  # both halves, never one
+
+
 def test_nul_is_a_character_like_others(tok: Tokenizer) -> None:
     for text in ("\0", "\0" * 1000, "a\0b", "word \0\0 word\0", "日\0本"):
         ids = tok.encode(text)

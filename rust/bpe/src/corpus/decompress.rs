@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
+type Decompressed = Box<dyn Read + Send + Sync>;
+
 /// Any reader, decompressing or not.
-pub(super) struct Reader(Box<dyn Read + Send + Sync>);
+pub(super) struct Reader(Decompressed);
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -31,12 +33,33 @@ pub(super) fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     let size = file.metadata().map_err(|source| io_error(path, source))?.len();
     let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
-    let reader: Box<dyn Read + Send + Sync> = match extension(path).as_deref() {
-        Some("gz") => Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))),
-        Some("zst") => Box::new(zstd::Decoder::new(file).map_err(|source| io_error(path, source))?),
+    let reader = match extension(path).as_deref() {
+        Some("gz") => gzip(path, file)?,
+        Some("zst") => zstd(path, file)?,
         _ => return Ok((Reader(Box::new(file)), path.to_owned())),
     };
     Ok((Reader(reader), path.with_extension("")))
+}
+
+#[cfg(feature = "gzip")]
+#[expect(clippy::unnecessary_wraps, reason = "its twin without the feature fails")]
+fn gzip(_: &Path, file: CountingReader) -> Result<Decompressed> {
+    Ok(Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::new(file))))
+}
+
+#[cfg(feature = "zstd")]
+fn zstd(path: &Path, file: CountingReader) -> Result<Decompressed> {
+    Ok(Box::new(zstd::Decoder::new(file).map_err(|source| io_error(path, source))?))
+}
+
+#[cfg(not(feature = "gzip"))]
+fn gzip(path: &Path, _: CountingReader) -> Result<Decompressed> {
+    Err(invalid!("{}: reading it needs the feature `gzip` of the crate bpe-llama", path.display()))
+}
+
+#[cfg(not(feature = "zstd"))]
+fn zstd(path: &Path, _: CountingReader) -> Result<Decompressed> {
+    Err(invalid!("{}: reading it needs the feature `zstd` of the crate bpe-llama", path.display()))
 }
 
 /// Returns the extension in lower case.

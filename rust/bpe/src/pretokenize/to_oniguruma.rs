@@ -44,7 +44,8 @@ pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
     };
     translation.run().map_err(|part| refused(format!("{part} means something else, or nothing")))?;
     let regex = translation.out;
-    let translated = Pretokenizer::oniguruma(&regex).map_err(|_| refused(format!("{regex:?} is no regex")))?;
+    let translated =
+        Pretokenizer::oniguruma(&regex).map_err(|error| refused(format!("it cannot be translated: {error}")))?;
     let translated = match translated.splitter {
         // The tests of named patterns cover this case.
         Splitter::Named(_) => return Ok(regex),

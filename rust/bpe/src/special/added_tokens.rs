@@ -111,10 +111,15 @@ impl AddedTokens {
         if set.is_none() {
             return Ok(());
         }
-        let mut first = None;
-        for token in self.tokens.iter().filter(|token| token.special && set.contains(&token.content)) {
+        let is_refused = |token: &AddedToken| token.special && set.contains(&token.content);
+        let mut first = match &self.raw {
+            Some(matcher) => matcher.first_of(text, &self.tokens, is_refused, interrupt)?,
+            None => None,
+        };
+        // The other matcher knows their normal forms alone.
+        for token in self.tokens.iter().filter(|token| token.normalized && is_refused(token)) {
             interrupt.check()?;
-            let found = text.find(&token.content).map(|at| (at, &token.content));
+            let found = text.find(&token.content).map(|at| (at, token.content.as_str()));
             first = first.into_iter().chain(found).min();
         }
         first.map_or(Ok(()), |(at, content)| {

@@ -97,6 +97,30 @@ impl Matcher {
         if done == text.len() { Ok(()) } else { each(Segment { bytes: done..text.len(), added: None }) }
     }
 
+    /// Returns the byte offset and the content of the first token in the text that `is_wanted` accepts; of several at one
+    /// offset, the one that sorts first. The flags of tokens are ignored.
+    pub(super) fn first_of<'a>(
+        &self,
+        text: &str,
+        tokens: &'a [AddedToken],
+        is_wanted: impl Fn(&AddedToken) -> bool,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<(usize, &'a str)>> {
+        let mut from = 0;
+        for iteration in 0.. {
+            interrupt.check_at(iteration)?;
+            let Some(found) = self.find(text, from, interrupt)? else { break };
+            let at = found.start();
+            // The match is the longest token here; a shorter one may be wanted, and the next may begin inside it.
+            let here = self.tokens.iter().map(|&i| &tokens[i]).filter(|token| text[at..].starts_with(&token.content));
+            if let Some(content) = here.filter(|token| is_wanted(token)).map(|token| token.content.as_str()).min() {
+                return Ok(Some((at, content)));
+            }
+            from = at + text[at..].chars().next().map_or(1, char::len_utf8);
+        }
+        Ok(None)
+    }
+
     /// Returns the first match from `from` on.
     fn find(&self, text: &str, mut from: usize, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
         while from < text.len() {
@@ -124,4 +148,41 @@ fn touches_word(text: &str, start: usize, end: usize) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::AddedTokens;
+    use super::*;
+
+    proptest! {
+        /// The first refused token is the one that a search for each token alone finds.
+        #[test]
+        fn refused_tokens(
+            contents in prop::collection::hash_set("[ab<é]{1,4}", 1..7),
+            flags in prop::collection::vec(any::<(bool, bool, bool)>(), 7),
+            text in "[abc<é]{0,30}",
+        ) {
+            let tokens: Vec<_> = contents.iter().zip(0..).map(|(content, id)| AddedToken {
+                special: flags[id as usize].0, normalized: flags[id as usize].1, ..AddedToken::special(content, id)
+            }).collect();
+            let names: Vec<&str> =
+                contents.iter().zip(&flags).filter(|(_, flags)| flags.2).map(|(content, _)| content.as_str()).collect();
+            for set in [SpecialSet::All, SpecialSet::Only(&names)] {
+                let refused = tokens.iter().filter(|token| token.special && set.contains(&token.content));
+                let expected = refused.filter_map(|token| Some((text.find(&token.content)?, &token.content))).min();
+                let added = AddedTokens::new(tokens.clone(), |content| Ok(content.to_uppercase())).expect("valid tokens");
+                match (added.refuse(&text, set, Interrupt::NEVER), expected) {
+                    (Ok(()), None) => {}
+                    (Err(error), Some((at, content))) => {
+                        let start = format!("the text holds the disallowed special token {content:?} at byte {at};");
+                        prop_assert!(error.to_string().starts_with(&start), "{error}: expected {start}");
+                    }
+                    (found, expected) => prop_assert!(false, "{found:?}: expected {expected:?}"),
+                }
+            }
+        }
+    }
 }

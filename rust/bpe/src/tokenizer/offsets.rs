@@ -90,6 +90,21 @@ impl Tokenizer {
         allowed: SpecialSet<'_>,
         interrupt: Interrupt<'_>,
     ) -> Result<(Vec<u32>, Offsets)> {
+        self.encode_with_offsets_from(text, 0, allowed, interrupt)
+    }
+
+    /// As [`Tokenizer::encode_with_offsets`], for a caller that drops the tokens before `first`: of the first token of a text,
+    /// `trim_offsets` may keep the space prefix, and `tokenizers` trims after truncation.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_with_offsets`].
+    pub fn encode_with_offsets_from(
+        &self,
+        text: &str,
+        first: usize,
+        allowed: SpecialSet<'_>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(Vec<u32>, Offsets)> {
         let tokens = self.encode_with_spans(text, allowed, interrupt)?;
         let characters = Characters::of(text, interrupt)?;
         let (mut ids, mut offsets) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
@@ -100,7 +115,7 @@ impl Tokenizer {
                 None => characters.range(token.start, token.end),
             };
             let trimmed = self.template.trims.iter().fold(range, |range, &may_be_prefixed| {
-                trim(range, token.whitespace, may_be_prefixed && (place == 0 || range.0 == 0))
+                trim(range, token.whitespace, may_be_prefixed && (place == first || range.0 == 0))
             });
             ids.push(token.id);
             offsets.push(trimmed);

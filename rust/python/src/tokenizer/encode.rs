@@ -7,9 +7,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
-use crate::arguments::{Specials, Text, Texts, Threads, prepare_arrays, thread_count};
+use crate::arguments::{Specials, Text, Texts, Threads, at_least, places_before_joining, prepare_arrays, thread_count};
 use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
+
+/// Less text than this is encoded on the calling thread.
+const ONE_THREAD_BYTES: usize = 1 << 15;
 
 /// The ids of many texts in one array, and the offset of each text.
 type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
@@ -83,8 +86,10 @@ impl PyTokenizer {
         allowed: &Specials,
         disallowed: &Specials,
     ) -> PyResult<(Vec<u32>, Vec<i64>)> {
-        let threads = thread_count(num_threads);
         let texts: Vec<&str> = texts.iter().collect();
+        // Asking for the number of processors reads files of the system: longer than a short text takes.
+        let is_short = texts.iter().map(|text| text.len()).sum::<usize>() < ONE_THREAD_BYTES;
+        let threads = if is_short { 1 } else { thread_count(num_threads) };
         self.with_options(py, &texts, ends, allowed, disallowed, |options| {
             interruptible(py, |interrupt| {
                 self.inner.encode_batch(&texts, EncodeOptions { interrupt, ..options }, threads)
@@ -200,15 +205,27 @@ impl PyTokenizer {
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
     }
 
-    #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
+    #[pyo3(signature = (text, *, allowed_special=Specials::default(), first=0))]
     fn encode_with_offsets<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
+        text: &Bound<'py, PyAny>,
         allowed_special: Specials,
+        first: i64,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
-        let (ids, offsets) = allowed_special
-            .view(|allowed| interruptible(py, |interrupt| self.inner.encode_with_offsets(&text, allowed, interrupt)))?;
+        let first = at_least(0, "first", first)?;
+        let given = text;
+        let text: Text = given.extract()?;
+        let (ids, mut offsets) = allowed_special.view(|allowed| {
+            interruptible(py, |interrupt| self.inner.encode_with_offsets_from(&text, first, allowed, interrupt))
+        })?;
+        if matches!(text, Text::Owned(_)) {
+            let places = places_before_joining(given)?;
+            let place = |at: usize| places.get(at).copied().unwrap_or(at);
+            for (start, end) in &mut offsets {
+                (*start, *end) = (place(*start), place(*end));
+            }
+        }
         Ok((self.list(py, &ids)?, list(py, offsets.into_iter().map(Ok))?))
     }
 

@@ -2,6 +2,7 @@
 
 mod fancy;
 mod matches;
+#[cfg_attr(not(feature = "oniguruma"), path = "without_oniguruma.rs")]
 mod oniguruma;
 
 pub(crate) use self::fancy::FancyRegex;
