@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class GGUFSplit:
+    """A tensor of a layer that a GGUF file holds in another shape, or as several tensors.
+
+    Attributes:
+        names: Of the tensors in the file, without the layer.
+        split: Called with the config and the tensor; returns the tensors in the file, views of it, in this order.
+        join: Called with the config and the tensors in the file; returns the tensor.
+    """
+
+    names: tuple[str, ...]
+    split: Callable[[Any, Any], Sequence[Any]] = lambda config, tensor: [tensor]
+    join: Callable[[Any, Sequence[Any]], Any] = lambda config, tensors: tensors[0]
 
 
 @dataclass(frozen=True)
@@ -16,16 +31,21 @@ class GGUFLayout:
         architecture: llama.cpp's name, with which the metadata keys of the architecture begin.
         modules: The module in a layer of a tensor: ``{"attn_q_norm": "self_attn.q_norm"}``. With ``{}`` for a number,
             one tensor holds the weights of all the modules.
+        splits: Tensors of a layer that differ in more than the name.
+        aliases: Other architectures that llama.cpp computes alike; they are read, not written.
         keys: Metadata keys, without the architecture, and the fields of the config that hold their values.
         absent: The values of keys that a file leaves out, as llama.cpp's loader has them; other keys are required.
         fixed: Fields for which there is no key, and the value with which llama.cpp computes.
         interleaved: Whether rows of queries and keys are ordered for RoPE pairs ``(2 i, 2 i + 1)``.
-        whole_heads: Whether heads have ``hidden_size / num_attention_heads`` features in llama.cpp.
+        head_key: The key of ``head_dim``. Without the key, or with None, it is ``hidden_size / num_attention_heads``.
+        derived: Further keys, which `read` checks and `write` states.
         norm_offset: Added to the weights of norms in the file.
         window_pattern: Every so many layers one has no sliding window, unless the file says otherwise.
         rope_types: The values of ``rope_type`` that llama.cpp computes.
         unstored: Fields that change no computation which llama.cpp has.
-        read: Called with the fields, the metadata and the names of all tensors, to set fields that follow from them.
+        fits: Called with the metadata and the shapes of all tensors; whether a file of the architecture is of this
+            family.
+        read: Called with the fields, the metadata and the shapes of all tensors, to set fields that follow from them.
         write: Called with the config; returns values of metadata keys that are no field.
 
     Source: ``conversion/`` and ``src/models/`` of https://github.com/ggml-org/llama.cpp.
@@ -36,13 +56,19 @@ class GGUFLayout:
     keys: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    splits: Mapping[str, GGUFSplit] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
     interleaved: bool = False
-    whole_heads: bool = False
+    head_key: str | None = "attention.key_length"
+    derived: frozenset[str] = frozenset()
     norm_offset: float = 0.0
     window_pattern: int | None = None
     rope_types: tuple[str, ...] = ("default", "linear", "yarn")
     unstored: frozenset[str] = frozenset()
-    read: Callable[[dict[str, Any], Mapping[str, Any], Collection[str]], None] = lambda fields, metadata, names: None
+    fits: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], bool] = lambda metadata, shapes: True
+    read: Callable[[dict[str, Any], Mapping[str, Any], Mapping[str, tuple[int, ...]]], None] = (
+        lambda fields, metadata, shapes: None
+    )
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 

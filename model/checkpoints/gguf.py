@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 import numpy as np
@@ -30,6 +30,7 @@ from bpe_llama.model.checkpoints.gguf_tensors import (
 )
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.family import GGUFSplit
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 
@@ -55,7 +56,7 @@ def load_gguf(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another architecture, or its tensors do not fit its metadata.
 
-    Cost: memory peaks at the weights in `dtype` plus one tensor.
+    Cost: memory peaks at the weights in `dtype` plus one tensor, twice if the file holds it in parts.
     """
     header = read_gguf_model_header(path)
     try:
@@ -66,7 +67,10 @@ def load_gguf(
     names = Names(layout_of(config.family))
     _check_counts(header, config, names)
     weights = dict(_weights(header, names))
-    check_shapes({name: info.shape for name, info in weights.items()}, expected_shapes(config), header.path)
+    expected = expected_shapes(config)
+    splits = {name: split for name in expected.keys() - weights.keys() if (split := names.split(name))}
+    stored = _stored(config, expected, splits)
+    check_shapes({name: info.shape for name, info in weights.items()}, stored, header.path)
     matrix = header.tensors.get("blk.0.attn_output.weight", header.tensors["token_embd.weight"])
     dtype = resolve_dtype(dtype, auto=_DTYPES.get(matrix.type_name))
     model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM)
@@ -74,7 +78,7 @@ def load_gguf(
         model.generation_config = GenerationConfig(generation_values(header, config))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{header.path}: {error}") from None
-    return fill(model, _stream(weights, config, dtype, progress))
+    return fill(model, _stream(weights, splits, config, dtype, progress))
 
 
 def _check_counts(header: GGUFHeader, config: LlamaConfig, names: Names) -> None:
@@ -131,24 +135,49 @@ def _weights(header: GGUFHeader, names: Names) -> Iterator[tuple[str, TensorInfo
             yield target.format(one), dataclasses.replace(info, shape=tuple(shape), start=start, nbytes=nbytes)
 
 
+def _stored(
+    config: LlamaConfig, expected: Mapping[str, tuple[int, ...]], splits: Mapping[str, tuple[GGUFSplit, list[str]]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors as a file stores them; the parts of split ones are named as in the file."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in expected.items():
+        if name not in splits:
+            shapes[name] = shape
+            continue
+        split, parts = splits[name]
+        tensors = split.split(config, torch.empty(shape, device="meta"))
+        shapes |= {part: tuple(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)}
+    return shapes
+
+
 def _as_row(info: TensorInfo) -> TensorInfo:
     return dataclasses.replace(info, shape=(1, *info.shape)) if len(info.shape) == 1 else info
 
 
 def _stream(
     weights: dict[str, TensorInfo],
+    splits: Mapping[str, tuple[GGUFSplit, list[str]]],
     config: LlamaConfig,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, Tensor]]:
     layout = layout_of(config.family)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads} if layout.interleaved else {}
+    wholes = {part: name for name, (_, parts) in splits.items() for part in parts}
+    waiting: dict[str, dict[str, Tensor]] = {}
     for done, (name, info) in enumerate(weights.items(), start=1):
         part = name.split(".")[-2]
-        if layout.norm_offset and part.endswith("norm"):
-            yield name, read_tensor(info, torch.float32) - layout.norm_offset
+        tensor = read_tensor(info, dtype if len(info.shape) > 1 else torch.float32)  # `fill` converts vectors
+        if name in wholes:
+            split, parts = splits[wholes[name]]
+            found = waiting.setdefault(wholes[name], {})
+            found[name] = tensor
+            if len(found) == len(parts):
+                found = waiting.pop(wholes[name])
+                yield wholes[name], split.join(config, [found[part] for part in parts])
+        elif layout.norm_offset and part.endswith("norm"):
+            yield name, tensor - layout.norm_offset
         else:
-            tensor = read_tensor(info, dtype)
             yield name, half_split_rows(tensor, heads[part]) if part in heads else tensor
         if progress is not None:
             progress(done, len(weights))

@@ -68,12 +68,11 @@ def family_of_gguf(content: Content) -> Family:
     """
     architecture = content.metadata.get("general.architecture")
     layouts = [(family, family.gguf) for family in FAMILIES.values() if family.gguf]
-    of_it = [(family, layout) for family, layout in layouts if layout.architecture == architecture]
+    of_it = [(family, layout) for family, layout in layouts if architecture in (layout.architecture, *layout.aliases)]
     if not of_it:
-        names = ", ".join(sorted({layout.architecture for _, layout in layouts}))
+        names = ", ".join(sorted({name for _, layout in layouts for name in (layout.architecture, *layout.aliases)}))
         raise ValueError(f"{content.source}: architecture {architecture!r}, expected one of {names}")
-    windowed = "attention.sliding_window" in content.of_architecture  # OLMo 2 has none, and OLMo 3 has
-    fitting = [family for family, layout in of_it if (layout.window_pattern is not None) == windowed]
+    fitting = [family for family, layout in of_it if layout.fits(content.of_architecture, content.shapes)]
     return fitting[0] if fitting else of_it[0][0]
 
 
@@ -100,9 +99,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
             f"{content.source}: metadata '{layout.architecture}.attention.head_count' is {heads!r}, expected a "
             "positive integer"
         )
-    head_dim = (
-        hidden_size // heads if layout.whole_heads else metadata.get("attention.key_length", hidden_size // heads)
-    )
+    head_dim = metadata.get(layout.head_key, hidden_size // heads) if layout.head_key else hidden_size // heads
     _check_keys(content, layout, head_dim)
     fields: dict[str, Any] = {}
     for key, name in keys_of(layout).items():
@@ -121,9 +118,10 @@ def config_from_gguf(content: Content) -> LlamaConfig:
     }
     if experts := metadata.get("expert_count", 0):
         fields |= {"num_local_experts": experts, "num_experts_per_tok": required("expert_used_count")}
-    if layout.window_pattern is not None:
-        fields["layer_types"] = _layer_types(content, metadata.get(PATTERN, layout.window_pattern), fields)
     fields |= layout.fixed
+    if layout.window_pattern is not None:
+        pattern = metadata.get(PATTERN, layout.window_pattern)
+        fields["layer_types"] = _layer_types(content, pattern, fields, *family.config.LOCAL)
     layout.read(fields, metadata, content.shapes)
     for key in ("bos", "eos"):  # None if absent: the family's ids are not defaults here
         fields[f"{key}_token_id"] = content.metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -163,8 +161,11 @@ def _check_layers(content: Content, layout: GGUFLayout, stated: Any) -> None:
         )
 
 
-def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any]) -> list[str]:
-    """Return the types of the layers: a pattern is a list of which have the window, or n if each n-th has none."""
+def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any], local: str, key: str) -> list[str]:
+    """Return the types of the layers: a pattern is a list of which have the window, or n if each n-th has none.
+
+    Layers with a window are of the type ``local`` if the field ``key`` is not None.
+    """
     layers = fields["num_hidden_layers"]
     if isinstance(pattern, int) and isinstance(layers, int):
         windowed = [pattern == 0 or layer % pattern != 0 for layer in range(1, layers + 1)]
@@ -175,8 +176,7 @@ def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any]) -> l
             f"{content.source}: metadata {PATTERN!r} is {pattern!r:.100}; expected one of 0 or 1 for each of "
             f"{layers} layers, or a number"
         )
-    window = fields.get("sliding_window")
-    return ["sliding_attention" if has and window is not None else "full_attention" for has in windowed]
+    return [local if has and fields.get(key) is not None else "full_attention" for has in windowed]
 
 
 def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
@@ -197,7 +197,9 @@ def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
         "residual_scale": 1.0,
         "vocab_size": content.shapes["token_embd.weight"][0],
     }
-    honoured = {*_HONOURED.split(), *keys_of(layout)} | ({PATTERN} if layout.window_pattern is not None else set())
+    honoured = {*_HONOURED.split(), *keys_of(layout), *layout.derived}
+    if layout.window_pattern is not None:
+        honoured.add(PATTERN)
     if "longrope" in layout.rope_types:
         honoured.add("rope.scaling.attn_factor")
     for name, value in content.of_architecture.items():

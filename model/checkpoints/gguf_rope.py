@@ -83,23 +83,23 @@ def _llama3_scaling(content: Content, theta: float, head_dim: int) -> dict[str, 
     """Return the llama3 scaling with the frequency factors in the tensor `rope_freqs.weight`.
 
     The file holds the factors, not the four parameters that they follow from. All Llama 3.1 to 3.3 models have the same
-    bounds, and the largest entry is the parameter ``factor``; the factors that follow are compared to the file's.
+    bounds, Llama 4 has others, and the largest entry is the parameter ``factor``; the factors that follow are compared
+    to the file's.
     """
     factors = content.values(ROPE_FACTORS).flatten()
     largest = float(factors.max())
-    scaling: dict[str, Any] = {
-        "rope_type": "llama3",
-        "factor": largest,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
     turns = 8192 * theta ** -(torch.arange(0, head_dim, 2).float() / head_dim) / (2 * torch.pi)
-    smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    expected = 1 / ((1 - smooth) / largest + smooth)
-    if factors.shape != expected.shape or not torch.allclose(factors, expected, rtol=1e-3):
-        raise ValueError(f"{content.source}: 'rope_freqs.weight' holds factors other than Llama 3's")
-    return scaling
+    for high, smooth in ((4.0, ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)), (1.0, (turns > 1.0).float())):
+        expected = 1 / ((1 - smooth) / largest + smooth)
+        if factors.shape == expected.shape and torch.allclose(factors, expected, rtol=1e-3):
+            return {
+                "rope_type": "llama3",
+                "factor": largest,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": 8192,
+            }
+    raise ValueError(f"{content.source}: 'rope_freqs.weight' holds factors other than those of Llama 3 and 4")
 
 
 def rope_metadata(config: LlamaConfig) -> dict[str, Any]:

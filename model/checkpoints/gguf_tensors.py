@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama._gguf.header import GGUFHeader, TensorInfo
-from bpe_llama.model.family import GGUFLayout
+from bpe_llama.model.family import GGUFLayout, GGUFSplit
 
 _CHUNK_ELEMENTS = 1 << 24  # dequantize at most 64 MiB of float32 at a time
 
@@ -50,7 +50,15 @@ class Names:
         taken = layout.modules.values()
         self.modules = {part: name for part, name in LAYER_NAMES.items() if name not in taken} | dict(layout.modules)
         self.parts = {name: part for part, name in self.modules.items()}
+        self.splits = layout.splits
         self.architecture = layout.architecture
+
+    def split(self, name: str) -> tuple[GGUFSplit, list[str]] | None:
+        """Return how a Hugging Face tensor is split and the GGUF names of its parts, or None if it is one tensor."""
+        layer, _, part = name.removeprefix("model.layers.").partition(".")
+        if (split := self.splits.get(part)) is None:
+            return None
+        return split, [f"blk.{layer}.{one}" for one in split.names]
 
     def huggingface(self, gguf_name: str) -> str | None:
         """Return the Hugging Face name of a GGUF tensor, or None if it has none.

@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # `general
 _BLOCK = 32
 """Elements of a row that share a scale in Q8_0 and Q4_0."""
 _BLOCK_BYTES = {"F32": 4 * _BLOCK, "F16": 2 * _BLOCK, "BF16": 2 * _BLOCK, "Q8_0": 34, "Q4_0": 18}
-_DECIMALS = ("scale", "epsilon", "softcapping", "freq_base", "freq_base_swa", "factor")
+_DECIMALS = ("scale", "epsilon", "softcapping", "freq_base", "freq_base_swa", "factor", "log_multiplier")
 """The last words of keys with floats."""
 _NOT_STORED = """
     model_type dtype initializer_range attention_dropout router_aux_loss_coef router_z_loss_coef pretraining_tp
@@ -54,6 +55,7 @@ _COMPUTED = {
     "windows": "sliding_window",
     "rotated_layers": "no_rope_layers",
     "sparse_layers": "decoder_sparse_step",
+    "expert_groups": "n_group",
 }
 """Properties of a config, and the field that an error names."""
 
@@ -100,14 +102,16 @@ def save_gguf(
     stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
     if stored is None:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
-    check_plain(model, expected_shapes(model.config))
+    expected = expected_shapes(model.config)
+    check_plain(model, expected)
     tokenizer = dict(tokenizer or {})
     ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
     layout = layout_of(model.config.family)
     metadata, tensors = content_of(model)
+    names = Names(layout)
+    stacked = {target for target, of_many in map(names.gguf, filterfalse(names.split, expected)) if of_many}
     metadata |= {"general.file_type": _FILE_TYPES[stored], **tokenizer}
     metadata = with_end_ids(metadata, ends, model.config.vocab_size) | _sampling(model)
-    stacked = {target for target, of_many in map(Names(layout).gguf, expected_shapes(model.config)) if of_many}
     kinds = {name: _tensor_type(name, parts[0], stored) for name, parts in tensors.items()}
     with atomic_write(path) as temporary:
         writer = gguf.GGUFWriter(temporary, layout.architecture)
@@ -244,10 +248,16 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
 def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
     """Return the tensors of each GGUF name: one, or those of all numbers of a module in order."""
     names, state = Names(layout_of(model.config.family)), model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
     tensors: dict[str, list[Tensor]] = {}
-    for name in expected_shapes(model.config):
+    for name, weight in state.items():
+        if split := names.split(name):
+            parts = split[0].split(model.config, weight)
+            tensors |= {part: [tensor] for part, tensor in zip(split[1], parts, strict=True)}
+            continue
         target, _ = names.gguf(name)
-        tensors.setdefault(target, []).append(state[name])
+        tensors.setdefault(target, []).append(weight)
     tensors |= {name: [tensor] for name, tensor in rope_tensors(model.config).items()}
     return tensors
 

@@ -134,7 +134,7 @@ register(
             keys=GGUF_KEYS,
             absent={"logit_scale": 1.0},
             fixed=GGUF_FIXED,
-            whole_heads=True,
+            head_key=None,
             rope_types=("default",),
             read=_read_gguf,
             write=no_scaling,

@@ -67,7 +67,7 @@ register(
             "cohere2",
             keys=GGUF_KEYS | {"attention.sliding_window": "sliding_window"},
             fixed=GGUF_FIXED,
-            whole_heads=True,
+            head_key=None,
             window_pattern=4,
             rope_types=("default",),
             unstored=frozenset({"sliding_window_pattern"}),

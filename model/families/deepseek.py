@@ -91,6 +91,12 @@ class DeepseekConfig(LatentAttentionConfig):
         """Return whether a token's experts are those of some groups alone."""
         return True
 
+    @property
+    def expert_groups(self) -> tuple[int, int]:
+        """Return the number of groups and how many of them a token's experts are from; (1, 1) if from all."""
+        groups, kept = self.n_group or 1, self.topk_group or 1
+        return (groups, kept) if self.limits_groups and kept < groups else (1, 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``config.json``, with ``n_routed_experts`` as in published files."""
         values = super().to_dict()

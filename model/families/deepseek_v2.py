@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama.model.families import deepseek_gguf as stored
 from bpe_llama.model.families.deepseek import (
     UNREAD,
     DeepseekConfig,
@@ -22,7 +23,7 @@ from bpe_llama.model.families.deepseek import (
     prepared,
     within_groups,
 )
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, register
 
 METHODS = ("greedy", "group_limited_greedy")
 
@@ -83,6 +84,20 @@ def _prepare(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return prepared(values, DeepseekV2Config, scoring_func="softmax", norm_topk_prob=False)
 
 
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Any) -> None:
+    if stored.gating(metadata, names) != stored.SOFTMAX:
+        raise ValueError(
+            f"metadata 'deepseek2.expert_gating_func' is {metadata['expert_gating_func']!r}; expected 1 (softmax) or 2 "
+            "(sigmoid)"
+        )
+    stored.read_latents(fields, metadata, names)
+    if fields["topk_group"] < fields["n_group"]:
+        raise ValueError(
+            f"metadata 'deepseek2.expert_group_count' is {fields['n_group']}; expected 1: llama.cpp chooses groups by "
+            "their two best experts, and transformers' deepseek_v2 by the best"
+        )
+
+
 register(
     Family(
         "deepseek_v2",
@@ -94,5 +109,20 @@ register(
         biases=("attention_bias", "mlp_bias"),
         has_experts=True,
         has_window=False,
+        gguf=GGUFLayout(
+            stored.ARCHITECTURE,
+            stored.MODULES,
+            keys=stored.KEYS,
+            absent=stored.ABSENT,
+            fixed={"attention_bias": False, "mlp_bias": False},
+            splits=stored.SPLITS,
+            head_key="rope.dimension_count",
+            derived=stored.DERIVED,
+            rope_types=("default", "yarn"),
+            unstored=stored.UNSTORED | {"topk_method"},
+            fits=lambda metadata, shapes: stored.gating(metadata, shapes) == stored.SOFTMAX,
+            read=_read_gguf,
+            write=lambda config: stored.write_latents(config, stored.SOFTMAX),
+        ),
     )
 )

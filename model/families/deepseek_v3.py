@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.config_values import check_flag
+from bpe_llama.model.families import deepseek_gguf as stored
 from bpe_llama.model.families.deepseek import (
     UNREAD,
     DeepseekConfig,
@@ -24,7 +25,7 @@ from bpe_llama.model.families.deepseek import (
     prepared,
     within_groups,
 )
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, GGUFSplit, register
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def _prepare(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+_NORMALIZED = "expert_weights_norm"
+
 register(
     Family(
         "deepseek_v3",
@@ -138,5 +141,20 @@ register(
         has_experts=True,
         has_window=False,
         layers_after="num_nextn_predict_layers",
+        gguf=GGUFLayout(
+            stored.ARCHITECTURE,
+            stored.MODULES,
+            keys=stored.KEYS | {_NORMALIZED: "norm_topk_prob"},
+            absent=stored.ABSENT | {_NORMALIZED: False},
+            fixed={"attention_bias": False, "rope_interleave": True, "num_nextn_predict_layers": 0},
+            splits=stored.SPLITS | {"mlp.gate.e_score_correction_bias": GGUFSplit(("exp_probs_b.bias",))},
+            head_key="rope.dimension_count",
+            derived=stored.DERIVED,
+            rope_types=("default", "yarn"),
+            unstored=stored.UNSTORED | {"num_nextn_predict_layers"},
+            fits=lambda metadata, shapes: stored.gating(metadata, shapes) == stored.SIGMOID,
+            read=stored.read_latents,
+            write=lambda config: stored.write_latents(config, stored.SIGMOID),
+        ),
     )
 )

@@ -115,7 +115,7 @@ register(
             },
             absent={"embedding_scale": 1.0, "attention.scale": None, "residual_scale": 1.0},
             interleaved=True,
-            whole_heads=True,
+            head_key=None,
             read=_read_gguf,
         ),
     )

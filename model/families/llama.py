@@ -33,10 +33,11 @@ LLAMA_GGUF = GGUFLayout(
         "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
         "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
     },
+    aliases=("mistral3",),  # the text model of Mistral Small 3, without the temperature of Ministral 3
     interleaved=True,
     rope_types=("default", "linear", "yarn", "llama3"),
 )
-"""llama.cpp's architecture of LLaMA, Mistral and Mixtral."""
+"""llama.cpp's architecture of LLaMA, Mistral, Mixtral, and Ministral without windows."""
 
 register(
     Family(

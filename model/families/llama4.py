@@ -11,7 +11,7 @@ Source: https://ai.meta.com/blog/llama-4-multimodal-intelligence; Nakanishi 2025
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_number, check_size
 from bpe_llama.model.families.layer_types import CHUNKED, FULL, RotatedLayersConfig
-from bpe_llama.model.family import Family, register
+from bpe_llama.model.family import Family, GGUFLayout, GGUFSplit, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.fused_experts import FusedExperts
 from bpe_llama.model.layers.mlp import MLP
@@ -218,6 +218,48 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return prepared
 
 
+_WINDOW, _STEP = "attention.sliding_window", "interleave_moe_layer_step"
+_CHUNK, _PATTERN = 8192, 4  # with which llama.cpp computes; the pattern is that of RoPE, too
+_MODULES = {
+    "ffn_gate": "feed_forward.gate_proj",
+    "ffn_up": "feed_forward.up_proj",
+    "ffn_down": "feed_forward.down_proj",
+    "ffn_gate_inp": "feed_forward.router",
+    "ffn_gate_shexp": "feed_forward.shared_expert.gate_proj",
+    "ffn_up_shexp": "feed_forward.shared_expert.up_proj",
+    "ffn_down_shexp": "feed_forward.shared_expert.down_proj",
+}
+_SPLITS = {
+    "feed_forward.experts.gate_up_proj": GGUFSplit(
+        ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+        lambda config, tensor: tensor.mT.chunk(2, dim=1),
+        lambda config, tensors: torch.cat(list(tensors), dim=1).mT,
+    ),
+    "feed_forward.experts.down_proj": GGUFSplit(
+        ("ffn_down_exps.weight",), lambda config, tensor: [tensor.mT], lambda config, tensors: tensors[0].mT
+    ),
+}
+
+
+def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
+    window, step, layers = metadata.get(_WINDOW, _CHUNK), metadata[_STEP], fields["num_hidden_layers"]
+    if window != _CHUNK:
+        raise ValueError(f"metadata 'llama4.{_WINDOW}' is {window!r}; expected {_CHUNK}, with which llama.cpp computes")
+    if type(step) is not int or not 1 <= step <= layers:
+        raise ValueError(f"metadata 'llama4.{_STEP}' is {step!r}; expected 1 to the {layers} layers")
+    fields["moe_layers"] = list(range(step - 1, layers, step))
+    fields["use_qk_norm"] = fields.get("num_local_experts") != 128  # llama.cpp knows Maverick by its experts
+
+
+def _write_gguf(config: Llama4TextConfig) -> dict[str, Any]:
+    chunked = [window is not None for window in config.windows]
+    is_usual = chunked == [bool(layer % _PATTERN) for layer in range(1, config.num_hidden_layers + 1)]
+    return {
+        _STEP: config.moe_layers[0] + 1 if config.moe_layers else 0,
+        "attention.sliding_window_pattern": None if is_usual else chunked,
+    }
+
+
 register(
     Family(
         "llama4_text",
@@ -233,5 +275,28 @@ register(
         has_classifier=False,
         multimodal="llama4",
         left_out=("vision_model", "multi_modal_projector"),
+        gguf=GGUFLayout(
+            "llama4",
+            _MODULES,
+            keys={
+                "feed_forward_length": "intermediate_size_mlp",
+                "expert_feed_forward_length": "intermediate_size",
+                _STEP: "interleave_moe_layer_step",
+            },
+            fixed={
+                "attention_bias": False,
+                "attention_chunk_size": _CHUNK,
+                "attn_temperature_tuning": True,
+                "floor_scale": 8192,
+                "attn_scale": 0.1,
+            },
+            splits=_SPLITS,
+            derived=frozenset({_WINDOW}),
+            window_pattern=_PATTERN,
+            rope_types=("default", "linear", "yarn", "llama3"),
+            unstored=frozenset({"interleave_moe_layer_step", "no_rope_layer_interval"}),
+            read=_read_gguf,
+            write=_write_gguf,
+        ),
     )
 )

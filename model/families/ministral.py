@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.families.layer_types import SLIDING, LayerTypesConfig
+from bpe_llama.model.families.llama import LLAMA_GGUF
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.llama import DecoderLayer
 
@@ -43,4 +44,14 @@ def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
         )
 
 
-register(Family("ministral", "Ministral", MinistralConfig, DecoderLayer, prepare=_named_ministral, read=_window))
+register(
+    Family(
+        "ministral",
+        "Ministral",
+        MinistralConfig,
+        DecoderLayer,
+        prepare=_named_ministral,
+        read=_window,
+        gguf=LLAMA_GGUF,
+    )
+)

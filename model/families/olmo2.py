@@ -88,6 +88,8 @@ OLMO_MODULES = {
 }
 """The tensors in which llama.cpp's OLMo 2 and 3 differ from LLaMA, and their modules."""
 OLMO_FIXED = {"attention_bias": False, "tie_word_embeddings": False}
+WINDOW = "attention.sliding_window"
+"""The key that files of OLMo 3 have, and those of OLMo 2 lack."""
 
 register(
     Family(
@@ -97,6 +99,12 @@ register(
         Olmo2Layer,
         biases=("attention_bias",),
         has_window=False,
-        gguf=GGUFLayout("olmo2", OLMO_MODULES, fixed=OLMO_FIXED, whole_heads=True),
+        gguf=GGUFLayout(
+            "olmo2",
+            OLMO_MODULES,
+            fixed=OLMO_FIXED,
+            head_key=None,
+            fits=lambda metadata, shapes: WINDOW not in metadata,
+        ),
     )
 )

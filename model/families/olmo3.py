@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig, checked_local_rope
-from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, Olmo2Layer
+from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, WINDOW, Olmo2Layer
 from bpe_llama.model.family import Family, GGUFLayout, register
 
 THETA = 500_000.0
@@ -99,11 +99,12 @@ register(
         gguf=GGUFLayout(
             "olmo2",
             OLMO_MODULES,
-            keys={"attention.sliding_window": "sliding_window", _LOCAL_BASE: "local_rope_parameters"},
+            keys={WINDOW: "sliding_window", _LOCAL_BASE: "local_rope_parameters"},
             absent={_LOCAL_BASE: None},
             fixed=OLMO_FIXED,
-            whole_heads=True,
+            head_key=None,
             window_pattern=4,
+            fits=lambda metadata, shapes: WINDOW in metadata,
             read=_read_gguf,
             write=_write_gguf,
         ),

@@ -163,7 +163,7 @@ register(
             {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
             keys={_WINDOW: "sliding_window", "rope.scaling.original_context_length": ORIGINAL},
             absent={_WINDOW: None, "rope.scaling.original_context_length": None},
-            whole_heads=True,
+            head_key=None,
             rope_types=("default", "longrope"),
             unstored=frozenset({"resid_pdrop"}),
             read=_read_gguf,

@@ -60,6 +60,6 @@ register(
         prepare=without_attention_bias,
         read=_whole_attention,
         ignored=frozenset({CHUNKS}),
-        gguf=GGUFLayout("qwen2", whole_heads=True),
+        gguf=GGUFLayout("qwen2", head_key=None),
     )
 )

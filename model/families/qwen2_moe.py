@@ -125,7 +125,7 @@ register(
             keys={EXPERT_SIZE: "moe_intermediate_size", _SHARED_SIZE: "shared_expert_intermediate_size"},
             absent={EXPERT_SIZE: None, _SHARED_SIZE: None},
             fixed={"norm_topk_prob": False, "tie_word_embeddings": False},
-            whole_heads=True,
+            head_key=None,
             read=_read_gguf,
         ),
     )

@@ -150,7 +150,7 @@ register(
             keys={"attention.layer_norm_epsilon": "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
             absent={"use_parallel_residual": None},
             fixed={"tie_word_embeddings": False},
-            whole_heads=True,
+            head_key=None,
             unstored=frozenset({"hidden_dropout"}),
             read=_read_gguf,
         ),
