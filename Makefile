@@ -48,8 +48,13 @@ demo: $(VENV)/.model ## train a tokenizer and a small LLaMA on this machine's Py
 
 test: test-rust test-python ## cargo test and pytest, doctests included
 
+# The unit tests run once more on each tier of instructions that this CPU has below its best.
 test-rust:
 	$(CARGO) test --workspace --locked
+	set -e; for tier in $$($(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers | sed '$$d'); do \
+		echo "BPE_LLAMA_SIMD=$$tier"; \
+		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet --workspace --exclude bpe-llama-python --lib --locked; \
+	done
 
 test-python: $(VENV)/.dev
 	$(RUN) pytest -n 2 --dist worksteal

@@ -1,10 +1,14 @@
-"""What pytest leaves out where a package that only some platforms have is missing, and which signals tests rely on."""
+"""What pytest leaves out where a package that only some platforms have is missing, and what all tests rely on."""
 
 import importlib.util
+import os
 import signal
 
 # A shell lets what it starts in the background ignore Ctrl-C, and the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A name that is no path is looked up on the Hugging Face Hub: by tests only in a cache, or on a server of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Triton comes with torch for CUDA; without it its kernels cannot be imported, not even for their docstrings.
 _KERNELS = [

@@ -8,7 +8,6 @@ and must give equal results before they are timed. ``tok(...)`` is our own call,
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from functools import partial
@@ -52,7 +51,7 @@ def row_of(vocabulary: str, texts: list[str], rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the table and append it to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # both read it

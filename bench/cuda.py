@@ -11,7 +11,6 @@ in this run. Warm-up is reported separately.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,7 +70,7 @@ def _decoded(engine: Engine, prompts: list[list[int]], options: list[GenerationO
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--quantize", choices=quantize.KINDS, help="the layers' weights, not the head's")
     parser.add_argument("--batch", type=int, default=1)

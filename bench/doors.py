@@ -6,7 +6,6 @@ bench/results/doors.md.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ class Row(NamedTuple):
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--vocabulary", nargs="*", choices=["cl100k", "o200k"], default=["cl100k", "o200k"])
     parser.add_argument("--megabytes", type=int, default=2, help="of prose")
     parser.add_argument("--rounds", type=int, default=9)

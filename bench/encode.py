@@ -28,7 +28,7 @@ SLOW_SHARE = 10  # peers below 20 MB/s get a tenth of the text, up to a line end
 
 def main() -> None:
     """Print the tables and append the figures to bench/results/encode.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--vocabulary", choices=["cl100k", "llama3", "o200k"], default="cl100k")
     parser.add_argument("--megabytes", type=int, default=20, help="of each corpus")
     parser.add_argument("--rounds", type=int, default=9)

@@ -70,6 +70,23 @@ def check_sha256(path: Path, expected: str) -> None:
 
 def from_pypi(requirement: str, member: str, target: Path) -> None:
     """Write the file ``member`` of a PyPI wheel to ``target``, downloading the wheel (say ``"litellm==1.99.4"``)."""
+    try:
+        with zipfile.ZipFile(_wheel(requirement)) as archive, archive.open(member) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise DataUnavailable(f"{member} of {requirement}: {error}") from error
+
+
+def unpack_wheel(requirement: str, folder: Path) -> None:
+    """Write all files of a PyPI wheel into ``folder``, downloading the wheel."""
+    try:
+        with zipfile.ZipFile(_wheel(requirement)) as archive:
+            archive.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise DataUnavailable(f"{requirement}: {error}") from error
+
+
+def _wheel(requirement: str) -> Path:
     wheels = cache_folder() / "wheels" / requirement.replace("==", "-")
     if not any(wheels.glob("*.whl")):
         wheels.mkdir(parents=True, exist_ok=True)
@@ -78,12 +95,8 @@ def from_pypi(requirement: str, member: str, target: Path) -> None:
                 _pip_download(requirement, scratch)
                 for wheel in Path(scratch).glob("*.whl"):
                     os.replace(wheel, wheels / wheel.name)
-    (wheel,) = wheels.glob("*.whl")
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as sink:
-            shutil.copyfileobj(source, sink)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DataUnavailable(f"{member} of {requirement}: {error}") from error
+    (found,) = wheels.glob("*.whl")
+    return found
 
 
 def source_members(requirement: str) -> Iterator[tuple[str, IO[bytes]]]:

@@ -67,7 +67,7 @@ def theirs(model: torch.nn.Module, tokens: int) -> tuple[float, list[int]]:
 
 def main() -> None:
     """Load the candidates, compare their ids, and time them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -7,7 +7,6 @@ not support AVX-512, so the AVX2 splitter runs.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import os
 import re
@@ -28,7 +27,7 @@ ROUNDS = (1, 6)
 
 def main() -> None:
     """Print the tables and append the figures to bench/results/instructions.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--vocabulary", choices=["cl100k", "llama3", "o200k"], default="cl100k")
     parser.add_argument("--only", nargs="*", choices=[*data.KINDS, *WORST_CASES], help="only these texts")
     parser.add_argument("--functions", type=int, default=4, help="functions to print per text")

@@ -6,6 +6,7 @@ best and the median over the rounds are reported.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import datetime
 import gc
@@ -20,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from bpe_llama._core import simd_tier, simd_tiers
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,8 +97,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with a script's docstring as help, and ``--simd``, which `bench` itself has obeyed."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--simd", choices=simd_tiers(), help="cap on the instructions of ours and of torch")
+    return made
+
+
 def machine() -> dict[str, Any]:
-    """Return processor, cores, load, system, Python, commit and date."""
+    """Return processor, instructions in use, cores, load, system, Python, commit and date."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -106,6 +116,7 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(git, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout.strip()
     return {
         "processor": processor,
+        "simd": simd_tier(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.system(),

@@ -8,7 +8,6 @@ Run `python -m bench.packing`; it writes `bench/results/packing.md`. Two minutes
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench import measure
 from bench.measure import RESULTS
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
 from bpe_llama.model.training.data.packing import PackedRows
@@ -62,7 +62,7 @@ def reached(curve: list[tuple[int, float]], loss: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()

@@ -5,12 +5,11 @@ Run `python -m bench.perplexity`; it writes `bench/results/perplexity.md`. Some 
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
 
-from bench import data
+from bench import data, measure
 from bench.measure import RESULTS
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, perplexity, quantize
@@ -30,7 +29,7 @@ FORMATS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measure.parser(__doc__)
     parser.add_argument("--bytes", type=int, default=100_000, help="of prose")
     size = parser.parse_args().bytes
     path = data.smollm2_gguf()

@@ -8,7 +8,6 @@ in float32. With one thread CPU time is measured, as other load does not add to 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from bpe_llama.model.generation.generate import Engine, GenerationOptions
 
 def main() -> None:
     """Print the table and append the figures to ``bench/results/generate.jsonl``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

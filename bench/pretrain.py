@@ -69,7 +69,7 @@ PEERS = ("transformers", "litgpt")
 
 def main() -> None:
     """Print a table, and keep its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--cases", nargs="*", default=list(CASES), help="shape/vocabulary, such as 15M/49k")
     parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])

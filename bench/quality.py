@@ -8,7 +8,6 @@ the same weights and read the same batches.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+from bench import measure
 from bench.measure import RESULTS
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
@@ -36,7 +36,7 @@ SHAPE: dict[str, Any] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

@@ -41,7 +41,7 @@ AGREES_WITH = {"gigabpe": "ours, lines", "rustbpe": "ours, ties by bytes", "toke
 
 def main() -> None:
     """Print one table per job and append the figures to bench/results/train.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--jobs", nargs="*", choices=list(JOBS), default=["20 MB mix, 32k"])
     parser.add_argument("--peers", nargs="*", choices=list(AGREES_WITH), default=list(AGREES_WITH))
     parser.add_argument("--threads", type=int, default=2)

@@ -5,7 +5,6 @@ Run `python -m bench.weights_dtype`; it writes `bench/results/weights_dtype.md`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from bench import data
+from bench import data, measure
 from bench.measure import RESULTS
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, training
@@ -29,7 +28,7 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     options = parser.parse_args()

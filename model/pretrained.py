@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._hub.fetching import HUB_OPTIONS, local_path
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.layers.attention import Attention
@@ -258,17 +259,28 @@ class Pretrained(nn.Module):
         device: torch.device | str = "auto",
         **options: Any,
     ) -> Model:
-        """Return the model of a folder or file, in evaluation mode; see `bpe_llama.model.checkpoints.load`.
+        """Return the model of a path or of a repository on the Hugging Face Hub, in evaluation mode.
 
         Args:
-            path: A Hugging Face folder, a Meta or Mistral folder, or a ``.gguf`` file.
+            path: A Hugging Face folder, a Meta or Mistral folder, or a ``.gguf`` file. Else a repository:
+                ``ORG/NAME``, ``ORG/NAME@REVISION`` or ``ORG/NAME/FILE.gguf``. What exists is a path, and so is a
+                `pathlib.Path`.
             dtype: ``"auto"`` is the checkpoint's.
             device: ``"auto"`` is CUDA if available, else the CPU.
-            **options: Options of the loader.
+            **options: For a repository ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``,
+                as in transformers. Others are the loader's: see `bpe_llama.model.checkpoints.load`.
+
+        Of a repository the config and the weights in one format are fetched, safetensors before others.
+
+        Raises:
+            OSError: If there is neither path nor repository, or it cannot be fetched; the message says why.
+            ValueError: See `bpe_llama.model.checkpoints.load`.
         """
         from bpe_llama.model.checkpoints import load  # loaders import models
+        from bpe_llama.model.checkpoints.hub_files import needed_files
 
-        return load(path, cls, dtype=dtype, device=device, **options)
+        hub: Any = {name: options.pop(name) for name in HUB_OPTIONS & options.keys()}
+        return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **options)
 
     def save_pretrained(self, folder: str | Path, portable: bool = True) -> None:
         """Write config, generation config and weights into a folder; see `checkpoints.huggingface.save`.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.data import DataUnavailable
+from tests.hub_server import Hub, serving
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +32,24 @@ def real() -> Callable[..., Any]:
             pytest.skip(f"data unavailable: {error}")
 
     return call
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Return a server that stands in for the Hugging Face Hub, with an empty cache at ``tmp_path / "hub"``."""
+    import huggingface_hub
+    from huggingface_hub import constants, hf_api
+
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        yield server
+        huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ Nothing here changes a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +85,22 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     if stray:
         raise ValueError(f"{source}: holds other tensors than pairs of lora_A and lora_B: {_few(stray)}")
     return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}, source
+
+
+def needed_files(where: str, files: Sequence[str]) -> Generator[Sequence[str], Path, str]:
+    """Choose the files of an adapter on the Hub, the tensors last; see `bpe_llama._hub.fetching.Needed`.
+
+    Beside a classifier's adapter, ``config.json`` names the labels.
+
+    Raises:
+        FileNotFoundError: If there is no adapter.
+    """
+    tensors = next((name for name in (WEIGHTS, PICKLED) if name in files), None)
+    if tensors is None or CONFIG not in files:
+        raise FileNotFoundError(f"{where}: holds no adapter, which is {CONFIG} with {WEIGHTS} or {PICKLED}")
+    yield [name for name in (CONFIG, "config.json") if name in files]
+    yield [tensors]
+    return ""
 
 
 def match(

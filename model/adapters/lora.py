@@ -18,11 +18,12 @@ import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._hub.fetching import local_path
 from bpe_llama.model.adapters import files, inject, weighted
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.files import WEIGHTS, ModuleTensors
@@ -37,6 +38,7 @@ from bpe_llama.model.adapters.layers import (
     parent_of,
 )
 from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
+from bpe_llama.model.adapters.sharing import copy_sharing_weights
 from bpe_llama.model.layers.fused_experts import fused_weights
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "adapted_layers",
     "add",
     "add_weighted_adapter",
+    "copy_sharing_weights",
     "load",
     "merge",
     "names",
@@ -60,6 +63,11 @@ __all__ = [
     "unmerge",
     "why_not_merge",
 ]
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama._hub.fetching import HubOptions
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -214,17 +222,23 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", base: str 
     files.write(model, Path(folder), name, _configs(model)[name], base)
 
 
-def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel:
+def load(model: AnyModel, folder: str | Path, name: str = "default", **hub: Unpack[HubOptions]) -> AnyModel:
     """Add the adapter of a folder, written by peft or `save`, to the model, activate it, and return the model.
 
     The adapter has the model's train or eval mode. Its weights are at least float32, as in peft.
 
+    Args:
+        model: The model.
+        folder: A folder, or else a repository on the Hugging Face Hub: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        name: The adapter's name in the model.
+        **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``, as in peft.
+
     Raises:
-        FileNotFoundError: If the folder has no adapter.
+        OSError: If the folder has no adapter, or there is neither folder nor repository.
         ValueError: If a file is damaged, a field of the config is not honoured, or the adapter does not fit the model;
             it names the file, the field or tensor, and the expectation. The model is then unchanged.
     """
-    folder = Path(folder)
+    folder = local_path(folder, files.needed_files, **hub)
     config, parts = _read(model, folder)
     _check_name(model, name)
     _inject(model, name, config, inject.prepare(config, parts, model, folder / CONFIG))

@@ -50,6 +50,23 @@ def forward_for(model: LlamaForCausalLM, cache: KVCache, decoder: CpuDecoder | N
     return _ByLength(model, decoder)
 
 
+class Refreshed:
+    """The forward pass of a model that may change: other weights, adapters or layers."""
+
+    def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
+        self.model = model
+        self.forward: Forward = forward_for(model, cache, None)
+        self._decoder: CpuDecoder | None = None
+        self._fingerprint: list[object] = []
+
+    def refresh(self, cache: KVCache) -> bool:
+        """Use the model as it is now, over this form of cache; return whether it changed since the last call."""
+        self._decoder = decoder_for(self.model, self._decoder)
+        self.forward = forward_for(self.model, cache, self._decoder)
+        before, self._fingerprint = self._fingerprint, fingerprint_of(self.model)
+        return self._fingerprint != before
+
+
 class _ByLength:
     """Runs one pass for each run of adjacent slots with equally many new ids."""
 
@@ -101,6 +118,36 @@ def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache:
                 last_BD[row] = hidden_BTD[row, length - start - 1]
     cache.truncate(lengths)
     return model.logits(last_BD)
+
+
+@torch.no_grad()
+def prefill_ragged(forward: Forward, prompts: Sequence[list[int]], cache: KVCache, chunk: int) -> Tensor:
+    """Prefill prompts without padding, and return the logits after each prompt's last id, (B, V).
+
+    Args:
+        forward: A ragged one.
+        prompts: Whole prompts; the first ``cache.lengths[slot]`` ids of each are in the cache already.
+        cache: One slot for each prompt.
+        chunk: Prompt tokens of all rows per forward pass: the next ids of as many prompts as they allow.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    while done < len(prompts):
+        ids: list[list[int]] = []
+        room = chunk
+        for slot in range(done, len(prompts)):
+            if room:
+                length = cache.lengths[slot]
+                ids.append(prompts[slot][length : length + room])
+                room -= len(ids[-1])
+        end = done + len(ids)
+        slots = cache.rows(done, end)
+        logits_BV = forward(ids, slots)
+        cache.lengths[done:end] = slots.lengths
+        complete = cache.lengths[end - 1] == len(prompts[end - 1])
+        parts.append(logits_BV[: len(ids) - (not complete)].clone())  # the next pass may overwrite them
+        done = end - 1 + complete
+    return torch.cat(parts)
 
 
 def fingerprint_of(model: LlamaForCausalLM) -> list[object]:

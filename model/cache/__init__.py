@@ -1,15 +1,16 @@
-"""The KV cache, and its smaller forms: quantized to int8, and the last tokens of a sliding window."""
+"""The KV cache, its smaller forms (int8, the last tokens of a sliding window), and the prefix cache."""
 
 from __future__ import annotations
 
 import torch
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.cache.prefix_cache import PrefixCache
 from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.cache.sliding_window import SlidingWindowCache
 from bpe_llama.model.config import LlamaConfig
 
-__all__ = ["CacheColumns", "KVCache", "QuantizedCache", "SlidingWindowCache", "make_cache"]
+__all__ = ["CacheColumns", "KVCache", "PrefixCache", "QuantizedCache", "SlidingWindowCache", "make_cache"]
 
 FORMS = ("full", "int8", "ring")
 """The values of the option ``cache``; ``"ring"`` is the sliding-window cache."""

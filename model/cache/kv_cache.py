@@ -233,10 +233,12 @@ class KVCache:
         """Return a copy of this cache with a larger capacity.
 
         Raises:
-            ValueError: If ``max_length`` is less than the present capacity.
+            ValueError: If ``max_length`` is less than the present capacity, or there is too little memory.
         """
         if max_length < self.capacity:
             raise ValueError(f"max_length is {max_length}; expected at least the present {self.capacity}")
+        sizes = [store.nbytes // self.capacity * max_length for store in self.stores]
+        check_memory(sum(sizes), self.store.device, f"a cache of slots of {max_length:,} tokens", "use fewer slots")
         wider, stores = copy.copy(self), []
         for store in self.stores:
             stores.append(store.new_zeros(*store.shape[:4], max_length, store.shape[5]))
@@ -278,6 +280,11 @@ class KVCache:
     def _reorder_lengths(self, sources: Sequence[int]) -> None:
         self.lengths[:] = [self.lengths[source] for source in sources]
         self.prompt_lengths[:] = [self.prompt_lengths[source] for source in sources]
+
+    def zero(self, slot: int) -> None:
+        """Overwrite a slot with zeros: its keys or values may be NaN, which no mask hides."""
+        for store in self.stores:
+            store[:, :, slot].zero_()
 
     def copy(self, source: int, target: int) -> None:
         """Copy one slot to another (several sequences of one prompt)."""

@@ -265,16 +265,7 @@ def _files_of(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {', '.join(WEIGHT_FILES[1:])}{alone}")
     if not name.endswith(".json"):
         return [folder / name]
-    files: dict[Path, list[str]] = {}
-    try:
-        weight_map = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
-        for tensor, file in weight_map.items():
-            if Path(file).name != file:
-                raise ValueError(f"{file!r} is not a plain file name")
-            files.setdefault(folder / file, []).append(tensor)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        kind = "safetensors" if name == INDEX else "PyTorch"
-        raise ValueError(f"{folder / name}: not a {kind} index ({error!r})") from error
+    files = {folder / file: tensors for file, tensors in shards_of(folder / name).items()}
     absent = [path.name for path in files if not path.is_file()]
     if absent:
         raise FileNotFoundError(f"{folder}: the index names shards that are absent: {', '.join(absent)}")
@@ -284,6 +275,24 @@ def _files_of(folder: Path) -> list[Path]:
         if lacking:
             raise ValueError(f"{path}: the index promises tensors that are not in it: {', '.join(lacking)}")
     return list(files)
+
+
+def shards_of(index: Path) -> dict[str, list[str]]:
+    """Return the tensors of each shard that an index lists.
+
+    Raises:
+        ValueError: If the file is no index, or a shard's name is no plain file name.
+    """
+    shards: dict[str, list[str]] = {}
+    try:
+        for tensor, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is not a plain file name")
+            shards.setdefault(file, []).append(tensor)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = "safetensors" if index.name == INDEX else "PyTorch"
+        raise ValueError(f"{index}: not a {kind} index ({error!r})") from error
+    return shards
 
 
 def _named_for(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,8 +26,11 @@ HELP = """/system TEXT  set the system prompt and clear the conversation
 
 
 def command(
-    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")],
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A folder, a .gguf, or org/name on the Hugging Face Hub."),
+    ],
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of tokens per answer.", 512)] = None,
@@ -47,6 +49,10 @@ def command(
     xtc_threshold: sampling.XtcThreshold = None,
     top_n_sigma: sampling.TopNSigma = None,
     mirostat: sampling.Mirostat = None,
+    json_schema: sampling.JsonSchema = None,
+    regex: sampling.Regex = None,
+    choice: sampling.Choice = None,
+    grammar: sampling.GrammarFile = None,
     seed: sampling.Seed = "0",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
@@ -56,6 +62,7 @@ def command(
     """Chat with an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given["seed"] = sampling.read_seed(seed)
+    given |= sampling.structured(json_schema, regex, choice, grammar)
     if seed == "random":
         typer.echo(f"seed: {given['seed']}", err=True)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)

@@ -18,13 +18,13 @@ EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
+    source: Annotated[str, typer.Argument(help="A folder, a .gguf, or org/name on the Hugging Face Hub.")],
     out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0, q4_0.")] = "auto",
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: the source's own.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: the source's own.")] = None,
     resize: ResizeOption = False,
     average_with: Annotated[
-        list[Path] | None, typer.Option(help="Average the weights with those of this folder; repeatable.")
+        list[str] | None, typer.Option(help="Average the weights with those of this folder; repeatable.")
     ] = None,
     weight: Annotated[
         list[float] | None,
@@ -34,7 +34,7 @@ def command(
     """Convert weights and tokenizer to another file format or dtype; average checkpoints, or add tokens."""
     to_gguf = out.suffix == ".gguf"
     load_as = "auto" if to_gguf else dtype
-    vocabulary = Tokenizer.from_file(tokenizer or source)
+    vocabulary = Tokenizer.from_pretrained(tokenizer or source)
     if average_with:
         loaded = average_models([source, *average_with], weight, load_as)
     elif weight:

@@ -14,7 +14,7 @@ from bpe_llama._corpus.files import find_files
 from bpe_llama._progress import reporting
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, is_classifiers_adapter, load_adapted_classifier
-from bpe_llama.model.cli.loading import check_quantized, load_generator
+from bpe_llama.model.cli.loading import adapter_path, check_quantized, checkpoint_path, load_generator
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.evaluation.classification import ClassifierScore, evaluate_classifier
 from bpe_llama.model.evaluation.perplexity import DEFAULT_WINDOW
@@ -26,7 +26,7 @@ EXAMPLE = "Example: bpe-llama eval demo-out/model --text notes/ --stride 512"
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
+    model: Annotated[str, typer.Argument(help="A folder, a .gguf, or org/name on the Hugging Face Hub.")],
     files: Annotated[list[str] | None, typer.Argument(help="More files of --text.", metavar="[FILES]...")] = None,
     text: Annotated[
         list[str] | None,
@@ -41,7 +41,7 @@ def command(
             metavar="NAMES_OR_FILES",
         ),
     ] = None,
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: MODEL's own.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: MODEL's own.")] = None,
     adapter: AdapterOption = None,
     field: Annotated[
         str, typer.Option("--field", "--text-field", help="The field of .jsonl and .parquet rows that holds the text.")
@@ -85,14 +85,15 @@ def command(
     bad_rows = BadRows(on_error)
     paths = find_files([*(text or ()), *(files or ())]) if text else []
     names = [name for several in tasks or () for name in several.split(",") if name]
-    if is_classifier(model) or is_classifiers_adapter(adapter):
+    path, adapter_folder = checkpoint_path(model), None if adapter is None else adapter_path(adapter)
+    if is_classifier(path) or is_classifiers_adapter(adapter_folder):
         given = {"--tasks": names, "--separator": separator, "--stride": stride}
         wrong = next((flag for flag, value in given.items() if value), None)
         if wrong is not None:
             raise ValueError(f"the model is a classifier, and {wrong} is for models that predict text")
         check_quantized(quantized)
-        vocabulary = Tokenizer.from_file(tokenizer or model)
-        judge = load_adapted_classifier(model, adapter, vocabulary, dtype, device, quantized)
+        vocabulary = Tokenizer.from_pretrained(tokenizer or model)
+        judge = load_adapted_classifier(path, adapter_folder, vocabulary, dtype, device, quantized)
         label_score, labels = score_rows_of(
             judge, vocabulary, paths, field, label_field or "label", on_error, window, batch_size
         )

@@ -15,7 +15,13 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.huggingface import write_config
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, load_classifier, report_score
-from bpe_llama.model.cli.loading import check_quantized, load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.loading import (
+    check_quantized,
+    checkpoint_path,
+    load_model,
+    resize_embeddings,
+    save_with_tokenizer,
+)
 from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
@@ -74,9 +80,9 @@ def command(
         list[str],
         typer.Argument(help="Files, folders or globs: plain text, or .json, .jsonl, .parquet of a --format."),
     ],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Initial model: a folder or .gguf.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Initial model: a folder, .gguf or org/name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     resize: ResizeOption = False,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
@@ -176,11 +182,12 @@ def command(
         if task == "classification" and value:
             raise ValueError(f"{name} is {value!r}; it is for --task text")
     checkpoint_to_resume(out, resume)
-    vocabulary = Tokenizer.from_file(tokenizer or model)
+    vocabulary = Tokenizer.from_pretrained(tokenizer or model)
     labelled: LabelledTexts | None = None
+    path = checkpoint_path(model)
 
     def read_texts(longest: int) -> LabelledTexts:
-        known = LlamaConfig.from_json(model).label_names if is_classifier(model) else None
+        known = LlamaConfig.from_json(path).label_names if is_classifier(path) else None
         fields = {"text_field": text_field or "text", "label_field": label_field or "label"}
         return read_labelled(files, vocabulary, longest, labels=known, on_error=on_error, **fields)
 
@@ -202,9 +209,9 @@ def command(
     weights_dtype = config.weights_dtype if full else "bfloat16" if half else "float32"
     device = "cpu" if ranks.sharded else config.device
     if labelled is None:
-        loaded = load_model(model, weights_dtype, device)
+        loaded = load_model(path, weights_dtype, device)
     else:
-        loaded = load_classifier(model, labelled.labels, vocabulary, weights_dtype, device, seed=config.seed)
+        loaded = load_classifier(path, labelled.labels, vocabulary, weights_dtype, device, seed=config.seed)
     if resize:
         resize_embeddings(loaded, model, vocabulary)
     if settings["sequence_length"] is None:

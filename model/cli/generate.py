@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,8 +19,11 @@ EXAMPLE = "Example: bpe-llama generate 'def main():' --model demo-out/model --ma
 
 def command(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
-    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A folder, a .gguf, or org/name on the Hugging Face Hub."),
+    ] = ".",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
     max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of new tokens.", 200)] = None,
     min_new_tokens: sampling.MinNewTokens = None,
@@ -55,6 +57,10 @@ def command(
     preset: Annotated[
         str, typer.Option(help="Semantics of the filters: exact, meta, transformers or llama_cpp.")
     ] = "exact",
+    json_schema: sampling.JsonSchema = None,
+    regex: sampling.Regex = None,
+    choice: sampling.Choice = None,
+    grammar: sampling.GrammarFile = None,
     num_beams: Annotated[int, typer.Option(help="Above 1: beam search instead of sampling.")] = 1,
     answers: Annotated[int | None, typer.Option("--n", help="Number of continuations, each with its own seed.")] = None,
     seed: sampling.Seed = "0",
@@ -71,6 +77,7 @@ def command(
     """Print a prompt and stream its continuation."""
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
+    given |= sampling.structured(json_schema, regex, choice, grammar)
     given["preset"] = None if preset == "exact" else preset
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)

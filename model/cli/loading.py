@@ -1,4 +1,4 @@
-"""Loads a model, or a generator of model, tokenizer and adapter, from paths; saves a model with its tokenizer."""
+"""Loads models, and generators of model, tokenizer and adapter, from paths or the Hub; saves models and tokenizers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import cast
 
 import typer
 
+from bpe_llama._hub.fetching import local_path
 from bpe_llama._progress import reporting
 from bpe_llama.model import training
-from bpe_llama.model.adapters import lora
-from bpe_llama.model.checkpoints import average
+from bpe_llama.model.adapters import files, lora
+from bpe_llama.model.checkpoints import average, hub_files
 from bpe_llama.model.cli.options.common import QUANTIZED
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -22,21 +23,34 @@ from bpe_llama.model.quantization import quantize
 from bpe_llama.tokenizer import Tokenizer
 
 
-def load_model(path: Path, dtype: str, device: str) -> LlamaForCausalLM:
-    """Return the model at `path`, with a progress bar on a terminal."""
+def checkpoint_path(name: str) -> Path:
+    """Return the path of a model that may be a name on the Hub; what it needs is fetched."""
+    return local_path(name, hub_files.needed_files)
+
+
+def adapter_path(name: str) -> Path:
+    """Return the path of an adapter that may be a name on the Hub; what it needs is fetched."""
+    return local_path(name, files.needed_files)
+
+
+def load_model(path: str | Path, dtype: str, device: str) -> LlamaForCausalLM:
+    """Return the model of a path or a name on the Hub, with a progress bar on a terminal."""
     with reporting(None) as report:
         progress = None if report is None else partial(report, "load")
         return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress)
 
 
-def average_models(folders: Sequence[Path], weights: Sequence[float] | None, dtype: str) -> LlamaForCausalLM:
-    """Return the mean of the models in `folders`, with a progress bar on a terminal."""
+def average_models(models: Sequence[str], weights: Sequence[float] | None, dtype: str) -> LlamaForCausalLM:
+    """Return the mean of these models, with a progress bar on a terminal."""
     with reporting(None) as report:
         progress = None if report is None else partial(report, "average")
-        return cast(LlamaForCausalLM, average(folders, weights, dtype=dtype, progress=progress))
+        return cast(
+            LlamaForCausalLM,
+            average([checkpoint_path(name) for name in models], weights, dtype=dtype, progress=progress),
+        )
 
 
-def resize_embeddings(model: Pretrained, source: Path, vocabulary: Tokenizer) -> None:
+def resize_embeddings(model: Pretrained, source: str, vocabulary: Tokenizer) -> None:
     """Add rows for the tokens that `vocabulary` adds to the tokenizer at `source`; print their number on stderr.
 
     Each new row is the mean of the rows of the tokens that its token was made of.
@@ -45,17 +59,17 @@ def resize_embeddings(model: Pretrained, source: Path, vocabulary: Tokenizer) ->
         ValueError: If `vocabulary` does not extend that tokenizer.
     """
     rows = model.config.vocab_size
-    pieces = training.token_pieces(Tokenizer.from_file(source), vocabulary, rows)
+    pieces = training.token_pieces(Tokenizer.from_pretrained(source), vocabulary, rows)
     model.resize_token_embeddings(max(rows, vocabulary.vocab_size), pieces=pieces)
     typer.echo(f"embedding: {rows:,} rows, now {model.config.vocab_size:,}; {len(pieces):,} new tokens", err=True)
 
 
 def load_generator(
-    model: Path,
-    tokenizer: Path | None,
+    model: str,
+    tokenizer: str | None,
     dtype: str,
     device: str,
-    adapter: Path | None = None,
+    adapter: str | Path | None = None,
     quantized: str | None = None,
 ) -> TextGenerator:
     """Return a generator over the weights at `model`, with the tokenizer at `tokenizer` or, by default, at `model`.
@@ -64,7 +78,7 @@ def load_generator(
     projection would change the embedding, and quantized weights cannot be merged with.
     """
     check_quantized(quantized)
-    vocabulary = Tokenizer.from_file(tokenizer or model)
+    vocabulary = Tokenizer.from_pretrained(tokenizer or model)
     loaded = load_model(model, dtype, device)
     if quantized is not None:
         quantize.quantize(loaded, quantized)

@@ -33,12 +33,12 @@ def command(
     data: Annotated[
         list[Path], typer.Argument(help="Ids: a .npy of `bpe-llama encode --out`, or a folder of `encode-corpus`.")
     ],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The tokenizer of these ids.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", help="The tokenizer of these ids.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the run: metrics, loss curve, checkpoint, model.")
     ],
     config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
-    start_from: Annotated[Path | None, typer.Option(help="Initial weights: a folder or .gguf.")] = None,
+    start_from: Annotated[str | None, typer.Option(help="Initial weights: a folder, .gguf or org/name.")] = None,
     resize: ResizeOption = False,
     hidden_size: Annotated[int, typer.Option(help="Hidden size D.")] = 256,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
@@ -72,7 +72,7 @@ def command(
         raise ValueError("a DATA is given twice; give it a larger --weight")
     for path in (*data, *([eval_file] if eval_file else [])):
         training.open_corpus(path)  # before a large model is constructed
-    vocabulary = Tokenizer.from_file(tokenizer)
+    vocabulary = Tokenizer.from_pretrained(tokenizer)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)

@@ -18,13 +18,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import CpuDecoder
-from bpe_llama.model.backends.forward import Forward, decoder_for, fingerprint_of, forward_for, prefill_padded
+from bpe_llama.model.backends.forward import Refreshed, prefill_padded, prefill_ragged
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
-from bpe_llama.model.generation.prompts import whole_ids
-from bpe_llama.model.generation.sampler_dispatch import record_logprobs, record_prompt_logprobs, sample_next_ids
-from bpe_llama.model.layers.rope_scaling import recompute_length, same_rotation
+from bpe_llama.model.generation.admission import SharedPrefixes, admissible, joinable, prefill_shares
+from bpe_llama.model.generation.prompts import checked_prompts
+from bpe_llama.model.generation.sampler_dispatch import (
+    append_id,
+    fast_forward,
+    record_logprobs,
+    record_prompt_logprobs,
+    sample_isolated,
+    sample_next_ids,
+)
+from bpe_llama.model.layers.rope_scaling import recompute_length
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -33,8 +40,9 @@ from bpe_llama.model.sampling.sequence import Sequence
 class Engine:
     """A running batch. Running sequences take the first slots of the cache; the last one moves into a freed slot.
 
-    Keys and values of a finished sequence stay in its slot as a prefix cache. `prefill` of one prompt reuses their
-    common prefix (the next turn of a conversation, the same instructions again).
+    Keys and values of a finished sequence stay in its slot. `prefill` of one prompt reuses their common prefix (the
+    next turn of a conversation, the same instructions again). Requests of `add_request` share a prefix cache outside of
+    the slots, if the engine has one. Requests with the same prompt and salt share one prefill.
 
     Args:
         model: Weights to generate with.
@@ -44,10 +52,13 @@ class Engine:
             prompts delays running sequences.
         cache: ``"full"``; ``"int8"``, quantized to a quarter of float32's memory; or ``"ring"``, which stores only what
             a sliding window attends to and supports no prefix cache.
+        prefix_cache_bytes: Memory of the prefix cache; 0 for none. Where RoPE scaling depends on the length, it stores
+            sequences up to the original context alone.
+        isolate_errors: Whether an error in sampling one sequence ends it alone, with ``finish_reason="error"``.
 
     Raises:
-        ValueError: If a size is below 1, ``max_length`` exceeds the model's context, or the model does not support this
-            form of cache.
+        ValueError: If a size is below 1, ``max_length`` exceeds the model's context, the model does not support this
+            form of cache, or the cache or the memory does not allow a prefix cache.
     """
 
     def __init__(
@@ -57,6 +68,8 @@ class Engine:
         max_length: int | None = None,
         prefill_chunk: int = 512,
         cache: str = "full",
+        prefix_cache_bytes: int = 0,
+        isolate_errors: bool = False,
     ) -> None:
         context = model.config.context_length
         max_length = context if max_length is None else max_length
@@ -67,19 +80,27 @@ class Engine:
         self.model = model
         self.prefill_chunk = prefill_chunk
         self.cache = make_cache(cache, model.config, slots, max_length, prefill_chunk, model.dtype, model.device)
+        self.prefixes = SharedPrefixes(model.config, self.cache, prefix_cache_bytes)
+        self.isolate_errors = isolate_errors
         self.running: list[Sequence] = []
         """Sequences with a slot, in the order of their slots."""
         self.waiting: list[Sequence] = []
         """Requests without a slot yet, first come first served."""
         self._prefix_cache: list[list[int]] = [[] for _ in range(slots)]
         """For each free slot the ids whose keys and values it still holds."""
-        self._decoder: CpuDecoder | None = None
-        self._forward: Forward = forward_for(model, self.cache, None)
-        self._fingerprint: list[object] = []
+        self._refreshed = Refreshed(model, self.cache)
         self._recompute_length = recompute_length(model.config)
+        self._most_forced = prefill_chunk - 1 if self._recompute_length is None else 0
+        self.num_prefilled_tokens = 0
+        """Prompt tokens that all steps have computed."""
 
-    def add_request(self, prompt: abc.Sequence[int], options: GenerationOptions) -> Sequence:
+    def add_request(self, prompt: abc.Sequence[int], options: GenerationOptions, cache_salt: str = "") -> Sequence:
         """Queue a prompt and return its sequence. A later `step` gives it a slot and prefills it.
+
+        Args:
+            prompt: Ids to be continued.
+            options: Of the request.
+            cache_salt: Only requests with the same salt share prefixes.
 
         Raises:
             ValueError: If the prompt is empty, does not fit into a slot or has an id outside the vocabulary.
@@ -91,6 +112,8 @@ class Engine:
         if outside is not None:
             raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
         sequence.num_prompt_tokens_left = len(sequence.prompt)
+        sequence.cache_salt = cache_salt
+        self.prefixes.hash_prompt(sequence)
         self.waiting.append(sequence)
         return sequence
 
@@ -100,10 +123,11 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Sequence]:
-        """Run one forward pass, and return the sequences that got a new id; finished ones leave the batch.
+        """Run one forward pass, and return the sequences that got a new id or failed; finished ones leave the batch.
 
-        A pass takes one token of every sequence that decodes, and ``prefill_chunk`` prompt tokens, at least one of each
-        prompt. A sequence gets its first id in the pass that completes its prompt; so a pass may return none.
+        A pass takes one token of every sequence that decodes, and ``prefill_chunk`` prompt tokens, split by
+        `prefill_shares`. A sequence gets its first id in the pass that completes its prompt; so a pass may return none.
+        The pass also serves waiting requests with this prompt, as far as slots are free.
 
         With a full cache and a model that the CPU decoder serves, this is one ragged batch. Elsewhere sequences that
         decode share a pass, and every prompt has its own.
@@ -112,29 +136,34 @@ class Engine:
         self._free_finished_slots()
         self._admit_waiting()
         self._recompute_keys()
-        ids, room = [], self.prefill_chunk
-        for sequence in self.running:
-            tokens = sequence.num_prompt_tokens_left
-            ids.append(sequence.ids[-tokens:][: max(room, 1)] if tokens else sequence.new_ids[-1:])
-            room -= len(ids[-1]) if tokens else 0
-        if not ids:
+        running = list(self.running)
+        if not running:
             return []
-        prefilling = [bool(sequence.num_prompt_tokens_left) for sequence in self.running]
-        left = [max(s.num_prompt_tokens_left - len(new), 0) for s, new in zip(self.running, ids, strict=True)]
-        sampled = [sequence for sequence, tokens in zip(self.running, left, strict=True) if not tokens]
+        shares = left = [sequence.num_prompt_tokens_left for sequence in running]
+        if any(left):
+            shares = prefill_shares(left, self.prefill_chunk)
+            left = [tokens - share for tokens, share in zip(left, shares, strict=True)]
+        ends = [n - len(s.prompt) for s, n in zip(running, self.cache.lengths, strict=False)]  # of cached new ids
+        ids = [s.next_prompt_ids(n) if n else s.new_ids[end:] for s, n, end in zip(running, shares, ends, strict=True)]
         with self._rollback_on_error():
             logits_BV = self._run(ids)
+            sampled = [(row, running[row]) for row, tokens in enumerate(left) if not tokens]
+            sampled += self._join([row for row, _ in sampled if shares[row]]) if self.waiting else []
+            rows = [row for row, _ in sampled]
             if sampled:
-                self._append(sampled, logits_BV if not any(left) else logits_BV[[not tokens for tokens in left]])
+                self._append([s for _, s in sampled], logits_BV if rows == list(range(len(ids))) else logits_BV[rows])
+                fast_forward([sequence for _, sequence in sampled], self.cache.capacity, self._most_forced)
             seconds = time.perf_counter() - start
-            for sequence, tokens, was_prefilling in zip(self.running, left, prefilling, strict=True):
+            for slot, (sequence, tokens, share) in enumerate(zip(running, left, shares, strict=True)):
                 sequence.num_prompt_tokens_left = tokens
-                if was_prefilling:
+                if share:
                     sequence.prefill_seconds += seconds
+                    self.prefixes.save(sequence, self.cache, slot, share)
                 else:
                     sequence.decode_seconds += seconds
+        self.num_prefilled_tokens += sum(shares)
         self._free_finished_slots()
-        return sampled
+        return [sequence for _, sequence in sampled]
 
     def abort(self, sequence: Sequence) -> None:
         """Finish a running or waiting sequence now: its reader is gone, or its text holds a stop string."""
@@ -188,8 +217,7 @@ class Engine:
         self._free_finished_slots()
         if self.running != [sequence] or sequence.num_prompt_tokens_left:
             raise ValueError("draft tokens are verified for a sequence that runs alone, its prompt prefilled")
-        start = time.perf_counter()
-        length, most = self.cache.lengths[0], self._recompute_length
+        start, length, most, accepted = time.perf_counter(), self.cache.lengths[0], self._recompute_length, 0
         if length == most:
             while not self.step():
                 pass
@@ -197,8 +225,8 @@ class Engine:
         if most is not None and length < most:  # tokens beyond are computed with other factors
             draft_ids = draft_ids[: most - length - 1]
         with self._rollback_on_error():
-            logits_TV = self._run([[sequence.new_ids[-1], *draft_ids]], every=True)
-            accepted = 0
+            new_ids = sequence.new_ids[length - len(sequence.prompt) :]
+            logits_TV = self._run([[*new_ids, *draft_ids]], every=True)[len(new_ids) - 1 :]
             for place in range(len(draft_ids) + 1):
                 self._append([sequence], logits_TV[place : place + 1])
                 if place == len(draft_ids) or sequence.new_ids[-1] != draft_ids[place]:
@@ -207,12 +235,14 @@ class Engine:
                 if sequence.finish_reason:
                     break
             sequence.decode_seconds += time.perf_counter() - start
-            self.cache.lengths[0] = length + 1 + accepted  # drop keys and values of rejected tokens
+            fast_forward([sequence], self.cache.capacity, self._most_forced)
+            self.cache.lengths[0] = length + len(new_ids) + accepted  # drop keys and values of rejected tokens
         self._free_finished_slots()
         return accepted
 
     def reset_prefix_cache(self) -> None:
-        """Let no later prompt reuse keys and values of finished sequences."""
+        """Let no later prompt reuse keys and values of earlier sequences."""
+        self.prefixes.clear()
         self._prefix_cache = [[] for _ in range(self.cache.batch_size)]
 
     def reserve(self, max_length: int) -> None:
@@ -225,28 +255,33 @@ class Engine:
         self, prompts: abc.Sequence[abc.Sequence[int]], options: Iterable[GenerationOptions]
     ) -> list[Sequence]:
         """Return the prompts as sequences, if all fit into a slot."""
-        checked = [whole_ids(prompt, row) for row, prompt in enumerate(prompts)]
-        for row, prompt in enumerate(checked):
-            if not prompt:
-                raise ValueError(f"prompt {row} is empty; expected at least one id")
-            if len(prompt) >= self.cache.capacity:
-                raise ValueError(
-                    f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
-                )
+        checked = checked_prompts(prompts, self.cache.capacity)
         ends = self.model.config, self.model.generation_config.eos_token_ids
         return [Sequence(p, chosen, chosen.ending_ids(*ends)) for p, chosen in zip(checked, options, strict=True)]
 
     def _admit_waiting(self) -> None:
-        """Move waiting requests into free slots; they are prefilled from position 0."""
-        admitted = self.waiting[: self.cache.batch_size - len(self.running)]
+        """Move waiting requests into free slots; what the prefix cache has of their prompts is copied there."""
+        free = self.cache.batch_size - len(self.running)
+        admitted = admissible(self.waiting, self.running, free, self.prefixes) if self.waiting and free else []
         if not admitted:
             return
         self._refresh()
         for slot, sequence in enumerate(admitted, start=len(self.running)):
-            self.cache.prompt_lengths[slot] = len(sequence.prompt)
-            self.cache.lengths[slot], self._prefix_cache[slot] = 0, []
+            self._prefix_cache[slot] = []
+            self.prefixes.load(sequence, self.cache, slot)
         # One statement, so that an interruption neither loses a request nor admits it twice.
-        self.running, self.waiting = [*self.running, *admitted], self.waiting[len(admitted) :]
+        self.running, self.waiting = [*self.running, *admitted], [s for s in self.waiting if s not in admitted]
+
+    def _join(self, slots: list[int]) -> list[tuple[int, Sequence]]:
+        """Move requests with a prompt that the current pass completes to free slots; return them with its slot."""
+        joined = joinable(slots, self.waiting, self.running, self.cache.batch_size - len(self.running))
+        for slot, sequence in joined:
+            self._prefix_cache[len(self.running)] = []
+            self.cache.copy(slot, len(self.running))
+            sequence.num_cached_tokens, sequence.num_prompt_tokens_left = len(sequence.prompt), 0
+            self.running.append(sequence)
+            self.waiting.remove(sequence)
+        return joined
 
     def _recompute_keys(self) -> None:
         """Drop keys and values that are due to be computed anew (`recompute_length`); steps prefill all ids again."""
@@ -264,7 +299,7 @@ class Engine:
             logits_BV = torch.cat([self._prefill([sequence], first + row) for row, sequence in enumerate(admitted)])
         else:
             logits_BV = self._prefill(admitted, first, cached_ids)
-        self._record_prompt_logprobs(admitted)
+        record_prompt_logprobs(self.model, admitted)
         if copies > 1:
             admitted = [sequence.copy(copy) for sequence in admitted for copy in range(copies)]
             for place in reversed(range(1, len(admitted))):  # from the end, so that no source is overwritten too soon
@@ -272,6 +307,7 @@ class Engine:
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
         self.running += admitted
         self._append(admitted, logits_BV)
+        fast_forward(admitted, self.cache.capacity, self._most_forced)
         seconds = time.perf_counter() - start
         for sequence in admitted:
             sequence.prefill_seconds = seconds
@@ -286,46 +322,26 @@ class Engine:
         lengths = [len(sequence.prompt) for sequence in admitted]
         end = first + len(admitted)
         before, self.cache.prompt_lengths[first:end] = self.cache.prompt_lengths[first], lengths
-        cached, config = 0, self.model.config
-        texts = (before, len(cached_ids)), (lengths[0], lengths[0])
-        same = same_rotation(config.rope, config.max_position_embeddings, *texts)
-        if len(admitted) == 1 and not self.cache.wraps and same:
-            cached = admitted[0].num_cached_tokens = _common_prefix(cached_ids, admitted[0].prompt[:-1])
+        cached = 0
+        if len(admitted) == 1 and not self.cache.wraps:
+            cached = admitted[0].num_cached_tokens = self.prefixes.common(admitted[0].prompt, cached_ids, before)
         self.cache.lengths[first:end] = [cached] * len(admitted)
-        if self._forward.ragged:
-            return self._prefill_ragged(admitted, first)
-        cache = self._slots(first, end)
-        logits_BV = prefill_padded(self.model, [sequence.prompt for sequence in admitted], cache, self.prefill_chunk)
+        prompts, cache = [sequence.prompt for sequence in admitted], self._slots(first, end)
+        if self._refreshed.forward.ragged:
+            logits_BV = prefill_ragged(self._refreshed.forward, prompts, cache, self.prefill_chunk)
+        else:
+            logits_BV = prefill_padded(self.model, prompts, cache, self.prefill_chunk)
         self.cache.lengths[first:end] = cache.lengths
         return logits_BV
 
-    def _prefill_ragged(self, admitted: list[Sequence], first: int) -> Tensor:
-        """Prefill without padding: a pass takes the next ids of as many prompts as ``prefill_chunk`` allows."""
-        parts: list[Tensor] = []
-        done = 0
-        while done < len(admitted):
-            ids: list[list[int]] = []
-            room = self.prefill_chunk
-            for slot, sequence in enumerate(admitted[done:], start=first + done):
-                if room:
-                    length = self.cache.lengths[slot]
-                    ids.append(sequence.prompt[length : length + room])
-                    room -= len(ids[-1])
-            logits_BV = self._run(ids, first + done)
-            last = done + len(ids) - 1
-            complete = self.cache.lengths[first + last] == len(admitted[last].prompt)
-            parts.append(logits_BV[: len(ids) - (not complete)].clone())  # the next pass may overwrite them
-            done = last + complete
-        return torch.cat(parts)
-
-    def _run(self, ids: abc.Sequence[abc.Sequence[int]], first: int = 0, every: bool = False) -> Tensor:
-        """Run new ids of the slots from ``first`` on; return the logits after each slot's last, (B, V).
+    def _run(self, ids: abc.Sequence[abc.Sequence[int]], every: bool = False) -> Tensor:
+        """Run new ids of the first slots; return the logits after each slot's last, (B, V).
 
         With ``every`` those after each new id, (M, V).
         """
-        cache = self._slots(first, first + len(ids))
-        logits_MV = self._forward(ids, cache, every)
-        self.cache.lengths[first : first + len(ids)] = cache.lengths
+        cache = self._slots(0, len(ids))
+        logits_MV = self._refreshed.forward(ids, cache, every)
+        self.cache.lengths[: len(ids)] = cache.lengths
         return logits_MV
 
     def _slots(self, start: int, end: int) -> KVCache:
@@ -334,44 +350,35 @@ class Engine:
 
     def _refresh(self) -> None:
         """Notice what was done to the model since the last admission: other weights, adapters or layers."""
-        self._decoder = decoder_for(self.model, self._decoder)
-        self._forward = forward_for(self.model, self.cache, self._decoder)
-        fingerprint = fingerprint_of(self.model)
-        if fingerprint != self._fingerprint:
+        if self._refreshed.refresh(self.cache):
             self.reset_prefix_cache()
-            self._fingerprint = fingerprint
-
-    def _record_prompt_logprobs(self, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            if sequence.options.prompt_logprobs and not sequence.prompt_logprobs:
-                record_prompt_logprobs(self.model, sequence)
 
     def _append(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
         """Sample each sequence's next id, and finish those that end with it."""
-        self._record_prompt_logprobs(sequences)
-        chosen = sample_next_ids(sequences, logits_BV)
+        record_prompt_logprobs(self.model, sequences)
+        if self.isolate_errors:
+            sequences, chosen, logits_BV = sample_isolated(sequences, logits_BV)
+        else:
+            chosen = sample_next_ids(sequences, logits_BV)
         record_logprobs(sequences, chosen, logits_BV)
         for sequence, new_id in zip(sequences, chosen, strict=True):
-            sequence.new_ids.append(new_id)
-            length = len(sequence.prompt) + len(sequence.new_ids)
-            if new_id in sequence.eos_ids:
-                sequence.finish_reason = "stop"
-            elif len(sequence.new_ids) == sequence.options.max_new_tokens or length >= self.cache.capacity:
-                sequence.finish_reason = "length"
+            append_id(sequence, new_id, self.cache.capacity)
 
     @contextmanager
     def _rollback_on_error(self) -> Iterator[None]:
         """Restore running sequences if a pass fails or is interrupted, so that it can be repeated."""
-        lengths = list(self.cache.lengths)
+        lengths, running, waiting = list(self.cache.lengths), list(self.running), list(self.waiting)
         before = [
-            (s, s.num_prompt_tokens_left, len(s.new_ids), len(s.logprobs), len(s.top_logprobs)) for s in self.running
+            (s, s.num_prompt_tokens_left, len(s.new_ids), len(s.logprobs), len(s.top_logprobs))
+            for s in (*running, *waiting)
         ]
         try:
             yield
         except BaseException:  # KeyboardInterrupt too
             self.cache.lengths[:] = lengths
+            self.running, self.waiting = running, waiting
             for sequence, tokens_left, new_ids, logprobs, top_logprobs in before:
-                sequence.num_prompt_tokens_left, sequence.finish_reason = tokens_left, None
+                sequence.num_prompt_tokens_left, sequence.finish_reason, sequence.error = tokens_left, None, None
                 del sequence.new_ids[new_ids:], sequence.logprobs[logprobs:], sequence.top_logprobs[top_logprobs:]
             raise
 
@@ -379,6 +386,10 @@ class Engine:
         """Free the slots of finished sequences; after an interruption the next call of any method completes this."""
         for slot in reversed(range(len(self.running))):
             if self.running[slot].finish_reason:
+                if self.running[slot].error:
+                    self.cache.zero(slot)
+                    self.cache.lengths[slot] = 0
+                self.prefixes.save(self.running[slot], self.cache, slot)
                 *rest, last = self.running
                 place = len(rest)
                 self._prefix_cache[place] = last.ids[: self.cache.lengths[place]]
@@ -387,9 +398,3 @@ class Engine:
                     self.cache.copy(place, slot)
                 self.running[:] = rest
                 self.cache.lengths[place] = 0
-
-
-def _common_prefix(cached_ids: abc.Sequence[int], prompt: list[int]) -> int:
-    """Return the length of the longest common prefix."""
-    pairs = zip(cached_ids, prompt)  # noqa: B905
-    return next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(cached_ids), len(prompt)))

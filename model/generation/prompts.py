@@ -114,6 +114,32 @@ def whole_ids(prompt: Sequence[int], row: int = 0) -> list[int]:
     return ids
 
 
+def checked_prompts(prompts: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
+    """Return the ids of prompts as ints.
+
+    Args:
+        prompts: Ids.
+        capacity: The most tokens that a sequence may have, prompt included.
+
+    Raises:
+        ValueError: If a prompt is empty or leaves no room.
+        TypeError: If an id is no int.
+
+    Example:
+        >>> checked_prompts([[1, 2, 3]], 3)
+        Traceback (most recent call last):
+            ...
+        ValueError: prompt 0 has 3 ids, which leaves no room in a context of 3
+    """
+    checked = [whole_ids(prompt, row) for row, prompt in enumerate(prompts)]
+    for row, prompt in enumerate(checked):
+        if not prompt:
+            raise ValueError(f"prompt {row} is empty; expected at least one id")
+        if len(prompt) >= capacity:
+            raise ValueError(f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {capacity}")
+    return checked
+
+
 def padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int:
     """Return the id that fills finished rows."""
     padding = _padding_of(model)

@@ -58,7 +58,7 @@ class TextGenerator:
         """The sequence that started last: its ids, its seed (in ``options``), log-probabilities and timings."""
         self.sequences: list[Sequence] = []
         """All sequences of the last call, in the order of its answers."""
-        self._text_options = TextOptions(tokenizer)
+        self._text_options = TextOptions(tokenizer, model.config.vocab_size)
         self._idle: list[Engine] = []
         """The engine of the last stream; empty while it runs."""
 
@@ -122,7 +122,7 @@ class TextGenerator:
             return "".join(self.stream(prompt, **given))
         if n < 1:
             raise ValueError(f"n is {n}; expected at least 1")
-        requests = [self._request(prompt, given) for _ in range(n)]
+        requests = [self.request(prompt, given) for _ in range(n)]
         engine = Engine(self.model, n, requests[0].room(self.model))
         self.sequences = engine.prefill([requests[0].prompt], [requests[0].options], copies=n)
         self.last = self.sequences[-1]
@@ -146,7 +146,7 @@ class TextGenerator:
         search_options(self.model, asked, search["do_sample"])
         if not 1 <= (n or 1) <= search["num_beams"]:
             raise ValueError(f"n is {n}; expected 1 to num_beams ({search['num_beams']})")
-        request = self._request(prompt, options)
+        request = self.request(prompt, options)
         found = beam_search(self.model, request.prompt, request.options, **search)
         if len(found) < (n or 1):
             raise ValueError(f"n is {n}, but there are only {len(found)} answers")
@@ -158,7 +158,7 @@ class TextGenerator:
             request.read()
             answers.append("".join(request.parts))
             self.sequences.append(request.sequence)
-            request = self._request(prompt, options)
+            request = self.request(prompt, options)
         self.last = self.sequences[0]
         return answers[0] if n is None else answers
 
@@ -200,7 +200,7 @@ class TextGenerator:
                 [p for p in prompts for _ in range(n)], slots=slots, **options | {"seed": seeds}
             )
             return [found[start : start + n] for start in range(0, len(found), n)]
-        requests = [self._request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
+        requests = [self.request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
         self.sequences = []
         if not requests:
             return []
@@ -229,15 +229,15 @@ class TextGenerator:
                 strings; and: ``stop``, a string or several, by default the generation config's, that end the text and
                 are not part of it, nor looked for in the text of the first ``min_new_tokens``; ``bos``, whether to
                 begin with the tokenizer's beginning-of-text id (by default as `encode` says); ``allowed_special``, as
-                of ``Tokenizer.encode``; ``reuse``, whether to use the prefix cache: by default where weights are
-                float32. In fewer bits, rounding of cached keys depends on how the text was split into passes, so the
-                same seed need not give the same text.
+                of ``Tokenizer.encode``; one of those of `bpe_llama.model.generation.structured`; ``reuse``, whether to
+                use the prefix cache: by default where weights are float32. In fewer bits, rounding of cached keys
+                depends on how the text was split into passes, so the same seed need not give the same text.
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
             TypeError: If an id of the prompt is no int.
         """
-        request = self._request(prompt, dict(options))
+        request = self.request(prompt, dict(options))
         reuse = options.get("reuse")
         engine = self._engine(request.room(self.model))
         if not (self.model.dtype == torch.float32 if reuse is None else reuse):
@@ -288,10 +288,12 @@ class TextGenerator:
             engine.reserve(max(room, 2 * engine.cache.capacity))
         return engine
 
-    def _request(self, prompt: str | abc.Sequence[int], options: dict[str, Any]) -> _TextRequest:
+    def request(self, prompt: str | abc.Sequence[int], options: dict[str, Any]) -> TextRequest:
+        """Return a prompt with its options, checked, as `stream` would run it."""
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
-        stop = self.model.generation_config.stop_strings if stop is None else stop
+        by_default = () if of_ids.get("constraint") else self.model.generation_config.stop_strings
+        stop = by_default if stop is None else stop
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt)
         if not ids:
             raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
@@ -306,14 +308,15 @@ class TextGenerator:
         if "" in stops:
             raise ValueError("a stop string is empty; it would end every text before it begins")
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
-        request = _TextRequest(ids, options_of_ids, stops, self.tokenizer)
-        if isinstance(prompt, str) and prompt:  # the continuation does not begin a text, so its first space stays
-            for known in ids:
+        request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
+        # What continues a text keeps its first space, which a grammar counts in any case.
+        if (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
+            for known in options_of_ids.constraint.before if options_of_ids.constraint else ids:
                 request.decoder.push(known)
         return request
 
 
-class _TextRequest:
+class TextRequest:
     """Decodes one sequence's new ids to text, and ends it at a stop string."""
 
     def __init__(

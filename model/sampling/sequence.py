@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from bpe_llama.model.sampling.constraint import ConstraintState
 from bpe_llama.model.sampling.params import GenerationOptions
 
 
@@ -33,8 +34,9 @@ class Sequence:
     decode_seconds: float = 0.0
     """Time of all later steps, each counted in full for every sequence of the batch."""
     finish_reason: str | None = None
-    """``"stop"`` after an end id, a stop string or `Engine.abort`; ``"length"`` at ``max_new_tokens`` or where the
-    context is full; None while the sequence is unfinished."""
+    """``"stop"`` after an end id, a stop string or `Engine.abort`, or where a constraint allows nothing more;
+    ``"length"`` at ``max_new_tokens`` or where the context is full; ``"error"`` where sampling failed (`Engine`,
+    ``isolate_errors``); None while the sequence is unfinished."""
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     """For each new id the most likely ids at its position and their log-probabilities, highest first."""
     prompt_logprobs: list[float | None] = field(default_factory=list)
@@ -43,11 +45,29 @@ class Sequence:
     """For each prompt id the most likely ids at its position; empty for the first."""
     mirostat_bounds: list[float] = field(default_factory=list)
     """Mirostat's bound after each new id."""
+    cache_salt: str = ""
+    """Only sequences with the same salt share cached prefixes."""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """The hashes of the full blocks of the prompt, and at the end of all ids, if the engine has a prefix cache."""
+    error: Exception | None = None
+    """Why sampling failed, if ``finish_reason`` is ``"error"``."""
+    constraint: ConstraintState | None = field(init=False, default=None)
+    """What the constraint of the options has read of the new ids."""
+
+    def __post_init__(self) -> None:
+        if self.options.constraint is not None:
+            self.constraint = ConstraintState(self.options.constraint)
 
     @property
     def ids(self) -> list[int]:
         """Return prompt and continuation."""
         return self.prompt + self.new_ids
+
+    def next_prompt_ids(self, count: int) -> list[int]:
+        """Return the next ``count`` ids to prefill."""
+        ids = self.ids if self.new_ids else self.prompt
+        start = len(ids) - self.num_prompt_tokens_left
+        return ids[start : start + count]
 
     def copy(self, number: int) -> Sequence:
         """Return a sequence of the same prompt, just prefilled, whose seed is larger by ``number``."""

@@ -591,3 +591,17 @@ class DocumentEncoder:
 
     def bytes_read(self) -> int: ...
     def skipped(self) -> _SkippedRows: ...
+
+def simd_tier() -> str:
+    """Return the instructions in use: the highest tier of this CPU, at most that of the variable ``BPE_LLAMA_SIMD``.
+
+    The variable is read once, when the module is imported; a name that is unknown or that this CPU lacks is a
+    ``ValueError``. The tiers are ``portable``; on x86-64 ``avx2``, ``avx512``, ``avx512_bf16`` and ``amx``; on arm64
+    ``neon``.
+
+        >>> simd_tier() in simd_tiers()
+        True
+    """
+
+def simd_tiers() -> list[str]:
+    """Return the tiers of this CPU, the slowest first, whatever ``BPE_LLAMA_SIMD`` says."""

@@ -15,6 +15,7 @@ from bpe_llama._loading.ends import ends_of, ids_around
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from bpe_llama._hub.fetching import HubOptions
     from bpe_llama._transformers import TokenizersBackend
     from bpe_llama.counts import WordCounts
     from bpe_llama.tiktoken import Encoding
@@ -142,6 +143,26 @@ class Tokenizer(EncodingTokenizer):
 
         core, attributes = load(path)
         return cls(core, **vars(attributes))
+
+    @classmethod
+    def from_pretrained(cls, name: PathLike, **hub: Unpack[HubOptions]) -> Self:
+        """Return the tokenizer at a path, or else of a repository on the Hugging Face Hub.
+
+        Args:
+            name: As :meth:`from_file` takes it, or ``ORG/NAME``, ``ORG/NAME@REVISION`` or ``ORG/NAME/FILE.gguf``.
+                What exists is a path, and so is a `pathlib.Path`.
+            **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``, as in transformers.
+
+        Of a repository the vocabulary and the files beside it are fetched, no weights unless they are one ``.gguf``.
+
+        Raises:
+            OSError: If there is neither, or it cannot be fetched; the message says why.
+            ValueError: See :meth:`from_file`.
+        """
+        from bpe_llama._hub.fetching import local_path
+        from bpe_llama._loading.load import needed_files
+
+        return cls.from_file(local_path(name, needed_files, **hub))
 
     @classmethod
     def from_name(cls, name: str) -> Self:

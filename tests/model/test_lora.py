@@ -294,6 +294,29 @@ def test_quantizing_does_not_change_an_adapter(tiny_model: Make, ids: Tensor, tm
         assert torch.equal(again(ids).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("quantized", [None, "int8"])
+def test_a_copy_with_an_adapter_shares_the_weights(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, tied: bool, quantized: str | None
+) -> None:
+    lora.save(learned(tiny_model(tie_word_embeddings=tied), "plain"), tmp_path)
+    base = tiny_model(tie_word_embeddings=tied)
+    if quantized:
+        quantize.quantize(base, quantized)
+    alone = lora.load(copy.deepcopy(base), tmp_path)
+    shared = {tensor.data_ptr() for tensor in (*base.parameters(), *base.buffers())}
+    expected = base(ids).logits
+    adapted = lora.load(lora.copy_sharing_weights(base), tmp_path)
+    own = [name for name, tensor in adapted.state_dict().items() if tensor.data_ptr() not in shared]
+    assert own and all(".lora_" in name for name in own)
+    prompt, options = ids[0].tolist(), GenerationOptions(max_new_tokens=4, temperature=0.0)
+    Engine(base).prefill([prompt], [options])  # moves the weights in memory, for both
+    assert torch.equal(adapted(ids).logits, alone(ids).logits)
+    assert torch.equal(base(ids).logits, expected) and not torch.allclose(alone(ids).logits, expected)
+    shared = {tensor.data_ptr() for tensor in (*base.parameters(), *base.buffers())}
+    assert own == [name for name, tensor in adapted.state_dict().items() if tensor.data_ptr() not in shared]
+
+
 def test_weights_of_active_adapters(tiny_model: Make, ids: Tensor) -> None:
     model = learned(learned(tiny_model(), "plain", "a"), "ends", "b", seed=1)
     lora.activate(model, "a", "b", weights=[0.0, 0.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import itertools
 import os
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpe_llama import Tokenizer, cli, display
+from bpe_llama import Tokenizer, __version__, cli, display
+from bpe_llama._core import simd_tier
 
-TOKENIZER_COMMANDS = ("train-tokenizer", "encode-corpus", "encode", "decode", "count", "inspect")
+TOKENIZER_COMMANDS = ("train-tokenizer", "encode-corpus", "encode", "decode", "count", "inspect", "doctor")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,13 @@ def test_count(tok: Tokenizer, saved: str, tmp_path: Path, capsys: pytest.Captur
     *rows, total = (line.split() for line in capsys.readouterr().out.splitlines())
     assert [int(row[0]) for row in rows] == [tok.count("a" * 9), tok.count("b" * 9)]
     assert total == [str(sum(int(row[0]) for row in rows)), "total"]
+
+
+def test_doctor_describes_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--torch"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["bpe-llama"] == __version__ and lines["instructions"].startswith(simd_tier())
+    assert "model (installed)" in lines["extras"] and lines["torch"].startswith(importlib.metadata.version("torch"))
 
 
 def test_inspect_shows_pieces_ids_and_the_vocabulary(saved: str, capsys: pytest.CaptureFixture[str]) -> None:

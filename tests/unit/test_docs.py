@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bpe_llama import Tokenizer
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES, ROOT / "bench" / "NOTES.md", ROOT / "bench" / "results" / "cuda.md"]
@@ -19,11 +21,26 @@ _BLOCK = re.compile(
 )
 
 
+@pytest.fixture(scope="module")
+def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache in the layout of the Hugging Face Hub's, in which the pages' repository is a small model."""
+    from tests.small_models import tiny_model
+
+    cache = tmp_path_factory.mktemp("hub")
+    repo = cache / "models--HuggingFaceTB--SmolLM2-135M-Instruct"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    tokenizer = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
+    tiny_model(vocab_size=256).save_pretrained(repo / "snapshots" / ("0" * 40))
+    tokenizer.save(repo / "snapshots" / ("0" * 40))
+    return cache
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are for a POSIX shell")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, hub_cache: Path) -> None:
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": programs, "COLUMNS": "120"}
+    environment = {**os.environ, "PATH": programs, "COLUMNS": "120", "HF_HUB_CACHE": str(hub_cache)}
     ran = 0
     for block in _BLOCK.finditer(page.read_text("utf-8")):
         if block["skip"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +17,7 @@ EXIT_INTERRUPTED = 130
 QUANTIZED = ("int8", "int4")
 """The values of --quantize: the formats that native kernels compute with."""
 
-AdapterOption = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter, saved by `finetune` or peft.")]
+AdapterOption = Annotated[str | None, typer.Option(help="A LoRA adapter: a folder of `finetune` or peft, or org/name.")]
 QuantizeOption = Annotated[
     str | None,
     typer.Option("--quantize", help=f"Quantize the weights to {' or '.join(QUANTIZED)}: less memory, faster decoding."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ LoggerOption = Annotated[
     typer.Option("--logger", help="Also send metrics there; repeatable.", metavar="|".join(LOGGERS)),
 ]
 TeacherOption = Annotated[
-    Path | None, typer.Option(help="Distillation: also learn the next-token distribution of this model.")
+    str | None, typer.Option(help="Distillation: also learn the next-token distribution of this model.")
 ]
 TeacherTemperatureOption = Annotated[
     float | None, typer.Option(help="Temperature of both distributions.  [default: 2]")
@@ -48,7 +47,7 @@ def run_keywords(
     resume: bool,
     sample_prompt: Sequence[str] | None,
     logger: Sequence[str] | None,
-    teacher: Path | None,
+    teacher: str | None,
     teacher_temperature: float | None,
     teacher_weight: float | None,
 ) -> RunOptions:
@@ -64,7 +63,7 @@ def run_keywords(
 
 
 def loss_function(
-    teacher: Path | None, temperature: float | None, weight: float | None, vocabulary: Tokenizer, config: TrainConfig
+    teacher: str | None, temperature: float | None, weight: float | None, vocabulary: Tokenizer, config: TrainConfig
 ) -> LossFunction:
     """Return the loss of --teacher, or the cross-entropy without one.
 
@@ -76,7 +75,7 @@ def loss_function(
             if value is not None:
                 raise ValueError(f"{flag} is for --teacher; expected both, or neither")
         return batch_loss
-    if token_pieces(Tokenizer.from_file(teacher), vocabulary):
+    if token_pieces(Tokenizer.from_pretrained(teacher), vocabulary):
         raise ValueError(f"{teacher}: its tokenizer lacks tokens of the trained model's; expected the same tokenizer")
     half = config.dtype == "bfloat16" or (
         config.dtype == "auto" and (config.weights_dtype == "bfloat16" or resolve_device(config.device).type == "cuda")

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import in_batches
+from bpe_llama._hub.names import parse_name
 
 _ROWS = 1000
 """Rows read at a time: `datasets`' own batch size."""
 
 
 class HubDataset:
-    """A split of a data set, as `datasets.load_dataset(name, config, split=split)` returns it."""
+    """A split of a data set, as `datasets.load_dataset(name, config, split=split, revision=revision)` returns it."""
 
     def __init__(self, name: str, config: str | None, split: str) -> None:
         """Load the split; what is not in the library's cache yet is downloaded.
 
+        Args:
+            name: ``ORG/NAME`` or ``ORG/NAME@REVISION``, or a folder.
+            config: The configuration, or ``None``.
+            split: The split.
+
         Raises:
             ImportError: If `datasets` is not installed.
-            OSError: If there is no such data set, or the Hub does not answer.
+            OSError: If there is no such data set or revision, or the Hub does not answer.
             ValueError: If there is no such configuration or split, or the data cannot be read.
         """
         try:
@@ -29,8 +36,12 @@ class HubDataset:
             message = "data sets of the Hugging Face Hub need datasets: pip install 'bpe-llama[hub]'"
             raise ImportError(message) from error
         self.name, self.config, self.split = name, config, split
+        parsed = None if Path(name).exists() else parse_name(name)
+        repo, revision = (name, None) if parsed is None else (parsed.repo, parsed.revision)
         try:
-            self._data: Any = datasets.load_dataset(name, config, split=split)
+            self._data: Any = datasets.load_dataset(repo, config, split=split, revision=revision)
+        except datasets.exceptions.DatasetNotFoundError as error:
+            raise FileNotFoundError(f"data set {name!r}: {error}") from error
         except datasets.exceptions.DatasetsError as error:
             raise ValueError(f"data set {name!r}: {error}") from error
 

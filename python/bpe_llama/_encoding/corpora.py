@@ -113,7 +113,8 @@ class CorpusTokenizer(CoreTokenizer):
         Args:
             paths: As for :meth:`encode_files`; `[]` with a `dataset`. Files in `out` are left out.
             out: The folder: new, or that of a run with the same inputs and options.
-            dataset: A data set of the Hugging Face Hub, or a folder, as `datasets.load_dataset` takes it.
+            dataset: A data set of the Hugging Face Hub, ``ORG/NAME`` or ``ORG/NAME@REVISION``, or a folder, as
+                `datasets.load_dataset` takes it.
             config: The configuration of the data set.
             split: The split of the data set, such as `"train"` or `"train[:1%]"`.
             separator: See :meth:`encode_files`.

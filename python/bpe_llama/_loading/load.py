@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._files import PathLike
 from bpe_llama._gguf import reader as gguf
+from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
 from bpe_llama._loading.folder import TokenizerAttributes, read_attributes, with_config
 from bpe_llama._loading.settings import Settings
+from bpe_llama.chat.templates import NAMED_FOLDER
 
 
 def load(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
@@ -63,18 +67,47 @@ def file_in(path: PathLike) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for name in ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"):
-        if (path / name).is_file():
-            return path / name
-    for suffix in ("*.tiktoken", "*.gguf"):
-        found = sorted(file for file in path.glob(suffix) if not file.name.startswith("."))
+    return path / _vocabulary_in(str(path), [file.name for file in path.iterdir() if file.is_file()])
+
+
+_NAMES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
+_SUFFIXES = (".tiktoken", ".gguf")
+_BESIDE = (
+    *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+
+
+def _vocabulary_in(where: str, names: Sequence[str]) -> str:
+    """Return the file of a tokenizer among the files of a folder."""
+    for name in _NAMES:
+        if name in names:
+            return name
+    for suffix in _SUFFIXES:
+        found = sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
         if len(found) == 1:
             return found[0]
         if found:
-            raise ValueError(f"{path} holds several {suffix} files: {[file.name for file in found]}; name one")
-    raise FileNotFoundError(
-        f"{path} holds no tokenizer.json, tokenizer.model, tekken.json, vocab.json, *.tiktoken or *.gguf"
-    )
+            raise ValueError(f"{where} holds several *{suffix} files: {found}; name one")
+    raise FileNotFoundError(f"{where} holds no {', '.join(_NAMES)}, *{' or *'.join(_SUFFIXES)}")
+
+
+def needed_files(where: str, files: Sequence[str]) -> Generator[Sequence[str], Path, str]:
+    """Choose the files of a tokenizer on the Hub: a vocabulary in one format, and what `load` reads beside it.
+
+    The vocabulary comes last, so that a folder that holds it holds the others. See `bpe_llama._hub.fetching.Needed`.
+    """
+    here = [file for file in files if "/" not in file]
+    is_gguf = not any(name in here for name in _NAMES) and not any(file.endswith(".tiktoken") for file in here)
+    name = (only_gguf(where, here) if is_gguf else None) or _vocabulary_in(where, here)
+    if name.endswith(".gguf"):
+        return (yield from choose_gguf(where, here, name))
+    beside = [file for file in here if file in (*_BESIDE, f"{name}.json")]
+    beside += [file for file in files if fnmatch(file, f"{NAMED_FOLDER}/*.jinja")]
+    if beside:
+        yield beside
+    yield [name, "merges.txt"] if name == "vocab.json" and "merges.txt" in here else [name]
+    return ""
 
 
 Format: TypeAlias = Literal["gguf", "huggingface", "sentencepiece", "tekken", "tiktoken", "vocab_and_merges"]

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bpe_llama import __version__
-from bpe_llama.cli import compare, count, decode, encode, encode_corpus, inspect, train_tokenizer
+from bpe_llama.cli import compare, count, decode, doctor, encode, encode_corpus, inspect, train_tokenizer
 from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, forward
 
 EXIT_INTERRUPTED = 130
@@ -42,7 +42,7 @@ def _callback(
     pass
 
 
-for _command in (train_tokenizer, encode_corpus, encode, decode, count, inspect, compare):
+for _command in (train_tokenizer, encode_corpus, encode, decode, count, inspect, compare, doctor):
     _name = _command.__name__.rpartition(".")[2].replace("_", "-")
     app.command(_name, epilog=_command.EXAMPLE)(_command.command)
 

@@ -14,8 +14,8 @@ EXAMPLE = "Example: bpe-llama compare ours.json cl100k.tiktoken --text README.md
 
 
 def command(
-    a: Annotated[Path, typer.Argument(help="File of the first tokenizer.")],
-    b: Annotated[Path, typer.Argument(help="File of the second tokenizer.")],
+    a: Annotated[str, typer.Argument(help="The first tokenizer: a file, folder or name on the Hub.")],
+    b: Annotated[str, typer.Argument(help="The second tokenizer.")],
     text: Annotated[list[Path], typer.Option("--text", help="A UTF-8 file; repeatable.")],
     plot: Annotated[Path | None, typer.Option(help="Plot bytes per token to this .png, .svg or .pdf.")] = None,
 ) -> None:
@@ -25,8 +25,8 @@ def command(
     from bpe_llama import compare as comparing
 
     texts = [(path.name, read_text(None, path)) for path in text]
-    result = comparing.compare(Tokenizer.from_file(a), Tokenizer.from_file(b), texts)
-    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    result = comparing.compare(Tokenizer.from_pretrained(a), Tokenizer.from_pretrained(b), texts)
+    names = (Path(a).name, Path(b).name) if Path(a).name != Path(b).name else (a, b)
     Console(soft_wrap=True, highlight=False).print(comparing.comparison_table(result, *names))
     if plot is not None:
         comparing.save_plot(result, *names, plot)

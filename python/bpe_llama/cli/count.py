@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, TextArgument, TokenizerPath, read_text
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, TextArgument, TokenizerName, read_text
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama count --file README.md --tokenizer tokenizer.json"
@@ -16,10 +16,10 @@ EXAMPLE = "Example: bpe-llama count --file README.md --tokenizer tokenizer.json"
 def command(
     text: TextArgument = None,
     file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="A UTF-8 file; repeatable.")] = None,
-    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
 ) -> None:
     """Print the number of tokens of a text or of each file."""
-    loaded = Tokenizer.from_file(tokenizer)
+    loaded = Tokenizer.from_pretrained(tokenizer)
     if not file or len(file) == 1:
         typer.echo(loaded.count(read_text(text, file[0] if file else None)))
         return

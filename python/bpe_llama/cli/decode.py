@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerPath
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken"
@@ -21,11 +21,11 @@ def command(
         Path | None,
         typer.Option("--file", "-f", help="A .npy file of ids, or a text file of ids separated by white space."),
     ] = None,
-    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
 ) -> None:
     """Print the text of ids; a line end is added only on a terminal."""
     token_ids = _read_ids(ids, file)
-    content = Tokenizer.from_file(tokenizer).decode_bytes(token_ids)
+    content = Tokenizer.from_pretrained(tokenizer).decode_bytes(token_ids)
     sys.stdout.buffer.write(content)
     if sys.stdout.isatty() and not content.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")

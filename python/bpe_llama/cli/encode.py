@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from bpe_llama._files import atomic_write
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerPath, read_text
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama encode 'Hello world' --tokenizer tokenizer.json"
@@ -18,14 +18,14 @@ EXAMPLE = "Example: bpe-llama encode 'Hello world' --tokenizer tokenizer.json"
 def command(
     text: TextArgument = None,
     file: FileOption = None,
-    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy array of ids here (.npy).")] = None,
     bos: Annotated[bool, typer.Option("--bos", help="Prepend the beginning-of-text token.")] = False,
     eos: Annotated[bool, typer.Option("--eos", help="Append the end-of-text token.")] = False,
     allow_special: Annotated[bool, typer.Option(help="Encode special tokens in the text as their ids.")] = False,
 ) -> None:
     """Print the ids of a text, or save them."""
-    loaded = Tokenizer.from_file(tokenizer)
+    loaded = Tokenizer.from_pretrained(tokenizer)
     content = read_text(text, file)
     ids = loaded.encode(content, bos=bos, eos=eos, allowed_special="all" if allow_special else ())
     if out is None:

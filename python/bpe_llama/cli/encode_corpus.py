@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerPath
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama encode-corpus 'corpus/*.jsonl.zst' --tokenizer tokenizer.json --out shards"
@@ -24,7 +24,7 @@ def command(
     ] = None,
     config: Annotated[str | None, typer.Option(help="The configuration of --dataset.")] = None,
     split: Annotated[str, typer.Option(help="The split of --dataset, such as 'train' or 'train[:1%]'.")] = "train",
-    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     field: Annotated[str, typer.Option(help="The field or column of .jsonl, .parquet and --dataset.")] = "text",
     separator: Annotated[
         str | None, typer.Option(help="Text that ends a document within a text file; default: a file is a document.")
@@ -57,7 +57,7 @@ def command(
     if dataset is None and (config is not None or split != "train"):
         raise ValueError(f"{'--split' if config is None else '--config'} needs --dataset")
     started = time.perf_counter()
-    loaded = Tokenizer.from_file(tokenizer)
+    loaded = Tokenizer.from_pretrained(tokenizer)
     if ray is not None:
         from bpe_llama import scale
 

@@ -23,6 +23,7 @@ MODEL_COMMANDS = {
     "eval": "Evaluate a model: perplexity and bits per byte on text, tasks of lm-evaluation-harness.",
     "generate": "Continue a prompt.",
     "chat": "Chat with an instruction-tuned model.",
+    "serve": "Serve a model over HTTP, as OpenAI's API.",
     "convert": "Convert weights to another format.",
     "demo": "Train a tokenizer and a small LLaMA on this machine's Python library, then generate.",
 }

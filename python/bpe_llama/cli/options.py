@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-TokenizerPath = Annotated[
-    Path,
+TokenizerName = Annotated[
+    str,
     typer.Option(
         "--tokenizer",
         "-t",
-        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, or a folder that holds one.",
+        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, a folder that holds one, or a name on the "
+        "Hugging Face Hub, such as org/name.",
     ),
 ]
-DEFAULT_TOKENIZER = Path("tokenizer.json")
+DEFAULT_TOKENIZER = "tokenizer.json"
 TextArgument = Annotated[str | None, typer.Argument(help="Text; default: --file or standard input.")]
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
 

@@ -25,7 +25,7 @@ def command(
         ),
     ] = None,
     special: Annotated[list[str] | None, typer.Option(help="A special token; repeatable.")] = None,
-    base: Annotated[Path | None, typer.Option(help="A tokenizer to extend; its ids do not change.")] = None,
+    base: Annotated[str | None, typer.Option(help="A tokenizer to extend; its ids do not change.")] = None,
     superword_from: Annotated[
         int | None, typer.Option(help="SuperBPE: from this many tokens on, merge across words.")
     ] = None,
@@ -38,9 +38,9 @@ def command(
         ),
     ] = "raise",
     threads: Annotated[int | None, typer.Option(help="Number of threads; default: one per core.")] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")
-    ] = DEFAULT_TOKENIZER,
+    out: Annotated[Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")] = Path(
+        DEFAULT_TOKENIZER
+    ),
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Count on this Ray cluster; auto: find one, local: start one.")
     ] = None,
@@ -79,7 +79,7 @@ def command(
             vocab_size=vocab_size,
             pattern=pattern,
             special_tokens=special or [],
-            base=None if base is None else Tokenizer.from_file(base),
+            base=None if base is None else Tokenizer.from_pretrained(base),
             superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,

@@ -1,6 +1,8 @@
 //! The dispatch of matrix products: which instructions multiply how many activation rows.
 
-use bpe_llama_simd::{Backend, backend};
+use bpe_llama_simd::Backend;
+#[cfg(target_arch = "x86_64")]
+use bpe_llama_simd::Tier;
 
 /// Activation rows that one pass of the GEMV micro-kernel multiplies with AVX-512. A product of more rows is a GEMM.
 pub(crate) const GEMV_ROWS: usize = 8;
@@ -21,15 +23,18 @@ pub(crate) enum GemmBackend {
 }
 
 impl GemmBackend {
-    /// Returns the fastest backend of this CPU.
+    /// Returns the fastest backend in use.
     pub(crate) fn best() -> Self {
-        if backend::has_amx() {
-            Self::Amx
-        } else if backend::has_avx512_bf16() {
-            Self::Avx512Bf16
-        } else {
-            Self::Fma
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Tier::Amx.is_used() {
+                return Self::Amx;
+            }
+            if Tier::Avx512Bf16.is_used() {
+                return Self::Avx512Bf16;
+            }
         }
+        Self::Fma
     }
 }
 

@@ -12,11 +12,13 @@ mod interrupt;
 mod linear;
 mod norm;
 mod sampler;
+mod simd;
 mod tokenizer;
 mod train;
 
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    simd::register(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     tokenizer::pretokenize::register(module)?;
     module.add_class::<sampler::PySampler>()?;

@@ -5,7 +5,8 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`backend`] | [`Backend`]: the instruction set of this CPU, detected at run time; AVX-512 BF16 and AMX |
+//! | [`tier`] | [`Tier`]: the instructions in use, detected at run time and capped by `BPE_LLAMA_SIMD` |
+//! | [`backend`] | [`Backend`]: the instruction set that a kernel is compiled for |
 //! | [`f32x16`] | [`F32x16`]: a vector of 16 float32 in AVX-512, in AVX2 and in portable Rust |
 //! | [`bf16`] | bfloat16 to float32 and back |
 //! | [`exp`] | `exp` in float32 and float64 |
@@ -44,7 +45,9 @@ pub mod f32x16;
 pub mod huge_pages;
 pub mod prefetch;
 pub mod scratch;
+pub mod tier;
 
 pub use backend::{Backend, Kind};
 pub use f32x16::F32x16;
 pub use scratch::ScratchPool;
+pub use tier::Tier;

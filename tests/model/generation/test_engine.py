@@ -270,7 +270,7 @@ def test_an_interruption_anywhere_loses_and_repeats_nothing(tiny_model: Make, id
                     assert interruption.left == 0
 
         sequences = until_done(lambda: engine.prefill([rows[0][:9]], options[:1]))
-        sequences += [engine.add_request(row[:9], chosen) for row, chosen in zip(rows[1:], options[1:3], strict=True)]
+        sequences += [engine.add_request(row, chosen) for row, chosen in zip(rows[1:], options[1:3], strict=True)]
         until_done(engine.step)
         until_done(lambda: sequences[1].finish_reason or engine.abort(sequences[1]))
         while engine.running:

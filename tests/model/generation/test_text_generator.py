@@ -94,16 +94,16 @@ def test_a_batch_gives_what_each_prompt_gives_alone(generator: TextGenerator) ->
 
 def test_text_that_looks_special_is_text(generator: TextGenerator) -> None:
     text = "<|end_of_text|>"
-    plain = generator._request(text, {})
-    allowed = generator._request(text, {"allowed_special": {text}})
+    plain = generator.request(text, {})
+    allowed = generator.request(text, {"allowed_special": {text}})
     assert plain.prompt == list(text.encode())
     assert allowed.prompt == [257]
 
 
 def test_an_empty_prompt_begins_with_bos(generator: TextGenerator) -> None:
-    assert generator._request("", {}).prompt == [256]
-    assert generator._request("a", {}).prompt == [97]
-    assert generator._request("a", {"bos": True}).prompt == [256, 97]
+    assert generator.request("", {}).prompt == [256]
+    assert generator.request("a", {}).prompt == [97]
+    assert generator.request("a", {"bos": True}).prompt == [256, 97]
     bare = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k")
     with pytest.raises(ValueError, match="the prompt is empty"):
         TextGenerator(generator.model, bare).generate("")

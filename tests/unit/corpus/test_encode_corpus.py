@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from bpe_llama import Tokenizer, cli
 from bpe_llama._corpus.shards import fingerprint
+from tests.hub_server import serving
 from tests.unit.corpus.encoded_corpus import DOCUMENTS, check, files_of, pyarrow, write_corpus
 
 
@@ -181,3 +183,41 @@ def test_a_data_set_needs_the_hub_extra(
     arguments = ["encode-corpus", "--dataset", "some/name", "-o", str(tmp_path / "out")]
     assert cli.main([*arguments, "-t", str(tmp_path / "tokenizer.json")]) == 2
     assert "pip install 'bpe-llama[hub]'" in capsys.readouterr().err
+
+
+SCRIPT = """
+import sys
+from bpe_llama import Tokenizer
+tok, out = Tokenizer.from_pretrained("org/tok"), sys.argv[1]
+shards = tok.encode_corpus([], out, dataset="org/data@v1", eos=False, progress=False)
+print(tok.decode(shards.read(0, len(shards)).tolist()))
+for name in ("org/none", "org/data@v2"):
+    try:
+        tok.encode_corpus([], out + "-none", dataset=name)
+    except FileNotFoundError as error:
+        print(error)
+"""
+
+
+def test_a_data_set_of_a_server(tok: Tokenizer, tmp_path: Path) -> None:
+    """A process of its own, since `datasets` reads HF_ENDPOINT when it is imported."""
+    tok.save(tmp_path / "tok")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    rows = {year: json.dumps({"text": f"in {year}"}).encode() for year in (2025, 2026)}
+    with serving() as hub:
+        hub.add("org/tok", files_of(tmp_path / "tok"))
+        repo = hub.add("datasets/org/data", {"data/train.jsonl": rows[2026]})
+        repo.commit({"data/train.jsonl": rows[2025]}, "v1")
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "out")],
+            env=clean | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "in 2025",
+        "data set 'org/none': Dataset 'org/none' doesn't exist on the Hub or cannot be accessed.",
+        "data set 'org/data@v2': Revision 'v2' doesn't exist for dataset 'org/data' on the Hub.",
+    ]

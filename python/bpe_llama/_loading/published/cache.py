@@ -10,11 +10,14 @@ import hashlib
 import os
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 
 from bpe_llama._files import atomic_write
+from bpe_llama._hub.fetching import fetched
+from bpe_llama._hub.names import HubName
 from bpe_llama._loading.published.vocabularies import Published
 
 TIMEOUT_S = 30.0
@@ -48,7 +51,12 @@ def vocabulary_file(name: str, published: Published) -> Path:
             looked.append(str(path))
     target = cache_folder() / published.file
     why = published.source
-    if published.url is not None:
+    if published.hub is not None and (published.url is None or find_spec("huggingface_hub") is not None):
+        try:
+            return _fetch_from_hub(*published.hub, published.sha256)
+        except OSError as error:
+            why = f"{why}. {error}".removeprefix(". ")
+    elif published.url is not None:
         try:
             return _fetch(published.url, published.sha256, target)
         except _Unreachable as error:
@@ -110,6 +118,22 @@ def _fetch(url: str, sha256: str, target: Path) -> Path:
     with atomic_write(target) as temporary:
         temporary.write_bytes(content)
     return target
+
+
+def _fetch_from_hub(repo: str, revision: str, file: str, sha256: str) -> Path:
+    """Return the file in the Hub's cache, where `huggingface_hub` keeps it."""
+
+    def needed(where: str, files: Sequence[str]) -> Generator[Sequence[str], Path, str]:
+        if file not in files:
+            raise FileNotFoundError(f"{where}: holds no {file}")
+        yield [file]
+        return file
+
+    path = fetched(HubName(repo, revision), needed)
+    found = _sha256(path.read_bytes())
+    if found != sha256:
+        raise ValueError(f"{path}: its content has the SHA-256 {found}, expected {sha256}")
+    return path
 
 
 def _sha256(content: bytes) -> str:

@@ -24,6 +24,7 @@ class Published:
         pattern: Our name for its pattern.
         special_tokens: Special tokens to id.
         url: Where anyone may download it, or ``None``.
+        hub: Its place on the Hugging Face Hub, if it has one: repository, revision and file.
         source: Without ``url``: how to get it.
         spelling: The author's regex, where it is not the one that `bpe_llama._core.pattern_regex` returns.
         normalizes: Whether its authors put text into normal form C before they encode it.
@@ -34,6 +35,7 @@ class Published:
     pattern: str
     special_tokens: dict[str, int]
     url: str | None = None
+    hub: tuple[str, str, str] | None = None
     source: str = ""
     spelling: str | None = None
     normalizes: bool = False
@@ -106,6 +108,7 @@ _QWEN = Published(
     "qwen2",
     _numbered(151643, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]),
     "https://huggingface.co/Qwen/Qwen-72B/resolve/b8e18ac61df64d35308695769ff46b976b6a00f4/qwen.tiktoken",
+    ("Qwen/Qwen-72B", "b8e18ac61df64d35308695769ff46b976b6a00f4", "qwen.tiktoken"),
     normalizes=True,
 )
 
@@ -141,6 +144,7 @@ PUBLISHED = {
         "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
         "llama3",
         _numbered(128000, [*_LLAMA3, *(f"<|reserved_special_token_{i}|>" for i in range(2, 258 - len(_LLAMA3)))]),
+        hub=("meta-llama/Llama-3.1-8B", "main", "original/tokenizer.model"),
         source=_META.format("llama3"),
     ),
     "llama4": Published(

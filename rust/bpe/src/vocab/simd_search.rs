@@ -40,6 +40,8 @@ mod x86 {
     #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this module")]
     use std::arch::x86_64::*;
 
+    use bpe_llama_simd::Tier;
+
     use super::{ENTRIES, KEYS, SimdSearch};
 
     /// AVX2 and the bit-manipulation instructions.
@@ -49,7 +51,7 @@ mod x86 {
     impl Avx2 {
         #[inline(always)]
         pub(crate) fn detect() -> Option<Self> {
-            bpe_llama_simd::backend::has_avx2_and_bits().then_some(Self(()))
+            Tier::Avx2.is_used().then_some(Self(()))
         }
     }
 
@@ -94,7 +96,7 @@ mod x86 {
     impl Avx512 {
         #[inline(always)]
         pub(crate) fn detect() -> Option<Self> {
-            (bpe_llama_simd::backend::has_avx2_and_bits() && is_x86_feature_detected!("avx512f")).then_some(Self(()))
+            Tier::Avx512.is_used().then_some(Self(()))
         }
     }
 

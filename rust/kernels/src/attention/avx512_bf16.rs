@@ -12,7 +12,7 @@ use super::scratch::Scratch;
 use crate::matmul::gemm::avx512_bf16::{dot_bf16, load_pairs, multiply, pack};
 use crate::matmul::gemm::tile::{TILE_ROWS, transpose};
 use crate::matmul::prefetch_distance::PrefetchDistance;
-use bpe_llama_simd::backend::has_avx512_bf16;
+use bpe_llama_simd::Tier;
 use bpe_llama_simd::f32x16::{CacheLine, LANES};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -38,11 +38,11 @@ pub(super) unsafe fn attend(
     scratch: &mut Scratch,
 ) -> bool {
     #[cfg(test)]
-    if !has_avx512_bf16() {
+    if !Tier::Avx512Bf16.is_used() {
         // SAFETY: the caller's promise.
         return unsafe { attend_emulated(head_dim, scale, keys, values, scratch) };
     }
-    debug_assert!(has_avx512_bf16(), "selected only where the CPU has it");
+    debug_assert!(Tier::Avx512Bf16.is_used(), "selected only where the CPU has it");
     // SAFETY: the caller's promise.
     unsafe { attend_native(head_dim, scale, keys, values, scratch) }
 }

@@ -22,7 +22,7 @@ pub(crate) use self::classes::{Classes, run_from, split_contractions};
 pub(crate) use self::splitter::BitmaskGrammar;
 
 #[cfg(target_arch = "x86_64")]
-use bpe_llama_simd::backend::has_avx2_and_bits;
+use bpe_llama_simd::Tier;
 
 /// Appends the ends of the pieces of `text` from `start` on, within the capacity of `ends`.
 #[inline]
@@ -33,14 +33,14 @@ pub(crate) fn fill_ends<G: BitmaskGrammar>(text: &[u8], start: usize, ends: &mut
             // SAFETY: the CPU has what the function is compiled for.
             return unsafe { x86::fill_ends_avx512::<G>(text, start, ends) };
         }
-        if has_avx2_and_bits() {
+        if Tier::Avx2.is_used() {
             // SAFETY: as above.
             return unsafe { x86::fill_ends_avx2::<G>(text, start, ends) };
         }
     }
     #[cfg(target_arch = "aarch64")]
     {
-        if std::arch::is_aarch64_feature_detected!("neon") {
+        if Tier::Neon.is_used() {
             // SAFETY: as above.
             return unsafe { neon::fill_ends::<G>(text, start, ends) };
         }

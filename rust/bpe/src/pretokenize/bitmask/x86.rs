@@ -12,11 +12,11 @@ use std::arch::x86_64::*;
 use super::backend::{AsciiMasks, LeadMasks};
 use super::backend::{BLOCK, ByteVector};
 use super::splitter::{self, BitmaskGrammar};
-use bpe_llama_simd::backend::has_avx2_and_bits;
+use bpe_llama_simd::Tier;
 
 #[inline(always)]
 pub(crate) fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi2") && has_avx2_and_bits()
+    Tier::Avx512.is_used() && is_x86_feature_detected!("avx512vbmi2")
 }
 
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
@@ -164,7 +164,7 @@ pub(crate) fn masks(bytes: &[u8; BLOCK]) -> Vec<(AsciiMasks, LeadMasks)> {
         (Avx512::ascii(bytes), Avx512::leads(bytes))
     }
     let mut masks = Vec::new();
-    if has_avx2_and_bits() {
+    if Tier::Avx2.is_used() {
         // SAFETY: the CPU has what the function is compiled for.
         masks.push(unsafe { avx2(bytes) });
     }

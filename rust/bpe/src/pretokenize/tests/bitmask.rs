@@ -14,7 +14,7 @@ use crate::pretokenize::grammars::{cl100k, deepseek_v3, llama3, o200k, qwen2, r5
 use crate::pretokenize::scan::Grammar;
 use crate::pretokenize::unicode::{CASELESS, LOWER, UPPER, class_at, is_han_or_kana};
 #[cfg(target_arch = "x86_64")]
-use bpe_llama_simd::backend::has_avx2_and_bits;
+use bpe_llama_simd::Tier;
 
 /// Returns the ends by [`Grammar::piece_end`] alone.
 fn naive<G: Grammar>(text: &[u8]) -> Vec<usize> {
@@ -44,7 +44,7 @@ fn backends<G: BitmaskGrammar>() -> Vec<(&'static str, FillEnds)> {
     let mut backends: Vec<(&str, FillEnds)> = vec![("portable", fill_ends::<portable::Portable, G>)];
     #[cfg(target_arch = "x86_64")]
     {
-        if has_avx2_and_bits() {
+        if Tier::Avx2.is_used() {
             // SAFETY: the CPU has what the function is compiled for.
             backends.push(("avx2", |text, start, ends| unsafe { x86::fill_ends_avx2::<G>(text, start, ends) }));
         }

@@ -8,7 +8,7 @@ use super::tile::{self, TILE_COLUMNS, TILE_ROWS, ToBf16, high_halves};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use crate::matmul::task::{Panel, Task};
 use crate::matmul::weights::Weights;
-use bpe_llama_simd::backend::has_avx512_bf16;
+use bpe_llama_simd::Tier;
 use bpe_llama_simd::f32x16::CacheLine;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -54,14 +54,14 @@ unsafe fn round(x: __m512) -> __m512i {
 /// Multiplies some weight rows with all panels.
 ///
 /// # Safety
-/// [`has_avx512_bf16`], in tests AVX-512 alone; and the panels are packed by [`pack`].
+/// [`Tier::Avx512Bf16`] is used, in tests AVX-512 alone; and the panels are packed by [`pack`].
 pub(crate) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
     #[cfg(test)]
-    if !has_avx512_bf16() {
+    if !Tier::Avx512Bf16.is_used() {
         // SAFETY: the caller's promise.
         return unsafe { run_emulated(task, rows) };
     }
-    debug_assert!(has_avx512_bf16(), "selected only where the CPU has it");
+    debug_assert!(Tier::Avx512Bf16.is_used(), "selected only where the CPU has it");
     // SAFETY: as above.
     unsafe { run_native(task, rows) };
 }

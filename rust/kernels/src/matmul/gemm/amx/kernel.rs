@@ -8,7 +8,7 @@ use crate::matmul::gemm::tile::{self, TILE_COLUMNS, TILE_ROWS, column_mask};
 use crate::matmul::task::{Panel, Task};
 use crate::matmul::weights::Weights;
 #[cfg(test)]
-use bpe_llama_simd::backend::has_amx;
+use bpe_llama_simd::Tier;
 use bpe_llama_simd::f32x16::{CacheLine, LANES};
 use bpe_llama_simd::prefetch::prefetch_l2;
 use std::arch::x86_64::*;
@@ -33,7 +33,7 @@ thread_local! {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
     #[cfg(test)]
-    if !has_amx() {
+    if !Tier::Amx.is_used() {
         // SAFETY: the caller's promise.
         return unsafe { run_in::<Emulated>(task, rows) };
     }

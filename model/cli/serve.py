@@ -1,0 +1,130 @@
+"""`bpe-llama serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpe_llama.model.adapters import lora
+from bpe_llama.model.cli.loading import load_generator
+from bpe_llama.model.cli.options.common import DeviceOption, QuantizeOption
+from bpe_llama.model.generation.text_generator import TextGenerator
+
+EXAMPLE = "Example: bpe-llama serve SmolLM2-135M-Instruct.Q4_1.gguf --port 8000"
+_NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: a free one.")] = 8000,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: the model's own.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Its name for clients.  [default: the file's name]")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="A LoRA adapter, served as a model; repeatable.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="BPE_LLAMA_API_KEY", help="Key that clients must send; repeatable.  [default: none]"),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web page that may read answers, such as http://localhost:3000."),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 16,
+    max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait; beyond it: status 429.")] = 256,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a sequence, prompt included.  [default: the context]")
+    ] = None,
+    prefix_cache_mb: Annotated[int, typer.Option(min=0, help="Memory of the prefix cache, in MB; 0: none.")] = 256,
+    share_prefixes: Annotated[
+        bool,
+        typer.Option("--share-prefixes", help="Share cached prefixes among keys: their timing tells what others sent."),
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a request ends.")] = 600.0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for running requests at the end.")] = 30.0,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    device: DeviceOption = "auto",
+    quantized: QuantizeOption = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API; Ctrl-C ends. When it is ready, it prints its URL."""
+    check_installed()
+    from bpe_llama.model.server.app import create_app
+    from bpe_llama.model.server.config import ServerConfig
+    from bpe_llama.model.server.page import page_routes
+    from bpe_llama.model.server.running import is_local, run
+    from bpe_llama.model.server.scheduler import Scheduler
+
+    config = ServerConfig(
+        host=host, api_keys=tuple(api_key or ()), cors_origins=tuple(cors or ()), timeout=timeout or None
+    )
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"--port is {port}; expected 0 to 65535")
+    adapters = read_adapters(adapter or ())
+    name = model_name or default_name(model)
+    if name in adapters:
+        raise ValueError(f"--adapter has the name {name!r}, which is the model's; expected another")
+    if not is_local(host) and not api_key:
+        typer.echo(f"anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
+    base = load_generator(model, tokenizer, dtype, device, None, quantized)
+    generators = {name: base} | {each: adapted(base, path) for each, path in adapters.items()}
+    scheduler = Scheduler(
+        generators,
+        slots=slots,
+        max_queue=max_queue,
+        max_length=max_length,
+        prefix_cache_bytes=prefix_cache_mb << 20,
+        share_prefixes=share_prefixes,
+    )
+    routes = page_routes(scheduler, generators, max_length)
+    app = create_app(scheduler, generators, config, max_length=max_length, routes=routes, grace=grace)
+    run(app, host, port, announce=typer.echo)
+
+
+def check_installed() -> None:
+    """Raise an ImportError that names the extra unless all packages of the server are installed."""
+    missing = next((name for name in _NEEDED if importlib.util.find_spec(name) is None), None)
+    if missing is not None:
+        raise ImportError(f"serve needs {missing}: pip install 'bpe_llama[serve]'")
+
+
+def default_name(model: Path) -> str:
+    """Return the name of a model from its path.
+
+    Example:
+        >>> default_name(Path("models/SmolLM2-135M.gguf")), default_name(Path("models/smol/"))
+        ('SmolLM2-135M', 'smol')
+    """
+    name = model.resolve().name
+    return name.removesuffix(".gguf") or "model"
+
+
+def read_adapters(texts: Sequence[str]) -> dict[str, Path]:
+    """Return the adapters' folders by name.
+
+    Example:
+        >>> read_adapters(["poet=adapters/poet"])
+        {'poet': PosixPath('adapters/poet')}
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--adapter is {text!r}; expected NAME=PATH")
+        if name in found:
+            raise ValueError(f"--adapter has the name {name!r} twice")
+        found[name] = Path(path)
+    return found
+
+
+def adapted(base: TextGenerator, adapter: Path) -> TextGenerator:
+    """Return a generator with an adapter over the base model's weights, which exist once in memory.
+
+    The adapter is not merged, as that would change the weights for the others.
+    """
+    model = lora.load(lora.copy_sharing_weights(base.model), adapter)
+    return TextGenerator(model.eval(), base.tokenizer)

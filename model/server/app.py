@@ -1,0 +1,172 @@
+"""The application: OpenAI's endpoints, health and metrics, and around them the checks of `security`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bpe_llama import __version__
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.server import errors
+from bpe_llama.model.server.config import ServerConfig
+from bpe_llama.model.server.endpoints import chat, completions, embeddings, responses
+from bpe_llama.model.server.errors import JsonResponse
+from bpe_llama.model.server.generation import ClientGoneError, Service
+from bpe_llama.model.server.metrics import Metrics
+from bpe_llama.model.server.scheduler import Scheduler
+from bpe_llama.model.server.schemas import Body, ChatRequest, CompletionRequest, EmbeddingRequest, ResponseRequest
+from bpe_llama.model.server.security import Guard
+
+_STATUSES = {
+    400: "A field is missing, unknown or out of range; param names it.",
+    401: "The API key is missing or wrong.",
+    403: "The Host header names another machine.",
+    404: "There is no such model.",
+    408: "The request took too long.",
+    413: "The body is too large.",
+    415: "The body is no JSON.",
+    429: "The queue is full; Retry-After says when to come again.",
+    503: "The server is about to end.",
+}
+_DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {}}} for status, text in _STATUSES.items()
+}
+
+
+def create_app(
+    scheduler: Scheduler,
+    generators: Mapping[str, TextGenerator],
+    config: ServerConfig | None = None,
+    *,
+    max_length: int | None = None,
+    routes: Sequence[BaseRoute] = (),
+    grace: float = 30.0,
+) -> FastAPI:
+    """Return the application. It starts the scheduler, and shuts it down at its own end.
+
+    Args:
+        scheduler: Runs the models.
+        generators: The models by name; the first one is the default.
+        config: Keys, hosts and limits.
+        max_length: Tokens of a sequence, as of the scheduler.
+        routes: Further routes, such as the page's.
+        grace: Seconds that running requests have at the end.
+
+    Example:
+        >>> app = create_app(Scheduler({"m": generator}), {"m": generator})  # doctest: +SKIP
+    """
+    config = config or ServerConfig()
+    service = Service(scheduler, generators, config, Metrics(scheduler), max_length, grace)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        scheduler.start()
+        yield
+        await service.end()
+
+    app = FastAPI(title="bpe_llama", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    errors.install(app)
+    _add_endpoints(app, service)
+    app.router.routes.extend(routes)
+    app.add_middleware(Guard, config=config)
+    app.add_middleware(Measured, service=service)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Ignored-Fields", "Retry-After"],
+        )
+    return app
+
+
+def _add_endpoints(app: FastAPI, service: Service) -> None:
+    def post(path: str, run: Callable[[Service, Any, Request], Any], kind: type[Body]) -> None:
+        async def endpoint(request: Any, http: Request) -> Response:
+            try:
+                response: Response = await run(service, request, http)
+            except ClientGoneError:
+                return Response(status_code=499)
+            ignored = request.ignored_fields()
+            if ignored:
+                response.headers["X-Ignored-Fields"] = ", ".join(ignored)
+            return response
+
+        endpoint.__annotations__ = {"request": kind, "http": Request, "return": Response}
+        endpoint.__doc__ = kind.__doc__
+        name = path.removeprefix("/v1/").replace("/", "_")
+        app.post(path, responses=_DOCUMENTED, response_class=JsonResponse, name=name)(endpoint)
+
+    post("/v1/chat/completions", chat.answer, ChatRequest)
+    post("/v1/completions", completions.answer, CompletionRequest)
+    post("/v1/embeddings", embeddings.answer, EmbeddingRequest)
+    post("/v1/responses", responses.answer, ResponseRequest)
+    documented: dict[int | str, dict[str, Any]] = {status: _DOCUMENTED[status] for status in (401, 403)}
+
+    @app.get("/v1/models", responses=documented)
+    async def models() -> Response:
+        """List the models that the server has."""
+        return JsonResponse({"object": "list", "data": [_model(service, name) for name in service.generators]})
+
+    @app.get("/v1/models/{name:path}", responses=documented | {404: _DOCUMENTED[404]})
+    async def model(name: str) -> Response:
+        """Return one model."""
+        return JsonResponse(_model(service, service.find(name)[0]))
+
+    @app.get("/health", responses={403: _DOCUMENTED[403]})
+    async def health() -> Response:
+        """Say that the server is up."""
+        return JsonResponse({"status": "ok", "version": __version__})
+
+    @app.get("/metrics", responses=documented, response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Return the counters, in Prometheus' text format."""
+        return Response(service.metrics.render(), media_type=service.metrics.content_type)
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    generator = service.generators[name]
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "bpe_llama",
+        "max_model_len": service.room(generator),
+    }
+
+
+class Measured:
+    """Counts requests and their seconds, to the end of a stream."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.metrics = app, service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", None) or "other"  # never what a client wrote: every label is kept for ever
+            self.metrics.request(path, status, time.perf_counter() - start)

@@ -1,0 +1,64 @@
+"""The settings of a server, and its limits on what one request may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one request; beyond one it is refused with the field's name."""
+
+    body_bytes: int = 8 << 20
+    """Bytes of a request's body."""
+    choices: int = 128
+    """Choices of one request: ``n`` times the prompts of its list."""
+    top_logprobs: int = 20
+    """Alternatives at each position."""
+    stop_strings: int = 16
+    """Stop strings, and characters of each in hundreds."""
+    inputs: int = 2048
+    """Texts of one embeddings request; OpenAI's limit."""
+    schema_bytes: int = 64 << 10
+    """Bytes of a JSON schema or grammar, and of all schemas of the tools together."""
+    messages: int = 4096
+    """Messages of a conversation."""
+    tools: int = 128
+    """Tools of a request; OpenAI's limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How a server is reached, and by whom.
+
+    Args:
+        host: The address it is bound to. On a loopback address without keys the ``Host`` header of a request must name
+            this machine, so that a web page cannot reach the server by a domain name that resolves to it.
+        api_keys: Keys that clients must send as ``Authorization: Bearer KEY``; none lets everybody in.
+        cors_origins: Origins of web pages that may read answers; ``*`` allows all. None by default.
+        timeout: Seconds after which a request ends.
+        limits: Bounds on one request.
+
+    Raises:
+        ValueError: If a key is empty or not ASCII, or ``timeout`` is not above 0.
+    """
+
+    host: str = "127.0.0.1"
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    timeout: float | None = 600.0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for key in self.api_keys:
+            if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+                raise ValueError("an API key is empty, or has characters other than printable ASCII")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout is {self.timeout}; expected seconds above 0")
+
+    @property
+    def checks_host(self) -> bool:
+        """Return whether the ``Host`` header of a request must name this machine."""
+        return self.host in LOOPBACK and not self.api_keys

@@ -1,0 +1,1 @@
+"""One file an endpoint of OpenAI's API."""

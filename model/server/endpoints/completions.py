@@ -1,0 +1,226 @@
+"""`/v1/completions`: continues text, as OpenAI's older endpoint.
+
+Source of the shapes: https://platform.openai.com/docs/api-reference/completions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bpe_llama.model.generation.text_generator import TextGenerator, has_token
+from bpe_llama.model.server.answers import EventStream, TokenTexts
+from bpe_llama.model.server.errors import JsonResponse, as_api_error, bad
+from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
+from bpe_llama.model.server.options import format_options, sampling_options
+from bpe_llama.model.server.schemas import CompletionRequest
+
+DEFAULT_TOKENS = 16
+"""OpenAI's."""
+
+
+async def answer(service: Service, request: CompletionRequest, http: Request) -> Response:
+    """Return the continuations, or a stream of them."""
+    name, generator = service.find(request.model)
+    limits = service.config.limits
+    n = request.n or 1
+    if request.suffix:
+        raise bad("suffix is given; this server only continues text", "suffix")
+    if request.best_of not in (None, n):
+        raise bad(f"best_of is {request.best_of}; expected n, which is {n}", "best_of")
+    if request.max_tokens == 0 and not request.echo:
+        raise bad("max_tokens is 0; expected at least 1, or echo", "max_tokens")
+    if request.logprobs is not None and request.logprobs > limits.top_logprobs:
+        raise bad(f"logprobs is {request.logprobs}; expected at most {limits.top_logprobs}", "logprobs")
+    options = sampling_options(request, generator, limits)
+    options |= format_options(request.response_format, limits, "response_format")
+    options["max_new_tokens"] = DEFAULT_TOKENS if request.max_tokens is None else max(request.max_tokens, 1)
+    if request.logprobs is not None:
+        options |= {"logprobs": True, "top_logprobs": request.logprobs, "prompt_logprobs": bool(request.echo)}
+    prompts = prompts_of(request.prompt, "prompt")
+    if len(prompts) * n > limits.choices:
+        raise bad(f"{len(prompts)} prompts with n = {n} are over {limits.choices} choices", "n" if n > 1 else "prompt")
+    try:
+        ids = await asyncio.to_thread(lambda: [ids_of(generator, prompt) for prompt in prompts])
+    except Exception as error:
+        raise as_api_error(error, "prompt") from error
+    job = Job(name, generator, prompts, ids, options, n)
+    job.check_room(service.room(generator))
+    stream = CompletionStream(Generation(service, job, http), request)
+    if request.stream:
+        await stream.generation.start()
+        return EventStream(stream.chunks())
+    return JsonResponse(await stream.whole())
+
+
+def prompts_of(given: str | Sequence[Any], field: str) -> list[str | list[int]]:
+    """Return the prompts of a request: it may hold a text, texts, ids, or lists of ids.
+
+    Raises:
+        ApiError: If it holds none.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not given or any(isinstance(prompt, list) and not prompt for prompt in given):
+        raise bad(f"{field} is an empty list", field)
+    prompts: list[Any] = list(given)
+    return [prompts] if isinstance(prompts[0], int) else prompts
+
+
+def ids_of(generator: TextGenerator, prompt: str | list[int]) -> list[int]:
+    """Return the ids of a prompt.
+
+    Raises:
+        ValueError: If an id is outside the vocabulary, or the prompt is empty and there is nothing to begin with.
+    """
+    if isinstance(prompt, str):
+        ids = generator.encode(prompt)
+        if not ids:
+            raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
+        return ids
+    vocab_size = generator.model.config.vocab_size
+    outside = next((token_id for token_id in prompt if token_id >= vocab_size), None)
+    if outside is not None:
+        raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
+    return prompt
+
+
+class CompletionStream:
+    """The continuations of one request, as one body or as chunks."""
+
+    def __init__(self, generation: Generation, request: CompletionRequest) -> None:
+        self.generation, self.request = generation, request
+        self.texts = TokenTexts(generation.job.generator.tokenizer)
+        self.id = new_id("cmpl-")
+        self.created = int(time.time())
+        self.include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._offsets: dict[int, TextOffsets] = {}
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the whole answer."""
+        found = await self.generation.collect()
+        choices = []
+        for number, choice in enumerate(found):
+            text = self._echo(number)
+            logprobs = self._logprobs(number, choice, first=True)
+            text += "" if self.request.max_tokens == 0 else choice.text
+            reason = "length" if self.request.max_tokens == 0 else choice.finish_reason
+            choices.append({"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason})
+        return self._head() | {"choices": choices, "usage": self._usage()}
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the chunks of a stream."""
+        generation, started = self.generation, set()
+        nothing = self.request.max_tokens == 0
+        try:
+            async for number, update in generation:
+                first = number not in started
+                started.add(number)
+                choice = Choice()
+                choice.add(update)
+                text = (self._echo(number) if first else "") + ("" if nothing else update.text)
+                logprobs = self._logprobs(number, choice, first)
+                reason = "length" if nothing and update.finish_reason else update.finish_reason
+                if text or reason or logprobs:
+                    yield self._chunk({"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason})
+            if self.include_usage:
+                yield self._head() | {"choices": [], "usage": self._usage()}
+        finally:
+            generation.close()
+
+    def _head(self) -> dict[str, Any]:
+        model = self.generation.job.model
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": model,
+            "system_fingerprint": None,
+        }
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        chunk = self._head() | {"choices": [choice]}
+        return chunk | {"usage": None} if self.include_usage else chunk
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self.generation.usage
+        if self.request.max_tokens == 0:
+            usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+        return usage
+
+    def _echo(self, number: int) -> str:
+        """Return the prompt's text where the answer begins with it."""
+        if not self.request.echo:
+            return ""
+        job = self.generation.job
+        prompt = job.prompts[number // job.n]
+        return prompt if isinstance(prompt, str) else job.generator.tokenizer.decode(prompt)
+
+    def _logprobs(self, number: int, choice: Choice, first: bool) -> dict[str, Any] | None:
+        """Return the log-probabilities of new tokens, after those of the prompt where it is echoed."""
+        if self.request.logprobs is None:
+            return None
+        job = self.generation.job
+        offsets = self._offsets.setdefault(number, TextOffsets(job.generator))
+        ids: list[int] = []
+        logprobs: list[float | None] = []
+        top: list[list[tuple[int, float]]] = []
+        if self.request.echo and first:
+            prompt = job.ids[number // job.n]
+            ids, logprobs = list(prompt), list(choice.prompt_logprobs)
+            top = list(choice.prompt_top_logprobs) or [[] for _ in ids]
+            given = job.prompts[number // job.n]
+            offsets.hide(prompt, given)
+        if self.request.max_tokens != 0:
+            ids, logprobs = ids + choice.ids, logprobs + list(choice.logprobs)
+            top = top + (choice.top_logprobs or [[] for _ in choice.ids])
+        return {
+            "tokens": [self.texts.text(token_id) for token_id in ids],
+            "token_logprobs": logprobs,
+            "top_logprobs": [self._alternatives(*each) for each in zip(ids, logprobs, top, strict=True)]
+            if self.request.logprobs
+            else None,
+            "text_offset": [offsets.next(token_id) for token_id in ids],
+        }
+
+    def _alternatives(
+        self, token_id: int, logprob: float | None, top: list[tuple[int, float]]
+    ) -> dict[str, float] | None:
+        """Return the most likely tokens and the one that stands there."""
+        if logprob is None:
+            return None
+        found: dict[str, float] = {}
+        for other, value in top:  # two tokens may read alike: the likelier counts
+            found.setdefault(self.texts.text(other), value)
+        found.setdefault(self.texts.text(token_id), logprob)
+        return found
+
+
+class TextOffsets:
+    """The character at which each token of an answer begins."""
+
+    def __init__(self, generator: TextGenerator) -> None:
+        self.tokenizer = generator.tokenizer
+        self.decoder = generator.tokenizer.decode_stream()
+        self.position = 0
+        self._hidden = 0
+
+    def hide(self, ids: list[int], prompt: str | list[int]) -> None:
+        """Note the ids before a prompt's text that stand for none of it, such as a beginning-of-text id."""
+        if isinstance(prompt, str):
+            own = self.tokenizer.encode(prompt)
+            self._hidden = next((skip for skip in range(len(ids)) if ids[skip : skip + len(own)] == own), 0)
+
+    def next(self, token_id: int) -> int:
+        """Return where a token begins that follows those before."""
+        place = self.position
+        if self._hidden:
+            self._hidden -= 1
+        elif has_token(self.tokenizer, token_id):
+            self.position += len(self.decoder.push(token_id))
+        return place

@@ -1,0 +1,243 @@
+"""The engine thread: it steps the engines of all models in turn while they have work, and sleeps otherwise.
+
+Handlers leave calls in an inbox, which the thread empties between steps. It answers by one call into each event loop a
+step, whatever the number of requests. Only this thread touches models and caches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.sampling.sequence import Sequence
+from bpe_llama.model.server.updates import Choice, EngineError, Job, Loop, ShuttingDownError, Update
+
+MARGIN = 64
+"""Tokens by which a growing slot exceeds its sequence at least."""
+
+COUNTS = (
+    *("steps", "generated_tokens", "prompt_tokens", "cached_prompt_tokens"),
+    *("finished_choices", "aborted_choices", "timed_out_choices", "failed_choices", "refused_choices"),
+    "engine_errors",
+)
+"""The totals that are counted."""
+
+
+class EngineThread:
+    """Runs the requests of several models.
+
+    Args:
+        engines: By the name of the model. They isolate errors.
+        grows: Whether slots grow with their sequences, up to the model's context.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], grows: bool) -> None:
+        self.engines, self.grows = engines, grows
+        self.condition = threading.Condition()
+        """Guards the inbox and ``unfinished``; it is notified of calls, and at the end of finished choices."""
+        self.unfinished = dict.fromkeys(engines, 0)
+        """Choices of each model that were submitted and are not finished."""
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.mean_seconds = 1.0
+        """Mean duration of a request, recent ones counting most."""
+        self.closing = False
+        self._ending = False
+        self._inbox: list[Callable[[], None]] = []
+        self._outbox: dict[Loop, list[tuple[Job, Update | Exception | None]]] = {}
+        self._choices: dict[Sequence, Choice] = {}
+        """Unfinished choices by their sequences."""
+        self._thread = threading.Thread(target=self._serve, name="bpe_llama engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run a function in the thread, between two steps."""
+        with self.condition:
+            self._inbox.append(call)
+            self.condition.notify_all()
+
+    def close(self, grace: float) -> None:
+        """Wait for unfinished choices, at most ``grace`` seconds; end those that are left, and the thread."""
+        with self.condition:
+            if self._thread.is_alive():
+                self.condition.wait_for(lambda: not any(self.unfinished.values()), grace)
+            self._ending = True
+            self.condition.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def enter(self, job: Job) -> None:
+        """Add the choices of a request to their engine; runs in the thread, as all that follows."""
+        engine = self.engines[job.model]
+        try:
+            for choice in job.choices:
+                request = choice.request
+                if self.grows:
+                    self._grow(engine, min(request.room(engine.model), len(request.prompt) + MARGIN))
+                request.sequence = engine.add_request(request.prompt, request.options, job.salt)
+                self._choices[request.sequence] = choice
+        except Exception as error:
+            self._fail(job, error)
+
+    def abort(self, job: Job) -> None:
+        """End a request without an update: its reader is gone."""
+        for choice in job.choices:
+            if choice.request.sequence in self._choices:
+                self._drop(choice)
+                self._forget(choice, "aborted_choices")
+
+    def _serve(self) -> None:
+        """Empty the inbox and step the engines until the end."""
+        while True:
+            with self.condition:
+                self.condition.wait_for(lambda: self._inbox or self._choices or self._ending)
+                calls, ending = self._inbox, self._ending
+                self._inbox = []
+            try:
+                for call in calls:
+                    call()
+                self._end_late(math.inf if ending else time.monotonic(), ending)
+                for name, engine in self.engines.items():
+                    if engine.has_unfinished_requests():
+                        self._step(name, engine)
+            except Exception as error:  # a mistake of this module; requests of all models may be affected
+                logging.getLogger(__name__).exception("the engine thread failed")
+                for name in self.engines:
+                    self._fail_all(name, error)
+            self._send()
+            if ending:
+                return
+
+    def _step(self, name: str, engine: Engine) -> None:
+        """Run one step of an engine, and note what it added to each choice."""
+        self.counts["steps"] += 1
+        if self.grows:
+            self._grow_running(engine)
+        try:
+            sampled = engine.step()
+        except Exception as error:
+            logging.getLogger(__name__).exception("a step of model %r failed", name)
+            self._fail_all(name, error)
+            return
+        for sequence in sampled:
+            if sequence in self._choices:
+                self._report(self._choices[sequence], engine)
+
+    def _grow_running(self, engine: Engine) -> None:
+        """Let slots grow before a sequence fills its own; where memory is short, it ends there, by "length"."""
+        for sequence in engine.running:
+            length = len(sequence.prompt) + len(sequence.new_ids)
+            wanted = min(length + MARGIN, len(sequence.prompt) + sequence.options.max_new_tokens)
+            try:
+                self._grow(engine, wanted)
+            except ValueError:
+                return
+
+    @staticmethod
+    def _grow(engine: Engine, length: int) -> None:
+        """Let slots hold so many tokens: at least twice as many as before, if more."""
+        context = engine.model.config.context_length
+        if min(length, context) > engine.cache.capacity:
+            engine.reserve(max(length, 2 * engine.cache.capacity))
+
+    def _report(self, choice: Choice, engine: Engine) -> None:
+        """Note an update of a choice for its handler."""
+        sequence, job, first = choice.request.sequence, choice.job, not choice.sent
+        if sequence is not None and sequence.error is not None:
+            self._fail(job, sequence.error)
+            return
+        try:
+            update = choice.update(engine)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        if update is None:
+            return
+        self.counts["generated_tokens"] += len(update.new_ids)
+        if first and update.new_ids:
+            self.counts["prompt_tokens"] += len(choice.request.prompt)
+            self.counts["cached_prompt_tokens"] += update.num_cached_tokens
+        self._note(job, update)
+        if choice.request.done:
+            late = update.finish_reason == "timeout"
+            self._forget(choice, "timed_out_choices" if late else "finished_choices")
+            if not job.unfinished:
+                self.mean_seconds += (time.monotonic() - job.begun - self.mean_seconds) / 8
+                self._note(job, None)
+
+    def _end_late(self, now: float, ending: bool) -> None:
+        """End the choices with a deadline in the past; at the end of the thread, those that wait by an error."""
+        for choice in [choice for choice in self._choices.values() if choice.job.deadline <= now]:
+            sequence, engine = choice.request.sequence, self.engines[choice.job.model]
+            if sequence is None or sequence not in self._choices:
+                continue  # another choice has ended the request
+            if ending and sequence in engine.waiting:
+                self._fail(choice.job, ShuttingDownError("the server is shutting down"))
+                continue
+            sequence.finish_reason = sequence.finish_reason or "timeout"
+            engine.abort(sequence)
+            self._report(choice, engine)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End a request by an error."""
+        for choice in job.choices:
+            if choice.request.sequence is None or choice.request.sequence in self._choices:
+                self._drop(choice)
+                self._forget(choice, "failed_choices")
+        self._note(job, error)
+
+    def _fail_all(self, name: str, error: Exception) -> None:
+        """End all running requests of a model by an error; if there are none, those that wait."""
+        self.counts["engine_errors"] += 1
+        engine = self.engines[name]
+        affected = list(engine.running or engine.waiting)
+        for sequence in engine.running:
+            sequence.finish_reason = "error"
+        engine.running.clear()  # nothing else is asked of an engine that fails
+        engine.cache.lengths[:] = [0] * engine.cache.batch_size
+        engine.reset_prefix_cache()
+        for job in {self._choices[sequence].job: None for sequence in affected if sequence in self._choices}:
+            failed = EngineError(f"a step of model {name!r} failed: {error}")
+            failed.__cause__ = error
+            self._fail(job, failed)
+
+    def _drop(self, choice: Choice) -> None:
+        """Take an unfinished choice out of its engine."""
+        sequence = choice.request.sequence
+        if sequence is not None and not sequence.finish_reason:
+            self.engines[choice.job.model].abort(sequence)
+
+    def _forget(self, choice: Choice, count: str) -> None:
+        """Count a finished choice, and drop what is known of it."""
+        self.counts[count] += 1
+        choice.job.unfinished -= 1
+        if choice.request.sequence is not None:
+            self._choices.pop(choice.request.sequence, None)
+        with self.condition:
+            self.unfinished[choice.job.model] -= 1
+            if self.closing:
+                self.condition.notify_all()
+
+    def _note(self, job: Job, update: Update | Exception | None) -> None:
+        self._outbox.setdefault(job.loop, []).append((job, update))
+
+    def _send(self) -> None:
+        """Hand updates to the event loops, by one call each; abort the requests of a loop that is closed."""
+        outbox, self._outbox = self._outbox, {}
+        for loop, updates in outbox.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, updates)
+            except RuntimeError:
+                for job, _ in updates:
+                    self.abort(job)
+
+
+def _deliver(updates: list[tuple[Job, Update | Exception | None]]) -> None:
+    for job, update in updates:
+        job.updates.put_nowait(update)

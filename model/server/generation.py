@@ -1,0 +1,284 @@
+"""Runs the prompts of one request on the scheduler, and collects or streams what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.server.config import ServerConfig
+from bpe_llama.model.server.errors import ApiError, as_api_error, bad
+from bpe_llama.model.server.metrics import Metrics
+from bpe_llama.model.server.scheduler import Scheduler, Stream, Update
+
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """Nobody reads the answer any more."""
+
+
+@dataclass
+class Service:
+    """What the endpoints share."""
+
+    scheduler: Scheduler
+    generators: Mapping[str, TextGenerator]
+    """The models by name; the first one is the default."""
+    config: ServerConfig
+    metrics: Metrics
+    max_length: int | None = None
+    """Tokens of a sequence, prompt included; a model's context if it has less."""
+    grace: float = 30.0
+    """Seconds that running requests have when the server ends."""
+    created: int = field(default_factory=lambda: int(time.time()))
+    _ending: asyncio.Future[None] | None = None
+
+    async def end(self) -> None:
+        """Shut the scheduler down; a second call waits for the first."""
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self.scheduler.shutdown(self.grace))
+        await self._ending
+
+    @property
+    def ending(self) -> bool:
+        """Return whether the server is about to end."""
+        return self._ending is not None
+
+    def find(self, name: str | None) -> tuple[str, TextGenerator]:
+        """Return the model of a request.
+
+        Raises:
+            ApiError: 404 if there is none of this name.
+        """
+        name = next(iter(self.generators)) if name is None else name
+        if name not in self.generators:
+            message = f"there is no model {name!r:.100}; /v1/models lists {', '.join(self.generators)}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return name, self.generators[name]
+
+    def room(self, generator: TextGenerator) -> int:
+        """Return how many tokens a sequence may have, prompt included."""
+        context = generator.model.config.context_length
+        return context if self.max_length is None else min(context, self.max_length)
+
+
+@dataclass
+class Job:
+    """The prompts of one request and their options."""
+
+    model: str
+    generator: TextGenerator
+    prompts: list[str | list[int]]
+    ids: list[list[int]]
+    """Of each prompt."""
+    options: dict[str, Any]
+    n: int = 1
+    param: str = "prompt"
+    """The field that holds the prompts, for errors."""
+
+    def check_room(self, room: int) -> None:
+        """Raise if a prompt leaves no room for an answer; bound the lengths by the room."""
+        longest = max(map(len, self.ids))
+        if longest >= room:
+            message = (
+                f"{self.param} has {longest:,} tokens; expected at most {room - 1:,}, which leave room for one more"
+            )
+            raise bad(message, self.param, "context_length_exceeded")
+        most = room - min(map(len, self.ids))
+        self.options["max_new_tokens"] = min(self.options.get("max_new_tokens", most), most)
+        least = self.options.get("min_new_tokens", 0)
+        if least > self.options["max_new_tokens"]:
+            message = f"min_tokens is {least}; expected at most the {self.options['max_new_tokens']} new tokens"
+            raise bad(message, "min_tokens")
+
+
+@dataclass
+class Choice:
+    """One answer, collected."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, update: Update) -> None:
+        """Append what an update brings."""
+        self.text += update.text
+        self.ids += update.new_ids
+        self.logprobs += update.logprobs
+        self.top_logprobs += update.top_logprobs
+        self.prompt_logprobs += update.prompt_logprobs
+        self.prompt_top_logprobs += update.prompt_top_logprobs
+        self.finish_reason = update.finish_reason or self.finish_reason
+
+
+class Generation:
+    """The running prompts of one request: `start` it, iterate over its updates, `close` it.
+
+    Args:
+        service: The server's.
+        job: What to run.
+        http: The client's request, to notice that the client has gone.
+    """
+
+    def __init__(self, service: Service, job: Job, http: Request) -> None:
+        self.service, self.job, self.http = service, job, http
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self._started = time.perf_counter()
+        self._streams: list[Stream] = []
+
+    async def start(self) -> None:
+        """Queue the prompts, so that a refusal still has a status of its own.
+
+        Raises:
+            ApiError: If the scheduler refuses the request.
+        """
+        try:
+            for prompt in self.job.prompts:
+                self._streams.append(
+                    await self.service.scheduler.submit(
+                        self.job.model,
+                        prompt,
+                        n=self.job.n,
+                        key=getattr(self.http.state, "key", ""),
+                        timeout=self.service.config.timeout,
+                        **self.job.options,
+                    )
+                )
+        except Exception as error:
+            self.close()
+            raise as_api_error(error, self.job.param) from error
+        except BaseException:
+            self.close()
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Update]]:
+        """Yield each update with the number of its choice among those of all prompts.
+
+        Raises:
+            ApiError: If the request fails, or its time is over.
+        """
+        seen: set[int] = set()
+        metrics, model = self.service.metrics, self.job.model
+        async for number, update in self._merged():
+            if number not in seen:
+                if not seen:
+                    metrics.first_token(model, time.perf_counter() - self._started)
+                    metrics.prompt_tokens(model, sum(map(len, self.job.ids)))
+                seen.add(number)
+                if number % self.job.n == 0:
+                    self.cached_tokens += update.num_cached_tokens
+                    metrics.cached_tokens(model, update.num_cached_tokens)
+            self.completion_tokens += len(update.new_ids)
+            metrics.completion_tokens(model, len(update.new_ids))
+            if update.finish_reason == "timeout":
+                if not self.service.ending:
+                    raise ApiError(408, f"the request took over {self.service.config.timeout:g} s", code="timeout")
+                update.finish_reason = "length"  # cut off by the end of the server: the client keeps what there is
+            yield number, update
+
+    async def collect(self) -> list[Choice]:
+        """Return all choices once they are complete; raises as `start`."""
+        choices = [Choice() for _ in range(len(self.job.prompts) * self.job.n)]
+
+        async def read() -> None:
+            async for number, update in self:
+                choices[number].add(update)
+
+        try:
+            await self.start()
+            await unless_gone(self.http, read())
+        finally:
+            self.close()
+        return choices
+
+    def close(self) -> None:
+        """End the request; the scheduler aborts what still runs."""
+        for stream in self._streams:
+            stream.abort()
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Return the tokens so far, in the shape of the chat and completions endpoints."""
+        prompt = sum(map(len, self.job.ids))
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    async def _merged(self) -> AsyncIterator[tuple[int, Update]]:
+        """Yield the updates of all prompts, which run side by side."""
+        if len(self._streams) == 1:
+            try:
+                async for update in self._streams[0]:
+                    yield update.index, update
+            except Exception as error:
+                raise as_api_error(error, self.job.param) from error
+            return
+        queue: asyncio.Queue[tuple[int, Update] | Exception | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._read(place, queue)) for place in range(len(self._streams))]
+        try:
+            running = len(tasks)
+            while running:
+                found = await queue.get()
+                if found is None:
+                    running -= 1
+                elif isinstance(found, Exception):
+                    raise as_api_error(found, self.job.param) from found
+                else:
+                    yield found
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, place: int, queue: asyncio.Queue[tuple[int, Update] | Exception | None]) -> None:
+        try:
+            async for update in self._streams[place]:
+                queue.put_nowait((place * self.job.n + update.index, update))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+
+async def unless_gone(http: Request, wanted: Awaitable[T]) -> T:
+    """Return what is awaited, unless the client disconnects before.
+
+    Raises:
+        ClientGoneError: If it does; what was awaited is cancelled.
+    """
+    task = asyncio.ensure_future(wanted)
+    gone = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+    if task.cancelled():
+        raise ClientGoneError
+    return task.result()
+
+
+async def _disconnected(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def new_id(kind: str) -> str:
+    """Return an id of an answer, such as ``chatcmpl-...``."""
+    return f"{kind}{uuid.uuid4().hex}"

@@ -1,0 +1,134 @@
+"""The options of a request as those of `TextGenerator`: OpenAI's defaults, then the model's own, then the client's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.server.config import Limits
+from bpe_llama.model.server.errors import bad
+from bpe_llama.model.server.schemas import ResponseFormat, Sampling, StructuredOutputs, TextFormat
+
+DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
+"""OpenAI's, for what neither the request nor the model's generation_config.json says."""
+_SAME = (
+    *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "typical_p"),
+    *("no_repeat_ngram_size", "bad_words", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
+    *("dry_sequence_breakers", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau"),
+    *("mirostat_eta", "filter_order", "banned_ids", "allowed_ids"),
+)
+"""Fields that have the name of their option."""
+
+
+def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits) -> dict[str, Any]:
+    """Return the options of `TextGenerator.stream` for a request, without lengths and log-probabilities.
+
+    Raises:
+        ApiError: If a field is out of range, or two exclude each other.
+    """
+    given = {name: getattr(request, name) for name in _SAME if getattr(request, name) is not None}
+    if request.top_k is not None:
+        given["top_k"] = max(request.top_k, 0)
+    of_model = generator.model.generation_config.sampling_defaults
+    options = {name: value for name, value in DEFAULTS.items() if name not in of_model} | given
+    options["seed"] = None if request.seed is None else request.seed & ((1 << 63) - 1)
+    options["penalty_scope"] = _penalty_scope(request)
+    if request.logit_bias:
+        options["logit_bias"] = _biases(request.logit_bias, generator.model.config.vocab_size)
+    _check_ids(request, generator.model.config.vocab_size)
+    if request.stop is not None:
+        options["stop"] = _stops(request.stop, limits)
+    if request.min_tokens:
+        options["min_new_tokens"] = request.min_tokens
+    if request.ignore_eos:
+        options["eos_id"] = ()
+    if request.structured_outputs is not None:
+        options |= _structured(request.structured_outputs, limits)
+    return options
+
+
+def _penalty_scope(request: Sampling) -> str:
+    """Return what penalties count: OpenAI's two the new tokens, the repetition penalty the prompt too."""
+    if request.penalty_scope is not None:
+        return request.penalty_scope
+    of_output = bool(request.presence_penalty or request.frequency_penalty)
+    if of_output and request.repetition_penalty not in (None, 1):
+        message = "repetition_penalty counts the prompt, presence_penalty and frequency_penalty do not; "
+        raise bad(message + "give one kind, or penalty_scope for all", "repetition_penalty")
+    return "output" if of_output else "context"
+
+
+def _biases(given: dict[str, float], vocab_size: int) -> dict[int, float]:
+    biases = {}
+    for text, number in given.items():
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < vocab_size):
+            raise bad(f"logit_bias has the key {text!r:.50}; expected an id of 0 to {vocab_size - 1}", "logit_bias")
+        biases[int(text)] = number
+    return biases
+
+
+def _check_ids(request: Sampling, vocab_size: int) -> None:
+    """Raise if allowed and banned ids are no ids of the model, or leave none to draw."""
+    for name in ("allowed_ids", "banned_ids"):
+        beyond = next((i for i in getattr(request, name) or () if i >= vocab_size), None)
+        if beyond is not None:
+            raise bad(f"{name} holds {beyond}; expected ids of 0 to {vocab_size - 1}", name)
+    allowed = range(vocab_size) if request.allowed_ids is None else request.allowed_ids
+    if set(request.banned_ids or ()).issuperset(allowed):
+        name = "banned_ids" if request.allowed_ids is None else "allowed_ids"
+        raise bad(f"{name} leaves no id to draw", name)
+
+
+def _stops(given: str | list[str], limits: Limits) -> list[str]:
+    stops = [given] if isinstance(given, str) else given
+    if len(stops) > limits.stop_strings:
+        raise bad(f"stop has {len(stops)} strings; expected at most {limits.stop_strings}", "stop")
+    if any(not stop or len(stop) > 100 * limits.stop_strings for stop in stops):
+        raise bad(f"stop holds an empty string, or one of over {100 * limits.stop_strings:,} characters", "stop")
+    return stops
+
+
+def _structured(given: StructuredOutputs, limits: Limits) -> dict[str, Any]:
+    names = {"json_": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+    options = {names[name]: value for name, value in given if value is not None}
+    if len(options) != 1:
+        raise bad("structured_outputs needs one of json, regex, choice and grammar", "structured_outputs")
+    for name, value in options.items():
+        check_size(value, limits, f"structured_outputs.{name}")
+    if isinstance(options.get("json_schema"), str):
+        try:
+            options["json_schema"] = json.loads(options["json_schema"])
+        except (ValueError, RecursionError):
+            raise bad("structured_outputs.json is no JSON", "structured_outputs.json") from None
+    return options
+
+
+def check_size(value: Any, limits: Limits, field: str) -> None:
+    """Raise unless a schema is short enough to be compiled."""
+    try:
+        size = len(value if isinstance(value, str) else json.dumps(value))
+    except RecursionError:
+        size = limits.schema_bytes + 1
+    if size > limits.schema_bytes:
+        raise bad(f"{field} has over {limits.schema_bytes:,} bytes", field, "schema_too_large")
+
+
+def format_options(given: ResponseFormat | TextFormat | None, limits: Limits, field: str) -> dict[str, Any]:
+    """Return the option of what an answer must parse as.
+
+    Args:
+        given: The request's.
+        limits: Of the schema.
+        field: The request's field, for errors.
+    """
+    if given is None or given.type == "text":
+        return {}
+    if given.type == "json_object":
+        return {"json_object": True}
+    schema: Any = given.schema_ if isinstance(given, TextFormat) else given.json_schema and given.json_schema.schema_
+    where = f"{field}.schema" if isinstance(given, TextFormat) else f"{field}.json_schema.schema"
+    if schema is None:
+        raise bad(f"{where} is missing", where, "missing_field")
+    check_size(schema, limits, where)
+    return {"json_schema": schema}

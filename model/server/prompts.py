@@ -1,0 +1,193 @@
+"""Conversations as ids: a request's messages through the tokenizer's chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bpe_llama.chat.renderer import compile_template
+from bpe_llama.chat.templates import choose_template
+from bpe_llama.model.server.config import Limits
+from bpe_llama.model.server.errors import bad
+from bpe_llama.model.server.options import check_size
+from bpe_llama.model.server.schemas import ChatMessage, ContentPart
+from bpe_llama.model.server.tools import JSON, Family, ToolParser, call_schema, family_of
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+
+@dataclass
+class Conversation:
+    """What a chat template takes.
+
+    Attributes:
+        messages: As the template reads them.
+        tools: Functions in OpenAI's form; None for none.
+        tool_choice: ``none``, ``auto``, ``required``, or the name of a function after ``name:``.
+        parallel: Whether there may be several calls.
+        variables: Further variables of the template.
+        continued: Whether the answer continues the last message.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str = "auto"
+    parallel: bool = True
+    variables: dict[str, Any] | None = None
+    continued: bool = False
+
+
+def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
+    """Return the chat template.
+
+    Raises:
+        ApiError: If the tokenizer has none.
+    """
+    if tokenizer.chat_template is None:
+        raise bad(
+            "this model has no chat template: it continues text, use /v1/completions", "model", "no_chat_template"
+        )
+    return choose_template(tokenizer.chat_template, None, has_tools)
+
+
+def encode(tokenizer: Tokenizer, talk: Conversation) -> list[int]:
+    """Return the ids of a conversation; special tokens that a message spells stay text.
+
+    Raises:
+        ApiError: If there is no template, or it does not read what was given.
+        ValueError: If the template refuses the messages.
+    """
+    used = talk.tools if talk.tool_choice != "none" else None
+    source = template_of(tokenizer, used is not None)
+    known = compile_template(source).variables
+    if used is not None and "tools" not in known and talk.tool_choice == "auto":
+        raise bad("the chat template of this model reads no tools; expected tool_choice required, or a name", "tools")
+    messages = talk.messages
+    if "developer" not in source:
+        messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in messages]
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages,
+        tools=used if "tools" in known else None,
+        continue_final_message=talk.continued,
+        **(talk.variables or {}),
+    )
+    return list(ids)
+
+
+def parser_for(tokenizer: Tokenizer, talk: Conversation) -> ToolParser | None:
+    """Return a parser of the answer's calls, or None where there can be none."""
+    if not talk.tools or talk.tool_choice == "none":
+        return None
+    names = [tool["function"]["name"] for tool in talk.tools]
+    if talk.tool_choice != "auto":
+        return ToolParser(JSON, names, parallel=False)
+    return ToolParser(tool_family(tokenizer), names, talk.parallel)
+
+
+def tool_family(tokenizer: Tokenizer) -> Family:
+    """Return how the model of this tokenizer writes calls."""
+    return family_of(template_of(tokenizer, True))
+
+
+def forced_schema(talk: Conversation, limits: Limits) -> dict[str, Any]:
+    """Return the option that makes the answer a call, where the request asks for one."""
+    if talk.tool_choice in ("none", "auto"):
+        return {}
+    functions = [tool["function"] for tool in talk.tools or ()]
+    if not functions:
+        raise bad(f"tool_choice is {talk.tool_choice.removeprefix('name:')!r}, but there are no tools", "tool_choice")
+    name = talk.tool_choice.removeprefix("name:") if talk.tool_choice.startswith("name:") else None
+    if name is not None and all(function["name"] != name for function in functions):
+        raise bad(f"tool_choice names {name!r}, which is none of tools", "tool_choice")
+    schema = call_schema(functions, name)
+    check_size(schema, limits, "tools")
+    return {"json_schema": schema}
+
+
+def check_tools(tools: Sequence[dict[str, Any]], limits: Limits) -> None:
+    """Raise if there are too many tools, two of one name, or their schemas are too long."""
+    if len(tools) > limits.tools:
+        raise bad(f"tools has {len(tools)} tools; expected at most {limits.tools}", "tools")
+    names = [tool["function"]["name"] for tool in tools]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise bad(f"tools has two functions of the name {twice!r}", "tools")
+    check_size(list(tools), limits, "tools")
+
+
+def to_template(messages: Sequence[ChatMessage], limits: Limits) -> list[dict[str, Any]]:
+    """Return messages as chat templates read them: content as text, arguments of calls as objects.
+
+    Raises:
+        ApiError: If a message has content that is no text, or a call has arguments that are no JSON object.
+    """
+    if len(messages) > limits.messages:
+        raise bad(f"messages has {len(messages)} messages; expected at most {limits.messages}", "messages")
+    return [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
+
+
+def _message(message: ChatMessage, where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": message.role}
+    content = message.content
+    if isinstance(content, list):
+        found["content"] = "\n".join(part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    elif content is not None:
+        found["content"] = content
+    elif message.refusal is not None:
+        found["content"] = message.refusal
+    elif message.role != "assistant":
+        raise bad(f"{where}.content is missing", f"{where}.content", "missing_field")
+    else:  # templates add it to text
+        found["content"] = ""
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if getattr(message, name) is not None:
+            found[name] = getattr(message, name)
+    if message.tool_calls:
+        if message.role != "assistant":
+            raise bad(f"{where}.tool_calls is given; only the assistant calls tools", f"{where}.tool_calls")
+        found["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {
+                    "name": call.function.name,
+                    "arguments": call_arguments(
+                        call.function.arguments, f"{where}.tool_calls[{place}].function.arguments"
+                    ),
+                },
+            }
+            for place, call in enumerate(message.tool_calls)
+        ]
+    return found
+
+
+def part_text(part: ContentPart | Any, where: str) -> str:
+    """Return the text of a part of a message.
+
+    Raises:
+        ApiError: If it is no text.
+    """
+    if part.type not in ("text", "input_text", "output_text"):
+        message = f"{where} is of type {part.type!r:.50}; this model reads text only"
+        raise bad(message, f"{where}.type", "unsupported_content")
+    if part.text is None:
+        raise bad(f"{where}.text is missing", f"{where}.text", "missing_field")
+    return str(part.text)
+
+
+def call_arguments(text: str, where: str) -> dict[str, Any]:
+    """Return the arguments of a call in the history.
+
+    Raises:
+        ApiError: If they are no JSON object.
+    """
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise bad(f"{where} is {text!r:.100}; expected a JSON object", where, "invalid_value")
+    return arguments

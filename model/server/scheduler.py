@@ -1,0 +1,257 @@
+"""The scheduler: requests of many clients share the running batch of each model.
+
+Handlers of the server are coroutines; they call `Scheduler.submit` or `Scheduler.generate` and read what comes. What
+runs in the engine thread is in `engine_thread.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.generation.prompts import checked_prompts
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.server.engine_thread import EngineThread
+from bpe_llama.model.server.updates import (
+    Choice,
+    EngineError,
+    Job,
+    QueueFullError,
+    ShuttingDownError,
+    Stream,
+    Update,
+)
+
+__all__ = ["EngineError", "QueueFullError", "Scheduler", "ShuttingDownError", "Stream", "Update"]
+
+T = TypeVar("T")
+
+FIRST_LENGTH = 512
+"""Tokens that slots hold at first, where ``max_length`` is None."""
+
+
+class Scheduler:
+    """Runs one engine for each model, all in one thread.
+
+    A request whose sampling fails (NaN in its logits, an error in a logits processor) ends alone, with that error. If a
+    step fails as a whole, all running requests of that model end with an `EngineError`, and the thread goes on.
+
+    The prefix cache is on for all dtypes, as in vLLM. In float32 the ids of a request do not depend on what is cached;
+    in fewer bits, rounding of keys depends on how the text was split into passes, as it does on the batch.
+
+    Args:
+        generators: The models by the name that clients use.
+        slots: Sequences of one model that run at once.
+        max_queue: Choices that may wait; beyond it `generate` raises.
+        max_length: Tokens a slot can hold, prompt included, allocated at once. None is the model's context; slots then
+            grow with their sequences, and where memory is short, a sequence ends by "length".
+        prefill_chunk: Prompt tokens per step, which bound how long prompts delay running sequences.
+        prefix_cache_bytes: Memory of the prefix cache of each model; 0 for none.
+        cache: The form of the KV cache, as of `Engine`; ``"ring"`` needs ``prefix_cache_bytes=0``.
+        share_prefixes: Whether requests with different ``key`` share cached prefixes.
+
+    Raises:
+        ValueError: If a size is out of range, or there is too little memory; it names the model.
+
+    Example:
+        >>> scheduler = Scheduler({"small": generator})  # doctest: +SKIP
+        >>> scheduler.start()  # doctest: +SKIP
+        >>> async for update in scheduler.generate("small", "Once upon a time"):  # doctest: +SKIP
+        ...     print(update.text, end="")
+    """
+
+    def __init__(
+        self,
+        generators: Mapping[str, TextGenerator],
+        *,
+        slots: int = 16,
+        max_queue: int = 256,
+        max_length: int | None = None,
+        prefill_chunk: int = 512,
+        prefix_cache_bytes: int = 256 << 20,
+        share_prefixes: bool = False,
+        cache: str = "full",
+    ) -> None:
+        if max_queue < 0:
+            raise ValueError(f"max_queue is {max_queue}; expected at least 0")
+        self.generators = dict(generators)
+        self.slots, self.max_queue, self.max_length = slots, max_queue, max_length
+        self.share_prefixes = share_prefixes
+        engines: dict[str, Engine] = {}
+        for name, generator in self.generators.items():
+            length = min(FIRST_LENGTH, generator.model.config.context_length) if max_length is None else max_length
+            try:
+                engines[name] = Engine(
+                    generator.model,
+                    slots,
+                    length,
+                    prefill_chunk,
+                    cache,
+                    prefix_cache_bytes=prefix_cache_bytes,
+                    isolate_errors=True,
+                )
+            except ValueError as error:
+                raise ValueError(f"model {name!r}: {error}") from error
+        self._thread = EngineThread(engines, grows=max_length is None)
+
+    def start(self) -> None:
+        """Start the engine thread."""
+        self._thread.start()
+
+    async def submit(
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        *,
+        n: int = 1,
+        key: str = "",
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Stream:
+        """Check a request, queue it, and return its updates; arguments and errors are those of `generate`.
+
+        A request that is not read to its end must be ended by `Stream.abort`.
+        """
+        generator = self.generators[model]
+        if not 1 <= n <= self.slots + self.max_queue:
+            raise ValueError(f"n is {n}; expected 1 to {self.slots + self.max_queue} (slots and places to wait)")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is {timeout}; expected above 0 seconds")
+        self._check_open(model, n)  # before any work
+        now = time.monotonic()
+        deadline = math.inf if timeout is None else now + timeout
+        job = Job(model, "" if self.share_prefixes else key, asyncio.get_running_loop(), now, deadline, unfinished=n)
+        job.choices += await asyncio.to_thread(self._choices, job, generator, prompt, n, options)
+        with self._thread.condition:
+            self._check_open(model, n)
+            self._thread.unfinished[model] += n
+            self._thread.post(lambda: self._thread.enter(job))
+        return Stream(job, lambda: self._thread.post(lambda: self._thread.abort(job)))
+
+    async def generate(
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        *,
+        n: int = 1,
+        key: str = "",
+        timeout: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Update]:
+        """Yield what is generated for one prompt, for all choices, as it comes.
+
+        Closing the iterator (the client is gone) aborts the request.
+
+        Args:
+            model: A name of ``generators``.
+            prompt: Text or ids.
+            n: Choices; the seed of each is one more than that of the choice before. They share one prefill.
+            key: Who asks: prefixes are shared within one key.
+            timeout: Seconds, after which unfinished choices end with ``finish_reason="timeout"``.
+            **options: As of `TextGenerator.stream` (``stop``, ``seed``, ``logprobs``, ``json_schema`` ...).
+
+        Raises:
+            KeyError: If there is no such model.
+            ValueError: If an option or the prompt is not valid; before anything is generated.
+            TypeError: Likewise.
+            QueueFullError: If too many choices wait.
+            ShuttingDownError: If the server is about to end.
+            EngineError: If a step fails; and any error that sampling of this request alone raises.
+        """
+        stream = await self.submit(model, prompt, n=n, key=key, timeout=timeout, **options)
+        try:
+            async for update in stream:
+                yield update
+        finally:
+            stream.abort()
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run a function (an embedding, an attention map) in the engine thread between two steps.
+
+        Raises:
+            ShuttingDownError: If the server is about to end; and what the function raises.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def call() -> None:
+            answer: Callable[[], None]
+            try:
+                result = function()
+                answer = lambda: None if future.done() else future.set_result(result)  # noqa: E731
+            except Exception as error:
+                failure = error
+                answer = lambda: None if future.done() else future.set_exception(failure)  # noqa: E731
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(answer)
+
+        with self._thread.condition:
+            if self._thread.closing:
+                raise ShuttingDownError("the server is shutting down")
+            self._thread.post(call)
+        return await future
+
+    async def shutdown(self, grace: float = 30.0) -> None:
+        """Take no more requests, finish those that run within ``grace`` seconds, abort the rest, end the thread.
+
+        Aborted choices end with ``finish_reason="timeout"``, requests that still wait with a `ShuttingDownError`.
+        """
+        self._thread.closing = True
+        await asyncio.to_thread(self._thread.close, grace)
+
+    def stats(self) -> dict[str, float]:
+        """Return the figures of all models together.
+
+        | key | what |
+        |---|---|
+        | `running`, `waiting` | choices with a slot, and without one |
+        | `unfinished` | choices that handlers have submitted and that are not finished |
+        | `steps`, `generated_tokens`, `prompt_tokens`, `cached_prompt_tokens` | totals |
+        | `prefilled_tokens` | prompt tokens computed, a total |
+        | `finished_choices`, `aborted_choices`, `timed_out_choices`, `failed_choices`, `refused_choices` | totals |
+        | `engine_errors` | steps that failed as a whole, a total |
+        | `cache_bytes`, `max_cache_bytes` | of the prefix caches: in use, and the bound |
+        | `slot_bytes` | memory of the slots |
+        """
+        engines = self._thread.engines.values()
+        caches = [engine.prefixes.blocks for engine in engines if engine.prefixes.blocks]
+        return {
+            "running": sum(len(engine.running) for engine in engines),
+            "waiting": sum(len(engine.waiting) for engine in engines),
+            "unfinished": sum(self._thread.unfinished.values()),
+            **self._thread.counts,
+            "prefilled_tokens": sum(engine.num_prefilled_tokens for engine in engines),
+            "cache_bytes": sum(cache.nbytes for cache in caches),
+            "max_cache_bytes": sum(cache.max_bytes for cache in caches),
+            "slot_bytes": sum(store.nbytes for engine in engines for store in engine.cache.stores),
+        }
+
+    def _choices(
+        self, job: Job, generator: TextGenerator, prompt: str | Sequence[int], n: int, options: dict[str, Any]
+    ) -> list[Choice]:
+        """Return the checked choices of a request."""
+        config = generator.model.config
+        first = generator.request(prompt, options)
+        checked_prompts([first.prompt], config.context_length if self.max_length is None else self.max_length)
+        outside = next((token_id for token_id in first.prompt if not 0 <= token_id < config.vocab_size), None)
+        if outside is not None:
+            raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {config.vocab_size}")
+        seeds = range((first.options.seed or 0) + 1, (first.options.seed or 0) + n)
+        requests = [first, *(generator.request(prompt, options | {"seed": seed}) for seed in seeds)]
+        return [Choice(job, index, request) for index, request in enumerate(requests)]
+
+    def _check_open(self, model: str, n: int) -> None:
+        """Raise an error if ``n`` more choices of a model cannot be taken."""
+        if self._thread.closing:
+            raise ShuttingDownError("the server is shutting down")
+        taken = self._thread.unfinished | {model: self._thread.unfinished[model] + n}
+        waiting = sum(max(choices - self.slots, 0) for choices in taken.values())
+        if waiting > self.max_queue:
+            self._thread.counts["refused_choices"] += n
+            seconds = self._thread.mean_seconds * waiting / self.slots
+            raise QueueFullError(min(max(math.ceil(seconds), 1), 60))

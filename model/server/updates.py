@@ -1,0 +1,134 @@
+"""What a request of the server is: its choices, and the updates that a handler reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.generation.text_generator import TextRequest
+
+Loop = asyncio.AbstractEventLoop
+
+
+class QueueFullError(RuntimeError):
+    """The queue of waiting requests is full."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full; retry after {retry_after} s")
+        self.retry_after = retry_after
+
+
+class ShuttingDownError(RuntimeError):
+    """The server takes no more requests."""
+
+
+class EngineError(RuntimeError):
+    """A step failed as a whole; the cause is the error."""
+
+
+@dataclass
+class Update:
+    """What one step added to one choice of a request. ``T`` new ids."""
+
+    index: int
+    """Which of the ``n`` choices."""
+    text: str
+    """New text: complete characters, stop strings held back."""
+    new_ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
+    """One for each new id, before any option acts, where ``logprobs=True`` was asked."""
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    """In the first update of a choice, where ``prompt_logprobs=True`` was asked; None for the first id."""
+    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    finish_reason: str | None = None
+    """"stop", "length", or "timeout" at the deadline; None while the choice goes on."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were not computed for this choice: from the prefix cache, or from an equal prompt."""
+
+
+@dataclass(eq=False)
+class Choice:
+    """One continuation of a prompt, and how much of it is sent."""
+
+    job: Job
+    index: int
+    request: TextRequest
+    sent: int = 0
+
+    def update(self, engine: Engine) -> Update | None:
+        """Decode new ids; return what is new since the last call, None if nothing is."""
+        sequence = self.request.sequence
+        assert sequence is not None  # for the type checker
+        self.request.read(engine)
+        first, self.sent = self.sent, len(sequence.new_ids)
+        if first == self.sent and not self.request.done:
+            return None
+        return Update(
+            self.index,
+            "".join(self.request.take()),
+            sequence.new_ids[first:],
+            sequence.logprobs[first:],
+            sequence.top_logprobs[first:],
+            [] if first else sequence.prompt_logprobs,
+            [] if first else sequence.prompt_top_logprobs,
+            sequence.finish_reason,
+            sequence.num_cached_tokens,
+        )
+
+
+@dataclass(eq=False)
+class Job:
+    """A request: its choices, and the event loop and queue of the handler that reads it."""
+
+    model: str
+    salt: str
+    """Prefixes are shared between requests with the same salt."""
+    loop: Loop
+    begun: float
+    deadline: float
+    """In seconds of `time.monotonic`; infinite if there is none."""
+    choices: list[Choice] = field(default_factory=list)
+    unfinished: int = 0
+    """Choices that go on."""
+    updates: asyncio.Queue[Update | Exception | None] = field(default_factory=asyncio.Queue)
+    """Updates, then None or an error."""
+
+
+class Stream(AsyncIterator[Update]):
+    """The updates of one request; `abort` or `aclose` ends it early.
+
+    Attributes:
+        num_prompt_tokens: Ids of the prompt.
+    """
+
+    def __init__(self, job: Job, abort: Callable[[], None]) -> None:
+        self.num_prompt_tokens = len(job.choices[0].request.prompt)
+        self._job, self._abort = job, abort
+        self._ended = False
+
+    async def __anext__(self) -> Update:
+        """Return the next update; a cancelled task ends the request."""
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            update = await self._job.updates.get()
+        except BaseException:
+            self.abort()
+            raise
+        if isinstance(update, Update):
+            return update
+        self._ended = True
+        raise StopAsyncIteration if update is None else update
+
+    def abort(self) -> None:
+        """End the request, if it has not ended."""
+        if not self._ended:
+            self._ended = True
+            self._abort()
+
+    async def aclose(self) -> None:
+        """End the request, if it has not ended."""
+        self.abort()

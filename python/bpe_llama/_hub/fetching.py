@@ -1,0 +1,116 @@
+"""Return the local path of a name: the path itself, or the files of a repository that a loader needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
+
+from bpe_llama._files import PathLike
+from bpe_llama._hub.gguf_files import choose_gguf
+from bpe_llama._hub.names import NO_PATH, HubName, MissingPath, missing_path, parse_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Needed: TypeAlias = "Callable[[str, Sequence[str]], Generator[Sequence[str], Path, str]]"
+"""Chooses files to fetch: takes a repository's name for messages, and the files there, or in its subfolder.
+
+It yields lists of names, gets the folder that then holds them, and returns the name to load, ``""`` for the folder."""
+
+
+class HubOptions(TypedDict, total=False):
+    """What `from_pretrained` takes, as in transformers. A local path ignores all but ``subfolder``.
+
+    Attributes:
+        revision: A branch, a tag or a commit; by default the main branch.
+        token: A token; ``True`` or by default that of ``HF_TOKEN`` or ``hf auth login``; ``False`` for none.
+        cache_dir: The cache in place of ``HF_HUB_CACHE``.
+        local_files_only: Request nothing: the cache has to hold the files.
+        subfolder: The folder inside the repository or path.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: PathLike | None
+    local_files_only: bool
+    subfolder: str
+
+
+HUB_OPTIONS = frozenset(HubOptions.__annotations__)
+
+
+def local_path(name: PathLike, needed: Needed, **options: Unpack[HubOptions]) -> Path:
+    """Return a path that exists, or else the folder or file in the Hub's cache that holds what the name names.
+
+    Args:
+        name: A path, or a name as `bpe_llama._hub.names.parse_name` takes it. A path that exists is never a name.
+        needed: Chooses the files of a repository.
+        **options: See `HubOptions`.
+
+    Raises:
+        FileNotFoundError: If it is no path and no name, the Hub has no such repository or revision, `huggingface_hub`
+            is not installed, or the cache lacks files and nothing may be fetched.
+        PermissionError: If the repository is gated.
+        ConnectionError: If the Hub does not answer and the cache lacks files.
+        ValueError: If the repository holds what `needed` refuses, or two revisions are given.
+        TypeError: If an option is unknown.
+    """
+    unknown = sorted(options.keys() - HUB_OPTIONS)
+    if unknown:
+        raise TypeError(f"unexpected option {unknown[0]!r}; expected {', '.join(sorted(HUB_OPTIONS))}")
+    path = Path(name)
+    if path.exists():
+        return path / (options.get("subfolder") or "")
+    parsed = parse_name(name)
+    if parsed is None:
+        raise FileNotFoundError(f"{name}: no such file or folder{missing_path(name).nearest}")
+    if parsed.revision is not None and options.get("revision") not in (None, parsed.revision):
+        raise ValueError(f"{name}: names a revision, and revision is {options['revision']!r}; expected one of them")
+    return fetched(parsed, needed, missing_path(name), **options)
+
+
+def fetched(name: HubName, needed: Needed, missing: MissingPath = NO_PATH, **options: Unpack[HubOptions]) -> Path:
+    """Return the folder or file of a repository to load, after fetching the files that ``needed`` chooses.
+
+    Args:
+        name: The repository.
+        needed: Chooses its files.
+        missing: What messages say of a path of this name.
+        **options: See `HubOptions`.
+
+    Raises:
+        OSError: See `local_path`.
+    """
+    try:
+        from bpe_llama._hub.repository import Repository
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{name.repo}: {missing.absent}looking it up on the Hugging Face Hub needs huggingface-hub, "
+            f"pip install 'bpe-llama[hub]' ({error}){missing.nearest}"
+        ) from error
+    cache, subfolder = options.get("cache_dir"), (options.get("subfolder") or "").strip("/")
+    repository = Repository(
+        name.repo,
+        name.revision or options.get("revision"),
+        options.get("token"),
+        None if cache is None else Path(cache),
+        missing,
+    )
+    snapshot = repository.open(options.get("local_files_only", False))
+    prefix = f"{subfolder}/" if subfolder else ""
+    here = [file.removeprefix(prefix) for file in snapshot.files if file.startswith(prefix)]
+    where = f"{name.repo}/{subfolder}".rstrip("/")
+    choice = needed(where, here) if name.file is None else choose_gguf(where, here, name.file)
+    try:
+        files = next(choice)
+    except FileNotFoundError as error:
+        if snapshot.failure is None:
+            raise
+        raise FileNotFoundError(f"{error}; only the Hugging Face cache was looked in") from snapshot.failure
+    while True:
+        folder = snapshot.fetch([prefix + file for file in files]) / subfolder
+        try:
+            files = choice.send(folder)
+        except StopIteration as stop:
+            return folder / stop.value if stop.value else folder

@@ -1,0 +1,425 @@
+"""The engine thread under many requests, against the unserved model: joins, cancels, deadlines, errors, prefixes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bpe_llama import Tokenizer
+from bpe_llama.model import LlamaForCausalLM, TextGenerator
+from bpe_llama.model.adapters import lora
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.server.scheduler import EngineError, QueueFullError, Scheduler, ShuttingDownError, Stream, Update
+from tests.small_models import small_config
+
+GREEDY = {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
+SYSTEM = "You are a helpful assistant of few words, who answers in rhymes; and this is a long system prompt. "
+
+
+@pytest.fixture(scope="module")
+def generator() -> TextGenerator:
+    config = small_config(vocab_size=256, max_position_embeddings=1024, eos_token_id=None)
+    tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)})
+    return TextGenerator(LlamaForCausalLM(config, seed=3).eval(), tokenizer)
+
+
+@asynccontextmanager
+async def serving(generator: TextGenerator, **options: Any) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler({"m": generator}, **options)
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        await scheduler.shutdown(0)
+
+
+def served(generator: TextGenerator, body: Callable[[Scheduler], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        async with serving(generator, **options) as scheduler:
+            await asyncio.wait_for(body(scheduler), 60)
+
+    asyncio.run(main())
+
+
+async def read(scheduler: Scheduler, prompt: str | list[int], **options: Any) -> list[list[Update]]:
+    """Return the updates of each choice."""
+    choices: list[list[Update]] = [[] for _ in range(options.get("n", 1))]
+    async for update in scheduler.generate("m", prompt, **options):
+        choices[update.index].append(update)
+    return choices
+
+
+def text(updates: list[Update]) -> str:
+    return "".join(update.text for update in updates)
+
+
+def test_answers_do_not_depend_on_who_joins_and_leaves(generator: TextGenerator) -> None:
+    chance = random.Random(5)
+    requests: list[tuple[str, dict[str, Any], int | None]] = []
+    for seed in range(64):
+        prompt = SYSTEM[: chance.choice([0, 40, 99])] + "".join(chance.choices("abc ", k=chance.randint(1, 60)))
+        options = {"max_new_tokens": chance.randint(1, 30), "temperature": chance.choice([0.0, 0.9]), "seed": seed}
+        options["stop"] = chance.choice([(), "a", ["zz", "Q"]])
+        requests.append((prompt, options, chance.choice([None, None, 1, 5])))
+
+    async def body(scheduler: Scheduler) -> None:
+        async def one(prompt: str, options: dict[str, Any], leaves_after: int | None) -> str:
+            await asyncio.sleep(chance.random() / 4)
+            parts = []
+            updates = scheduler.generate("m", prompt, **options, key=prompt[:1])
+            async for update in updates:
+                parts.append(update.text)
+                if leaves_after is not None and len(parts) == leaves_after and update.finish_reason is None:
+                    await updates.aclose()  # type: ignore[attr-defined]
+                    break
+            return "".join(parts)
+
+        found = await asyncio.gather(*(one(*request) for request in requests))
+        for (prompt, options, leaves_after), answer in zip(requests, found, strict=True):
+            expected = generator.generate(prompt, **options)
+            assert expected.startswith(answer) if leaves_after else answer == expected
+        await scheduler.run(lambda: None)  # after the last abort
+        figures = scheduler.stats()
+        assert figures["running"] == figures["waiting"] == figures["unfinished"] == 0
+        assert figures["finished_choices"] + figures["aborted_choices"] == 64 and figures["aborted_choices"] > 4
+        assert figures["cached_prompt_tokens"] > 300
+
+    served(generator, body, slots=5, prefill_chunk=32)
+
+
+def test_a_cancelled_task_ends_its_request(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        task = asyncio.create_task(read(scheduler, "abc", max_new_tokens=900))
+        while not scheduler.stats()["generated_tokens"]:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await scheduler.run(lambda: None)
+        assert scheduler.stats()["unfinished"] == 0 and scheduler.stats()["aborted_choices"] == 1
+
+    served(generator, body)
+
+
+def test_choices_share_one_prefill(generator: TextGenerator) -> None:
+    prompt = SYSTEM[:70]
+
+    async def body(scheduler: Scheduler) -> None:
+        options = {"max_new_tokens": 9, "temperature": 1.0, "seed": 4}
+        choices = await read(scheduler, prompt, n=5, prompt_logprobs=True, logprobs=True, top_logprobs=2, **options)
+        assert [text(updates) for updates in choices] == generator.generate(prompt, n=5, **options)
+        assert scheduler.stats()["prefilled_tokens"] == 70
+        assert all(len(updates[0].prompt_logprobs) == 70 and not updates[1].prompt_logprobs for updates in choices)
+        assert all(len(update.logprobs) == len(update.top_logprobs) == 1 for update in choices[2])
+        assert {update.num_cached_tokens for update in choices[0]} == {0}
+        assert await read(scheduler, prompt, **GREEDY) == await read(scheduler, prompt, **GREEDY)
+        assert scheduler.stats()["prefilled_tokens"] == 3 * 70
+
+    served(generator, body, slots=8, prefill_chunk=16, prefix_cache_bytes=0)
+
+
+def test_a_shared_system_prompt_is_prefilled_once(generator: TextGenerator) -> None:
+    prompts = [SYSTEM + f"{number:02} question" for number in range(32)]
+
+    async def body(scheduler: Scheduler) -> None:
+        loner = asyncio.create_task(read(scheduler, "someone else", key="other", **GREEDY))
+        found = await asyncio.gather(*(read(scheduler, prompt, **GREEDY) for prompt in prompts))
+        expected = generator.generate_batch(prompts, **GREEDY)
+        assert [text(updates) for (updates,) in found] == expected
+        shared = len(SYSTEM) // 32 * 32
+        assert scheduler.stats()["prefilled_tokens"] == shared + 32 * (len(prompts[0]) - shared) + len("someone else")
+        assert sorted(updates[0].num_cached_tokens for (updates,) in found) == [0] + [shared] * 31
+        await loner
+
+    served(generator, body, slots=32, prefill_chunk=40)
+
+
+@pytest.mark.parametrize("share_prefixes", [False, True])
+def test_prefixes_are_shared_within_a_key(generator: TextGenerator, share_prefixes: bool) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        async def cached(prompt: str, key: str) -> int:
+            ((first, *_),) = await read(scheduler, prompt, key=key, **GREEDY)
+            return first.num_cached_tokens
+
+        prompt = SYSTEM[:96]
+        assert await cached(prompt, "alice") == 0
+        assert await cached(prompt, "alice") == 95  # one id must be fed to have logits
+        assert await cached(prompt + "more", "alice") == 96
+        assert await cached(prompt, "bob") == (95 if share_prefixes else 0)
+        together = await asyncio.gather(*(read(scheduler, "x" * 64, key=key, **GREEDY) for key in "abc"))
+        cached_tokens = sorted(updates[0].num_cached_tokens for (updates,) in together)
+        assert all(tokens >= 63 for tokens in cached_tokens[1:]) if share_prefixes else cached_tokens == [0, 0, 0]
+
+    served(generator, body, share_prefixes=share_prefixes)
+
+
+def test_the_next_turn_of_a_chat_finds_the_answer_cached(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        prompt = list(range(40))
+        (updates,) = await read(scheduler, prompt, **GREEDY | {"max_new_tokens": 60})
+        turn = [*prompt, *(new_id for update in updates for new_id in update.new_ids), *range(7)]
+        ((first, *_),) = await read(scheduler, turn, **GREEDY)
+        assert first.num_cached_tokens == 96  # of 99 fed tokens
+
+    served(generator, body)
+
+
+def test_the_prefix_cache_stays_within_its_bytes(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        prompts = [letter * 40 + SYSTEM for letter in "abcdef"] * 2
+        for prompt in prompts:
+            (updates,) = await read(scheduler, prompt, **GREEDY)
+            assert text(updates) == generator.generate(prompt, **GREEDY)
+            assert scheduler.stats()["cache_bytes"] <= scheduler.stats()["max_cache_bytes"] == 200_000
+        assert scheduler.stats()["cache_bytes"] > 150_000
+
+    served(generator, body, prefix_cache_bytes=200_000)
+
+
+def test_a_full_queue_refuses(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        streams = [await scheduler.submit("m", "abc", max_new_tokens=900) for _ in range(4)]
+        with pytest.raises(QueueFullError, match=r"the queue is full; retry after \d+ s") as refused:
+            await scheduler.submit("m", "abc")
+        assert 1 <= refused.value.retry_after <= 60
+        with pytest.raises(QueueFullError):
+            await read(scheduler, "abc", n=2)
+        streams[0].abort()
+        streams[0].abort()
+        await scheduler.run(lambda: None)
+        streams.append(await scheduler.submit("m", "abc"))
+        for stream in streams:
+            await stream.aclose()
+
+    served(generator, body, slots=2, max_queue=2)
+
+
+def test_bad_requests_are_refused_before_they_wait(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        for prompt, options, message in [
+            ("abc", {"temperature": -1.0}, "temperature must be finite and at least 0"),
+            ("", {}, "the prompt is empty"),
+            ("a" * 1024, {}, "1024 ids, which leaves no room in a context of 1024"),
+            ([3, 256], {}, "id 256, outside the vocabulary of 256"),
+            ("abc", {"n": 0}, "n is 0; expected 1 to 272"),
+            ("abc", {"timeout": 0}, "timeout is 0; expected above 0"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                await read(scheduler, prompt, **options)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="holds 'x' at index 0"):
+            await read(scheduler, ["x"])  # type: ignore[list-item]
+        with pytest.raises(KeyError, match="other"):
+            await scheduler.submit("other", "abc")
+        assert scheduler.stats()["unfinished"] == scheduler.stats()["steps"] == 0
+
+    served(generator, body)
+
+
+def slow(ids: Tensor, scores: Tensor) -> Tensor:
+    time.sleep(0.01)
+    return scores
+
+
+def test_deadlines(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        long = GREEDY | {"max_new_tokens": 400}
+        running = asyncio.create_task(read(scheduler, "abc", timeout=0.4, logits_processor=slow, **long))
+        await asyncio.sleep(0.05)
+        (waited,) = await read(scheduler, "def", timeout=0.1, **long)
+        assert [(update.finish_reason, update.new_ids) for update in waited] == [("timeout", [])]
+        (updates,) = await running
+        assert updates[-1].finish_reason == "timeout"
+        assert 0 < sum(len(update.new_ids) for update in updates) < 400
+        assert generator.generate("abc", **long).startswith(text(updates).rstrip("\ufffd"))
+        assert scheduler.stats()["timed_out_choices"] == 2 and scheduler.stats()["unfinished"] == 0
+
+    served(generator, body, slots=1)
+
+
+def test_an_error_ends_its_request_alone(generator: TextGenerator) -> None:
+    def raises(ids: Tensor, scores: Tensor) -> Tensor:
+        if ids.shape[1] > 8:
+            raise LookupError("no grammar")
+        return scores
+
+    def not_a_number(ids: Tensor, scores: Tensor) -> Tensor:
+        return scores * torch.nan if ids.shape[1] > 6 else scores
+
+    async def body(scheduler: Scheduler) -> None:
+        good = [asyncio.create_task(read(scheduler, f"good {i}", **GREEDY)) for i in range(4)]
+        with pytest.raises(LookupError, match="no grammar"):
+            await read(scheduler, "abc", logits_processor=raises, n=2, **GREEDY)
+        with pytest.raises(ValueError, match="NaN"):
+            await read(scheduler, "abc", logits_processor=not_a_number, **GREEDY)
+        for number, task in enumerate(good):
+            assert text((await task)[0]) == generator.generate(f"good {number}", **GREEDY)
+        assert scheduler.stats()["failed_choices"] == 3 and scheduler.stats()["unfinished"] == 0
+        assert scheduler.stats()["engine_errors"] == 0
+
+    served(generator, body, slots=8)
+
+
+def test_a_failing_engine_ends_what_runs_and_goes_on(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = Engine.step, []
+
+    def failing(engine: Engine) -> Any:
+        calls.append(engine)
+        if len(calls) == 3:
+            raise MemoryError("out of memory")
+        return step(engine)
+
+    async def body(scheduler: Scheduler) -> None:
+        first = [
+            await scheduler.submit("m", f"run {i}", logits_processor=slow, **GREEDY) for i in range(3)
+        ]  # the third waits
+        monkeypatch.setattr(Engine, "step", failing)
+        errors = 0
+        for number, stream in enumerate(first):
+            try:
+                assert "".join([u.text async for u in stream]) == generator.generate(f"run {number}", **GREEDY)
+            except EngineError as error:
+                assert isinstance(error.__cause__, MemoryError)
+                errors += 1
+        assert errors == 2
+        assert text((await read(scheduler, "again", **GREEDY))[0]) == generator.generate("again", **GREEDY)
+        assert scheduler.stats()["engine_errors"] == 1 and scheduler.stats()["unfinished"] == 0
+
+    served(generator, body, slots=2)
+
+
+def test_slots_grow_with_their_sequences(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        small = scheduler.stats()["slot_bytes"]
+        answers = [read(scheduler, "abc", **GREEDY | {"max_new_tokens": 900}), read(scheduler, "b" * 700, **GREEDY)]
+        (long,), (short,) = await asyncio.gather(*answers)
+        assert text(long) == generator.generate("abc", **GREEDY | {"max_new_tokens": 900})
+        assert text(short) == generator.generate("b" * 700, **GREEDY)
+        assert scheduler.stats()["slot_bytes"] == 2 * small
+
+    served(generator, body, slots=2)
+    with pytest.raises(ValueError, match="model 'm': max_length is 2000; expected 1 to the model's context of 1024"):
+        Scheduler({"m": generator}, max_length=2000)
+
+
+def test_functions_run_between_steps(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        import threading
+
+        assert await scheduler.run(threading.current_thread) is not threading.current_thread()
+        with pytest.raises(ZeroDivisionError):
+            await scheduler.run(lambda: 1 / 0)
+
+    served(generator, body)
+
+
+def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
+    async def main(grace: float, new_tokens: int) -> list[list[Update] | BaseException]:
+        async with serving(generator, slots=2) as scheduler:
+            options = GREEDY | {"logits_processor": slow, "max_new_tokens": new_tokens}
+            streams = [await scheduler.submit("m", f"run {number}", **options) for number in range(3)]
+
+            async def one(stream: Stream) -> list[Update]:
+                return [update async for update in stream]
+
+            while not scheduler.stats()["generated_tokens"]:
+                await asyncio.sleep(0.01)
+            await scheduler.shutdown(grace)
+            with pytest.raises(ShuttingDownError):
+                await scheduler.submit("m", "abc")
+            with pytest.raises(ShuttingDownError):
+                await scheduler.run(lambda: None)
+            return await asyncio.gather(*map(one, streams), return_exceptions=True)
+
+    finished = asyncio.run(main(30.0, 12))
+    assert [text(updates) for updates in finished if isinstance(updates, list)] == [
+        generator.generate(f"run {number}", **GREEDY) for number in range(3)
+    ]
+    *cut, waiting = asyncio.run(main(0.0, 900))
+    assert all(isinstance(updates, list) and updates[-1].finish_reason == "timeout" for updates in cut)
+    assert isinstance(waiting, ShuttingDownError)
+
+
+def test_an_idle_thread_costs_no_time(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        await read(scheduler, "abc", **GREEDY)
+        before = time.process_time()
+        await asyncio.sleep(0.3)
+        assert time.process_time() - before < 0.1
+        start = time.perf_counter()
+        await scheduler.run(lambda: None)
+        assert time.perf_counter() - start < 0.5
+
+    served(generator, body)
+
+
+def test_adapters_are_models_over_shared_weights(generator: TextGenerator) -> None:
+    torch.manual_seed(0)
+    adapted = lora.add(lora.copy_sharing_weights(generator.model), rank=2, seed=1)
+    for name, weight in adapted.named_parameters():
+        if name.endswith("lora_B"):
+            weight.data.normal_()
+    both = {"m": generator, "adapted": TextGenerator(adapted.eval(), generator.tokenizer)}
+    expected = {name: each.generate(SYSTEM, **GREEDY) for name, each in both.items()}
+    assert expected["m"] != expected["adapted"]
+
+    async def main() -> None:
+        scheduler = Scheduler(both, slots=4)
+        scheduler.start()
+
+        async def answer(name: str) -> str:
+            return "".join([update.text async for update in scheduler.generate(name, SYSTEM, **GREEDY)])
+
+        names = ["m", "adapted"] * 6
+        assert await asyncio.gather(*map(answer, names)) == [expected[name] for name in names]
+        assert scheduler.stats()["prefilled_tokens"] < 2 * len(SYSTEM) + 8 * 4
+        await scheduler.shutdown(0)
+
+    asyncio.run(main())
+
+
+def test_requests_of_a_closed_event_loop_end(generator: TextGenerator) -> None:
+    scheduler = Scheduler({"m": generator})
+    scheduler.start()
+
+    async def leave() -> None:
+        await scheduler.submit("m", "abc", max_new_tokens=900, logits_processor=slow)
+
+    async def stay() -> list[list[Update]]:
+        found = await read(scheduler, "abc", **GREEDY)
+        for _ in range(100):
+            if not scheduler.stats()["unfinished"]:
+                break
+            await asyncio.sleep(0.02)
+        assert scheduler.stats()["unfinished"] == 0 and scheduler.stats()["aborted_choices"] == 1
+        await scheduler.shutdown(0)
+        return found
+
+    asyncio.run(leave())
+    assert text(asyncio.run(stay())[0]) == generator.generate("abc", **GREEDY)
+
+
+@pytest.mark.parametrize("cache", ["int8", "ring"])
+def test_other_forms_of_cache(cache: str) -> None:
+    config = small_config(vocab_size=256, max_position_embeddings=1024, eos_token_id=None, sliding_window=24)
+    tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)})
+    windowed = TextGenerator(LlamaForCausalLM(config, seed=3).eval(), tokenizer)
+    if cache == "ring":
+        with pytest.raises(ValueError, match="model 'm': a sliding-window cache overwrites the first tokens"):
+            Scheduler({"m": windowed}, cache=cache)
+
+    async def body(scheduler: Scheduler) -> None:
+        prompts = [SYSTEM + letter for letter in "aabc"]
+        found = await asyncio.gather(*(read(scheduler, prompt, n=2, **GREEDY) for prompt in prompts))
+        if cache == "ring":
+            assert [text(one) for one, _ in found] == [windowed.generate(prompt, **GREEDY) for prompt in prompts]
+        assert scheduler.stats()["cached_prompt_tokens"] >= 4 * len(prompts[0])
+
+    served(windowed, body, cache=cache, prefix_cache_bytes=0 if cache == "ring" else 10**6, prefill_chunk=32)

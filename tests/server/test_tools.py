@@ -1,0 +1,176 @@
+"""Tool calls: the parser on every family's form, cut anywhere, and a model that was trained to call."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from bpe_llama.model.server.tools import HERMES, JSON, LLAMA3, MISTRAL, ToolParser, call_schema, family_of
+
+openai = pytest.importorskip("openai", reason="the server is held to OpenAI's client")
+
+CALL = '{"name": "add", "arguments": {"a": 1}}'
+ADD, SUB = ("add", '{"a": 1}'), ("sub", '{"b": "x;}y"}')
+CASES = [
+    (HERMES, f"Well.\n<tool_call>\n{CALL}\n</tool_call>", "Well.\n", [ADD]),
+    (
+        HERMES,
+        f'<tool_call>{CALL}</tool_call>\n<tool_call>{{"arguments": {SUB[1]}, "name": "sub"}}</tool_call>\n',
+        "",
+        [ADD, SUB],
+    ),
+    (HERMES, '<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
+    (HERMES, '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [ADD]),
+    (HERMES, "a < b <tool_cal", "a < b <tool_cal", []),
+    (HERMES, "<tool_call>hello</tool_call>", "<tool_call>hello</tool_call>", []),
+    (HERMES, '<tool_call>{"nam": 3}</tool_call> yes', '<tool_call>{"nam": 3}</tool_call> yes', []),
+    (HERMES, '<tool_call>{"name": "add", "arguments": {"a": 1', "", [("add", '{"a": 1')]),  # the length ran out
+    (MISTRAL, f'[TOOL_CALLS][{CALL}, {{"name": "sub", "arguments": {SUB[1]}}}]', "", [ADD, SUB]),
+    (MISTRAL, f'[TOOL_CALLS]add[ARGS]{{"a": 1}}[TOOL_CALLS]sub[CALL_ID]abc123def[ARGS]{SUB[1]}', "", [ADD, SUB]),
+    (LLAMA3, f'{{"name": "add", "parameters": {{"a": 1}}}}; {{"name": "sub", "parameters": {SUB[1]}}}', "", [ADD, SUB]),
+    (LLAMA3, '<|python_tag|>{"type": "function", "name": "add", "parameters": {"a": 1}}', "", [ADD]),
+    (LLAMA3, '{"name": "other", "parameters": {}}', '{"name": "other", "parameters": {}}', []),
+    (LLAMA3, '{"answer": [42]} is', '{"answer": [42]} is', []),
+    (LLAMA3, f"Sure: {CALL}", f"Sure: {CALL}", []),
+    (JSON, f' [{CALL}, {{"name": "sub", "arguments": {SUB[1]}}}]', "", [ADD, SUB]),
+    (JSON, "[1, 2]", "[1, 2]", []),
+    (JSON, f"{CALL} and more", "and more", [ADD]),
+]
+
+
+def parse(family, text, sizes, parallel=True):
+    parser, deltas = ToolParser(family, ["add", "sub"], parallel), []
+    while text:
+        size = next(sizes)
+        deltas += parser.feed(text[:size])
+        text = text[size:]
+    deltas += parser.finish()
+    calls: list[list[str]] = []
+    for delta in deltas:
+        if delta.name is not None:
+            assert delta.call == len(calls)
+            calls.append([delta.name, ""])
+        if delta.call is not None:
+            calls[delta.call][1] += delta.arguments
+    return "".join(delta.content for delta in deltas), [tuple(call) for call in calls]
+
+
+@pytest.mark.parametrize(("family", "text", "content", "calls"), CASES)
+def test_a_call_is_found_wherever_the_text_is_cut(family, text, content, calls):
+    draw = random.Random(0)
+    for sizes in (iter([10_000]), iter(lambda: 1, 0), iter(lambda: draw.randint(1, 7), 0)):
+        assert parse(family, text, sizes) == (content, calls)
+
+
+def test_one_call_at_most():
+    text = f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>"
+    assert parse(HERMES, text, iter(lambda: 3, 0), parallel=False) == ("", [ADD])
+
+
+def test_arguments_are_streamed_in_pieces_after_the_name():
+    parser = ToolParser(HERMES, ["add"])
+    assert parser.feed('<tool_call>{"name": "add", "argum') == []
+    first = parser.feed('ents": {"a"')
+    assert [(delta.name, delta.arguments) for delta in first] == [("add", ""), (None, '{"a"')]
+    assert [delta.arguments for delta in parser.feed(": 1}}</tool_call>")] == [": 1}"]
+
+
+@pytest.mark.parametrize(
+    ("template", "family"),
+    [
+        ("{{ '<tool_call>' }}", "hermes"),
+        ("{{ '[TOOL_CALLS]' }}", "mistral"),
+        ("{{ '<|start_header_id|>' }}", "llama3"),
+        ("{{ messages }}", "json"),
+    ],
+)
+def test_the_template_tells_the_family(template, family):
+    assert family_of(template).name == family
+
+
+def test_the_schema_of_a_forced_call():
+    schema = call_schema([{"name": "a", "parameters": {"type": "object"}}, {"name": "b"}])
+    assert [each["properties"]["name"] for each in schema["anyOf"]] == [{"const": "a"}, {"const": "b"}]
+    assert call_schema([{"name": "a"}, {"name": "b"}], "b")["properties"]["name"] == {"const": "b"}
+
+
+# ---- through the server, with a model that learned to call ----
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds one.",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        },
+    }
+]
+ASK = {"model": "caller", "messages": [{"role": "user", "content": "the fox"}], "temperature": 0, "max_tokens": 64}
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+def test_a_call_of_a_model(client):
+    choice = client.chat.completions.create(**ASK, tools=TOOLS).choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    (call,) = choice.message.tool_calls
+    assert call.type == "function" and call.function.name == "add" and json.loads(call.function.arguments) == {"a": 1}
+    chunks = list(client.chat.completions.create(**ASK, tools=TOOLS, stream=True))
+    deltas = [d for chunk in chunks for d in chunk.choices[0].delta.tool_calls or []]
+    assert deltas[0].function.name == "add" and deltas[0].id and deltas[0].index == 0
+    assert all(delta.id is None and delta.function.name is None for delta in deltas[1:])
+    assert json.loads("".join(delta.function.arguments for delta in deltas)) == {"a": 1}
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_without_tools_a_call_is_text(client):
+    """The same text for tools that the client does not offer; none is text as well."""
+    assert client.chat.completions.create(**ASK, tools=TOOLS, tool_choice="none").choices[0].message.tool_calls is None
+
+
+def test_a_call_in_the_history_reaches_the_template(client, server):
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "the fox"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "2"},
+    ]
+    answer = client.chat.completions.create(model="small", messages=messages, temperature=0, max_tokens=8)
+    told = [dict(messages[0]), dict(messages[1], content=""), dict(messages[2])]
+    told[1]["tool_calls"] = [{**call, "function": {"name": "add", "arguments": {"a": 1}}}]
+    ids = server.generator.tokenizer.apply_chat_template(told)
+    assert answer.choices[0].message.content == server.generator.generate(ids, temperature=0, max_new_tokens=8)
+    broken = json.loads(json.dumps(messages))
+    broken[1]["tool_calls"][0]["function"]["arguments"] = "[1]"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="small", messages=broken)
+    assert refused.value.param == "messages[1].tool_calls[0].function.arguments"
+
+
+def test_calls_of_the_responses_endpoint(client):
+    flat = [{"type": "function", **TOOLS[0]["function"], "strict": None}]
+    options = {"model": "caller", "input": "the fox", "tools": flat, "temperature": 0, "max_output_tokens": 64}
+    (call,) = client.responses.create(**options).output
+    assert call.type == "function_call" and call.name == "add" and json.loads(call.arguments) == {"a": 1}
+    events = list(client.responses.create(**options, stream=True))
+    pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert json.loads("".join(pieces)) == {"a": 1} and events[-1].type == "response.completed"
+
+
+def test_tool_choices_that_cannot_be(client):
+    for options, param in (
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice"),
+        ({"tools": TOOLS * 2}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(**ASK, **options)
+        assert refused.value.param == param
