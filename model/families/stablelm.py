@@ -106,18 +106,18 @@ class StableLmLayer(ParallelLayer):
 
     def __init__(self, config: StableLmConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.parallel, self.hidden_dropout = config.use_parallel_residual, config.hidden_dropout
-        if not self.parallel:
+        self.blocks = ParallelLayer if config.use_parallel_residual else DecoderLayer
+        self.residual_dropout = config.hidden_dropout
+        if not config.use_parallel_residual:
             self.post_attention_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
 
     def forward(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
-        kind = ParallelLayer if self.parallel else DecoderLayer
-        return kind.forward(self, x_BTD, *context)
+        return self.blocks.forward(self, x_BTD, *context)
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output of the MLP, (B, T, D), with features dropped in training."""
-        return functional.dropout(super().feed_forward(x_BTD), self.hidden_dropout, self.training)
+        return functional.dropout(super().feed_forward(x_BTD), self.residual_dropout, self.training)
 
 
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:

@@ -540,13 +540,15 @@ def attend(
     out: NDArray[np.float32],
     window: int = 0,
     num_threads: int = 1,
+    softcap: float = 0.0,
+    interleaved: bool = False,
 ) -> None:
     """Apply RoPE to M new tokens, append them to the KV cache and write their attention output; see `help(attend)`."""
 
-def rms_norm(
+def normalize(
     x: NDArray[np.float32], weights: NDArray[Any], eps: float, start: int, stop: int, num_threads: int = 1
 ) -> None:
-    """Apply RMSNorm to columns of M rows in place, in groups of as many as there are weights; see `help(rms_norm)`."""
+    """Apply a norm to columns of M rows in place, in groups of as many as there are weights; see `help(normalize)`."""
 
 @final
 class TokenFile:

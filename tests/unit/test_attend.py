@@ -29,12 +29,24 @@ def given(seed: int, rows: int = 3, slots: int = 3) -> dict[str, Any]:
     }
 
 
-def oracle(qkv: Floats, cos: Floats, sin: Floats, cache: Floats, layer: int, positions: Any, window: int) -> Floats:
+def oracle(
+    qkv: Floats,
+    cos: Floats,
+    sin: Floats,
+    cache: Floats,
+    layer: int,
+    positions: Any,
+    window: int,
+    softcap: float,
+    interleaved: bool,
+) -> Floats:
     """Return the attention output; the cache is extended."""
     heads = qkv.reshape(len(qkv), -1, SIZE).copy()
-    first, second = heads[:, : HEADS + KV_HEADS, :8].copy(), heads[:, : HEADS + KV_HEADS, 8:16].copy()
-    heads[:, : HEADS + KV_HEADS, :8] = first * cos[:, None] - second * sin[:, None]
-    heads[:, : HEADS + KV_HEADS, 8:16] = second * cos[:, None] + first * sin[:, None]
+    rotated = heads[:, : HEADS + KV_HEADS]
+    one, other = (slice(0, 16, 2), slice(1, 16, 2)) if interleaved else (slice(0, 8), slice(8, 16))
+    first, second = rotated[..., one].copy(), rotated[..., other].copy()
+    rotated[..., one] = first * cos[:, None] - second * sin[:, None]
+    rotated[..., other] = second * cos[:, None] + first * sin[:, None]
     keys, values = cache[:, layer]
     for row, (slot, position) in zip(heads, positions, strict=True):
         keys[slot, :, position] = row[HEADS : HEADS + KV_HEADS]
@@ -44,6 +56,7 @@ def oracle(qkv: Floats, cos: Floats, sin: Floats, cache: Floats, layer: int, pos
         attended = slice(max(0, position + 1 - window) if window else 0, position + 1)
         for head in range(HEADS):
             scores = keys[slot, head // 3, attended] @ row[head] / np.sqrt(SIZE)
+            scores = softcap * np.tanh(scores / softcap) if softcap else scores
             weights = np.exp(scores - scores.max())
             outputs.append(weights / weights.sum() @ values[slot, head // 3, attended])
     return np.array(outputs, dtype=np.float32).reshape(len(qkv), -1)
@@ -51,12 +64,13 @@ def oracle(qkv: Floats, cos: Floats, sin: Floats, cache: Floats, layer: int, pos
 
 @pytest.mark.parametrize("window", [0, 1, 7, 100])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_attention_agrees_with_the_oracle(window: int, threads: int) -> None:
-    ours = given(window)
+@pytest.mark.parametrize(("softcap", "interleaved"), [(0.0, False), (0.7, True), (50.0, False)])
+def test_attention_agrees_with_the_oracle(window: int, threads: int, softcap: float, interleaved: bool) -> None:
+    ours, kind = given(window), {"window": window, "softcap": softcap, "interleaved": interleaved}
     cache = ours["cache"].copy()
-    attend(**ours, window=window, num_threads=threads)
+    attend(**ours, **kind, num_threads=threads)
     expected = oracle(**{name: ours[name] for name in ("qkv", "cos", "sin", "layer", "positions")}, cache=cache,
-                      window=window)  # fmt: skip
+                      **kind)  # fmt: skip
     np.testing.assert_allclose(ours["out"], expected, atol=1e-5)
     np.testing.assert_allclose(ours["cache"], cache, atol=1e-6)
 
@@ -122,6 +136,8 @@ def test_invalid_arguments() -> None:
     raises(ValueError, "layer is -1; expected at least 0", layer=-1)
     raises(ValueError, "window is -1; expected at least 0", window=-1)
     raises(ValueError, "num_threads is 0; expected at least 1", num_threads=0)
+    raises(ValueError, "a soft cap of -1; expected a positive number, or 0", softcap=-1.0)
+    raises(ValueError, "a soft cap of inf", softcap=float("inf"))
     fixed = np.zeros((3, HEADS * SIZE), dtype=np.float32)
     fixed.flags.writeable = False
     raises(TypeError, "out: ", out=fixed)

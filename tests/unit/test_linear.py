@@ -1,4 +1,4 @@
-"""`_core.Linear` and `_core.rms_norm`: weight formats, shapes, threads, forks and errors."""
+"""`_core.Linear` and `_core.normalize`: weight formats, shapes, threads, forks and errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bpe_llama._core import Linear, rms_norm
+from bpe_llama._core import Linear, normalize
 
 RANDOM = np.random.default_rng(0)
 
@@ -69,36 +69,46 @@ def test_every_format_is_the_product_with_its_dequantized_weights() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 300])
-def test_rms_norm_of_heads_and_of_rows(rows: int) -> None:
+def test_norms_of_heads_and_of_rows(rows: int) -> None:
     x, norm = floats(rows, 200), halves(floats(24))
     heads = x[:, 8:152].reshape(rows, 6, 24).astype(np.float64)
     expected = x.copy()
     expected[:, 8:152] = (heads / np.sqrt((heads**2).mean(-1, keepdims=True) + 1e-2) * wide(norm)).reshape(rows, 144)
     for threads in (1, 3):
         found = x.copy()
-        rms_norm(found, norm, 1e-2, 8, 152, threads)
+        normalize(found, norm, 1e-2, 8, 152, threads)
         np.testing.assert_allclose(found, expected, atol=1e-5)
     whole, found = floats(200), x.copy()
-    rms_norm(found, whole, 1e-2, 0, 200)
+    normalize(found, whole, 1e-2, 0, 200)
     np.testing.assert_allclose(found, x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-2) * whole, atol=1e-5)
 
+    pairs, found = floats(200, 2), x.copy()
+    normalize(found, pairs, 1e-2, 0, 200)
+    centered = x - x.mean(-1, keepdims=True)
+    normed = centered / np.sqrt(np.square(centered).mean(-1, keepdims=True) + 1e-2) * pairs[:, 0] + pairs[:, 1]
+    np.testing.assert_allclose(found, normed, atol=1e-5)
+    weights = floats(3, 200)
+    result = product(Linear([weights], norm=pairs, eps=1e-2), x, 3)
+    np.testing.assert_allclose(result, normed @ weights.T, atol=1e-3)
 
-def test_rms_norm_refuses_what_does_not_fit() -> None:
+
+def test_norms_refuse_what_does_not_fit() -> None:
     x, norm = floats(2, 8), floats(3)
     for start, stop in ((0, 4), (0, 9), (6, 3)):
         with pytest.raises(ValueError, match=f"3 weights for columns {start} to {stop} of 16 elements in rows of 8"):
-            rms_norm(x, norm, 0.0, start, stop)
+            normalize(x, norm, 0.0, start, stop)
     with pytest.raises(ValueError, match="start is -1; expected at least 0"):
-        rms_norm(x, norm, 0.0, -1, 3)
+        normalize(x, norm, 0.0, -1, 3)
     with pytest.raises(ValueError, match="num_threads is 0; expected at least 1"):
-        rms_norm(x, norm, 0.0, 0, 3, 0)
+        normalize(x, norm, 0.0, 0, 3, 0)
     with pytest.raises(ValueError, match="not contiguous"):
-        rms_norm(x[:, ::2], norm, 0.0, 0, 3)
-    with pytest.raises(TypeError, match="expected float32 or uint16"):
-        rms_norm(x, norm.astype(np.float64), 0.0, 0, 3)
+        normalize(x[:, ::2], norm, 0.0, 0, 3)
+    for weights in (norm.astype(np.float64), floats(3, 3), floats(1, 3, 2)):
+        with pytest.raises(TypeError, match=r"expected float32 or uint16 \(I,\), or float32 \(I, 2\)"):
+            normalize(x, weights, 0.0, 0, 3)
     x.flags.writeable = False
     with pytest.raises(TypeError, match="x: "):
-        rms_norm(x, norm, 0.0, 0, 3)
+        normalize(x, norm, 0.0, 0, 3)
 
 
 def test_weights_are_read_in_place() -> None:

@@ -8,6 +8,7 @@ a head, ``O`` out_features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,21 @@ from bpe_llama.model.backends.cpu.workspace import Workspace
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import visible_keys
-from bpe_llama.model.layers.attention_backends import Visible, sdpa
+from bpe_llama.model.layers.attention_backends import Visible, sdpa, soft_capped
 from bpe_llama.model.layers.rope import Rotation
+
+
+class AttentionKind(NamedTuple):
+    """What distinguishes the attention of one layer from that of another."""
+
+    window: int | None
+    """Keys that a token attends to, its own included; None is all."""
+    rotated: bool
+    """Whether RoPE is applied."""
+    interleaved: bool
+    """Whether RoPE rotates feature ``2 i`` of a head with ``2 i + 1``, and not ``i`` with ``i + R / 2``."""
+    softcap: float
+    """The bound of scores, ``softcap * tanh(score / softcap)``; 0 if there is none."""
 
 
 class RaggedBatch:
@@ -70,27 +84,27 @@ class NativeAttention:
         cache: Written to and read; its lengths do not change.
         places_P2: int64; slot and column of each row.
         rotation: Cosines and sines of the rows, float32 (P, R / 2).
-        window: Keys that a row attends to, its own included; None is all.
+        kind: Of the layers.
 
     Raises:
         ValueError: If the cache is of another dtype than float32 and bfloat16.
     """
 
-    def __init__(self, cache: KVCache, places_P2: Tensor, rotation: Rotation, window: int | None) -> None:
+    def __init__(self, cache: KVCache, places_P2: Tensor, rotation: Rotation, kind: AttentionKind) -> None:
         whole = cache.whole.detach()
         if whole.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the cache is of {whole.dtype}; expected torch.float32 or torch.bfloat16")
         self.store = (whole if whole.dtype == torch.float32 else whole.view(torch.uint16)).numpy()
         self.places = places_P2.numpy()
         self.cos, self.sin = (part.contiguous().numpy() for part in rotation)
-        self.window = window or 0
+        self.window, self.softcap, self.interleaved = kind.window or 0, kind.softcap, kind.interleaved
         self.threads = torch.get_num_threads()
 
     def into(self, layer: int, qkv_PO: Tensor, out_PO: Tensor) -> None:
         """Extend the cache with a layer's keys and values, and write attention's output; both tensors are float32."""
         attend(
             qkv_PO.numpy(), self.cos, self.sin, self.store, layer, self.places, out_PO.numpy(), self.window,
-            self.threads,
+            self.threads, self.softcap, self.interleaved,
         )  # fmt: skip
 
 
@@ -101,14 +115,14 @@ class FullCacheAttention:
         batch: The new tokens.
         cache: Written to and read; its lengths do not change.
         rotation: Cosines and sines of all rows, float32 (M, R / 2).
-        window: Keys that a row attends to, its own included; None is all.
+        kind: Of the layers.
         native_layers: Whether native kernels run the layers of this pass.
     """
 
     def __init__(
-        self, batch: RaggedBatch, cache: KVCache, rotation: Rotation, window: int | None, native_layers: bool
+        self, batch: RaggedBatch, cache: KVCache, rotation: Rotation, kind: AttentionKind, native_layers: bool
     ) -> None:
-        self.cache, self.window = cache, window
+        self.cache, self.kind = cache, kind
         self._native: NativeAttention | None = None
         self._native_rows: Tensor | None = None
         """Rows of native attention; None for all."""
@@ -120,10 +134,10 @@ class FullCacheAttention:
         columns_M = batch.positions_M  # in a full cache a token's column is its position
         places_M2 = torch.stack((torch.tensor(batch.slots, device="cpu") + cache.first_slot, columns_M), dim=1)
         if all(native):
-            self._native = NativeAttention(cache, places_M2, rotation, window)
+            self._native = NativeAttention(cache, places_M2, rotation, kind)
             return
         cos_MR, sin_MR = rotation
-        self._rotation = torch.cat((cos_MR, cos_MR), dim=-1)[:, None], sin_MR[:, None]
+        self._rotation = _broadcast(rotation, kind)
         for slot, (stop, count, end) in enumerate(zip(batch.stops, batch.counts, batch.ends, strict=True)):
             if not native[slot]:
                 rows = slice(stop - count, stop)
@@ -133,7 +147,7 @@ class FullCacheAttention:
         if native_rows:
             self._native_rows = torch.tensor(native_rows, device="cpu")
             places_P2, cos_PR, sin_PR = (part[self._native_rows] for part in (places_M2, cos_MR, sin_MR))
-            self._native = NativeAttention(cache, places_P2, (cos_PR, sin_PR), window)
+            self._native = NativeAttention(cache, places_P2, (cos_PR, sin_PR), kind)
 
     def __call__(self, layer: int, space: Workspace) -> None:
         """Extend the cache by a layer's keys and values, and write the attention output to ``space.attention_MO``."""
@@ -150,7 +164,7 @@ class FullCacheAttention:
             key_KSH[:, new] = space.rotated_key_MKH[rows].transpose(0, 1)
             value_KSH[:, new] = space.value_MKH[rows].transpose(0, 1)
             query_1NTH = space.query_MNH[rows].transpose(0, 1)[None]
-            out_1NTH = sdpa(query_1NTH, key_KSH[None], value_KSH[None], visible)
+            out_1NTH = sdpa(query_1NTH, key_KSH[None], value_KSH[None], visible, softcap=self.kind.softcap or None)
             space.attention_MO[rows] = out_1NTH[0].transpose(0, 1).flatten(1)
 
     def _attend_native(self, attention: NativeAttention, layer: int, space: Workspace) -> None:
@@ -165,12 +179,13 @@ class FullCacheAttention:
 
     def _visible(self, position_T: Tensor, end: int) -> Visible:
         """Return which of the first ``end`` keys the new tokens of one sequence attend to."""
-        if end == len(position_T) and (self.window is None or self.window >= end):
+        window = self.kind.window
+        if end == len(position_T) and (window is None or window >= end):
             return Visible(causal=True)
         key_S, position_T1 = torch.arange(end, device="cpu"), position_T[:, None]
         mask_TS = key_S <= position_T1
-        if self.window is not None:
-            mask_TS = mask_TS & (key_S > position_T1 - self.window)
+        if window is not None:
+            mask_TS = mask_TS & (key_S > position_T1 - window)
         return Visible(mask=mask_TS[None, None])
 
 
@@ -181,7 +196,7 @@ class UniformAttention:
         batch: The new tokens.
         cache: Written to and read; its lengths do not change.
         rotation: Cosines and sines of all rows, float32 (M, R / 2).
-        window: Keys that a row attends to, its own included; None is all.
+        kind: Of the layers.
         config: Of the model.
         dtype: Of queries, keys and values.
 
@@ -194,19 +209,18 @@ class UniformAttention:
         batch: RaggedBatch,
         cache: KVCache,
         rotation: Rotation,
-        window: int | None,
+        kind: AttentionKind,
         config: LlamaConfig,
         dtype: torch.dtype,
     ) -> None:
         if len(set(batch.counts)) > 1:
             raise ValueError(f"{batch.counts} new ids, but a {type(cache).__name__} takes equally many for each slot")
-        self.cache, self.config, self.dtype = cache, config, dtype
+        self.cache, self.config, self.dtype, self.softcap = cache, config, dtype, kind.softcap
         self.length = batch.counts[0]
         self.places = cache.place(len(batch.counts), self.length)
-        visible = visible_keys(self.length, self.places, None, torch.device("cpu"), window)
+        visible = visible_keys(self.length, self.places, None, torch.device("cpu"), kind.window)
         self.mask = _query_group_mask(visible, config, self.places, self.length)
-        cos_M1R, sin_M1R = (part[:, None] for part in rotation)
-        self._rotation = torch.cat((cos_M1R, cos_M1R), dim=-1), sin_M1R
+        self._rotation = _broadcast(rotation, kind)
         self.torch_keys = len(batch.slots) * self.places.end
 
     def __call__(self, layer: int, space: Workspace) -> None:
@@ -217,7 +231,14 @@ class UniformAttention:
         value_BKTH = space.value_MKH.view(heads).transpose(1, 2).to(self.dtype)
         key_BKSH, value_BKSH = self.cache.write(layer, key_BKTH, value_BKTH, self.places)
         space.query_MNH.copy_(space.rotated_query_MNH)
-        space.attention_MO.copy_(attend_grouped(space.query_MNH, key_BKSH, value_BKSH, self.mask))
+        space.attention_MO.copy_(attend_grouped(space.query_MNH, key_BKSH, value_BKSH, self.mask, self.softcap))
+
+
+def _broadcast(rotation: Rotation, kind: AttentionKind) -> Rotation:
+    """Return cosines, each twice, (M, 1, R), and sines, (M, 1, R / 2), as `write_rotated` takes them."""
+    cos_M1R, sin_M1R = (part[:, None] for part in rotation)
+    twice = cos_M1R.repeat_interleave(2, dim=-1) if kind.interleaved else torch.cat((cos_M1R, cos_M1R), dim=-1)
+    return twice, sin_M1R
 
 
 def write_rotated(space: Workspace, cos_M1R: Tensor, sin_M1R: Tensor) -> None:
@@ -225,7 +246,7 @@ def write_rotated(space: Workspace, cos_M1R: Tensor, sin_M1R: Tensor) -> None:
 
     Args:
         space: Holds queries and keys.
-        cos_M1R: Cosines, twice over.
+        cos_M1R: The cosine of each rotated feature, (M, 1, R).
         sin_M1R: Sines, (M, 1, R / 2).
     """
     if space.float_MNH is not space.query_key_MNH:
@@ -237,13 +258,18 @@ def write_rotated(space: Workspace, cos_M1R: Tensor, sin_M1R: Tensor) -> None:
         space.rest[1].copy_(space.rest[0])
 
 
-def attend_grouped(query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, mask: Tensor | None) -> Tensor:
+def attend_grouped(
+    query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, mask: Tensor | None, softcap: float
+) -> Tensor:
     """Return the attention output, (M, N * H); query heads of one KV head are laid out as further tokens."""
     batch, kv_heads, _, size = key_BKSH.shape
     query_BTKGH = query_MNH.view(batch, -1, kv_heads, query_MNH.shape[1] // kv_heads, size)
     length, groups = query_BTKGH.shape[1], query_BTKGH.shape[3]
     query = query_BTKGH.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * length, size)
-    out = functional.scaled_dot_product_attention(query, key_BKSH, value_BKSH, attn_mask=mask)
+    if softcap:
+        out = soft_capped(query, key_BKSH, value_BKSH, Visible(mask=mask), 0.0, softcap)
+    else:
+        out = functional.scaled_dot_product_attention(query, key_BKSH, value_BKSH, attn_mask=mask)
     out_BTKGH = out.view(batch, kv_heads, groups, length, size).permute(0, 3, 1, 2, 4)
     return out_BTKGH.reshape(batch * length, -1)
 

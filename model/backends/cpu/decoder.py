@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.backends.adjacent import adjacent
-from bpe_llama.model.backends.cpu.attention import FullCacheAttention, RaggedBatch, UniformAttention
+from bpe_llama.model.backends.cpu.attention import AttentionKind, FullCacheAttention, RaggedBatch, UniformAttention
 from bpe_llama.model.backends.cpu.dispatch import FEW_ROWS, has_native_kernels, native_rows
 from bpe_llama.model.backends.cpu.native import NativeLayers, NativeWeights
 from bpe_llama.model.backends.cpu.torch_layers import TorchLayers, TorchWeights, weight_parts
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.backends.dense import Norm, dense_layers, embedding_scale
+from bpe_llama.model.backends.layer_parts import embedding_scale, layer_parts
+from bpe_llama.model.backends.norms import Norm
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -70,9 +71,12 @@ class CpuDecoder:
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.model = model
-        windows = sliding_windows(model.config.windows)
-        self._kinds = list(zip(windows, model.config.rotated_layers, strict=True))
-        """The window of each layer, and whether it has RoPE."""
+        config = model.config
+        places = zip(layer_parts(model), sliding_windows(config.windows), config.rotated_layers, strict=True)
+        self._kinds = [
+            AttentionKind(window, rotated, layer.interleaved, layer.softcap) for layer, window, rotated in places
+        ]
+        """Of the layers."""
         self._few: dict[int, LayerBackend] = {}
         self._many: dict[int, LayerBackend] = {}
         """Layers with their memory by number of rows: all up to FEW_ROWS, and the last larger one."""
@@ -91,14 +95,14 @@ class CpuDecoder:
                     norm.refresh()
                 return
             self._embedding_scale = embedding_scale(self.model)
-            layers = dense_layers(self.model)
-            shared = [linears for layer in layers for linears in (layer.qkv, layer.gate_up)]
+            layers = layer_parts(self.model)
+            shared = [linears for layer in layers for linears in layer.together]
             plain = [linears for linears in shared if all(type(linear) is nn.Linear for linear in linears)]
             storages = {linears[0].weight.untyped_storage().data_ptr() for linears in plain}
             scattered = any(adjacent(tensors) is None for linears in plain for tensors in weight_parts(linears))
             if scattered or len(storages) > 1:
                 lay_out_weights(self.model)
-                layers = dense_layers(self.model)  # of the moved weights
+                layers = layer_parts(self.model)  # of the moved weights
             linears = [linear for layer in layers for linear in layer.linears]
             head, last_norm = self.model.lm_head, Norm(self.model.model.norm)
             self._norms = [last_norm, *(norm for layer in layers for norm in layer.norms)]
@@ -139,7 +143,7 @@ class CpuDecoder:
         space.x_MD.copy_(self.model.model.embed_tokens.weight[batch.ids_M])
         if self._embedding_scale is not None:
             space.x_MD.copy_(self._embedding_scale(space.x_MD))
-        attentions = {kind: self._attention(batch, cache, layers.native, *kind) for kind in set(self._kinds)}
+        attentions = {kind: self._attention(batch, cache, layers.native, kind) for kind in set(self._kinds)}
         with layers.threads(max(attention.torch_keys for attention in attentions.values())):
             for layer, kind in enumerate(self._kinds):
                 layers.project_qkv(layer)
@@ -151,15 +155,15 @@ class CpuDecoder:
         return self._logits(space.x_MD[torch.tensor(batch.stops, device="cpu") - 1])
 
     def _attention(
-        self, batch: RaggedBatch, cache: KVCache, native: bool, window: int | None, rotated: bool
+        self, batch: RaggedBatch, cache: KVCache, native: bool, kind: AttentionKind
     ) -> FullCacheAttention | UniformAttention:
-        """Return the attention of the layers with this window and with RoPE, or without."""
-        rotation = self._rotation(batch, cache.prompt_lengths, window)
-        if not rotated:
+        """Return the attention of the layers of a kind."""
+        rotation = self._rotation(batch, cache.prompt_lengths, kind.window)
+        if not kind.rotated:
             rotation = torch.ones_like(rotation[0]), torch.zeros_like(rotation[1])
         if type(cache) is KVCache:
-            return FullCacheAttention(batch, cache, rotation, window, native)
-        return UniformAttention(batch, cache, rotation, window, self.model.config, self.model.dtype)
+            return FullCacheAttention(batch, cache, rotation, kind, native)
+        return UniformAttention(batch, cache, rotation, kind, self.model.config, self.model.dtype)
 
     def _rotation(self, batch: RaggedBatch, prompt_lengths: list[int], window: int | None) -> Rotation:
         """Return cosines and sines of all rows, (M, R / 2)."""
@@ -182,9 +186,10 @@ class CpuDecoder:
         return kept[rows]
 
     def _new_layers(self, rows: int) -> LayerBackend:
+        interleaved = self._kinds[0].interleaved
         if self._native is not None and rows <= self._native_rows:
-            return NativeLayers(self._native, Workspace(self.model, rows, torch.float32))
-        return TorchLayers(self._torch, Workspace(self.model, rows, self.model.dtype))
+            return NativeLayers(self._native, Workspace(self.model, rows, torch.float32, interleaved))
+        return TorchLayers(self._torch, Workspace(self.model, rows, self.model.dtype, interleaved))
 
     def _logits(self, x_MD: Tensor) -> Tensor:
         key = len(x_MD), x_MD.dtype

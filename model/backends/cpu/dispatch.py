@@ -2,7 +2,7 @@
 
 | part of a pass | native kernels | PyTorch |
 |---|---|---|
-| linear layers, norms, gates | up to `native_rows` rows, weights that `has_native_kernels` knows | other passes |
+| products, norms, gates, experts | up to `native_rows` rows, weights that `has_native_kernels` knows | other passes |
 | attention, full cache | passes with native layers; else as `native_attention` says | other prompts |
 | attention, quantized or sliding-window cache | none | all |
 | a pass by the modules of `llama.py` | | models that `can_decode` refuses; see `decoder_serves` |
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from bpe_llama._core import has_amx, has_avx512, has_avx512_bf16
-from bpe_llama.model.backends.dense import is_dense
+from bpe_llama.model.backends.layer_parts import has_known_layers
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import PackedLinear
@@ -45,7 +45,7 @@ the second operand anew in each call. With more rows, transposing the product co
 
 
 def can_decode(model: LlamaForCausalLM) -> bool:
-    """Return whether `CpuDecoder` serves a model: a dense one (see `is_dense`) on the CPU.
+    """Return whether `CpuDecoder` serves a model: one on the CPU for which `has_known_layers` is true.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -54,7 +54,7 @@ def can_decode(model: LlamaForCausalLM) -> bool:
         >>> can_decode(LlamaForCausalLM(config))
         True
     """
-    return model.device.type == "cpu" and is_dense(model)
+    return model.device.type == "cpu" and has_known_layers(model)
 
 
 def has_native_kernels(linears: Sequence[nn.Module]) -> bool:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear, rms_norm
+from bpe_llama._core import Linear, normalize
 from bpe_llama.model.backends.cpu.dispatch import FEW_KEYS
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.backends.dense import DenseLayer, Gate, Norm
+from bpe_llama.model.backends.layer_parts import Gate, GatedBlock, LayerParts, Mixture
+from bpe_llama.model.backends.norms import Norm
 from bpe_llama.model.quantization.quantize import PackedLinear
 
 
@@ -69,7 +70,7 @@ def _array(weight: Tensor) -> Any:
 
 
 class NativeNorm:
-    """RMSNorm of some columns in place, in groups of as many as the norm has factors."""
+    """A norm of some columns in place, in groups of as many as it has factors."""
 
     def __init__(self, norm: Norm, columns: slice) -> None:
         self.weight, self.eps = _array(norm.weight), norm.eps
@@ -77,17 +78,75 @@ class NativeNorm:
 
     def apply(self, x_MO: Rows, threads: int) -> None:
         """Normalize the columns of ``x_MO``."""
-        rms_norm(x_MO.array, self.weight, self.eps, self.start, self.stop, threads)
+        normalize(x_MO.array, self.weight, self.eps, self.start, self.stop, threads)
+
+
+class NativeBlock:
+    """The products of an MLP or of an expert, the first of which normalizes its input."""
+
+    def __init__(self, block: GatedBlock, norm: Norm | None) -> None:
+        self.gate_up = NativeProduct(block.gate_up, norm)
+        self.down = NativeProduct([block.down], gate=block.gate)
+        self.widths = 2 * block.down.in_features, block.down.out_features
+
+    def output(self, x_MD: Rows, threads: int) -> Tensor:
+        """Return the block's output, (M, D)."""
+        gate_up_MF, out_MD = (Rows(x_MD.tensor.new_empty(len(x_MD.tensor), width)) for width in self.widths)
+        self.gate_up.into(x_MD, gate_up_MF, threads)
+        self.down.into(gate_up_MF, out_MD, threads)
+        return out_MD.tensor
+
+
+class NativeMixture:
+    """The products of a mixture of experts, which normalize their input.
+
+    Args:
+        mixture: Chooses the experts.
+        norm: Of the input.
+    """
+
+    def __init__(self, mixture: Mixture, norm: Norm | None) -> None:
+        self.module = mixture.module
+        self.router = NativeProduct([mixture.router], norm)
+        self.experts = [NativeBlock(expert, norm) for expert in mixture.experts]
+        self.shared: NativeBlock | None = None
+        if mixture.shared is not None and mixture.shared_gate is not None:
+            self.shared = NativeBlock(mixture.shared, norm)
+            self.shared_gate = NativeProduct([mixture.shared_gate], norm)
+
+    def into(self, x_MD: Rows, out_MD: Tensor, threads: int) -> None:
+        """Write the weighted sum of the chosen experts' outputs to ``out_MD``, the shared expert's included."""
+        out_MD.zero_()
+        rows = len(x_MD.tensor)
+        logits_ME = Rows(x_MD.tensor.new_empty(rows, len(self.experts)))
+        self.router.into(x_MD, logits_ME, threads)
+        weights_MC, chosen_MC = self.module.choose(logits_ME.tensor)
+        if rows == 1:
+            for expert, weight in zip(chosen_MC[0].tolist(), weights_MC[0].tolist(), strict=True):
+                out_MD.add_(self.experts[expert].output(x_MD, threads), alpha=weight)
+        else:
+            for expert in sorted(set(chosen_MC.flatten().tolist())):
+                row_P, column_P = (chosen_MC == expert).nonzero(as_tuple=True)
+                output_PD = self.experts[expert].output(Rows(x_MD.tensor[row_P]), threads)
+                out_MD.index_add_(0, row_P, output_PD.mul_(weights_MC[row_P, column_P][:, None]))
+        if self.shared is not None:
+            gate_M1 = Rows(x_MD.tensor.new_empty(rows, 1))
+            self.shared_gate.into(x_MD, gate_M1, threads)
+            out_MD.add_(self.shared.output(x_MD, threads).mul_(gate_M1.tensor.sigmoid_()))
 
 
 class _Layer:
     """The products and norms of one layer."""
 
-    def __init__(self, layer: DenseLayer) -> None:
+    def __init__(self, layer: LayerParts) -> None:
         self.qkv = NativeProduct(layer.qkv, layer.before_attention)
         self.out = NativeProduct([layer.out])
-        self.gate_up = NativeProduct(layer.gate_up, layer.before_mlp)
-        self.down = NativeProduct([layer.down], gate=layer.gate)
+        self.mixture: NativeMixture | None = None
+        if isinstance(layer.mlp, Mixture):
+            self.mixture = NativeMixture(layer.mlp, layer.before_mlp)
+        else:
+            self.mlp = NativeBlock(layer.mlp, layer.before_mlp)
+        self.parallel = layer.parallel
         self.head_norms = [NativeNorm(norm, columns) for columns, norm in layer.head_norms]
         width = slice(0, layer.out.out_features)
         self.after_attention, self.after_mlp = (
@@ -99,7 +158,7 @@ class _Layer:
 class NativeWeights:
     """The products and norms of a model's layers and of its head."""
 
-    def __init__(self, layers: Sequence[DenseLayer], head: nn.Module, norm: Norm) -> None:
+    def __init__(self, layers: Sequence[LayerParts], head: nn.Module, norm: Norm) -> None:
         self.layers = [_Layer(layer) for layer in layers]
         self.head = NativeProduct([head], norm)
 
@@ -136,9 +195,16 @@ class NativeLayers:
     def finish_layer(self, layer: int) -> None:
         """Add output projection and feed-forward block of a layer to ``space.x_MD``."""
         products, threads = self.weights.layers[layer], self._threads
+        if products.parallel:  # the MLP reads the hidden states before attention's output is added
+            products.mlp.gate_up.into(self._x_MD, self._gate_up_MO, threads)
         self._add(products.out, self._attention_MO, products.after_attention, products.residual_scale)
-        products.gate_up.into(self._x_MD, self._gate_up_MO, threads)
-        self._add(products.down, self._gate_up_MO, products.after_mlp, products.residual_scale)
+        if products.mixture is not None:
+            products.mixture.into(self._x_MD, self._branch_MD.tensor, threads)
+            self._add_branch(products.after_mlp, products.residual_scale)
+            return
+        if not products.parallel:
+            products.mlp.gate_up.into(self._x_MD, self._gate_up_MO, threads)
+        self._add(products.mlp.down, self._gate_up_MO, products.after_mlp, products.residual_scale)
 
     def _add(self, product: NativeProduct, x_MI: Rows, norm: NativeNorm | None, scale: float) -> None:
         """Add a product to the hidden states, normalized and scaled if the family says so."""
@@ -146,6 +212,9 @@ class NativeLayers:
             product.into(x_MI, self._x_MD, self._threads, add=True)
             return
         product.into(x_MI, self._branch_MD, self._threads)
+        self._add_branch(norm, scale)
+
+    def _add_branch(self, norm: NativeNorm | None, scale: float) -> None:
         if norm is not None:
             norm.apply(self._branch_MD, self._threads)
         self._x_MD.tensor.add_(self._branch_MD.tensor, alpha=scale)

@@ -17,7 +17,8 @@ from torch.nn import functional
 from bpe_llama.model.backends.adjacent import adjacent
 from bpe_llama.model.backends.cpu.dispatch import WEIGHTS_FIRST_ROWS
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.backends.dense import GATES, DenseLayer, Norm
+from bpe_llama.model.backends.layer_parts import GATES, LayerParts, Mixture
+from bpe_llama.model.backends.norms import Norm
 
 
 def weight_parts(linears: Sequence[nn.Linear]) -> list[list[Tensor]]:
@@ -108,16 +109,17 @@ def _product(*linears: nn.Linear) -> Product | QuantizedProduct:
 class _Layer:
     """What a layer computes, and its products."""
 
-    def __init__(self, layer: DenseLayer) -> None:
+    def __init__(self, layer: LayerParts) -> None:
         self.parts = layer
-        self.qkv, self.gate_up = _product(*layer.qkv), _product(*layer.gate_up)
-        self.out, self.down = _product(layer.out), _product(layer.down)
+        self.qkv, self.out = _product(*layer.qkv), _product(layer.out)
+        if not isinstance(layer.mlp, Mixture):
+            self.gate_up, self.down = _product(*layer.mlp.gate_up), _product(layer.mlp.down)
 
 
 class TorchWeights:
     """The products and norms of a model's layers and of its head."""
 
-    def __init__(self, layers: Sequence[DenseLayer], head: nn.Linear, norm: Norm) -> None:
+    def __init__(self, layers: Sequence[LayerParts], head: nn.Linear, norm: Norm) -> None:
         self.layers = [_Layer(layer) for layer in layers]
         self.norm, self.head = norm, _product(head)
 
@@ -153,14 +155,29 @@ class TorchLayers:
         """Add output projection and feed-forward block of a layer to ``space.x_MD``."""
         products, space = self.weights.layers[layer], self.space
         parts = products.parts
-        self._add(products.out, space.attention_MO, parts.after_attention, parts.residual_scale)
-        normed_MD = input_of(space, parts.before_mlp)
-        gate_MF, up_MF = products.gate_up.computed(normed_MD, space.gate_up_MO).chunk(2, dim=1)
-        if parts.gate == "silu":
+        if parts.parallel:  # the MLP reads the hidden states before attention's output is added
+            hidden_MF = self._hidden(products)
+            self._add(products.out, space.attention_MO, parts.after_attention, parts.residual_scale)
+        else:
+            self._add(products.out, space.attention_MO, parts.after_attention, parts.residual_scale)
+            hidden_MF = self._hidden(products)
+        if isinstance(parts.mlp, Mixture):
+            self._add_branch(hidden_MF, parts.after_mlp, parts.residual_scale)
+        else:
+            self._add(products.down, hidden_MF, parts.after_mlp, parts.residual_scale)
+
+    def _hidden(self, products: _Layer) -> Tensor:
+        """Return the input of the down projection, (M, F), or the output of a mixture of experts, (M, D)."""
+        mlp, normed_MD = products.parts.mlp, input_of(self.space, products.parts.before_mlp)
+        if isinstance(mlp, Mixture):
+            output: Tensor = mlp.module(normed_MD[None])
+            return output[0]
+        gate_MF, up_MF = products.gate_up.computed(normed_MD, self.space.gate_up_MO).chunk(2, dim=1)
+        if mlp.gate == "silu":
             functional.silu(gate_MF, inplace=True)
         else:
-            gate_MF = GATES[parts.gate](gate_MF)
-        self._add(products.down, gate_MF.mul_(up_MF), parts.after_mlp, parts.residual_scale)
+            gate_MF = GATES[mlp.gate](gate_MF)
+        return gate_MF.mul_(up_MF)
 
     def _add(self, product: Product | QuantizedProduct, x_MI: Tensor, norm: Norm | None, scale: float) -> None:
         """Add a product to the hidden states, normalized and scaled if the family says so."""
@@ -168,7 +185,10 @@ class TorchLayers:
             product.onto(x_MI, self.space.x_MD)
             return
         product.into(x_MI, self.space.normed_MD)
-        branch_MD = self.space.normed_MD if norm is None else normalized(self.space.normed_MD, norm)
+        self._add_branch(self.space.normed_MD, norm, scale)
+
+    def _add_branch(self, branch_MD: Tensor, norm: Norm | None, scale: float) -> None:
+        branch_MD = branch_MD if norm is None else normalized(branch_MD, norm)
         self.space.x_MD.add_(branch_MD, alpha=scale)
 
     def threads(self, keys: int) -> AbstractContextManager[None]:
@@ -177,7 +197,10 @@ class TorchLayers:
 
 
 def normalized(x: Tensor, norm: Norm) -> Tensor:
-    """Return RMSNorm over the last dimension, rounded where the norm's module rounds."""
+    """Return the norm over the last dimension, rounded where the norm's module rounds."""
+    if norm.is_layer_norm:
+        factors, biases = norm.weight.unbind(-1)
+        return functional.layer_norm(x.float(), factors.shape, eps=norm.eps).mul_(factors).add_(biases).to(x.dtype)
     wide = functional.rms_norm(x.float(), norm.weight.shape, eps=norm.eps)
     if norm.weight.dtype == x.dtype:
         return wide.to(x.dtype).mul_(norm.weight)
@@ -185,9 +208,11 @@ def normalized(x: Tensor, norm: Norm) -> Tensor:
 
 
 def input_of(space: Workspace, norm: Norm | None) -> Tensor:
-    """Return the hidden states, or their RMSNorm in ``space.normed_MD``, rounded where the norm's module rounds."""
+    """Return the hidden states, or normalized in ``space.normed_MD``, rounded where the norm's module rounds."""
     if norm is None:
         return space.x_MD
+    if norm.is_layer_norm:
+        return space.normed_MD.copy_(normalized(space.x_MD, norm))
     scale_M1, size = space.scale_M1, space.x_MD.shape[1]
     # Converted once: each operation on mixed dtypes would convert for itself.
     float_MD = space.x_MD if space.float_MD is None else space.float_MD.copy_(space.x_MD)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.backends.dense import dense_layers
+from bpe_llama.model.backends.layer_parts import layer_parts
 from bpe_llama.model.llama import LlamaForCausalLM
 
 ALIGNMENT = 64
@@ -37,15 +38,15 @@ def huge_page_buffer(size: int) -> Tensor:
 @torch.inference_mode(False)  # weights created in a caller's inference mode could not be trained
 @torch.no_grad()
 def lay_out_weights(model: LlamaForCausalLM) -> None:
-    """Move a dense CPU model's weights into one buffer: queries, keys and values adjacent, gate and up likewise.
+    """Move a CPU model's weights into one buffer: queries, keys and values adjacent, gate and up likewise.
 
     The parameters stay the same objects with the same values, so optimisers and `save_pretrained` do not notice.
     Costs one copy of the weights; each old one is freed as soon as it is copied.
     """
-    modules: list[list[nn.Module]] = [[model.model.embed_tokens]]
-    for layer in dense_layers(model):
-        modules += [[norm.module] for norm in layer.norms]
-        modules += [[*layer.qkv], [layer.out], [*layer.gate_up], [layer.down]]
+    modules: list[Sequence[nn.Module]] = [[model.model.embed_tokens]]
+    for layer in layer_parts(model):
+        modules += [[module] for module in dict.fromkeys(norm.module for norm in layer.norms)]
+        modules += layer.together
     modules.append([model.model.norm])
     if model.lm_head.weight is not model.model.embed_tokens.weight:
         modules.append([model.lm_head])

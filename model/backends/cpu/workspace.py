@@ -20,9 +20,10 @@ class Workspace:
         model: Whose sizes it has.
         rows: M.
         dtype: Of the activations.
+        interleaved: Whether RoPE rotates feature ``2 i`` of a head with ``2 i + 1``.
     """
 
-    def __init__(self, model: LlamaForCausalLM, rows: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: LlamaForCausalLM, rows: int, dtype: torch.dtype, interleaved: bool = False) -> None:
         config = model.config
         heads, kv_heads, size = config.num_attention_heads, config.kv_heads, config.head_size
         no_position = torch.zeros(1, 1, dtype=torch.long, device="cpu")
@@ -44,8 +45,10 @@ class Workspace:
         # RoPE is applied in float32, as in `apply_rope`.
         self.rotated_MNH = empty(self.query_key_MNH.shape, dtype=torch.float32)
         self.float_MNH = self.query_key_MNH if dtype == torch.float32 else torch.empty_like(self.rotated_MNH)
-        self.first, self.second = (self.float_MNH[..., i : i + rotated // 2] for i in (0, rotated // 2))
-        self.new_first, self.new_second = (self.rotated_MNH[..., i : i + rotated // 2] for i in (0, rotated // 2))
+        half = rotated // 2
+        pairs = (slice(0, rotated, 2), slice(1, rotated, 2)) if interleaved else (slice(0, half), slice(half, rotated))
+        self.first, self.second = (self.float_MNH[..., part] for part in pairs)
+        self.new_first, self.new_second = (self.rotated_MNH[..., part] for part in pairs)
         self.float_part, self.rotated_part = (part[..., :rotated] for part in (self.float_MNH, self.rotated_MNH))
         self.rest = (self.float_MNH[..., rotated:], self.rotated_MNH[..., rotated:]) if rotated < size else None
         self.query_MNH = empty(rows, heads, size, dtype=model.dtype)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bpe_llama.model.backends.dense import dense_layers, is_dense
+from bpe_llama.model.backends.layer_parts import has_known_layers, layer_parts
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import eager, sdpa
@@ -101,14 +101,14 @@ def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
     config = model.config
     if len(set(config.windows)) > 1 or not all(config.rotated_layers):
         return "the layers differ in their sliding windows, or some are not rotated"
-    if not is_dense(model):
-        return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
+    if not has_known_layers(model):
+        return "a layer is none that the decoders describe, is hooked or adapted, or shares its weights"
     if model.finish is not None or model.model.local_rotary_emb is not None:
         return "the kernels do not compute scaled or capped logits, nor a RoPE of layers with a sliding window"
-    for layer in dense_layers(model):
+    for layer in layer_parts(model):
         if layer.beyond_llama:
             return f"the kernels do not compute {', '.join(layer.beyond_llama)}"
-        for linears in (layer.qkv, layer.gate_up, [layer.out], [layer.down], [model.lm_head]):
+        for linears in (*layer.together, [model.lm_head]):
             names = {type(linear).__name__ for linear in linears}
             kinds = {_kind_of(linear) for linear in linears}
             if len(kinds) > 1 or type(linears[0]) not in TRITON_LINEARS:

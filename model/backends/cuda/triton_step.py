@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from bpe_llama.model.backends.adjacent import make_adjacent
 from bpe_llama.model.backends.cuda import triton_kernels as kernels
-from bpe_llama.model.backends.dense import DenseLayer, Norm, dense_layers
+from bpe_llama.model.backends.layer_parts import GatedBlock, LayerParts, layer_parts
+from bpe_llama.model.backends.norms import Norm
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import Float8Linear, PackedLinear
@@ -58,11 +59,13 @@ def _stored(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
 class _Layer:
     """The products of one layer."""
 
-    def __init__(self, layer: DenseLayer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: LayerParts, dtype: torch.dtype) -> None:
+        if not isinstance(layer.mlp, GatedBlock):
+            raise TypeError("the kernels compute no mixture of experts")
         self.qkv = _product(layer.qkv, dtype, layer.before_attention)
         self.out = _product([layer.out], dtype)
-        self.gate_up = _product(layer.gate_up, dtype, layer.before_mlp, gated=True)
-        self.down = _product([layer.down], dtype)
+        self.gate_up = _product(layer.mlp.gate_up, dtype, layer.before_mlp, gated=True)
+        self.down = _product([layer.mlp.down], dtype)
 
 
 class TritonStep:
@@ -78,7 +81,7 @@ class TritonStep:
     @torch.no_grad()
     def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
         self.model, self.cache, config = model, cache, model.config
-        self.layers = [_Layer(layer, model.dtype) for layer in dense_layers(model)]
+        self.layers = [_Layer(layer, model.dtype) for layer in layer_parts(model)]
         self.head = _product([model.lm_head], model.dtype, Norm(model.model.norm))
         rows, size = cache.batch_size, config.head_size
         self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads

@@ -1,8 +1,8 @@
 //! CPU kernels for decoding a language model: matrix products with quantized weights, and attention over a KV cache.
 //!
 //! [`matmul`] multiplies the activations of one token or of many with weights in float32, bfloat16, int8 or int4, and fuses
-//! `RMSNorm` or a gate (`SwiGLU`, `GEGLU`) into its input. [`attend`] applies `RoPE` to new queries and keys, appends keys and
-//! values to a cache, and computes attention. [`rms_norm`] normalizes rows or heads where no product does. All read their
+//! a norm (`RMSNorm`, `LayerNorm`) or a gate (`SwiGLU`, `GEGLU`) into its input. [`attend`] applies `RoPE` to new queries and keys, appends keys and
+//! values to a cache, and computes attention. [`normalize`] normalizes rows or heads where no product does. All read their
 //! operands in memory of the caller, and use several threads.
 //!
 //! # Example
@@ -67,7 +67,7 @@ pub use attention::{AttentionShape, KvCache, NewTokens, attend};
 pub use backend::{has_amx, has_avx512, has_avx512_bf16};
 pub use error::{Error, Result};
 pub use matmul::{Activations, Gate, Matrix, Weights, matmul};
-pub use norm::{NormWeights, rms_norm};
+pub use norm::{NormWeights, normalize};
 
 /// Tests the example of the crate's page on crates.io.
 #[cfg(doctest)]

@@ -20,7 +20,7 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 ///
 /// Args:
 ///     qkv: N queries, K keys and K values of H features each, float32 (M, (N + 2 * K) * H).
-///     cos: Cosines of the rotary angles, float32 (M, R / 2): feature i of a head is rotated with feature i + R / 2.
+///     cos: Cosines of the rotary angles, float32 (M, R / 2).
 ///     sin: Sines of the rotary angles, float32 (M, R / 2).
 ///     cache: Keys, then values, (2, layers, B, K, S, H) as float32 or the bits of bfloat16 as uint16; written to.
 ///     layer: The layer of the cache.
@@ -28,11 +28,13 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 ///     out: The attention output, float32 (M, N * H); written to.
 ///     window: The sliding window: how many positions a token attends to, its own included. 0 means all.
 ///     num_threads: The most threads to use.
+///     softcap: The bound of scores: each is `softcap * tanh(score / softcap)`. 0 means none.
+///     interleaved: Whether feature 2 i of a head is rotated with feature 2 i + 1, and not i with i + R / 2.
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
 ///     ValueError: If shapes do not fit, an array is not contiguous, `layer` or `window` is negative, `num_threads` is below
-///         1, a position is outside the cache, or another call writes to the cache.
+///         1, `softcap` is negative or not finite, a position is outside the cache, or another call writes to the cache.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -43,7 +45,7 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 ///     >>> out
 ///     array([[5., 7.]], dtype=float32)
 #[pyfunction(name = "attend")]
-#[pyo3(signature = (qkv, cos, sin, cache, layer, positions, out, window=0, num_threads=1))]
+#[pyo3(signature = (qkv, cos, sin, cache, layer, positions, out, window=0, num_threads=1, softcap=0.0, interleaved=false))]
 #[allow(clippy::too_many_arguments, reason = "one step of a model needs all of them")]
 pub(crate) fn py_attend<'py>(
     py: Python<'py>,
@@ -56,6 +58,8 @@ pub(crate) fn py_attend<'py>(
     out: &Bound<'py, PyArray2<f32>>,
     window: i64,
     num_threads: i64,
+    softcap: f32,
+    interleaved: bool,
 ) -> PyResult<()> {
     let (layer, window) = (at_least(0, "layer", layer)?, at_least(0, "window", window)?);
     let num_threads = at_least(1, "num_threads", num_threads)?;
@@ -85,7 +89,8 @@ pub(crate) fn py_attend<'py>(
     let width = out.shape()[1];
     let mut run = |shape: [usize; 6], cache: KvCache<'_>| {
         let [_, _, _, kv_heads, capacity, head_dim] = shape;
-        let shape = AttentionShape { heads: width / head_dim.max(1), kv_heads, head_dim, capacity, window };
+        let heads = width / head_dim.max(1);
+        let shape = AttentionShape { heads, kv_heads, head_dim, capacity, window, softcap, interleaved };
         let out = written.as_slice_mut()?;
         let attended = positions.iter().flatten().fold(0_usize, |sum, (_, position)| sum.saturating_add(*position));
         let is_short = attended.saturating_mul(kv_heads * head_dim) < RELEASE_ELEMENTS;

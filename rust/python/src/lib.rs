@@ -27,7 +27,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(linear::py_has_avx512, module)?)?;
     module.add_function(wrap_pyfunction!(linear::py_has_avx512_bf16, module)?)?;
     module.add_function(wrap_pyfunction!(attention::py_attend, module)?)?;
-    module.add_function(wrap_pyfunction!(norm::py_rms_norm, module)?)?;
+    module.add_function(wrap_pyfunction!(norm::py_normalize, module)?)?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<tokenizer::decode_stream::DecodeStream>()?;

@@ -122,6 +122,7 @@ pub(crate) fn check_order<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T,
 pub(crate) enum Norm {
     F32(Py<PyArray1<f32>>),
     Bf16(Py<PyArray1<u16>>),
+    Layer(Py<PyArray2<f32>>),
 }
 
 impl Norm {
@@ -130,9 +131,15 @@ impl Norm {
             Ok(Self::F32(array.clone().unbind()))
         } else if let Ok(array) = array.cast::<PyArray1<u16>>() {
             Ok(Self::Bf16(array.clone().unbind()))
+        } else if let Ok(array) = array.cast::<PyArray2<f32>>()
+            && array.shape()[1] == 2
+        {
+            Ok(Self::Layer(array.clone().unbind()))
         } else {
             let found = array.repr()?;
-            Err(PyTypeError::new_err(format!("the norm is {found}; expected float32 or uint16 (I,)")))
+            Err(PyTypeError::new_err(format!(
+                "the norm is {found}; expected float32 or uint16 (I,), or float32 (I, 2)"
+            )))
         }
     }
 
@@ -140,6 +147,7 @@ impl Norm {
         Ok(match self {
             Self::F32(weights) => NormWeights::F32(elements(weights, py)?),
             Self::Bf16(weights) => NormWeights::Bf16(elements(weights, py)?),
+            Self::Layer(weights) => NormWeights::Layer(elements(weights, py)?.as_chunks().0),
         })
     }
 }
@@ -159,8 +167,9 @@ impl Norm {
 ///         int8 (O, I) and scales float32 (O,), a weight being `code * scale`;
 ///         4-bit codes as uint8 (O, I / 2), the even column in the low half of a byte, and for Q groups of columns the bits
 ///         of a bfloat16 scale and offset as uint16 (O, Q, 2), a weight being `(code - 8) * scale + offset`.
-///     norm: RMSNorm weights (I,), float32 or the bits of bfloat16; None does not normalize.
-///     eps: The epsilon of RMSNorm.
+///     norm: RMSNorm factors (I,), float32 or the bits of bfloat16; or LayerNorm factors and biases, float32 (I, 2); None
+///         does not normalize.
+///     eps: The epsilon of the norm.
 ///     gate: If the input is `[gate, up]`, and the product is with `activation(gate) * up`, the activation: "silu" (SwiGLU)
 ///         or "gelu_tanh" (GEGLU). Excludes `norm`.
 ///
@@ -270,7 +279,7 @@ impl PyLinear {
 
     fn activations<'py>(&'py self, py: Python<'py>, x: &'py [f32]) -> PyResult<Activations<'py>> {
         Ok(match (&self.norm, self.gate) {
-            (Some(norm), _) => Activations::RmsNorm { x, weights: norm.weights(py)?, eps: self.eps },
+            (Some(norm), _) => Activations::Normalized { x, weights: norm.weights(py)?, eps: self.eps },
             (None, Some(gate)) => Activations::Gated(gate, x),
             (None, None) => Activations::Plain(x),
         })

@@ -1,10 +1,10 @@
-//! `rms_norm` for Python: RMSNorm in place in a NumPy array.
+//! `normalize` for Python: RMSNorm and LayerNorm in place in a NumPy array.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::arguments::at_least;
 use crate::error::value_error;
 use crate::linear::{Norm, check_order};
-use bpe_llama_kernels::rms_norm;
+use bpe_llama_kernels::normalize;
 use numpy::{PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -12,15 +12,17 @@ use pyo3::prelude::*;
 /// With fewer elements a call returns before another thread could use the GIL.
 const RELEASE_ELEMENTS: usize = 1 << 15;
 
-/// Normalize columns of M rows in place: `x / sqrt(mean(x ** 2) + eps) * weights`, in groups of H columns.
+/// Normalize columns of M rows in place, in groups of H columns: with as many groups as heads, each head alone.
 ///
-/// With as many groups as heads it is RMSNorm of each head. Arithmetic is float32. A row has the same bits on every CPU, for
+/// RMSNorm is `x / sqrt(mean(x ** 2) + eps) * factors`. LayerNorm subtracts the mean of `x` first, and adds biases last.
+/// Arithmetic is float32. A row has the same bits on every CPU, for
 /// every number of threads and for every batch.
 ///
 /// Args:
 ///     x: float32 (M, O), C-contiguous; written to.
-///     weights: The factor of each feature (H,), float32 or the bits of bfloat16 as uint16.
-///     eps: The epsilon of RMSNorm.
+///     weights: For RMSNorm the factor of each feature (H,), float32 or the bits of bfloat16 as uint16; for LayerNorm the
+///         factor and the bias of each feature, float32 (H, 2).
+///     eps: The epsilon of the norm.
 ///     start: The first column.
 ///     stop: The column after the last one.
 ///     num_threads: The most threads to use.
@@ -32,14 +34,14 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 ///
 /// Example:
 ///     >>> import numpy as np
-///     >>> from bpe_llama._core import rms_norm
+///     >>> from bpe_llama._core import normalize
 ///     >>> x = np.array([[3, 3, 8, 8, 5]], dtype=np.float32)
-///     >>> rms_norm(x, np.array([1, 10], dtype=np.float32), 0.0, 0, 4)
+///     >>> normalize(x, np.array([1, 10], dtype=np.float32), 0.0, 0, 4)
 ///     >>> x
 ///     array([[ 1., 10.,  1., 10.,  5.]], dtype=float32)
-#[pyfunction(name = "rms_norm")]
+#[pyfunction(name = "normalize")]
 #[pyo3(signature = (x, weights, eps, start, stop, num_threads=1))]
-pub(crate) fn py_rms_norm<'py>(
+pub(crate) fn py_normalize<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyArray2<f32>>,
     weights: &Bound<'py, PyAny>,
@@ -57,6 +59,6 @@ pub(crate) fn py_rms_norm<'py>(
     let width = x.shape()[1];
     let rows = written.as_slice_mut()?;
     let is_short = rows.len() < RELEASE_ELEMENTS;
-    let mut call = || rms_norm(rows, width, start..stop, weights, eps, num_threads);
+    let mut call = || normalize(rows, width, start..stop, weights, eps, num_threads);
     if is_short { call() } else { py.detach(call) }.map_err(value_error)
 }

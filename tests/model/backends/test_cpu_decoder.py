@@ -140,7 +140,7 @@ def test_torch_keeps_one_thread_for_few_keys_and_has_all_back(
         torch_threads.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(decoder._native.layers[0].down, "into", into)
+    monkeypatch.setattr(decoder._native.layers[0].mlp.down, "into", into)
     torch.set_num_threads(2)
     with pytest.raises(KeyboardInterrupt):
         decoder([[7]], cache)
@@ -275,7 +275,6 @@ def test_the_default_device_plays_no_role(tiny_model: Make) -> None:
 
 
 def test_unsupported_models_run_by_their_modules(tiny_model: Make) -> None:
-    assert not can_decode(tiny_model(num_local_experts=2))
     assert not can_decode(tiny_model(position_encoding="none"))
     assert not can_decode(tiny_model(pretraining_tp=2, vocab_size=98))
     assert not can_decode(tiny_model().double())

@@ -19,10 +19,9 @@ from bpe_llama.model.device import HAS_TRITON
 from tests.model.backends.test_ragged_batch import differences
 from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
 
-BY_MODULES = {
-    *("cohere", "cohere2", "deepseek_v2", "deepseek_v3", "gemma2", "llama4_text", "qwen2_moe", "qwen3_moe", "stablelm"),
-}
+BY_MODULES = {"deepseek_v2", "deepseek_v3", "llama4_text"}
 """Families with a layer that the decoder does not compute; they run by the modules of `llama.py`."""
+MIXTRAL = {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 9}
 
 
 def _runs_by_modules(name: str, case: dict[str, Any]) -> bool:
@@ -33,7 +32,7 @@ EVERY_CASE = [
     (name, case, f"{name}-{number}")
     for name, family in MODEL_FAMILIES.items()
     for number, case in enumerate(family.cases)
-]
+] + [("mixtral", MIXTRAL, "mixtral")]
 CASES = [pytest.param(name, case, id=label) for name, case, label in EVERY_CASE if not _runs_by_modules(name, case)]
 OTHERS = [pytest.param(name, case, id=label) for name, case, label in EVERY_CASE if _runs_by_modules(name, case)]
 ROWS = [([0], [7]), ([5], [1]), ([7, 3, 0], [1, 1, 1]), ([6, 0, 9, 2], [1, 9, 3, 1])]
@@ -75,7 +74,7 @@ def test_native_kernels_and_pytorch_compute_the_same(
     model = build(name, case).to(dtype)
     exact = copy.deepcopy(model).float()
     ids = torch.randint(0, 97, (12, 20), generator=torch.Generator().manual_seed(3))
-    ours = theirs = 0.0
+    ours, theirs = [], []
     for rows, length in ((1, 19), (6, 19), (12, 17), (12, 0)):
         cache = KVCache(model.config, rows, 32, dtype=dtype)
         if length:
@@ -84,15 +83,19 @@ def test_native_kernels_and_pytorch_compute_the_same(
         truth, plain = exact(ids[:rows]).logits[:, -1], model(ids[:rows]).logits[:, -1]
         if dtype == torch.float32:
             assert float((found - truth).abs().max() / truth.abs().max()) < 2e-5
-        ours += rows * float((found - truth).abs().mean())
-        theirs += rows * float((plain - truth).abs().mean())
+        ours.append((found - truth).abs().mean(-1))
+        theirs.append((plain - truth).abs().mean(-1))
     if dtype == torch.bfloat16:
-        assert ours < 1.2 * theirs
+        # Of experts not the mean: where two are as good, rounding may choose either.
+        typical = torch.median if model.config.num_local_experts else torch.mean
+        assert typical(torch.cat(ours)) < 1.2 * typical(torch.cat(theirs))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_quantized_layers_are_the_models(name: str, case: dict[str, Any], kind: str) -> None:
+    if "shared_expert_intermediate_size" in case:
+        case = case | {"shared_expert_intermediate_size": 64}  # groups of 32 divide it
     model = quantize.quantize(build(name, case), kind, group_size=32)
     assert can_decode(model)
     for held, new in ROWS:
@@ -133,15 +136,15 @@ def test_changed_weights_are_noticed(name: str, case: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("qwen3", "the kernels do not compute RMSNorm of queries and keys"),
-        (
-            "olmo2",
-            "RMSNorm of queries and keys, no norm before attention or the MLP, a norm after attention or the MLP",
-        ),
+        ("qwen3", "the kernels do not compute a norm of queries and keys"),
+        ("olmo2", "a norm of queries and keys, no norm before attention or the MLP, a norm after attention or the MLP"),
         ("gemma", "the kernels do not compute a norm with float32 factors, the activation gelu_tanh"),
         ("gemma3_text", "the layers differ in their sliding windows"),
         ("granite", "the kernels do not compute scaled or capped logits"),
-        ("stablelm", "a layer is none of this package's dense ones"),
+        ("stablelm", "the kernels do not compute LayerNorm"),
+        ("cohere", "the kernels do not compute scaled or capped logits"),
+        ("qwen3_moe", "the kernels do not compute a mixture of experts, a norm of queries and keys"),
+        ("deepseek_v2", "a layer is none that the decoders describe"),
     ],
 )
 def test_triton_kernels_refuse_what_they_do_not_compute(name: str, said: str) -> None:

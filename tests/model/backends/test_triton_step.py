@@ -108,7 +108,7 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
     other.model.layers[1] = torch.nn.Identity()
     for model in (hooked, other):
         assert unsupported_by_triton(model) == (
-            "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
+            "a layer is none that the decoders describe, is hooked or adapted, or shares its weights"
         )
     mixed = tiny_model()
     mixed.model.layers[1].self_attn.k_proj = quantize.Int8Linear(mixed.model.layers[1].self_attn.k_proj)

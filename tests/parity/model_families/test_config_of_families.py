@@ -12,7 +12,7 @@ import transformers
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.backends.dense import is_dense
+from bpe_llama.model.backends.layer_parts import has_known_layers
 from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
 from tests.parity.model_families.cases_smol import SMOL_CASES, YARN
 
@@ -33,7 +33,7 @@ def test_the_defaults_are_those_of_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", ["smollm3", "ministral"])
 def test_the_cpu_decoder_runs_families_of_llama_layers(name: str) -> None:
     fields = SMOL_CASES[name]["cases"][0]
-    assert is_dense(LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | fields | {"model_type": name})).eval())
+    assert has_known_layers(LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | fields | {"model_type": name})).eval())
 
 
 @pytest.mark.parametrize("theta", [500_000.0, 10_000.0])

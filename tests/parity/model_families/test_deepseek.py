@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora
-from bpe_llama.model.backends.dense import is_dense
+from bpe_llama.model.backends.layer_parts import has_known_layers
 from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.families.latent_attention import LatentAttention
 from bpe_llama.model.quantization.quantize import quantize
@@ -146,7 +146,7 @@ def test_gradients_flow_through_the_cache() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_native_decoder_is_not_used(name: str) -> None:
-    assert not is_dense(small(name))
+    assert not has_known_layers(small(name))
 
 
 def test_default_targets_of_adapters_are_queries_and_values() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora
-from bpe_llama.model.backends.dense import is_dense
+from bpe_llama.model.backends.layer_parts import has_known_layers
 from bpe_llama.model.cache import SlidingWindowCache
 from bpe_llama.model.layers.attention_backends import Visible, backend_named
 from bpe_llama.model.layers.documents import Documents
@@ -101,7 +101,7 @@ def test_chunks_of_documents_in_every_backend() -> None:
 
 def test_decoders_that_know_no_chunks_refuse_them(tmp_path: Path) -> None:
     ours, _ = pair(tmp_path)
-    assert not is_dense(ours)
+    assert not has_known_layers(ours)
     with pytest.raises(ValueError, match="a layer has chunks of 8 tokens; expected a sliding window or none"):
         sliding_windows(ours.config.windows)
 

@@ -7,6 +7,7 @@
 //! Source: Dao et al. 2022, arXiv:2205.14135.
 
 use super::online_softmax::OnlineSoftmax;
+use super::scores::ScoreScale;
 use super::scratch::Scratch;
 use crate::matmul::gemm::avx512_bf16::{dot_bf16, load_pairs, multiply, pack};
 use crate::matmul::gemm::tile::{TILE_ROWS, transpose};
@@ -29,28 +30,46 @@ const KERNEL_ROWS: usize = 8;
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VL, and except in tests AVX-512 BF16.
-pub(super) unsafe fn attend(head_dim: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
+pub(super) unsafe fn attend(
+    head_dim: usize,
+    scale: ScoreScale,
+    keys: &[u16],
+    values: &[u16],
+    scratch: &mut Scratch,
+) -> bool {
     #[cfg(test)]
     if !Tier::Avx512Bf16.is_used() {
         // SAFETY: the caller's promise.
-        return unsafe { attend_emulated(head_dim, keys, values, scratch) };
+        return unsafe { attend_emulated(head_dim, scale, keys, values, scratch) };
     }
     debug_assert!(Tier::Avx512Bf16.is_used(), "selected only where the CPU has it");
     // SAFETY: the caller's promise.
-    unsafe { attend_native(head_dim, keys, values, scratch) }
+    unsafe { attend_native(head_dim, scale, keys, values, scratch) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn attend_native(head_dim: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
+unsafe fn attend_native(
+    head_dim: usize,
+    scale: ScoreScale,
+    keys: &[u16],
+    values: &[u16],
+    scratch: &mut Scratch,
+) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { attend_in::<false>(head_dim, keys, values, scratch) }
+    unsafe { attend_in::<false>(head_dim, scale, keys, values, scratch) }
 }
 
 #[cfg(test)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn attend_emulated(head_dim: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
+unsafe fn attend_emulated(
+    head_dim: usize,
+    scale: ScoreScale,
+    keys: &[u16],
+    values: &[u16],
+    scratch: &mut Scratch,
+) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { attend_in::<true>(head_dim, keys, values, scratch) }
+    unsafe { attend_in::<true>(head_dim, scale, keys, values, scratch) }
 }
 
 /// # Safety
@@ -58,6 +77,7 @@ unsafe fn attend_emulated(head_dim: usize, keys: &[u16], values: &[u16], scratch
 #[inline(always)]
 unsafe fn attend_in<const EMULATED: bool>(
     head_dim: usize,
+    scale: ScoreScale,
     keys: &[u16],
     values: &[u16],
     scratch: &mut Scratch,
@@ -65,9 +85,9 @@ unsafe fn attend_in<const EMULATED: bool>(
     // SAFETY: the caller's promise.
     unsafe {
         if scratch.attended.len() <= TILE_ROWS {
-            attend_tiles::<1, EMULATED>(head_dim, keys, values, scratch)
+            attend_tiles::<1, EMULATED>(head_dim, scale, keys, values, scratch)
         } else {
-            attend_tiles::<2, EMULATED>(head_dim, keys, values, scratch)
+            attend_tiles::<2, EMULATED>(head_dim, scale, keys, values, scratch)
         }
     }
 }
@@ -77,6 +97,7 @@ unsafe fn attend_in<const EMULATED: bool>(
 #[inline(always)]
 unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
     head_dim: usize,
+    scale: ScoreScale,
     keys: &[u16],
     values: &[u16],
     scratch: &mut Scratch,
@@ -111,7 +132,7 @@ unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
     let mut scores = [[CacheLine::ZERO; CHUNK_KEYS]; T];
     // SAFETY: the caller's promise.
     unsafe {
-        let mut softmax = OnlineSoftmax::<T>::new(head_dim);
+        let mut softmax = OnlineSoftmax::<T>::new(scale.temperature);
         for chunk in chunks {
             let cached = chunk.start * head_dim..chunk.end * head_dim;
             let keys = &keys[cached.clone()];
@@ -122,6 +143,9 @@ unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
                 PrefetchDistance::NONE,
                 &mut scores,
             );
+            for scores in &mut scores {
+                scores[..chunk.len()].iter_mut().for_each(|scores| scale.bound(&mut scores.0));
+            }
             if !needs_no_mask(&chunk) {
                 mask(&mut scores, chunk.clone(), &starts, &ends);
             }

@@ -1,6 +1,7 @@
 //! Attention of a block in float32: scores of all keys, softmax, and the weighted sum of the values.
 
 use super::element::Element;
+use super::scores::ScoreScale;
 use super::scratch::Scratch;
 use bpe_llama_simd::exp::Scale;
 #[cfg(target_arch = "x86_64")]
@@ -18,6 +19,7 @@ pub(super) struct KeysAndValues<'a, T> {
     pub(super) head_dim: usize,
     /// `head_dim`, rounded up to whole vectors.
     pub(super) padded_dim: usize,
+    pub(super) scale: ScoreScale,
     pub(super) keys: &'a [T],
     pub(super) values: &'a [T],
 }
@@ -62,10 +64,10 @@ impl<T: Element> KeysAndValues<'_, T> {
                 }
             }
         }
-        // Dividing scores by sqrt(head_dim) is a softmax of that temperature.
-        let temperature = (self.head_dim as f64).sqrt();
         for (scores, attended) in scores.chunks_exact_mut(count).zip(attended.iter()) {
-            softmax(&mut scores[attended.clone()], temperature);
+            let scores = &mut scores[attended.clone()];
+            self.scale.bound(scores);
+            softmax(scores, self.scale.temperature);
         }
         for (chunk, values) in self.values.chunks(CHUNK_KEYS * self.head_dim).enumerate() {
             let values = self.widen(values, widened).as_chunks().0;

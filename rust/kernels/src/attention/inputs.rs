@@ -24,6 +24,10 @@ pub struct AttentionShape {
     pub capacity: usize,
     /// The sliding window: how many positions a query attends to, its own included. 0 means all.
     pub window: usize,
+    /// The soft cap: scores are bounded by `softcap * tanh(score / softcap)`. 0 means no bound.
+    pub softcap: f32,
+    /// Whether `RoPE` rotates neighbours, feature `2 i` with `2 i + 1`, and not feature `i` with `i + R / 2`.
+    pub interleaved: bool,
 }
 
 /// The new tokens, row after row.
@@ -31,7 +35,7 @@ pub struct AttentionShape {
 pub struct NewTokens<'a> {
     /// Queries, keys and values, `(M, (N + 2K) * H)`.
     pub qkv: &'a [f32],
-    /// Cosines of the rotary angles, `(M, R / 2)`: feature `i` is rotated with feature `i + R / 2`.
+    /// Cosines of the rotary angles, `(M, R / 2)`.
     pub cos: &'a [f32],
     /// Sines of the rotary angles, `(M, R / 2)`.
     pub sin: &'a [f32],
@@ -47,6 +51,9 @@ impl AttentionShape {
         let invalid = |message: String| Err(Error::InvalidArgument(message));
         if head_dim == 0 || kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
             return invalid(format!("{heads} heads of size {head_dim} for {kv_heads} KV heads; expected a multiple"));
+        }
+        if !self.softcap.is_finite() || self.softcap < 0.0 {
+            return invalid(format!("a soft cap of {}; expected a positive number, or 0", self.softcap));
         }
         let rows = positions.len();
         let all_heads = kv_heads.saturating_mul(2).saturating_add(heads);

@@ -5,6 +5,7 @@ use super::avx512_bf16;
 use super::element::Element;
 use super::f32x16::KeysAndValues;
 use super::inputs::{AttentionShape, NewTokens};
+use super::scores::ScoreScale;
 use super::scratch::Scratch;
 use crate::backend::{GEMV_ROWS, GemmBackend};
 use crate::output::atomic_bits;
@@ -26,7 +27,7 @@ const ELEMENTS_PER_THREAD: usize = 1 << 17;
 /// Other architectures have no AVX-512 BF16, and no block selects it.
 #[cfg(not(target_arch = "x86_64"))]
 mod avx512_bf16 {
-    pub(super) unsafe fn attend(_: usize, _: &[u16], _: &[u16], _: &mut super::Scratch) -> bool {
+    pub(super) unsafe fn attend(_: usize, _: super::ScoreScale, _: &[u16], _: &[u16], _: &mut super::Scratch) -> bool {
         unreachable!("not selected on this architecture")
     }
 }
@@ -148,10 +149,16 @@ impl Layer<'_> {
         let half = self.tokens.cos.len() / self.tokens.positions.len();
         let angles = row * half..(row + 1) * half;
         let (cos, sin) = (&self.tokens.cos[angles.clone()], &self.tokens.sin[angles]);
-        for (feature, (cos, sin)) in cos.iter().zip(sin).enumerate() {
-            let (first, second) = (features[feature], features[half + feature]);
-            put(feature, first * cos - second * sin);
-            put(half + feature, second * cos + first * sin);
+        let mut put_pair = |first: usize, second: usize, (cos, sin): (&f32, &f32)| {
+            let (x, y) = (features[first], features[second]);
+            put(first, x * cos - y * sin);
+            put(second, y * cos + x * sin);
+        };
+        let pairs = cos.iter().zip(sin).enumerate();
+        if self.shape.interleaved {
+            pairs.for_each(|(pair, angle)| put_pair(2 * pair, 2 * pair + 1, angle));
+        } else {
+            pairs.for_each(|(pair, angle)| put_pair(pair, half + pair, angle));
         }
         for (feature, x) in features.iter().enumerate().skip(2 * half) {
             put(feature, *x);
@@ -182,13 +189,14 @@ impl Layer<'_> {
         }
         scratch.output.clear();
         scratch.output.resize(scratch.queries.len(), 0.0);
-        let cached = KeysAndValues { head_dim, padded_dim, keys, values };
+        let scale = ScoreScale::new(head_dim, self.shape.softcap);
+        let cached = KeysAndValues { head_dim, padded_dim, scale, keys, values };
         match self.backend.kind() {
             // SAFETY: blocks select AVX-512 BF16 only where the CPU has it.
             _ if block.avx512_bf16
                 && let Some(keys) = T::as_bf16(keys)
                 && let Some(values) = T::as_bf16(values)
-                && unsafe { avx512_bf16::attend(head_dim, keys, values, scratch) } => {}
+                && unsafe { avx512_bf16::attend(head_dim, scale, keys, values, scratch) } => {}
             // SAFETY: the portable backend needs no CPU feature.
             Kind::Portable => unsafe { cached.attend::<Portable>(scratch) },
             // SAFETY: a `Backend` exists only if the CPU has it.

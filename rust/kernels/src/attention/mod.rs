@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `inputs.rs` | the operands of the caller, and their validation |
 //! | `layer.rs` | rotates queries and keys, appends to the cache, shares blocks of queries among threads |
+//! | `scores.rs` | what the products of queries and keys become before the softmax: scaled, and bounded by a soft cap |
 //! | `f32x16.rs` | attention of a block in float32, on every CPU |
 //! | `avx512_bf16.rs`, `online_softmax.rs` | attention of a block over a bfloat16 cache by AVX-512 BF16 |
 //!
@@ -18,6 +19,7 @@ mod inputs;
 mod layer;
 #[cfg(target_arch = "x86_64")]
 mod online_softmax;
+mod scores;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -43,8 +45,8 @@ use layer::Layer;
 /// for each element and query head.
 ///
 /// # Source
-/// `RoPE`: Su et al. 2021, arXiv:2104.09864, in the half-split layout. Grouped queries: Ainslie et al. 2023,
-/// arXiv:2305.13245.
+/// `RoPE`: Su et al. 2021, arXiv:2104.09864. Grouped queries: Ainslie et al. 2023, arXiv:2305.13245. Soft cap: Gemma Team
+/// 2024, arXiv:2408.00118.
 pub fn attend(
     shape: AttentionShape,
     tokens: NewTokens<'_>,

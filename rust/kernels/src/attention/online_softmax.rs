@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 /// The running maximum of the scores of `T` tiles of queries, and the running sum of their weights relative to it.
 pub(super) struct OnlineSoftmax<const T: usize> {
-    /// `log2(e) / sqrt(head_dim)`.
+    /// `log2(e) / temperature`.
     factor: __m512,
     maximum: [__m512; T],
     sum: [__m512; T],
@@ -20,8 +20,8 @@ impl<const T: usize> OnlineSoftmax<T> {
     /// # Safety
     /// The CPU has AVX-512 F, as for the other functions.
     #[inline(always)]
-    pub(super) unsafe fn new(head_dim: usize) -> Self {
-        let factor = std::f64::consts::LOG2_E / (head_dim as f64).sqrt();
+    pub(super) unsafe fn new(temperature: f64) -> Self {
+        let factor = std::f64::consts::LOG2_E / temperature;
         // SAFETY: the caller's promise.
         unsafe {
             let (lowest, zero) = (_mm512_set1_ps(f32::MIN), _mm512_setzero_ps());

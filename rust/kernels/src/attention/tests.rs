@@ -16,7 +16,7 @@ fn oracle(
     values: &mut [f64],
     is_bf16: bool,
 ) -> Vec<f64> {
-    let AttentionShape { heads, kv_heads, head_dim: size, capacity, window } = shape;
+    let AttentionShape { heads, kv_heads, head_dim: size, capacity, window, softcap, interleaved } = shape;
     let half = tokens.cos.len() / tokens.positions.len();
     let cached = |x: f64| if is_bf16 { f64::from(bf16::to_f32(bf16::from_f32(x as f32))) } else { x };
     let head = |row: usize, head: usize, rotate: bool| -> Vec<f64> {
@@ -25,6 +25,10 @@ fn oracle(
         (0..size)
             .map(|i| match i {
                 _ if !rotate || i >= 2 * half => f64::from(x[i]),
+                _ if interleaved && i % 2 == 0 => {
+                    f64::from(x[i]) * angle(i / 2)[0] - f64::from(x[i + 1]) * angle(i / 2)[1]
+                }
+                _ if interleaved => f64::from(x[i]) * angle(i / 2)[0] + f64::from(x[i - 1]) * angle(i / 2)[1],
                 _ if i < half => f64::from(x[i]) * angle(i)[0] - f64::from(x[i + half]) * angle(i)[1],
                 _ => f64::from(x[i]) * angle(i)[0] + f64::from(x[i - half]) * angle(i)[1],
             })
@@ -50,7 +54,10 @@ fn oracle(
             let first = if window == 0 { 0 } else { (position + 1).saturating_sub(window) };
             let at = |s: usize| ((slot * kv_heads + n * kv_heads / heads) * capacity + s) * size;
             let product = |s: usize| (0..size).map(|i| query[i] * keys[at(s) + i]).sum::<f64>();
-            let weights: Vec<f64> = (first..=position).map(|s| (product(s) / (size as f64).sqrt()).exp()).collect();
+            let cap = f64::from(softcap);
+            let bounded = |score: f64| if cap == 0.0 { score } else { cap * (score / cap).tanh() };
+            let score = |s: usize| bounded(product(s) / (size as f64).sqrt());
+            let weights: Vec<f64> = (first..=position).map(|s| score(s).exp()).collect();
             let total: f64 = weights.iter().sum();
             for i in 0..size {
                 out[(row * heads + n) * size + i] =
@@ -79,13 +86,15 @@ proptest! {
         size in prop_oneof![Just(64), Just(16), Just(128), 2_usize..50],
         rotated in 0_usize..=10,
         window in prop_oneof![Just(0_usize), 1_usize..40],
+        softcap in prop_oneof![Just(0.0_f32), Just(50.0), Just(0.4)],
+        interleaved in any::<bool>(),
         last_positions in prop::collection::vec(prop_oneof![3 => (0_usize..70).prop_map(Some), 1 => Just(None)], 1..4),
         following in 0_usize..40,
         is_bf16 in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let heads = kv_heads * group;
-        let shape = AttentionShape { heads, kv_heads, head_dim: size, capacity: 70, window };
+        let shape = AttentionShape { heads, kv_heads, head_dim: size, capacity: 70, window, softcap, interleaved };
         let half = size / 2 * rotated / 10;
         // One token in each slot, and more tokens that follow the last one in its slot.
         let mut positions: Vec<_> =
@@ -146,8 +155,15 @@ fn a_prompt_by_avx512_bf16_differs_from_float32_by_rounding_alone() {
     }
     let (kv_heads, group, size, rows, before) = (2, 3, 64, 100, 30);
     for window in [0, 7, 33] {
-        let shape =
-            AttentionShape { heads: kv_heads * group, kv_heads, head_dim: size, capacity: rows + before, window };
+        let shape = AttentionShape {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim: size,
+            capacity: rows + before,
+            window,
+            softcap: 0.0,
+            interleaved: false,
+        };
         let width = (shape.heads + 2 * kv_heads) * size;
         for broken in [f32::NAN, f32::INFINITY] {
             let mut qkv = numbers(rows * width, 5);
@@ -180,7 +196,15 @@ fn avx512_bf16_attends_to_the_highest_score_and_keeps_nan() {
         return;
     }
     let (rows, size) = (70, 2);
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: size, capacity: rows, window: 0 };
+    let shape = AttentionShape {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: size,
+        capacity: rows,
+        window: 0,
+        softcap: 0.0,
+        interleaved: false,
+    };
     let positions: Vec<_> = (0..rows).map(|row| Some((0, row))).collect();
     // Keys grow, so each score is the highest so far or the lowest, by the sign of the query.
     for (query, broken) in [(1e10, None), (-1e10, None), (1e10, Some(3)), (1e38, None), (0.0, Some(65))] {
@@ -208,8 +232,15 @@ fn avx512_bf16_attends_to_the_highest_score_and_keeps_nan() {
 fn float32_attention_is_batch_invariant() {
     let (kv_heads, group, size, rows, before) = (2, 3, 64, 40, 30);
     for window in [0, 7, 33] {
-        let shape =
-            AttentionShape { heads: kv_heads * group, kv_heads, head_dim: size, capacity: rows + before, window };
+        let shape = AttentionShape {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim: size,
+            capacity: rows + before,
+            window,
+            softcap: 0.0,
+            interleaved: false,
+        };
         let width = (shape.heads + 2 * kv_heads) * size;
         let mut qkv = numbers(rows * width, 5);
         qkv[(rows - 1) * width..].fill(f32::NAN); // the last token, which the others do not attend to
@@ -241,7 +272,8 @@ fn float32_attention_is_batch_invariant() {
 
 #[test]
 fn large_scores_attend_to_the_highest_and_nan_stays_nan() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, capacity: 3, window: 0 };
+    let shape =
+        AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, capacity: 3, window: 0, softcap: 0.0, interleaved: false };
     let run = |query: f32| {
         let (mut keys, mut values) = ([1e20, 0.0, 2e20, 0.0, 0.0, 0.0], [5.0, 1.0, 7.0, 2.0, 0.0, 0.0]);
         let qkv = [query, 0.0, -3e20, 0.0, 9.0, 9.0];
@@ -269,7 +301,8 @@ fn large_scores_attend_to_the_highest_and_nan_stays_nan() {
 
 #[test]
 fn invalid_shapes_and_positions_are_named() {
-    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 2, capacity: 3, window: 0 };
+    let shape =
+        AttentionShape { heads: 2, kv_heads: 1, head_dim: 2, capacity: 3, window: 0, softcap: 0.0, interleaved: false };
     let refused = |shape: AttentionShape, qkv: usize, half: usize, position: (usize, usize), cached: usize| {
         let (mut keys, mut values) = (vec![0.0; cached], vec![0.0; cached]);
         let (qkv, angles) = (vec![0.0; qkv], vec![0.0; half]);
@@ -283,6 +316,10 @@ fn invalid_shapes_and_positions_are_named() {
     assert!(refused(shape, 8, 1, (1, 0), 6).contains("position 0 of slot 1"));
     assert!(refused(shape, 8, 1, (0, 0), 7).contains("7 keys"));
     assert!(refused(AttentionShape { kv_heads: 0, ..shape }, 8, 1, (0, 0), 6).contains("2 heads of size 2 for 0 KV"));
+    for softcap in [-1.0, f32::NAN, f32::INFINITY] {
+        let named = refused(AttentionShape { softcap, ..shape }, 8, 1, (0, 0), 6);
+        assert!(named.contains(&format!("a soft cap of {softcap}")), "{named}");
+    }
     let huge = AttentionShape { heads: 1 << 32, head_dim: 1 << 32, ..shape };
     assert!(refused(huge, 8, 1, (0, 0), 6).contains("do not fit"));
     let none = NewTokens { qkv: &[], cos: &[], sin: &[], positions: &[] };

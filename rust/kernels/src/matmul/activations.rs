@@ -1,6 +1,6 @@
-//! Activations: the input of a product, with `RMSNorm` or a gate fused into it.
+//! Activations: the input of a product, with a norm or a gate fused into it.
 
-use crate::norm::{NormWeights, inverse_root_mean_square, write_scaled};
+use crate::norm::{NormWeights, Statistics, write_normalized};
 use bpe_llama_simd::exp::Scale;
 use bpe_llama_simd::{Backend, Kind};
 use std::borrow::Cow;
@@ -19,11 +19,11 @@ pub enum Gate {
 pub enum Activations<'a> {
     /// The activations themselves.
     Plain(&'a [f32]),
-    /// `x / sqrt(mean(x^2) + eps) * weights`. `RMSNorm`: Zhang and Sennrich 2019, arXiv:1910.07467.
-    RmsNorm {
+    /// `RMSNorm` or `LayerNorm` of each row, as [`normalize`](crate::normalize) computes it.
+    Normalized {
         /// The rows to normalize.
         x: &'a [f32],
-        /// A factor for each input feature.
+        /// Weights for each input feature.
         weights: NormWeights<'a>,
         /// Added to the mean square, so that the root is not zero.
         eps: f32,
@@ -36,7 +36,7 @@ impl<'a> Activations<'a> {
     /// Returns the given elements, and how many of them a row of `columns` activations takes.
     pub(crate) fn given(self, columns: usize) -> (&'a [f32], usize) {
         match self {
-            Self::Plain(x) | Self::RmsNorm { x, .. } => (x, columns),
+            Self::Plain(x) | Self::Normalized { x, .. } => (x, columns),
             Self::Gated(_, x) => (x, 2 * columns),
         }
     }
@@ -68,10 +68,10 @@ fn compute_avx2(activations: Activations<'_>, columns: usize, out: &mut [f32]) {
 fn compute(activations: Activations<'_>, columns: usize, out: &mut [f32]) {
     match activations {
         Activations::Plain(x) => out.copy_from_slice(x),
-        Activations::RmsNorm { x, weights, eps } => {
+        Activations::Normalized { x, weights, eps } => {
             for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(columns)) {
-                let scale = inverse_root_mean_square(x, eps);
-                write_scaled(x.iter().copied().zip(out), scale, weights);
+                let statistics = Statistics::of(x, weights, eps);
+                write_normalized(x.iter().copied().zip(out), statistics, weights);
             }
         }
         Activations::Gated(Gate::Silu, x) => gate(x, columns, out, |x| -x),

@@ -69,7 +69,7 @@ fn matmul_with(
 ) -> Result<()> {
     let (columns, width) = joint_shape(matrices)?;
     let (given, length) = activations.given(columns);
-    if let Activations::RmsNorm { weights, .. } = activations
+    if let Activations::Normalized { weights, .. } = activations
         && weights.len() != columns
     {
         return Err(Error::InvalidArgument(format!("a norm of {} weights for {columns} columns", weights.len())));

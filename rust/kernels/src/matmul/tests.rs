@@ -5,7 +5,7 @@ use super::weights::{GROUP_SIZES, Matrix, Weights};
 use super::{matmul, matmul_with};
 use crate::Result;
 use crate::backend::GemmBackend;
-use crate::norm::NormWeights;
+use crate::norm::{NormWeights, normalize};
 use bpe_llama_simd::{Backend, bf16};
 use proptest::prelude::*;
 use std::cmp::Ordering;
@@ -109,18 +109,11 @@ fn oracle(activations: Activations<'_>, columns: usize) -> Vec<f64> {
     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
     match activations {
         Activations::Plain(x) => wide(x),
-        Activations::RmsNorm { x, weights, eps } => wide(x)
-            .chunks(columns)
-            .flat_map(|x| {
-                let mean = x.iter().map(|x| x * x).sum::<f64>() / columns as f64;
-                let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-                let weights: Vec<f64> = match weights {
-                    NormWeights::F32(weights) => wide(weights),
-                    NormWeights::Bf16(bits) => bits.iter().map(|&bits| f64::from(bf16::to_f32(bits))).collect(),
-                };
-                x.iter().zip(weights).map(|(x, weight)| x * scale * weight).collect::<Vec<_>>()
-            })
-            .collect(),
+        Activations::Normalized { x, weights, eps } => {
+            let mut rows = x.to_vec(); // `normalize` has an oracle of its own
+            normalize(&mut rows, columns, 0..columns, weights, eps, 1).expect("a fitting shape");
+            wide(&rows)
+        }
         Activations::Gated(activation, x) => wide(x)
             .chunks(2 * columns)
             .flat_map(|x| {
@@ -183,7 +176,7 @@ proptest! {
         formats in prop::collection::vec((0_usize..4, 0_usize..14), 1..4),
         (group, groups, rest) in (prop::sample::select(vec![32_usize, 64, 128, 256]), 1_usize..4, 0_usize..33),
         batch in 0_usize..11,
-        fused in 0_usize..5,
+        fused in 0_usize..6,
         add in any::<bool>(),
         threads in 1_usize..4,
         seed in any::<u64>(),
@@ -194,12 +187,14 @@ proptest! {
         let matrices = Owned::matrices(&owned, columns);
         let (x, norm) = (numbers(2 * columns * batch, seed ^ 8), numbers(columns, seed ^ 9));
         let norm_bits: Vec<u16> = norm.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+        let pairs: Vec<[f32; 2]> = norm.iter().map(|factor| [*factor, 0.5 - factor]).collect();
         let single = &x[..columns * batch];
         let input = match fused {
             0 => Activations::Plain(single),
-            1 => Activations::RmsNorm { x: single, weights: NormWeights::F32(&norm), eps: 1e-5 },
-            2 => Activations::RmsNorm { x: single, weights: NormWeights::Bf16(&norm_bits), eps: 1e-2 },
-            _ => Activations::Gated([Gate::Silu, Gate::GeluTanh][fused - 3], &x),
+            1 => Activations::Normalized { x: single, weights: NormWeights::F32(&norm), eps: 1e-5 },
+            2 => Activations::Normalized { x: single, weights: NormWeights::Bf16(&norm_bits), eps: 1e-2 },
+            3 => Activations::Normalized { x: single, weights: NormWeights::Layer(&pairs), eps: 1e-2 },
+            _ => Activations::Gated([Gate::Silu, Gate::GeluTanh][fused - 4], &x),
         };
         let width: usize = owned.iter().map(|(rows, _)| rows).sum();
         let start = numbers(width * batch, seed ^ 0xa);
@@ -231,7 +226,7 @@ proptest! {
         let matrices = Owned::matrices(&owned, columns);
         let (x, norm) = (numbers(columns * batch, seed ^ 8), numbers(columns, seed ^ 9));
         let input = |x| {
-            if normed { Activations::RmsNorm { x, weights: NormWeights::F32(&norm), eps: 1e-5 } } else { Activations::Plain(x) }
+            if normed { Activations::Normalized { x, weights: NormWeights::F32(&norm), eps: 1e-5 } } else { Activations::Plain(x) }
         };
         let width: usize = owned.iter().map(|(rows, _)| rows).sum();
         let start = numbers(width * batch, seed ^ 0xa);
@@ -395,6 +390,6 @@ fn invalid_arguments_are_named() {
         matmul(&[matrix(2)], Activations::Gated(Gate::Silu, &[0.0; 6]), &mut out, false, 1),
         "6 activations and 2 outputs; expected 4",
     );
-    let normed = Activations::RmsNorm { x: &[0.0; 2], weights: NormWeights::F32(&[1.0]), eps: 0.0 };
+    let normed = Activations::Normalized { x: &[0.0; 2], weights: NormWeights::F32(&[1.0]), eps: 0.0 };
     says(matmul(&[matrix(2)], normed, &mut out[..1], false, 1), "a norm of 1 weights for 2 columns");
 }
