@@ -1,6 +1,7 @@
 """Mixtures of experts: the routing of tokens and its losses (`mixture`); experts stored in one tensor (`fused`)."""
 
 from bpe_llama.model.layers.moe.mixture import (
+    Expert,
     MixtureOfExperts,
     SumOverRanks,
     load_balancing_loss,
@@ -8,4 +9,4 @@ from bpe_llama.model.layers.moe.mixture import (
     routing_loss,
 )
 
-__all__ = ["MixtureOfExperts", "SumOverRanks", "load_balancing_loss", "router_z_loss", "routing_loss"]
+__all__ = ["Expert", "MixtureOfExperts", "SumOverRanks", "load_balancing_loss", "router_z_loss", "routing_loss"]
