@@ -47,7 +47,8 @@ import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
 params.n_ctx, params.n_parallel, params.port = 2048 * 8, 8, 0
-params.cpuparams.n_threads = int(sys.argv[2])
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[2])
+params.n_gpu_layers = 0
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 time.sleep(1e6)
@@ -175,8 +176,8 @@ def transformers(folder: Path, gguf: Path, threads: int) -> Iterator[Server]:
     """Run transformers' own."""
     port = free_port()
     program = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", program, "serve", "--port", str(port), "--device", "cpu", "--force-model"]
-    with process([*command, str(folder)], OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1") as started:
+    command = [sys.executable, "-c", program, "serve", str(folder), "--port", str(port), "--device", "cpu"]
+    with process(command, OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1") as started:
         url = f"http://127.0.0.1:{port}"
         wait_for(f"{url}/health")
         if started.poll() is not None:
