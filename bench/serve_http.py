@@ -112,19 +112,19 @@ class Result:
 @contextlib.contextmanager
 def process(command: Sequence[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Run a program until the block ends."""
-    log = tempfile.TemporaryFile("w+")
-    started = subprocess.Popen(
-        list(command), stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment
-    )
-    try:
-        yield started
-    finally:
-        started.terminate()
+    with tempfile.TemporaryFile("w+") as log:
+        started = subprocess.Popen(
+            list(command), stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment
+        )
         try:
-            started.wait(20)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
+            yield started
+        finally:
+            started.terminate()
+            try:
+                started.wait(20)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait()
 
 
 def first_line(started: subprocess.Popen[str], seconds: float = 240) -> str:
@@ -231,8 +231,9 @@ def ask(client: httpx.Client, server: Server, prompt: str, tokens: int) -> tuple
 
 def load(server: Server, clients: int, texts: Sequence[str], tokens: int, tokenizer: Tokenizer) -> Result:
     """Return the figures of so many clients that send all prompts."""
-    limits = httpx.Limits(max_connections=clients)
-    with httpx.Client(base_url=server.url, timeout=600, limits=limits) as client, ThreadPoolExecutor(clients) as pool:
+    options: dict[str, Any] = {"timeout": 600, "limits": httpx.Limits(max_connections=clients)}
+    options["headers"] = {"Connection": "close"}  # llama.cpp closes connections that it could keep
+    with httpx.Client(base_url=server.url, **options) as client, ThreadPoolExecutor(clients) as pool:
         start = time.perf_counter()
         answers = list(pool.map(lambda text: ask(client, server, text, tokens), texts))
         seconds = time.perf_counter() - start

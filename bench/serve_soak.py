@@ -59,7 +59,9 @@ class Soak:
         draw = random.Random(self.seed * 1000 + number)
         with httpx.Client(base_url=self.url, timeout=300) as client:
             while not self.stop.is_set():
-                kind = draw.choices(("whole", "stream", "cancel", "vanish", "broken", "oversized"), (5, 5, 3, 2, 2, 1))[0]
+                kind = draw.choices(("whole", "stream", "cancel", "vanish", "broken", "oversized"), (5, 5, 3, 2, 2, 1))[
+                    0
+                ]
                 try:
                     getattr(self, kind)(client, draw)
                 except httpx.HTTPError as error:

@@ -1,7 +1,7 @@
 """An OpenAI-compatible HTTP server over the engine (`bpe-llama serve`).
 
-A request's way: `security` checks who asks, `schemas` the fields, `prompts` and `options` turn them into ids and options,
-`generation` runs them on the `scheduler`, and an endpoint writes the answer or its events.
+A request's way: `security` checks who asks, `schemas` checks the fields, `prompts` and `options` turn them into ids and
+options, `generation` runs these on the `scheduler`, and an endpoint writes the answer or its events.
 
 | file | job |
 |---|---|
