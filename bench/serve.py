@@ -1,4 +1,4 @@
-"""Continuous batching and prompt-lookup speculative decoding, each against plain decoding of one sequence.
+"""Continuous batching, bare and through the server's scheduler, and speculative decoding, against one sequence.
 
 python -m bench.serve --rounds 5
 """
@@ -6,6 +6,7 @@ python -m bench.serve --rounds 5
 from __future__ import annotations
 
 import argparse
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,10 @@ from bench import data, measure
 from bench.generate import SHAPE
 from bench.measure import clock
 from bpe_llama import Tokenizer
-from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model import LlamaForCausalLM, TextGenerator
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.generation.speculative import PromptLookupDraft, generate_speculative
+from bpe_llama.model.server.scheduler import Scheduler
 
 FRUIT = ("apple", "red"), ("pear", "green"), ("plum", "blue"), ("lemon", "yellow"), ("cherry", "red"), ("lime", "green")
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 5
@@ -34,16 +36,45 @@ def plain_decoding(model: LlamaForCausalLM, tokens: int) -> float:
     return tokens / (clock() - start)
 
 
+def requests(sequences: int, tokens: int) -> list[tuple[list[int], dict[str, Any]]]:
+    """Return prompts and options of different lengths."""
+    return [
+        (list(range(5 + i, 13 + i + i % 24)), {"max_new_tokens": tokens + i * 7 % tokens, "seed": i, "eos_id": ()})
+        for i in range(sequences)
+    ]
+
+
 def continuous_batching(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
     """Return tokens per second of requests of different lengths that wait for free slots; prefill is included."""
     engine, generated = Engine(model, slots, 40 + 2 * tokens), 0
     start = clock()
-    for i in range(sequences):
-        options = GenerationOptions(max_new_tokens=tokens + i * 7 % tokens, seed=i, eos_id=())
-        engine.add_request(list(range(5 + i, 13 + i + i % 24)), options)
+    for prompt, options in requests(sequences, tokens):
+        engine.add_request(prompt, GenerationOptions(**options))
     while engine.has_unfinished_requests():
         generated += len(engine.step())
     return generated / (clock() - start)
+
+
+def scheduled(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
+    """Return the same for the same requests through the scheduler of the server, each read by a task of its own."""
+    scheduler = Scheduler(
+        {"model": TextGenerator(model, Tokenizer.from_ranks({bytes([i]): i for i in range(256)}))},
+        slots=slots,
+        max_length=40 + 2 * tokens,
+    )
+
+    async def read(prompt: list[int], options: dict[str, Any]) -> int:
+        return sum([len(update.new_ids) async for update in scheduler.generate("model", prompt, **options)])
+
+    async def run() -> float:
+        scheduler.start()
+        start = clock()
+        generated = await asyncio.gather(*(read(*request) for request in requests(sequences, tokens)))
+        seconds = clock() - start
+        await scheduler.shutdown()
+        return sum(generated) / seconds
+
+    return asyncio.run(run())
 
 
 def speculation(
@@ -94,6 +125,7 @@ def main() -> None:
     runs: dict[str, Callable[[], float]] = {
         "one sequence": lambda: plain_decoding(model, chosen.tokens),
         "64 requests, 32 slots": lambda: continuous_batching(model, 64, 32, chosen.tokens),
+        "64 requests, 32 slots, scheduler": lambda: scheduled(model, 64, 32, chosen.tokens),
     }
     accepted: dict[str, str] = {}
     try:

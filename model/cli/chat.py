@@ -47,6 +47,10 @@ def command(
     xtc_threshold: sampling.XtcThreshold = None,
     top_n_sigma: sampling.TopNSigma = None,
     mirostat: sampling.Mirostat = None,
+    json_schema: sampling.JsonSchema = None,
+    regex: sampling.Regex = None,
+    choice: sampling.Choice = None,
+    grammar: sampling.GrammarFile = None,
     seed: sampling.Seed = "0",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
@@ -56,6 +60,7 @@ def command(
     """Chat with an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given["seed"] = sampling.read_seed(seed)
+    given |= sampling.structured(json_schema, regex, choice, grammar)
     if seed == "random":
         typer.echo(f"seed: {given['seed']}", err=True)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)

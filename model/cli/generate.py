@@ -55,6 +55,10 @@ def command(
     preset: Annotated[
         str, typer.Option(help="Semantics of the filters: exact, meta, transformers or llama_cpp.")
     ] = "exact",
+    json_schema: sampling.JsonSchema = None,
+    regex: sampling.Regex = None,
+    choice: sampling.Choice = None,
+    grammar: sampling.GrammarFile = None,
     num_beams: Annotated[int, typer.Option(help="Above 1: beam search instead of sampling.")] = 1,
     answers: Annotated[int | None, typer.Option("--n", help="Number of continuations, each with its own seed.")] = None,
     seed: sampling.Seed = "0",
@@ -71,6 +75,7 @@ def command(
     """Print a prompt and stream its continuation."""
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
+    given |= sampling.structured(json_schema, regex, choice, grammar)
     given["preset"] = None if preset == "exact" else preset
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)

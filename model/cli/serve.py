@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options.common import DeviceOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
-
-if TYPE_CHECKING:
-    from starlette.routing import BaseRoute
 
 EXAMPLE = "Example: bpe-llama serve SmolLM2-135M-Instruct.Q4_1.gguf --port 8000"
 _NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
@@ -58,6 +55,7 @@ def command(
     check_installed()
     from bpe_llama.model.server.app import create_app
     from bpe_llama.model.server.config import ServerConfig, is_loopback
+    from bpe_llama.model.server.page import page_routes
     from bpe_llama.model.server.running import run
     from bpe_llama.model.server.scheduler import Scheduler
 
@@ -82,7 +80,7 @@ def command(
         prefix_cache_bytes=prefix_cache_mb << 20,
         share_prefixes=share_prefixes,
     )
-    routes = page_routes(generators, max_length)
+    routes = page_routes(scheduler, generators, max_length)
     app = create_app(scheduler, generators, config, max_length=max_length, routes=routes, grace=grace)
     run(app, host, port, announce=typer.echo)
 
@@ -130,16 +128,3 @@ def adapted(base: TextGenerator, adapter: Path) -> TextGenerator:
     """
     model = lora.load(lora.copy_sharing_weights(base.model), adapter)
     return TextGenerator(model.eval(), base.tokenizer)
-
-
-def page_routes(generators: Mapping[str, TextGenerator], max_length: int | None) -> list[BaseRoute]:
-    """Return the routes of the page and of ``/tokenize``."""
-    if importlib.util.find_spec("bpe_llama.playground") is None:
-        return []
-    playground = importlib.import_module("bpe_llama.playground")
-
-    tokenizers = {name: generator.tokenizer for name, generator in generators.items()}
-    contexts = {name: generator.model.config.context_length for name, generator in generators.items()}
-    rooms = {name: min(room, max_length or room) for name, room in contexts.items()}
-    routes: list[BaseRoute] = playground.playground_routes(tokenizers, models=rooms)
-    return routes

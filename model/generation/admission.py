@@ -120,7 +120,7 @@ def admissible(
         slots: Free slots.
         prefixes: The prefix cache.
     """
-    prefilling = [sequence for sequence in running if sequence.num_prompt_tokens_left]
+    prefilling = [s for s in running if s.num_prompt_tokens_left and not s.new_ids]  # others compute keys anew
     pending = {name for sequence in prefilling for name in blocks_to_come(sequence)}
     admitted: list[Sequence] = []
     for sequence in waiting:

@@ -24,6 +24,8 @@ from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.admission import SharedPrefixes, admissible, joinable, prefill_shares
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.sampler_dispatch import (
+    append_id,
+    fast_forward,
     record_logprobs,
     record_prompt_logprobs,
     sample_isolated,
@@ -88,6 +90,7 @@ class Engine:
         """For each free slot the ids whose keys and values it still holds."""
         self._refreshed = Refreshed(model, self.cache)
         self._recompute_length = recompute_length(model.config)
+        self._most_forced = prefill_chunk - 1 if self._recompute_length is None else 0
         self.num_prefilled_tokens = 0
         """Prompt tokens that all steps have computed."""
 
@@ -140,15 +143,16 @@ class Engine:
         if any(left):
             shares = prefill_shares(left, self.prefill_chunk)
             left = [tokens - share for tokens, share in zip(left, shares, strict=True)]
-        ids = [s.next_prompt_ids(n) if n else s.new_ids[-1:] for s, n in zip(running, shares, strict=True)]
+        ends = [n - len(s.prompt) for s, n in zip(running, self.cache.lengths, strict=False)]  # of cached new ids
+        ids = [s.next_prompt_ids(n) if n else s.new_ids[end:] for s, n, end in zip(running, shares, ends, strict=True)]
         with self._rollback_on_error():
             logits_BV = self._run(ids)
             sampled = [(row, running[row]) for row, tokens in enumerate(left) if not tokens]
             sampled += self._join([row for row, _ in sampled if shares[row]]) if self.waiting else []
             rows = [row for row, _ in sampled]
             if sampled:
-                whole = rows == list(range(len(ids)))
-                self._append([sequence for _, sequence in sampled], logits_BV if whole else logits_BV[rows])
+                self._append([s for _, s in sampled], logits_BV if rows == list(range(len(ids))) else logits_BV[rows])
+                fast_forward([sequence for _, sequence in sampled], self.cache.capacity, self._most_forced)
             seconds = time.perf_counter() - start
             for slot, (sequence, tokens, share) in enumerate(zip(running, left, shares, strict=True)):
                 sequence.num_prompt_tokens_left = tokens
@@ -213,8 +217,7 @@ class Engine:
         self._free_finished_slots()
         if self.running != [sequence] or sequence.num_prompt_tokens_left:
             raise ValueError("draft tokens are verified for a sequence that runs alone, its prompt prefilled")
-        start = time.perf_counter()
-        length, most = self.cache.lengths[0], self._recompute_length
+        start, length, most, accepted = time.perf_counter(), self.cache.lengths[0], self._recompute_length, 0
         if length == most:
             while not self.step():
                 pass
@@ -222,8 +225,8 @@ class Engine:
         if most is not None and length < most:  # tokens beyond are computed with other factors
             draft_ids = draft_ids[: most - length - 1]
         with self._rollback_on_error():
-            logits_TV = self._run([[sequence.new_ids[-1], *draft_ids]], every=True)
-            accepted = 0
+            new_ids = sequence.new_ids[length - len(sequence.prompt) :]
+            logits_TV = self._run([[*new_ids, *draft_ids]], every=True)[len(new_ids) - 1 :]
             for place in range(len(draft_ids) + 1):
                 self._append([sequence], logits_TV[place : place + 1])
                 if place == len(draft_ids) or sequence.new_ids[-1] != draft_ids[place]:
@@ -232,7 +235,8 @@ class Engine:
                 if sequence.finish_reason:
                     break
             sequence.decode_seconds += time.perf_counter() - start
-            self.cache.lengths[0] = length + 1 + accepted  # drop keys and values of rejected tokens
+            fast_forward([sequence], self.cache.capacity, self._most_forced)
+            self.cache.lengths[0] = length + len(new_ids) + accepted  # drop keys and values of rejected tokens
         self._free_finished_slots()
         return accepted
 
@@ -303,6 +307,7 @@ class Engine:
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
         self.running += admitted
         self._append(admitted, logits_BV)
+        fast_forward(admitted, self.cache.capacity, self._most_forced)
         seconds = time.perf_counter() - start
         for sequence in admitted:
             sequence.prefill_seconds = seconds
@@ -357,12 +362,7 @@ class Engine:
             chosen = sample_next_ids(sequences, logits_BV)
         record_logprobs(sequences, chosen, logits_BV)
         for sequence, new_id in zip(sequences, chosen, strict=True):
-            sequence.new_ids.append(new_id)
-            length = len(sequence.prompt) + len(sequence.new_ids)
-            if new_id in sequence.eos_ids:
-                sequence.finish_reason = "stop"
-            elif len(sequence.new_ids) == sequence.options.max_new_tokens or length >= self.cache.capacity:
-                sequence.finish_reason = "length"
+            append_id(sequence, new_id, self.cache.capacity)
 
     @contextmanager
     def _rollback_on_error(self) -> Iterator[None]:

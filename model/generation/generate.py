@@ -175,6 +175,8 @@ def search_options(
             )
         if name in _NOT_OF_SEARCH and options[name] != getattr(GenerationOptions, name):
             raise ValueError(f"{name} is {options[name]!r}, but a beam search has no place for it; leave it out")
+    if chosen.constraint is not None:
+        raise ValueError(f"{chosen.constraint.option} is given, but a beam search supports no grammar; leave it out")
     return chosen
 
 
@@ -198,9 +200,10 @@ def stream_ids(
         row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in sequences]
         yield torch.tensor(row, device=model.device)
         step += 1
-        if not engine.running:
+        if all(len(sequence.new_ids) <= step and sequence.finish_reason for sequence in sequences):
             return
-        engine.step()
+        if any(len(sequence.new_ids) <= step and not sequence.finish_reason for sequence in sequences):
+            engine.step()
 
 
 def _warn_of_stop_strings(model: LlamaForCausalLM) -> None:

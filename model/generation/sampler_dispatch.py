@@ -10,12 +10,15 @@ Shapes: ``B`` sequences, ``T`` ids of one, ``D`` hidden_size, ``V`` vocab_size.
 from __future__ import annotations
 
 from collections import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling import sample_logits
+from bpe_llama.model.sampling.constraint import constraint_bias
 from bpe_llama.model.sampling.ordered import filtered_in_order, mirostat_bound, mirostat_kept, xtc_chance
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.processors import bad_word_ids, dry_penalties, repeated_ngram_ids
@@ -28,15 +31,19 @@ _CHUNK = 256  # positions of a prompt whose logits are computed at once
 
 def sample_next_ids(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> list[int]:
     """Return each sequence's next id; its draw depends on its own seed and length alone, not on the batch."""
+    biases = _constraint_biases(sequences, logits_BV)
     barred = [row for row, s in enumerate(sequences) if s.eos_ids and len(s.new_ids) < s.options.min_new_tokens]
     prepared = [row for row, s in enumerate(sequences) if s.options.prepares_scores]
-    if barred or prepared:
+    if barred or prepared or biases:
         logits_BV = logits_BV.detach().float() if prepared else logits_BV  # scores are changed in float32
         logits_BV = logits_BV.clone()
+        for row, bias_V in biases.items():
+            logits_BV[row] += bias_V
         for row in barred:
             logits_BV[row, list(sequences[row].eos_ids)] = -torch.inf
         for row in prepared:
-            logits_BV[row] = _prepared(sequences[row], logits_BV[row], row)
+            with _naming_constraints([sequences[row]]):
+                logits_BV[row] = _prepared(sequences[row], logits_BV[row], row, biases.get(row))
     on_cpu = logits_BV.device.type == "cpu"
     groups: dict[tuple[object, ...], list[int]] = {}
     for row, sequence in enumerate(sequences):
@@ -47,13 +54,40 @@ def sample_next_ids(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> lis
     sample = _sample_native if on_cpu else _sample_with_torch
     chosen = [0] * len(sequences)
     for rows in groups.values():
-        ids = sample([sequences[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
+        with _naming_constraints([sequences[row] for row in rows]):
+            ids = sample([sequences[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
         for row, new_id in zip(rows, ids, strict=True):
             chosen[row] = new_id
     for row in prepared:
         if sequences[row].options.mirostat:
             _move_bound(sequences[row], logits_BV[row], chosen[row])
     return chosen
+
+
+def _constraint_biases(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> dict[int, Tensor]:
+    """Return the bias of each constrained row, float32 (V,): -inf for ids that its constraint does not allow."""
+    rows = {row: s.constraint for row, s in enumerate(sequences) if s.constraint is not None}
+    if not rows:
+        return {}
+    new_ids = [sequences[row].new_ids for row in rows]
+    ends = [sequences[row].eos_ids for row in rows]
+    bias_BV = constraint_bias(list(rows.values()), new_ids, ends, logits_BV.shape[1], logits_BV.device)
+    return dict(zip(rows, bias_BV, strict=True))
+
+
+@contextmanager
+def _naming_constraints(sequences: abc.Sequence[Sequence]) -> Iterator[None]:
+    """Say in an error of the sampler that a constraint and the other options together may leave no id."""
+    try:
+        yield
+    except ValueError as error:
+        names = sorted({s.options.constraint.option for s in sequences if s.options.constraint is not None})
+        if not names:
+            raise
+        raise ValueError(
+            f"{error}: {names[0]} allows only ids that other options exclude, if the model's logits are finite "
+            "(min_new_tokens, bad_words, banned_ids, allowed_ids, no_repeat_ngram_size, logits_processor)"
+        ) from None
 
 
 def sample_isolated(sequences: list[Sequence], logits_BV: Tensor) -> tuple[list[Sequence], list[int], Tensor]:
@@ -69,6 +103,34 @@ def sample_isolated(sequences: list[Sequence], logits_BV: Tensor) -> tuple[list[
             except Exception as error:
                 sequence.error, sequence.finish_reason = error, "error"
         return [sequences[row] for row in rows], chosen, logits_BV[rows]
+
+
+def append_id(sequence: Sequence, new_id: int, capacity: int) -> None:
+    """Append a sequence's next id, and finish it if it ends with this id or then holds ``capacity`` tokens."""
+    sequence.new_ids.append(new_id)
+    if new_id in sequence.eos_ids:
+        sequence.finish_reason = "stop"
+        return
+    length, options = len(sequence.new_ids), sequence.options
+    complete = sequence.constraint is not None and sequence.constraint.is_complete(sequence.new_ids)
+    if complete and length >= options.min_new_tokens:
+        sequence.finish_reason = "stop"
+    elif length == options.max_new_tokens or len(sequence.prompt) + length >= capacity:
+        sequence.finish_reason = "length"
+
+
+def fast_forward(sequences: abc.Sequence[Sequence], capacity: int, most: int) -> None:
+    """Append the ids that constraints force to follow, at most ``most`` a sequence: they need no sampling.
+
+    The next pass computes them together with the last sampled id. ``capacity`` is as of `append_id`.
+    """
+    for sequence in sequences:
+        if sequence.constraint is None or sequence.finish_reason or not sequence.options.fast_forwards:
+            continue
+        for forced_id in sequence.constraint.forced_ids(sequence.new_ids)[:most]:
+            if sequence.finish_reason or forced_id in sequence.eos_ids:
+                break
+            append_id(sequence, forced_id, capacity)
 
 
 def processed_scores(
@@ -125,10 +187,15 @@ def processed_scores(
     return scores_V
 
 
-def _prepared(sequence: Sequence, logits_V: Tensor, row: int) -> Tensor:
-    """Return the scores that the sampler draws from, float32 (V,), -inf for dropped ids."""
+def _prepared(sequence: Sequence, logits_V: Tensor, row: int, bias_V: Tensor | None) -> Tensor:
+    """Return the scores that the sampler draws from, float32 (V,), -inf for dropped ids.
+
+    The bias of a constraint acts once more: a logits processor may have set any score.
+    """
     options, step = sequence.options, len(sequence.new_ids)
     scores_V = processed_scores(options, sequence.ids, sequence.penalised_ids, sequence.eos_ids, logits_V)
+    if bias_V is not None and options.processors:
+        scores_V = scores_V + bias_V
     if not bool(scores_V.max().isfinite()):  # NaN counts as the largest
         raise ValueError(f"row {row} of the logits holds NaN, +inf or nothing finite, once processors have acted")
     if options.mirostat:
@@ -175,11 +242,20 @@ def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int]
 def record_prompt_logprobs(model: LlamaForCausalLM, sequences: abc.Sequence[Sequence]) -> None:
     """Store the log-probabilities of prompts' ids, and of the most likely ids at each position, where asked for.
 
-    Cost: one more pass over each prompt that does not have them yet, and logits of 256 positions at a time.
+    Cost: one more pass over each prompt that does not have them yet, and logits of 256 positions at a time. Sequences
+    with the same prompt share it.
     """
+    done: list[Sequence] = []
     for sequence in sequences:
         if sequence.options.prompt_logprobs and not sequence.prompt_logprobs:
-            _record_prompt_logprobs(model, sequence)
+            count = sequence.options.top_logprobs
+            same = (s for s in done if s.options.top_logprobs == count and s.prompt == sequence.prompt)
+            if (source := next(same, None)) is None:
+                _record_prompt_logprobs(model, sequence)
+                done.append(sequence)
+            else:
+                sequence.prompt_logprobs = source.prompt_logprobs
+                sequence.prompt_top_logprobs = source.prompt_top_logprobs
 
 
 def _record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:

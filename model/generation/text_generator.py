@@ -58,7 +58,7 @@ class TextGenerator:
         """The sequence that started last: its ids, its seed (in ``options``), log-probabilities and timings."""
         self.sequences: list[Sequence] = []
         """All sequences of the last call, in the order of its answers."""
-        self._text_options = TextOptions(tokenizer)
+        self._text_options = TextOptions(tokenizer, model.config.vocab_size)
         self._idle: list[Engine] = []
         """The engine of the last stream; empty while it runs."""
 
@@ -229,9 +229,9 @@ class TextGenerator:
                 strings; and: ``stop``, a string or several, by default the generation config's, that end the text and
                 are not part of it, nor looked for in the text of the first ``min_new_tokens``; ``bos``, whether to
                 begin with the tokenizer's beginning-of-text id (by default as `encode` says); ``allowed_special``, as
-                of ``Tokenizer.encode``; ``reuse``, whether to use the prefix cache: by default where weights are
-                float32. In fewer bits, rounding of cached keys depends on how the text was split into passes, so the
-                same seed need not give the same text.
+                of ``Tokenizer.encode``; one of those of `bpe_llama.model.generation.structured`; ``reuse``, whether to
+                use the prefix cache: by default where weights are float32. In fewer bits, rounding of cached keys
+                depends on how the text was split into passes, so the same seed need not give the same text.
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
@@ -292,7 +292,8 @@ class TextGenerator:
         """Return a prompt with its options, checked, as `stream` would run it."""
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
-        stop = self.model.generation_config.stop_strings if stop is None else stop
+        by_default = () if of_ids.get("constraint") else self.model.generation_config.stop_strings
+        stop = by_default if stop is None else stop
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt)
         if not ids:
             raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
@@ -308,8 +309,9 @@ class TextGenerator:
             raise ValueError("a stop string is empty; it would end every text before it begins")
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
         request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
-        if isinstance(prompt, str) and prompt:  # the continuation does not begin a text, so its first space stays
-            for known in ids:
+        # What continues a text keeps its first space, which a grammar counts in any case.
+        if (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
+            for known in options_of_ids.constraint.before if options_of_ids.constraint else ids:
                 request.decoder.push(known)
         return request
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bpe_llama.model.generation.prompts import whole_ids
+from bpe_llama.model.generation.structured import STRUCTURED, Grammars
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
@@ -15,20 +16,24 @@ DRY_BREAKERS = ("\n", ":", '"', "*")
 
 
 class TextOptions:
-    """Converts bad words and sequence breakers of one tokenizer."""
+    """Converts bad words, sequence breakers and grammars of one tokenizer, for a model with ``vocab_size`` ids."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.tokenizer = tokenizer
+        self._grammars = Grammars(tokenizer, vocab_size)
         self._token_bytes: list[bytes] | None = None
 
     def to_ids(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return options with ids in place of strings in ``bad_words`` and ``dry_sequence_breakers``.
+        """Return options with ids in place of text in ``bad_words``, ``dry_sequence_breakers`` and grammars.
 
         Raises:
-            TypeError: If ``bad_words`` is a string itself.
-            ValueError: If a string is empty.
+            TypeError: If ``bad_words`` is a string itself, or a grammar of another type than documented.
+            ValueError: If a string is empty, or a grammar not valid.
         """
-        options = dict(options)
+        constraint = self._grammars.constraint(options)
+        options = {name: value for name, value in options.items() if name not in STRUCTURED}
+        if constraint is not None:
+            options["constraint"] = constraint
         if options.get("bad_words") is not None:
             if isinstance(options["bad_words"], str):
                 raise TypeError(f"bad_words is {options['bad_words']!r}; expected a list of words")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
+from bpe_llama.model.sampling.constraint import Constraint
 from bpe_llama.model.sampling.processors import LogitsProcessor
 
 
@@ -49,6 +50,7 @@ class _SharedKeywords(SamplerKeywords, total=False):
     logprobs: bool
     top_logprobs: int
     prompt_logprobs: bool
+    constraint: Constraint | None
 
 
 class GenerationKeywords(_SharedKeywords, total=False):
@@ -67,6 +69,11 @@ class TextKeywords(_SharedKeywords, total=False):
     bos: bool | None
     allowed_special: Iterable[str] | str
     reuse: bool | None
+    json_schema: Mapping[str, Any] | str | type | None
+    json_object: bool
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
 
 
 class TextAndSearchKeywords(TextKeywords, total=False):

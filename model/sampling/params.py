@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.constraint import Constraint
 from bpe_llama.model.sampling.filters import Filters
 from bpe_llama.model.sampling.ordered import FILTER_OPTIONS, FILTERS, LLAMA_CPP_FILTERS
 from bpe_llama.model.sampling.processors import LogitsProcessor
@@ -260,8 +261,8 @@ class GenerationOptions(SamplingParams):
         logprobs: Whether to record the log-probability of every new id, before any option acts.
         top_logprobs: How many of the most likely ids to record at each position, with their log-probabilities. Above 0
             records those of new ids too.
-        prompt_logprobs: Whether to record the log-probabilities of the prompt's ids, and of the most likely ids at
-            their positions; costs a pass over the prompt.
+        prompt_logprobs: Whether to record those of the prompt too, and its most likely ids; costs a pass over it.
+        constraint: A compiled grammar, which acts before all other options; `TextGenerator` compiles ``regex`` ...
 
     Raises:
         ValueError: If a value is out of range, naming option, value and range.
@@ -279,6 +280,7 @@ class GenerationOptions(SamplingParams):
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: bool = False
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         _check_count("max_new_tokens", self.max_new_tokens, 1)
@@ -344,6 +346,12 @@ class GenerationOptions(SamplingParams):
                 cls(**options)  # raises if what the caller gave is at fault
                 raise ValueError(f"a default of the model's generation_config.json: {error}") from None
             raise
+
+    @cached_property
+    def fast_forwards(self) -> bool:
+        """Return whether forced ids need no sampling: no option may ban, count or record them."""
+        bans = self.banned_ids or self.allowed_ids is not None or self.processes_scores or self.mirostat
+        return not (bans or self.logprobs or self.top_logprobs)
 
     def ending_ids(self, config: LlamaConfig, more: Sequence[int] = ()) -> tuple[int, ...]:
         """Return the ids that end a sequence, without any that the model cannot write.

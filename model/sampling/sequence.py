@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from bpe_llama.model.sampling.constraint import ConstraintState
 from bpe_llama.model.sampling.params import GenerationOptions
 
 
@@ -33,9 +34,9 @@ class Sequence:
     decode_seconds: float = 0.0
     """Time of all later steps, each counted in full for every sequence of the batch."""
     finish_reason: str | None = None
-    """``"stop"`` after an end id, a stop string or `Engine.abort`; ``"length"`` at ``max_new_tokens`` or where the
-    context is full; ``"error"`` where sampling failed (`Engine`, ``isolate_errors``); None while the sequence is
-    unfinished."""
+    """``"stop"`` after an end id, a stop string or `Engine.abort`, or where a constraint allows nothing more;
+    ``"length"`` at ``max_new_tokens`` or where the context is full; ``"error"`` where sampling failed (`Engine`,
+    ``isolate_errors``); None while the sequence is unfinished."""
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     """For each new id the most likely ids at its position and their log-probabilities, highest first."""
     prompt_logprobs: list[float | None] = field(default_factory=list)
@@ -50,6 +51,12 @@ class Sequence:
     """The hashes of the full blocks of the prompt, and at the end of all ids, if the engine has a prefix cache."""
     error: Exception | None = None
     """Why sampling failed, if ``finish_reason`` is ``"error"``."""
+    constraint: ConstraintState | None = field(init=False, default=None)
+    """What the constraint of the options has read of the new ids."""
+
+    def __post_init__(self) -> None:
+        if self.options.constraint is not None:
+            self.constraint = ConstraintState(self.options.constraint)
 
     @property
     def ids(self) -> list[int]:

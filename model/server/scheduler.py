@@ -52,6 +52,7 @@ class Scheduler:
             grow with their sequences, and where memory is short, a sequence ends by "length".
         prefill_chunk: Prompt tokens per step, which bound how long prompts delay running sequences.
         prefix_cache_bytes: Memory of the prefix cache of each model; 0 for none.
+        cache: The form of the KV cache, as of `Engine`; ``"ring"`` needs ``prefix_cache_bytes=0``.
         share_prefixes: Whether requests with different ``key`` share cached prefixes.
 
     Raises:
@@ -74,6 +75,7 @@ class Scheduler:
         prefill_chunk: int = 512,
         prefix_cache_bytes: int = 256 << 20,
         share_prefixes: bool = False,
+        cache: str = "full",
     ) -> None:
         if max_queue < 0:
             raise ValueError(f"max_queue is {max_queue}; expected at least 0")
@@ -89,6 +91,7 @@ class Scheduler:
                     slots,
                     length,
                     prefill_chunk,
+                    cache,
                     prefix_cache_bytes=prefix_cache_bytes,
                     isolate_errors=True,
                 )

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
@@ -232,15 +232,28 @@ class EducationalTokenizer:
         return [self.ids[token] for piece in pieces for token in self._encode_piece(piece, show)]
 
     def _encode_piece(self, piece: bytes, show: TextIO | None) -> list[bytes]:
-        """Return the tokens of one pre-token: the best pair of neighbours merges until none is left."""
-        tokens = [piece] if piece in self._whole else [bytes([byte]) for byte in piece]
-        while True:
+        """Return the tokens of one pre-token, and draw them after each merge."""
+        tokens: list[bytes] = []
+        for tokens in self.merge_steps(piece):
             if show is not None:
                 _draw(show, tokens)
-            known = [pair for pair in pairwise(tokens) if pair in self.merges]
-            if not known:
-                return tokens
+        return tokens
+
+    def merge_steps(self, piece: bytes) -> Iterator[list[bytes]]:
+        """Yield the tokens of one pre-token: its bytes, then what each merge makes of them.
+
+        The best pair of neighbours merges until none is left; a merge acts on all its occurrences at once.
+
+        Examples:
+            >>> tok = EducationalTokenizer.train(["low lower lowest"], vocab_size=258)
+            >>> [b"|".join(tokens) for tokens in tok.merge_steps(b"lows")]
+            [b'l|o|w|s', b'lo|w|s', b'low|s']
+        """
+        tokens = [piece] if piece in self._whole else [bytes([byte]) for byte in piece]
+        yield list(tokens)
+        while known := [pair for pair in pairwise(tokens) if pair in self.merges]:
             _merge(tokens, min(known, key=self.merges.__getitem__))
+            yield list(tokens)
 
 
 def _merge(tokens: list[bytes], pair: Pair) -> None:

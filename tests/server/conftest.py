@@ -86,10 +86,13 @@ def serve(generators: dict[str, TextGenerator], config: Any = None, **options: A
     import uvicorn
 
     from bpe_llama.model.server.app import create_app
+    from bpe_llama.model.server.page import page_routes
     from bpe_llama.model.server.scheduler import Scheduler
 
     scheduler = Scheduler(generators, **{"slots": 8} | options)
-    app = create_app(scheduler, generators, config, max_length=options.get("max_length"), grace=5)
+    max_length = options.get("max_length")
+    routes = page_routes(scheduler, generators, max_length)
+    app = create_app(scheduler, generators, config, max_length=max_length, routes=routes, grace=5)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

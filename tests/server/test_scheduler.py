@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
+from bpe_llama.model.adapters import lora
 from bpe_llama.model.generation.engine import Engine
-from bpe_llama.model.server.scheduler import EngineError, QueueFullError, Scheduler, ShuttingDownError, Update
+from bpe_llama.model.server.scheduler import EngineError, QueueFullError, Scheduler, ShuttingDownError, Stream, Update
 from tests.small_models import small_config
 
 GREEDY = {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
@@ -236,7 +237,7 @@ def test_deadlines(generator: TextGenerator) -> None:
         assert [(update.finish_reason, update.new_ids) for update in waited] == [("timeout", [])]
         (updates,) = await running
         assert updates[-1].finish_reason == "timeout"
-        assert 3 < sum(len(update.new_ids) for update in updates) < 400
+        assert 0 < sum(len(update.new_ids) for update in updates) < 400
         assert generator.generate("abc", **long).startswith(text(updates).rstrip("\ufffd"))
         assert scheduler.stats()["timed_out_choices"] == 2 and scheduler.stats()["unfinished"] == 0
 
@@ -320,14 +321,14 @@ def test_functions_run_between_steps(generator: TextGenerator) -> None:
 
 
 def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
-    async def main(grace: float) -> list[list[Update] | BaseException]:
+    async def main(grace: float, new_tokens: int) -> list[list[Update] | BaseException]:
         async with serving(generator, slots=2) as scheduler:
-            options = GREEDY | {"logits_processor": slow}
+            options = GREEDY | {"logits_processor": slow, "max_new_tokens": new_tokens}
+            streams = [await scheduler.submit("m", f"run {number}", **options) for number in range(3)]
 
-            async def one(number: int) -> list[Update]:
-                return (await read(scheduler, f"run {number}", **options))[0]
+            async def one(stream: Stream) -> list[Update]:
+                return [update async for update in stream]
 
-            tasks = [asyncio.create_task(one(number)) for number in range(3)]
             while not scheduler.stats()["generated_tokens"]:
                 await asyncio.sleep(0.01)
             await scheduler.shutdown(grace)
@@ -335,13 +336,13 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
                 await scheduler.submit("m", "abc")
             with pytest.raises(ShuttingDownError):
                 await scheduler.run(lambda: None)
-            return await asyncio.gather(*tasks, return_exceptions=True)
+            return await asyncio.gather(*map(one, streams), return_exceptions=True)
 
-    finished = asyncio.run(main(30.0))
+    finished = asyncio.run(main(30.0, 12))
     assert [text(updates) for updates in finished if isinstance(updates, list)] == [
         generator.generate(f"run {number}", **GREEDY) for number in range(3)
     ]
-    *cut, waiting = asyncio.run(main(0.0))
+    *cut, waiting = asyncio.run(main(0.0, 900))
     assert all(isinstance(updates, list) and updates[-1].finish_reason == "timeout" for updates in cut)
     assert isinstance(waiting, ShuttingDownError)
 
@@ -349,11 +350,76 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
 def test_an_idle_thread_costs_no_time(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
         await read(scheduler, "abc", **GREEDY)
-        before, start = time.process_time(), time.perf_counter()
+        before = time.process_time()
         await asyncio.sleep(0.3)
         assert time.process_time() - before < 0.1
         start = time.perf_counter()
         await scheduler.run(lambda: None)
-        assert time.perf_counter() - start < 0.1
+        assert time.perf_counter() - start < 0.5
 
     served(generator, body)
+
+
+def test_adapters_are_models_over_shared_weights(generator: TextGenerator) -> None:
+    torch.manual_seed(0)
+    adapted = lora.add(lora.copy_sharing_weights(generator.model), rank=2, seed=1)
+    for name, weight in adapted.named_parameters():
+        if name.endswith("lora_B"):
+            weight.data.normal_()
+    both = {"m": generator, "adapted": TextGenerator(adapted.eval(), generator.tokenizer)}
+    expected = {name: each.generate(SYSTEM, **GREEDY) for name, each in both.items()}
+    assert expected["m"] != expected["adapted"]
+
+    async def main() -> None:
+        scheduler = Scheduler(both, slots=4)
+        scheduler.start()
+
+        async def answer(name: str) -> str:
+            return "".join([update.text async for update in scheduler.generate(name, SYSTEM, **GREEDY)])
+
+        names = ["m", "adapted"] * 6
+        assert await asyncio.gather(*map(answer, names)) == [expected[name] for name in names]
+        assert scheduler.stats()["prefilled_tokens"] < 2 * len(SYSTEM) + 8 * 4
+        await scheduler.shutdown(0)
+
+    asyncio.run(main())
+
+
+def test_requests_of_a_closed_event_loop_end(generator: TextGenerator) -> None:
+    scheduler = Scheduler({"m": generator})
+    scheduler.start()
+
+    async def leave() -> None:
+        await scheduler.submit("m", "abc", max_new_tokens=900, logits_processor=slow)
+
+    async def stay() -> list[list[Update]]:
+        found = await read(scheduler, "abc", **GREEDY)
+        for _ in range(100):
+            if not scheduler.stats()["unfinished"]:
+                break
+            await asyncio.sleep(0.02)
+        assert scheduler.stats()["unfinished"] == 0 and scheduler.stats()["aborted_choices"] == 1
+        await scheduler.shutdown(0)
+        return found
+
+    asyncio.run(leave())
+    assert text(asyncio.run(stay())[0]) == generator.generate("abc", **GREEDY)
+
+
+@pytest.mark.parametrize("cache", ["int8", "ring"])
+def test_other_forms_of_cache(cache: str) -> None:
+    config = small_config(vocab_size=256, max_position_embeddings=1024, eos_token_id=None, sliding_window=24)
+    tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)})
+    windowed = TextGenerator(LlamaForCausalLM(config, seed=3).eval(), tokenizer)
+    if cache == "ring":
+        with pytest.raises(ValueError, match="model 'm': a sliding-window cache overwrites the first tokens"):
+            Scheduler({"m": windowed}, cache=cache)
+
+    async def body(scheduler: Scheduler) -> None:
+        prompts = [SYSTEM + letter for letter in "aabc"]
+        found = await asyncio.gather(*(read(scheduler, prompt, n=2, **GREEDY) for prompt in prompts))
+        if cache == "ring":
+            assert [text(one) for one, _ in found] == [windowed.generate(prompt, **GREEDY) for prompt in prompts]
+        assert scheduler.stats()["cached_prompt_tokens"] >= 4 * len(prompts[0])
+
+    served(windowed, body, cache=cache, prefix_cache_bytes=0 if cache == "ring" else 10**6, prefill_chunk=32)

@@ -75,6 +75,8 @@ def options_unsupported_by_cuda_graph(options: GenerationOptions) -> str | None:
     """
     if options.prepares_scores:
         return "logits processors and further filters run row by row on the host"
+    if options.constraint is not None:
+        return f"{options.constraint.option} is a grammar, which runs on the host"
     if options.penalises and options.penalty_scope != "context":
         return f"penalty_scope is {options.penalty_scope!r}"
     if options.logprobs or options.top_logprobs:

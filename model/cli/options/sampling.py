@@ -6,10 +6,12 @@ Without a flag, an option has the model's default (`generation_config.json`), or
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.sampling.params import GenerationOptions
 
 if TYPE_CHECKING:
@@ -78,12 +80,36 @@ Mirostat: TypeAlias = Annotated[int | None, _flag("1 or 2: mirostat sampling ins
 MirostatTau: TypeAlias = Annotated[float | None, _flag("Mirostat: target surprise in bits; 5.")]
 MirostatEta: TypeAlias = Annotated[float | None, _flag("Mirostat: learning rate; 0.1.")]
 FilterOrder: TypeAlias = Annotated[str | None, _flag("Order of the filters, such as top_k,top_p,temperature.")]
+JsonSchema: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--json-schema", metavar="FILE|JSON", help="Generate JSON that this schema accepts; {}: any object."),
+]
+Regex: TypeAlias = Annotated[str | None, typer.Option(help="Generate text that this whole regex matches.")]
+Choice: TypeAlias = Annotated[list[str] | None, typer.Option(help="Generate one of these texts; repeatable.")]
+GrammarFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--grammar", help="Generate text of the grammar in this file, in llguidance's Lark.")
+]
 Seed: TypeAlias = Annotated[
     str, typer.Option(metavar="NUMBER|random", help="Random seed; random: a new one, which is printed.")
 ]
 Verbose: TypeAlias = Annotated[
     bool, typer.Option("--verbose", help="Print the first prompt ids, the end ids and all options on stderr.")
 ]
+
+
+def structured(
+    json_schema: str | None, regex: str | None, choice: list[str] | None, grammar: Path | None
+) -> dict[str, Any]:
+    """Return the options of structured output that these flags name, files read.
+
+    Raises:
+        OSError: If a file cannot be read.
+        ValueError: If it is not UTF-8.
+    """
+    if json_schema is not None and not json_schema.lstrip().startswith("{"):
+        json_schema = Path(json_schema).read_text("utf-8")
+    text = None if grammar is None else grammar.read_text("utf-8")
+    return {"json_schema": json_schema, "regex": regex, "choice": choice, "grammar": text}
 
 
 def read_seed(text: str) -> int:
@@ -132,6 +158,7 @@ def describe_options(generator: TextGenerator, prompt: list[int], options: Mappi
             yield f"{name}: {value!r} (generation_config.json)"
         elif name in ("temperature", "top_k", "top_p", "max_new_tokens"):
             yield f"{name}: {field.default!r} (default)"
+    yield from (f"{name}: {value!r}" for name, value in options.items() if name in STRUCTURED)
 
 
 def _named(generator: TextGenerator, ids: Iterable[int]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,8 +21,20 @@ def command(
     tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
     ids: Annotated[bool, typer.Option("--ids", help="Print one line per token: position, id, text, bytes.")] = False,
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="Describe the tokenizer instead of a text.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Show a page in the browser, until Ctrl-C.")] = False,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="With --open: another tokenizer; may be repeated.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="With --open: 0 takes a free port.")] = 0,
 ) -> None:
-    """Print a text with its tokens coloured, or describe a tokenizer."""
+    """Print a text with its tokens coloured, describe a tokenizer, or open a page that shows its tokens."""
+    if open_page:
+        if text is not None or file is not None or ids or vocabulary:
+            raise ValueError("--open takes no text, --file, --ids or --vocabulary: the page has them")
+        _open([tokenizer, *(compare or [])], port)
+        return
+    if compare or port:
+        raise ValueError("--compare and --port need --open")
     from rich.console import Console
 
     from bpe_llama import display
@@ -34,3 +49,24 @@ def command(
     tokens = [loaded.id_to_bytes(token_id) for token_id in encoded]
     console.print(display.token_table(encoded, tokens) if ids else display.coloured_tokens(tokens))
     console.print(display.rates(len(encoded), content))
+
+
+def _open(paths: Sequence[Path], port: int) -> None:
+    """Serve the page until Ctrl-C, and open it in the browser."""
+    import webbrowser
+
+    from bpe_llama.playground import playground, run_server
+
+    tokenizers: dict[str, Tokenizer] = {}
+    for path in paths:
+        name = str(path)
+        if name in tokenizers:
+            raise ValueError(f"{name} is given twice")
+        tokenizers[name] = Tokenizer.from_file(path)
+
+    def ready(url: str) -> None:
+        typer.echo(url)
+        sys.stdout.flush()
+        webbrowser.open(url)
+
+    run_server(playground(tokenizers), "127.0.0.1", port, ready)

@@ -19,6 +19,7 @@ from bpe_llama.model.generation import sampler_dispatch
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence, generate
 from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
 from bpe_llama.model.generation.speculative import ModelDraft, generate_speculative
+from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.sampling.keywords import GenerationKeywords, SamplerKeywords, TextKeywords
 from bpe_llama.model.sampling.ordered import (
@@ -322,13 +323,13 @@ def test_keywords_are_the_options_of_the_dataclasses() -> None:
         types = {name: reference.__forward_arg__ for name, reference in keywords.__annotations__.items()}
         assert types == {field.name: field.type for field in fields(params)}
     assert set(FILTERS) == set(LLAMA_CPP_FILTERS)
-    of_text = {"stop", "bos", "allowed_special", "reuse"}
+    of_text = {"stop", "bos", "allowed_special", "reuse", *STRUCTURED}
     assert set(TextKeywords.__annotations__) == {field.name for field in fields(GenerationOptions)} | of_text
 
 
 def test_every_option_has_a_flag() -> None:
     flags = {parameter.name for parameter in typer.main.get_command(app).commands["generate"].params}
     renamed = {"banned_ids": "ban"}
-    without = {"allowed_ids", "logits_processor", "eos_id", "logprobs", "top_logprobs", "prompt_logprobs"}
+    without = {"allowed_ids", "logits_processor", "eos_id", "logprobs", "top_logprobs", "prompt_logprobs", "constraint"}
     for field in fields(GenerationOptions):
         assert (renamed.get(field.name, field.name) in flags) != (field.name in without), field.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -275,3 +276,42 @@ def test_generate_has_several_answers_beams_and_random_seeds(made: Path, capsys:
     assert main([*call, *flags]) == 0
     expected = generator.generate("The quick", max_new_tokens=6, temperature=2.0, **words)
     assert capsys.readouterr().out == f"The quick{expected}\n"
+
+
+def test_structured_output_by_flags(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"enum": ["été", 5]}', "utf-8")
+    grammar.write_text('start: "(" /[a-z]{2}/ ")"', "utf-8")
+    flags = {
+        ("--json-schema", str(schema)): r'"été"|5',
+        ("--json-schema", '{"enum": [7, 8]}'): "7|8",
+        ("--regex", "[0-9]{3}"): "[0-9]{3}",
+        ("--choice", "red", "--choice", "blue"): "red|blue",
+        ("--grammar", str(grammar)): r"\([a-z]{2}\)",
+    }
+    arguments = ["generate", "The ", "--model", str(made / "run" / "model"), "--device", "cpu", "--verbose"]
+    for flag, pattern in flags.items():
+        assert main([*arguments, *flag]) == 0
+        out, error = capsys.readouterr()
+        assert re.fullmatch(f"The ({pattern})\n", out), out
+        assert "finish_reason: stop" in error and f"{flag[0][2:].replace('-', '_')}: " in error
+    for flag, message in (
+        (("--regex", "a("), "regex is not valid"),
+        (("--json-schema", str(tmp_path / "none.json")), "none.json"),
+        (("--regex", "a", "--choice", "b"), "regex and choice are given"),
+        (("--regex", "a", "--num-beams", "2"), "regex is given, but a beam search supports no grammar"),
+    ):
+        assert main([*arguments, *flag]) == 2
+        out, error = capsys.readouterr()
+        assert message in error and out == ""
+
+
+def test_a_chat_answers_in_a_grammar(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
+    lines = iter(["Hi", "And?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert main(["chat", "--model", str(talker), "--regex", "(yes|no)[.]", "--device", "cpu"]) == 0
+    assert all(line in ("yes.", "no.") for line in capsys.readouterr().out.split())

@@ -1,0 +1,238 @@
+"""Structured output: schemas, regexes, choices and grammars, compiled to constraints over a tokenizer's ids.
+
+| option | what is generated |
+|---|---|
+| `json_schema` | JSON that the schema accepts; ``{}`` is any JSON object |
+| `json_object` | any JSON object |
+| `regex` | a text that the whole regex matches |
+| `choice` | one of several strings |
+| `grammar` | a text of the grammar, in llguidance's dialect of Lark |
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from bpe_llama.model.sampling.constraint import Constraint, message_of
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from bpe_llama.tokenizer import Tokenizer
+
+STRUCTURED = ("json_schema", "json_object", "regex", "choice", "grammar")
+"""The options, of which a request may have one."""
+
+MAX_GRAMMAR_BYTES = 1 << 17
+"""The largest schema, regex or grammar. The time of compilation may be quadratic in it: 1 s for 90 kB of properties."""
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer; the last ones are cached.
+
+    Args:
+        tokenizer: The ids, and the encoding of forced text.
+        vocab_size: Ids of the model; tokens beyond are never allowed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = min(vocab_size, tokenizer.vocab_size)
+        self._compiled = lru_cache(maxsize=64)(self._compile)
+        self._adapted = lru_cache(maxsize=1)(self._adapt)
+        self._before: tuple[int, ...] = ()
+
+    def __reduce__(self) -> tuple[Callable[..., Grammars], tuple[Tokenizer, int]]:
+        return Grammars, (self.tokenizer, self.vocab_size)
+
+    def constraint(self, options: Mapping[str, Any]) -> Constraint | None:
+        """Return the constraint that one of the options `STRUCTURED` asks for; None without one.
+
+        Raises:
+            ValueError: If several are given, or one is not valid; with the option's name and llguidance's message.
+            TypeError: If one is of another type.
+            ImportError: If llguidance is not installed.
+        """
+        given = [name for name in STRUCTURED if options.get(name) is not None and options[name] is not False]
+        if not given:
+            return None
+        if len(given) > 1 or options.get("constraint") is not None:
+            raise ValueError(f"{' and '.join([*given, 'constraint'][:2])} are given; expected one of them")
+        (option,) = given
+        if option == "json_object" and options[option] is not True:
+            raise TypeError(f"json_object is {options[option]!r}; expected True or False")
+        text = _READERS[option](options[option])
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{option} is no valid Unicode: {error}") from None
+        if size > MAX_GRAMMAR_BYTES:
+            raise ValueError(f"{option} has {size:,} bytes; expected at most {MAX_GRAMMAR_BYTES:,}")
+        return self._compiled(option, text)
+
+    def _compile(self, option: str, text: str) -> Constraint:
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ImportError as error:
+            raise ImportError(f"{option} needs llguidance: pip install 'bpe-llama[structured]'") from error
+        if option in ("json_schema", "json_object"):
+            # Never lenient, whatever the schema says in "x-guidance": lenient drops keywords without a word.
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(text, overrides={"lenient": False})
+            except ValueError as error:
+                raise ValueError(f"{option} is not valid: {error}") from None
+        else:
+            grammar = LLMatcher.grammar_from_regex(text) if option == "regex" else LLMatcher.grammar_from_lark(text)
+        limits = LLParserLimits(verbose_errors=False)
+        matcher = LLMatcher(self._adapted(), grammar, log_level=0, limits=limits)
+        _check(option, matcher)
+        for warning in matcher.get_grammar_warnings():
+            warnings.warn(f"{option}: {warning}", stacklevel=2)
+        start = matcher.deep_copy()
+        start.compute_bitmask()
+        _check(option, start, ": no text is valid")
+        return Constraint(option, matcher, self.vocab_size, self._before)
+
+    def _adapt(self) -> LLTokenizer:
+        """Return llguidance's view of the tokenizer, with one id more: the end of a text.
+
+        Special tokens are no text, but a grammar may name them (``<|im_start|>``). Other added tokens are their text.
+
+        Raises:
+            ValueError: If a token's text depends on the tokens beside it.
+        """
+        from llguidance import LLTokenizer
+
+        tokens = [_bytes_of(self.tokenizer, token_id) for token_id in range(self.vocab_size)]
+        special = sorted(token_id for token_id in self.tokenizer.special_tokens.values() if token_id < self.vocab_size)
+        barred = set(special)
+        whole = [i for i, token in enumerate(tokens) if token and i not in barred and _is_text(token)]
+        at_once = (i for i in whole if tokens[i].isalnum() and self.tokenizer.decode_stream().push(i))
+        self._before = tuple(islice(at_once, 1))
+        beside = [*self._before, *whole]
+        if self._before and self.tokenizer.decode_bytes(beside) != b"".join(tokens[i] for i in beside):
+            raise ValueError(
+                "structured output needs a tokenizer with a fixed text for each token; the decoder of this one changes "
+                "tokens by what stands beside them"
+            )
+        adapter = _Adapter(self.tokenizer, [*tokens, b"<|end of text|>"], [*special, self.vocab_size])
+        return LLTokenizer(adapter)  # type: ignore[arg-type]
+
+
+def _check(option: str, matcher: LLMatcher, note: str = "") -> None:
+    if matcher.is_error():
+        raise ValueError(f"{option} is not valid: {message_of(matcher)}{note}")
+
+
+def _schema_text(schema: Any) -> str:
+    """Return a schema as JSON text, its keywords in their order.
+
+    Example:
+        >>> _schema_text({"type": "integer"})
+        '{"type": "integer"}'
+    """
+    if hasattr(schema, "model_json_schema"):  # a model class of pydantic
+        schema = schema.model_json_schema()
+    try:
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(schema, Mapping):
+            raise TypeError(f"json_schema is {schema!r}; expected an object, its text, or a pydantic model class")
+        return json.dumps(dict(schema) or {"type": "object"}, ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise ValueError("json_schema is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"json_schema is no JSON: {error}") from None
+    except TypeError as error:
+        text = str(error)
+        raise TypeError(text if text.startswith("json_schema") else f"json_schema is no JSON: {text}") from None
+
+
+def _choice_text(choice: Any) -> str:
+    """Return the grammar of one of several strings.
+
+    Example:
+        >>> _choice_text(["yes", "no"])
+        'start: "yes" | "no"'
+    """
+    if not isinstance(choice, Sequence) or isinstance(choice, str) or not all(isinstance(one, str) for one in choice):
+        raise TypeError(f"choice is {choice!r}; expected a list of strings")
+    if not choice:
+        raise ValueError("choice is empty; expected at least one string")
+    return "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in dict.fromkeys(choice))
+
+
+def _text(option: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{option} is {value!r}; expected a string")
+        return value
+
+    return read
+
+
+_READERS: dict[str, Callable[[Any], str]] = {
+    "json_schema": _schema_text,
+    "json_object": lambda _: '{"type": "object"}',
+    "regex": _text("regex"),
+    "choice": _choice_text,
+    "grammar": _text("grammar"),
+}
+
+
+class _Adapter:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], special: list[int]) -> None:
+        self.tokens = tokens
+        self.special_token_ids = special
+        self.eos_token_id = special[-1]
+        self.bos_token_id = None
+        self.is_tokenizer_wrapper = True
+        self._tokenizer = tokenizer
+        barred = set(special)
+        self._ids = {token: token_id for token_id, token in enumerate(tokens) if token and token_id not in barred}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Return the ids of a text that follows other text, which must be those of its bytes.
+
+        Where normalization changes the text, they are the longest matches from the left.
+        """
+        text = text.decode() if isinstance(text, bytes) else text
+        ids = [int(token_id) for token_id in self._tokenizer.encode_following(text, "x")]
+        known = all(token_id < self.eos_token_id for token_id in ids)
+        if known and b"".join(self.tokens[token_id] for token_id in ids) == text.encode():
+            return ids
+        return self._longest_matches(text.encode())
+
+    def _longest_matches(self, text: bytes) -> list[int]:
+        """Return the longest tokens from the left, up to a byte that no token begins with."""
+        ids: list[int] = []
+        while text:
+            size = next((n for n in range(min(self._longest, len(text)), 0, -1) if text[:n] in self._ids), 0)
+            if not size:
+                break
+            ids.append(self._ids[text[:size]])
+            text = text[size:]
+        return ids
+
+
+def _bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """Return the bytes of a token; none where an id has no token."""
+    try:
+        return bytes(tokenizer.id_to_bytes(token_id))
+    except KeyError:
+        return b""
+
+
+def _is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""The page of a server with models: `bpe_llama.playground`, and what it shows of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from bpe_llama.model.generation.prompts import whole_ids
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.server.scheduler import Scheduler
+from bpe_llama.playground.app import JsonResponse, RequestError, Strict, answering, playground_routes
+
+MAX_ATTENDED = 256
+"""Tokens of a sentence whose attention weights are shown; memory grows with their square."""
+
+
+class AttentionRequest(Strict):
+    """A sentence whose attention weights are shown, of one head of one layer."""
+
+    model: str
+    text: Annotated[str, Field(min_length=1)]
+    layer: Annotated[int, Field(ge=0)] = 0
+    head: Annotated[int, Field(ge=0)] = 0
+
+
+def page_routes(
+    scheduler: Scheduler, generators: Mapping[str, TextGenerator], max_length: int | None = None
+) -> list[BaseRoute]:
+    """Return the routes of the page, of the endpoints behind it, and of ``/tokenize`` and ``/detokenize``.
+
+    Args:
+        scheduler: Runs the models; a model is used in its thread only.
+        generators: The models by name.
+        max_length: Tokens of a sequence, as of the scheduler.
+    """
+    contexts = {name: generator.model.config.context_length for name, generator in generators.items()}
+    contexts = {name: min(context, max_length or context) for name, context in contexts.items()}
+    tokenizers = {name: generator.tokenizer for name, generator in generators.items()}
+
+    def found(name: str) -> TextGenerator:
+        if name not in generators:
+            raise RequestError(
+                f"there is no model {name!r:.100}; known: {', '.join(generators)}", status=404, param="model"
+            )
+        return generators[name]
+
+    async def model(request: Request) -> Response:
+        try:
+            generator = found(request.query_params.get("model", next(iter(generators))))
+        except RequestError as error:
+            return error.response()
+        return JsonResponse(await scheduler.run(lambda: describe_model(generator.model)))
+
+    async def attention(request: AttentionRequest) -> dict[str, Any]:
+        generator = found(request.model)
+        return await scheduler.run(lambda: describe_attention(generator, request.text, request.layer, request.head))
+
+    return [
+        *playground_routes(tokenizers, models=contexts),
+        Route("/playground/model", model),
+        Route("/playground/attention", answering(AttentionRequest, attention), methods=["POST"]),
+    ]
+
+
+def describe_model(model: LlamaForCausalLM) -> dict[str, Any]:
+    """Return what the page shows of a model.
+
+    Returns:
+        ``figures``, names and values for people; ``layers`` and ``heads``, their numbers; and ``parameters``: for each
+        its ``name``, ``shape``, ``dtype``, number of ``parameters`` and ``bytes``. Weights that are quantized are
+        buffers, and are listed too.
+
+    Example:
+        >>> from bpe_llama.model import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        ...                      num_attention_heads=2)
+        >>> found = describe_model(LlamaForCausalLM(config))
+        >>> found["figures"]["parameters"], found["layers"], found["parameters"][0]["name"]
+        ('5,456', 2, 'model.embed_tokens.weight')
+    """
+    config = model.config
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    rows = [
+        {
+            "name": name,
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "parameters": tensor.numel(),
+            "bytes": tensor.nbytes,
+        }
+        for name, tensor in tensors
+    ]
+    figures = {
+        "family": config.model_type,
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "memory": f"{sum(tensor.nbytes for _, tensor in tensors) / 2**20:,.1f} MiB",
+        "layers": config.num_hidden_layers,
+        "hidden size": config.hidden_size,
+        "attention heads": f"{config.num_attention_heads}, which share {config.kv_heads} heads of keys and values",
+        "vocabulary": f"{config.vocab_size:,}",
+        "context": f"{config.context_length:,} tokens",
+        "type": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+    heads = config.num_attention_heads
+    return {"figures": figures, "layers": config.num_hidden_layers, "heads": heads, "parameters": rows}
+
+
+@torch.no_grad()
+def describe_attention(generator: TextGenerator, text: str, layer: int, head: int) -> dict[str, Any]:
+    """Return the attention weights of one head on a text.
+
+    Returns:
+        ``tokens``, the text of each of ``T`` tokens; and ``weights``, ``T`` rows of ``T`` numbers: row ``t`` says how
+        much token ``t`` attends to each token, and sums to 1.
+
+    Raises:
+        ValueError: If there is no such layer or head, or the text is empty or longer than `MAX_ATTENDED` tokens.
+    """
+    config = generator.model.config
+    if layer >= config.num_hidden_layers:
+        raise RequestError(f"layer is {layer}; expected 0 to {config.num_hidden_layers - 1}", param="layer")
+    if head >= config.num_attention_heads:
+        raise RequestError(f"head is {head}; expected 0 to {config.num_attention_heads - 1}", param="head")
+    ids = whole_ids(generator.encode(text))
+    if not 1 <= len(ids) <= MAX_ATTENDED:
+        raise RequestError(f"the text has {len(ids)} tokens; expected 1 to {MAX_ATTENDED}", param="text")
+    weights = generator.model.attention_weights(torch.tensor([ids], device=generator.model.device))[layer][0, head]
+    tokens = [generator.tokenizer.id_to_bytes(token_id).decode("utf-8", "backslashreplace") for token_id in ids]
+    return {"tokens": tokens, "weights": [[round(weight, 4) for weight in row] for row in weights.float().tolist()]}

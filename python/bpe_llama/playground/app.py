@@ -1,0 +1,299 @@
+"""The routes of the page and of ``/tokenize`` and ``/detokenize``.
+
+Requests and answers of the last two are vLLM's. Errors have OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, Response
+    from starlette.routing import BaseRoute, Mount, Route
+    from starlette.staticfiles import StaticFiles
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"the page needs {error.name}: pip install 'bpe_llama[serve]'", name=error.name
+    ) from error
+
+from bpe_llama.playground.library import Library
+from bpe_llama.playground.tokens import describe_chat, describe_merges, describe_text, describe_tokenizer
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+STATIC = Path(__file__).parent / "static"
+MAX_BODY = 2 << 20
+"""Bytes of a request with text."""
+MAX_FILE = 64 << 20
+"""Bytes of a dropped tokenizer."""
+MAX_MERGED = 2_000
+"""Characters of a text whose merges are played."""
+# Nothing is loaded from elsewhere, and no other page may frame this one.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Strict(BaseModel):
+    """A request: an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TokenizeRequest(Strict):
+    """A text or a conversation to encode: one of ``prompt`` and ``messages``."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    """Add the post-processor's tokens: by default for a prompt, never for messages, as the template has its own."""
+    add_generation_prompt: bool = True
+    tools: list[dict[str, Any]] | None = None
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Strict):
+    """Ids to decode."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]
+
+
+class TextRequest(Strict):
+    """A text to show."""
+
+    tokenizer: str | None = None
+    text: str
+    special: bool = False
+    template: bool = False
+
+
+class ChatRequest(Strict):
+    """A conversation to show as the chat template writes it."""
+
+    tokenizer: str | None = None
+    messages: list[dict[str, Any]]
+    answer: bool = True
+
+
+class MergesRequest(Strict):
+    """A text: the merges of its pre-tokens are shown."""
+
+    tokenizer: str | None = None
+    text: Annotated[str, Field(max_length=MAX_MERGED)]
+
+
+Body = TypeVar("Body", bound=Strict)
+
+
+class JsonResponse(Response):
+    """JSON in ASCII: half a surrogate pair, which a client may send, has no UTF-8."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the content as JSON."""
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+class RequestError(Exception):
+    """A request that cannot be served."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def response(self) -> JsonResponse:
+        """Return the answer that names the error."""
+        error = {"message": str(self), "type": "invalid_request_error", "param": self.param, "code": self.code}
+        return JsonResponse({"error": error}, status_code=self.status)
+
+
+def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
+    """Return the page as an application of its own, for a browser on the same machine.
+
+    Args:
+        tokenizers: The tokenizers by the name they are shown by.
+
+    Raises:
+        ModuleNotFoundError: If the extra ``serve`` is not installed.
+
+    Example:
+        >>> from bpe_llama import Tokenizer
+        >>> tok = Tokenizer.train_from_iterator(["low lower lowest"], vocab_size=260, progress=False)
+        >>> app = playground({"small": tok})  # uvicorn.run(app, host="127.0.0.1", port=8000)
+        >>> sorted(route.path for route in app.routes)[:3]
+        ['/', '/detokenize', '/playground/chat']
+    """
+    # A page elsewhere can point its own host name at 127.0.0.1; such requests carry that name.
+    local = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    return Starlette(routes=playground_routes(tokenizers), middleware=[local])
+
+
+def playground_routes(
+    tokenizers: Mapping[str, Tokenizer],
+    *,
+    models: Mapping[str, int] | None = None,
+) -> list[BaseRoute]:
+    """Return the routes of the page, for an application that has more.
+
+    Args:
+        tokenizers: By the name they are shown by.
+        models: The models that the application serves under ``/v1`` with the context of each, in tokens.
+    """
+    library = Library(tokenizers)
+    contexts = dict(models or {})
+
+    async def index(request: Request) -> Response:
+        return FileResponse(STATIC / "index.html", headers=HEADERS)
+
+    def info(request: None) -> dict[str, Any]:
+        shown = {name: describe_tokenizer(tokenizer) for name, tokenizer in library.tokenizers.items()}
+        return {"tokenizers": shown, "models": list(contexts)}
+
+    def tokens(request: TextRequest) -> dict[str, Any]:
+        tokenizer = found(library, request.tokenizer)
+        return describe_text(tokenizer, request.text, special=request.special, template=request.template)
+
+    def chat(request: ChatRequest) -> dict[str, Any]:
+        return describe_chat(found(library, request.tokenizer), request.messages, answer=request.answer)
+
+    def merges(request: MergesRequest) -> dict[str, Any]:
+        found(library, request.tokenizer)
+        return {"pieces": describe_merges(library.twin(request.tokenizer), request.text)}
+
+    def tokenize(request: TokenizeRequest) -> dict[str, Any]:
+        tokenizer = found(library, request.model, "model")
+        if (request.prompt is None) == (request.messages is None):
+            raise RequestError("expected one of prompt and messages", param="prompt")
+        if request.messages is not None:
+            if request.add_special_tokens:
+                raise RequestError("a chat template writes its own special tokens", param="add_special_tokens")
+            ids = tokenizer.apply_chat_template(
+                request.messages, add_generation_prompt=request.add_generation_prompt, tools=request.tools
+            )
+        else:
+            added = request.add_special_tokens is not False
+            ids = tokenizer(request.prompt or "", add_special_tokens=added)["input_ids"]
+        ids = [int(token_id) for token_id in ids]
+        answer = {
+            "count": len(ids),
+            "max_model_len": contexts.get(request.model or next(iter(contexts), "")),
+            "tokens": ids,
+        }
+        if request.return_token_strs:
+            answer["token_strs"] = [tokenizer.id_to_token(token_id) for token_id in ids]
+        return answer
+
+    def detokenize(request: DetokenizeRequest) -> dict[str, Any]:
+        tokenizer = found(library, request.model, "model")
+        try:
+            return {"prompt": tokenizer.decode(request.tokens)}
+        except (KeyError, OverflowError) as error:
+            raise RequestError(f"tokens: {error.args[0]}", param="tokens") from None
+
+    async def dropped(request: Request) -> Response:
+        try:
+            content = await body_of(request, MAX_FILE, "application/octet-stream")
+            name = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
+        except RequestError as error:
+            return error.response()
+        except ValueError as error:
+            return RequestError(str(error)).response()
+        return JsonResponse({"name": name, **describe_tokenizer(library.get(name))})
+
+    return [
+        Route("/", index),
+        Route("/tokenize", answering(TokenizeRequest, tokenize), methods=["POST"]),
+        Route("/detokenize", answering(DetokenizeRequest, detokenize), methods=["POST"]),
+        Route("/playground/info", answering(None, info)),
+        Route("/playground/tokens", answering(TextRequest, tokens), methods=["POST"]),
+        Route("/playground/chat", answering(ChatRequest, chat), methods=["POST"]),
+        Route("/playground/merges", answering(MergesRequest, merges), methods=["POST"]),
+        Route("/playground/tokenizers", dropped, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+
+
+def found(library: Library, name: str | None, param: str = "tokenizer") -> Tokenizer:
+    """Return a tokenizer, or raise the error that lists the names there are."""
+    try:
+        return library.get(name)
+    except KeyError:
+        known = ", ".join(library.tokenizers)
+        raise RequestError(
+            f"there is no {param} {name!r}; known: {known}", status=404, param=param, code="model_not_found"
+        ) from None
+
+
+def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Callable[[Request], Any]:
+    """Return a handler: it checks the body, calls the function and names what is wrong with a request.
+
+    A function that is no coroutine runs in a thread.
+    """
+
+    async def handle(request: Request) -> Response:
+        try:
+            content = (
+                checked(shape, await body_of(request, MAX_BODY, "application/json")) if shape is not None else None
+            )
+            if iscoroutinefunction(function):
+                return JsonResponse(await function(content))
+            return JsonResponse(await run_in_threadpool(function, content))
+        except RequestError as error:
+            return error.response()
+        except (ValueError, TypeError) as error:
+            return RequestError(str(error)).response()
+
+    return handle
+
+
+async def body_of(request: Request, most: int, kind: str) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        RequestError: If it is longer than ``most`` bytes, or its type is not ``kind``: other types are those that a
+            page elsewhere may send without asking.
+    """
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != kind:
+        raise RequestError(f"Content-Type is {given!r:.100}; expected {kind}", status=415)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise RequestError(f"the request is longer than {most:,} bytes", status=413)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def checked(shape: type[Body], content: bytes) -> Body:
+    """Return the body of a request as its shape, or raise an error that names the field."""
+    try:
+        values = json.loads(content)
+    except RecursionError:
+        raise RequestError("the request's JSON is nested too deep") from None
+    except ValueError as error:
+        raise RequestError(f"the request is not JSON: {error}") from None
+    try:
+        return shape.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise RequestError(f"{field or 'the request'}: {first['msg']}", param=field or None) from None

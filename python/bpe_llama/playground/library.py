@@ -1,0 +1,90 @@
+"""The tokenizers of the page by name: those it was started with, and those that visitors drop on it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+
+from bpe_llama.educational import EducationalTokenizer
+from bpe_llama.tokenizer import Tokenizer
+
+MAX_DROPPED = 4
+"""Dropped tokenizers that are kept; the one not used for longest goes first."""
+SUFFIXES = (".json", ".tiktoken", ".model", ".gguf")
+
+
+class Library:
+    """Tokenizers by name, for several threads.
+
+    Args:
+        tokenizers: The tokenizers that stay, by the name they are shown by.
+
+    Raises:
+        ValueError: If there is none.
+    """
+
+    def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
+        if not tokenizers:
+            raise ValueError("the page needs at least one tokenizer")
+        self.tokenizers = dict(tokenizers)
+        self._dropped: OrderedDict[str, Tokenizer] = OrderedDict()
+        self._twins: dict[int, EducationalTokenizer] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str | None) -> Tokenizer:
+        """Return the tokenizer of a name; the first one for None.
+
+        Raises:
+            KeyError: If there is none of this name.
+        """
+        with self._lock:
+            if name is None:
+                return next(iter(self.tokenizers.values()))
+            if name in self._dropped:
+                self._dropped.move_to_end(name)
+                return self._dropped[name]
+            return self.tokenizers[name]
+
+    def twin(self, name: str | None) -> EducationalTokenizer:
+        """Return the plain-Python twin of a tokenizer, which shows its merges.
+
+        Raises:
+            KeyError: If there is no tokenizer of this name.
+            ValueError: If the tokenizer does more than split text and merge bytes.
+        """
+        tokenizer = self.get(name)
+        with self._lock:
+            if id(tokenizer) not in self._twins:
+                self._twins[id(tokenizer)] = EducationalTokenizer.from_tokenizer(tokenizer)
+            return self._twins[id(tokenizer)]
+
+    def drop(self, file_name: str, content: bytes) -> str:
+        """Load the content of a tokenizer's file and return the name it has from now on.
+
+        Only the suffix of ``file_name`` is used. The content is written to a temporary folder, read and removed.
+
+        Raises:
+            ValueError: If the suffix or the content is not that of a tokenizer.
+        """
+        suffix = PurePath(file_name).suffix.lower()
+        if suffix not in SUFFIXES:
+            raise ValueError(f"the file ends in {suffix!r}; expected one of {', '.join(SUFFIXES)}")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / ("tokenizer" + suffix)
+            path.write_bytes(content)
+            try:
+                tokenizer = Tokenizer.from_file(path)
+            except (ValueError, KeyError, OSError) as error:
+                raise ValueError(str(error).replace(f"{folder}/", "")) from None
+        name = f"{PurePath(file_name).name} ({hashlib.sha256(content).hexdigest()[:8]})"
+        with self._lock:
+            self._dropped[name] = tokenizer
+            self._dropped.move_to_end(name)
+            while len(self._dropped) > MAX_DROPPED:
+                _, old = self._dropped.popitem(last=False)
+                self._twins.pop(id(old), None)
+        return name
