@@ -54,9 +54,9 @@ def command(
     """Serve a model over HTTP, as OpenAI's API; Ctrl-C ends. When it is ready, it prints its URL."""
     check_installed()
     from bpe_llama.model.server.app import create_app
-    from bpe_llama.model.server.config import ServerConfig
+    from bpe_llama.model.server.config import ServerConfig, is_loopback
     from bpe_llama.model.server.page import page_routes
-    from bpe_llama.model.server.running import is_local, run
+    from bpe_llama.model.server.running import run
     from bpe_llama.model.server.scheduler import Scheduler
 
     config = ServerConfig(
@@ -68,7 +68,7 @@ def command(
     name = model_name or default_name(model)
     if name in adapters:
         raise ValueError(f"--adapter has the name {name!r}, which is the model's; expected another")
-    if not is_local(host) and not api_key:
+    if not is_loopback(host) and not api_key:
         typer.echo(f"anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
     base = load_generator(model, tokenizer, dtype, device, None, quantized)
     generators = {name: base} | {each: adapted(base, path) for each, path in adapters.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import StreamingResponse
@@ -19,30 +19,24 @@ class EventStream(StreamingResponse):
     """Server-sent events: ``data: JSON`` for each event. An error on the way is an event too.
 
     Args:
-        events: What to send; closed when the client goes.
-        headers: Further headers.
+        events: What to send.
+        close: Called at the end, whatever ends the stream.
         done: Whether ``data: [DONE]`` ends the stream, and events have no names. Otherwise each is named by its
             ``type``.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncIterator[dict[str, Any]], headers: dict[str, str] | None = None, *, done: bool = True
-    ) -> None:
-        self.events, self.done = events, done
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | (headers or {})
-        super().__init__(self._lines(), headers=headers)
+    def __init__(self, events: AsyncIterator[dict[str, Any]], close: Callable[[], None], *, done: bool = True) -> None:
+        self.events, self.close, self.done = events, close, done
+        super().__init__(self._lines(), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all events; whatever ends this ends their source."""
+        """Send all events; when the client goes, this ends."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            for source in (self.body_iterator, self.events):
-                close = getattr(source, "aclose", None)
-                if close is not None:
-                    await close()
+            self.close()
 
     async def _lines(self) -> AsyncIterator[bytes]:
         try:

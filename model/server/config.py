@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
+        (True, False)
+    """
+    return host.lower() in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())
 
 
 @dataclass(frozen=True)
@@ -61,4 +69,4 @@ class ServerConfig:
     @property
     def checks_host(self) -> bool:
         """Return whether the ``Host`` header of a request must name this machine."""
-        return self.host in LOOPBACK and not self.api_keys
+        return is_loopback(self.host) and not self.api_keys

@@ -82,7 +82,7 @@ def to_json(content: Any) -> str:
 
     Example:
         >>> to_json({"a": ["é", None]})
-        '{"a":["\u00e9",null]}'
+        '{"a":["\\u00e9",null]}'
     """
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 

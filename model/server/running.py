@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from bpe_llama.model.server.config import LOOPBACK
 from bpe_llama.model.server.generation import Service
 
 
@@ -86,11 +85,6 @@ def url_of(host: str, port: int) -> str:
     """
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_local(host: str) -> bool:
-    """Return whether only this machine reaches the address."""
-    return host in LOOPBACK or host.startswith("127.")
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bpe_llama.model.server.config import LOOPBACK, ServerConfig
+from bpe_llama.model.server.config import ServerConfig, is_loopback
 from bpe_llama.model.server.errors import ApiError
 
 PUBLIC = ("/", "/health", "/openapi.json")
@@ -114,6 +114,6 @@ def check_host(host: str) -> None:
         (None, None)
     """
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
-    if name.strip("[]").lower() not in LOOPBACK:
+    if not is_loopback(name.strip("[]")):
         message = f"Host is {host!r:.100}; expected 127.0.0.1 or localhost, as the server has no API key"
         raise ApiError(403, message, param="Host", code="foreign_host")

@@ -39,7 +39,7 @@ async def answer(service: Service, request: ChatRequest, http: Request) -> Respo
     stream = ChatStream(Generation(service, job, http), talk, request)
     if request.stream:
         await stream.generation.start()
-        return EventStream(stream.chunks())
+        return EventStream(stream.chunks(), stream.generation.close)
     return JsonResponse(await stream.whole())
 
 
@@ -144,24 +144,21 @@ class ChatStream:
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of a stream."""
         generation, started = self.generation, set()
-        try:
-            async for number, update in generation:
-                if number not in started:
-                    started.add(number)
-                    yield self._chunk(number, {"role": "assistant", "content": ""})
-                answer = self.answers[number]
-                logprobs = self._logprobs(update)
-                for delta in answer.feed(update.text, finished=update.finish_reason is not None):
-                    yield self._chunk(number, self._delta(answer, delta), logprobs)
-                    logprobs = None
-                if logprobs is not None and logprobs["content"]:
-                    yield self._chunk(number, {"content": ""}, logprobs)
-                if update.finish_reason is not None:
-                    yield self._chunk(number, {}, None, finish_reason(update.finish_reason, len(answer.calls)))
-            if self.include_usage:
-                yield self._head("chat.completion.chunk") | {"choices": [], "usage": generation.usage}
-        finally:
-            generation.close()
+        async for number, update in generation:
+            if number not in started:
+                started.add(number)
+                yield self._chunk(number, {"role": "assistant", "content": ""})
+            answer = self.answers[number]
+            logprobs = self._logprobs(update)
+            for delta in answer.feed(update.text, finished=update.finish_reason is not None):
+                yield self._chunk(number, self._delta(answer, delta), logprobs)
+                logprobs = None
+            if logprobs is not None and logprobs["content"]:
+                yield self._chunk(number, {"content": ""}, logprobs)
+            if update.finish_reason is not None:
+                yield self._chunk(number, {}, None, finish_reason(update.finish_reason, len(answer.calls)))
+        if self.include_usage:
+            yield self._head("chat.completion.chunk") | {"choices": [], "usage": generation.usage}
 
     def _head(self, kind: str) -> dict[str, Any]:
         model = self.generation.job.model

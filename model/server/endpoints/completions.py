@@ -54,7 +54,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
     stream = CompletionStream(Generation(service, job, http), request)
     if request.stream:
         await stream.generation.start()
-        return EventStream(stream.chunks())
+        return EventStream(stream.chunks(), stream.generation.close)
     return JsonResponse(await stream.whole())
 
 
@@ -117,21 +117,18 @@ class CompletionStream:
         """Yield the chunks of a stream."""
         generation, started = self.generation, set()
         nothing = self.request.max_tokens == 0
-        try:
-            async for number, update in generation:
-                first = number not in started
-                started.add(number)
-                choice = Choice()
-                choice.add(update)
-                text = (self._echo(number) if first else "") + ("" if nothing else update.text)
-                logprobs = self._logprobs(number, choice, first)
-                reason = "length" if nothing and update.finish_reason else update.finish_reason
-                if text or reason or logprobs:
-                    yield self._chunk({"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason})
-            if self.include_usage:
-                yield self._head() | {"choices": [], "usage": self._usage()}
-        finally:
-            generation.close()
+        async for number, update in generation:
+            first = number not in started
+            started.add(number)
+            choice = Choice()
+            choice.add(update)
+            text = (self._echo(number) if first else "") + ("" if nothing else update.text)
+            logprobs = self._logprobs(number, choice, first)
+            reason = "length" if nothing and update.finish_reason else update.finish_reason
+            if text or reason or logprobs:
+                yield self._chunk({"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason})
+        if self.include_usage:
+            yield self._head() | {"choices": [], "usage": self._usage()}
 
     def _head(self) -> dict[str, Any]:
         model = self.generation.job.model

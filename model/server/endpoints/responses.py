@@ -16,7 +16,7 @@ from bpe_llama.model.server import prompts
 from bpe_llama.model.server.answers import CallAnswer, EventStream, TokenTexts
 from bpe_llama.model.server.endpoints.chat import chat_job
 from bpe_llama.model.server.errors import JsonResponse, bad
-from bpe_llama.model.server.generation import Generation, Service, new_id
+from bpe_llama.model.server.generation import Generation, Service, new_id, unless_gone
 from bpe_llama.model.server.options import format_options, sampling_options
 from bpe_llama.model.server.prompts import Conversation
 from bpe_llama.model.server.scheduler import Update
@@ -48,12 +48,13 @@ async def answer(service: Service, request: ResponseRequest, http: Request) -> R
     stream = ResponseStream(Generation(service, job, http), talk, request)
     if request.stream:
         await stream.generation.start()
-        return EventStream(stream.events(), done=False)
-    last: dict[str, Any] = {}
+        return EventStream(stream.events(), stream.generation.close, done=False)
     await stream.generation.start()
-    async for event in stream.events():
-        last = event
-    return JsonResponse(last["response"])
+    try:
+        await unless_gone(http, stream.run())
+    finally:
+        stream.generation.close()
+    return JsonResponse(stream.response())
 
 
 def conversation(request: ResponseRequest) -> Conversation:
@@ -123,22 +124,24 @@ class ResponseStream:
         """The item that is being written."""
         self._number = -1
 
+    async def run(self) -> None:
+        """Write the whole response."""
+        async for _ in self.events():
+            pass
+
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the events of a stream, in OpenAI's order."""
-        try:
-            yield self._event("response.created", response=self.response())
-            yield self._event("response.in_progress", response=self.response())
-            reason = None
-            async for _, update in self.generation:
-                reason = update.finish_reason
-                for event in self._of_update(update):
-                    yield event
-            for event in self._close():
+        yield self._event("response.created", response=self.response())
+        yield self._event("response.in_progress", response=self.response())
+        reason = None
+        async for _, update in self.generation:
+            reason = update.finish_reason
+            for event in self._of_update(update):
                 yield event
-            self.status = "incomplete" if reason == "length" else "completed"
-            yield self._event(f"response.{self.status}", response=self.response())
-        finally:
-            self.generation.close()
+        for event in self._close():
+            yield event
+        self.status = "incomplete" if reason == "length" else "completed"
+        yield self._event(f"response.{self.status}", response=self.response())
 
     def _of_update(self, update: Update) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []

@@ -1,0 +1,115 @@
+"""`bpe-llama serve` as a program: one line with its URL, adapters and keys, an orderly end."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from bpe_llama import Tokenizer
+from bpe_llama.cli import main
+from bpe_llama.model import LlamaForCausalLM, TextGenerator
+from bpe_llama.model.adapters import lora
+from bpe_llama.model.cli import serve
+from tests.server.conftest import make_generator
+
+httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
+KEY = {"Authorization": "Bearer key-of-the-tests"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a model, its tokenizer and, below it, an adapter."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    generator = make_generator()
+    generator.model.save_pretrained(folder)
+    generator.tokenizer.save(folder / "tokenizer.json")
+    lora.add(generator.model, rank=2)
+    with torch.no_grad():
+        for weight in generator.model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.3)
+    lora.save(generator.model, folder / "poet")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to one process is POSIX")
+def test_from_start_to_end(folder):
+    arguments = [str(folder), "--port", "0", "--adapter", f"poet={folder / 'poet'}", "--slots", "2", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bpe_llama.cli", "serve", *arguments],
+        env=os.environ | {"BPE_LLAMA_API_KEY": "key-of-the-tests"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        lines: queue.Queue[str] = queue.Queue()
+        reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout])
+        reader.start()
+        url = lines.get(timeout=120).strip()
+        assert url.startswith("http://127.0.0.1:")
+        with httpx.Client(base_url=url, headers=KEY, timeout=60) as client:
+            assert httpx.get(f"{url}/v1/models").status_code == 401
+            assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny", "poet"]
+            body = {"prompt": "the quick", "temperature": 0, "max_tokens": 12}
+            texts = [client.post("/v1/completions", json=body | {"model": name}) for name in ("tiny", "poet")]
+            model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", device="cpu")
+            tokenizer = Tokenizer.from_file(folder)
+            own = TextGenerator(model, tokenizer).generate("the quick", temperature=0, max_new_tokens=12)
+            lora.load(model, folder / "poet")
+            adapted = TextGenerator(model, tokenizer).generate("the quick", temperature=0, max_new_tokens=12)
+            assert [text.json()["choices"][0]["text"] for text in texts] == [own, adapted] and own != adapted
+            # Ctrl-C lets a running request end.
+            long = body | {"max_tokens": 300, "ignore_eos": True, "stream": True}
+            with client.stream("POST", "/v1/completions", json=long) as stream:
+                events = stream.iter_lines()
+                next(events)
+                process.send_signal(signal.SIGINT)
+                assert "data: [DONE]" in list(events)
+        assert process.wait(60) == 0
+        reader.join()
+        assert lines.empty() and process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--adapter", "poet"], "--adapter is 'poet'; expected NAME=PATH"),
+        (["--adapter", "tiny=x"], "the name 'tiny', which is the model's"),
+        (["--port", "70000"], "--port is 70000; expected 0 to 65535"),
+        (["--api-key", ""], "an API key is empty"),
+        (["--timeout", "-1"], "timeout is -1"),
+        (["--slots", "0"], "--slots"),
+    ],
+)
+def test_bad_usage_is_one_line(folder, capsys, arguments, says):
+    assert main(["serve", str(folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_a_port_in_use_is_named(folder, capsys):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(folder), "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
+
+
+def test_the_missing_extra_is_named(monkeypatch, capsys, folder):
+    monkeypatch.setattr(serve, "_NEEDED", ("fastapi", "no_such_package"))
+    assert main(["serve", str(folder)]) == 2
+    assert "serve needs no_such_package: pip install 'bpe_llama[serve]'" in capsys.readouterr().err
