@@ -12,8 +12,8 @@ import pytest
 httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
 
 from bpe_llama.model.sampling.params import SamplingParams  # noqa: E402
+from bpe_llama.model.server.api.schemas import Sampling  # noqa: E402
 from bpe_llama.model.server.config import Limits, ServerConfig  # noqa: E402
-from bpe_llama.model.server.schemas import Sampling  # noqa: E402
 from bpe_llama.model.server.security import check_host  # noqa: E402
 from tests.server.conftest import make_generator, serve  # noqa: E402
 

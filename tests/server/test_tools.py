@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from bpe_llama.model.server.tools import HERMES, JSON, LLAMA3, MISTRAL, ToolParser, call_schema, family_of
+from bpe_llama.model.server.api.tools import HERMES, JSON, LLAMA3, MISTRAL, ToolParser, call_schema, family_of
 
 openai = pytest.importorskip("openai", reason="the server is held to OpenAI's client")
 

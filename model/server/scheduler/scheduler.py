@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.server.engine_thread import EngineThread
-from bpe_llama.model.server.updates import (
+from bpe_llama.model.server.scheduler.engine_thread import EngineThread
+from bpe_llama.model.server.scheduler.updates import (
     Choice,
     EngineError,
     Job,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.sequence import Sequence
-from bpe_llama.model.server.updates import Choice, EngineError, Job, Loop, ShuttingDownError, Update
+from bpe_llama.model.server.scheduler.updates import Choice, EngineError, Job, Loop, ShuttingDownError, Update
 
 MARGIN = 64
 """Tokens by which a growing slot exceeds its sequence at least."""
