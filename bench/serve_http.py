@@ -166,7 +166,7 @@ def bpe_llama(folder: Path, gguf: Path, threads: int) -> Iterator[Server]:
 @contextlib.contextmanager
 def llama_cpp(folder: Path, gguf: Path, threads: int) -> Iterator[Server]:
     """Run llama.cpp's."""
-    path = os.pathsep.join([str(data.llama_cpp_server()), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(data.llama_cpp()), os.environ.get("PYTHONPATH", "")])
     with process([sys.executable, "-c", LLAMA_CPP, str(gguf), str(threads)], PYTHONPATH=path) as started:
         yield Server(first_line(started), extra=(("ignore_eos", True),))
 
