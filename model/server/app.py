@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bpe_llama import __version__
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import errors
-from bpe_llama.model.server.api.errors import JsonResponse
 from bpe_llama.model.server.api.schemas import Body, ChatRequest, CompletionRequest, EmbeddingRequest, ResponseRequest
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.endpoints import chat, completions, embeddings, responses
@@ -24,6 +23,7 @@ from bpe_llama.model.server.generation import ClientGoneError, Service
 from bpe_llama.model.server.metrics import Metrics
 from bpe_llama.model.server.scheduler import Scheduler
 from bpe_llama.model.server.security import Guard
+from bpe_llama.playground.errors import JsonResponse
 
 _STATUSES = {
     400: "A field is missing, unknown or out of range; param names it.",

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.server.api.errors import ApiError, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.metrics import Metrics
 from bpe_llama.model.server.scheduler import Scheduler, Stream, Update
+from bpe_llama.playground.errors import ApiError, bad
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.server.scheduler import Scheduler
-from bpe_llama.playground.app import JsonResponse, RequestError, Strict, answering, playground_routes
+from bpe_llama.playground.app import Strict, answering, playground_routes
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 
 MAX_ATTENDED = 256
 """Tokens of a sentence whose attention weights are shown; memory grows with their square."""
@@ -46,15 +47,16 @@ def page_routes(
 
     def found(name: str) -> TextGenerator:
         if name not in generators:
-            raise RequestError(
-                f"there is no model {name!r:.100}; known: {', '.join(generators)}", status=404, param="model"
+            known = ", ".join(generators)
+            raise ApiError(
+                404, f"there is no model {name!r:.100}; known: {known}", param="model", code="model_not_found"
             )
         return generators[name]
 
     async def model(request: Request) -> Response:
         try:
             generator = found(request.query_params.get("model", next(iter(generators))))
-        except RequestError as error:
+        except ApiError as error:
             return error.response()
         return JsonResponse(await scheduler.run(lambda: describe_model(generator.model)))
 
@@ -126,12 +128,12 @@ def describe_attention(generator: TextGenerator, text: str, layer: int, head: in
     """
     config = generator.model.config
     if layer >= config.num_hidden_layers:
-        raise RequestError(f"layer is {layer}; expected 0 to {config.num_hidden_layers - 1}", param="layer")
+        raise bad(f"layer is {layer}; expected 0 to {config.num_hidden_layers - 1}", "layer")
     if head >= config.num_attention_heads:
-        raise RequestError(f"head is {head}; expected 0 to {config.num_attention_heads - 1}", param="head")
+        raise bad(f"head is {head}; expected 0 to {config.num_attention_heads - 1}", "head")
     ids = whole_ids(generator.encode(text))
     if not 1 <= len(ids) <= MAX_ATTENDED:
-        raise RequestError(f"the text has {len(ids)} tokens; expected 1 to {MAX_ATTENDED}", param="text")
+        raise bad(f"the text has {len(ids)} tokens; expected 1 to {MAX_ATTENDED}", "text")
     weights = generator.model.attention_weights(torch.tensor([ids], device=generator.model.device))[layer][0, head]
     tokens = [generator.tokenizer.id_to_bytes(token_id).decode("utf-8", "backslashreplace") for token_id in ids]
     return {"tokens": tokens, "weights": [[round(weight, 4) for weight in row] for row in weights.float().tolist()]}

@@ -12,8 +12,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bpe_llama.model.server.api.errors import ApiError
 from bpe_llama.model.server.config import ServerConfig, is_loopback
+from bpe_llama.playground.errors import ApiError
 
 PUBLIC = ("/", "/health", "/openapi.json")
 """Paths that need no key."""

@@ -36,7 +36,7 @@ def refused(client: TestClient, path: str, body: object, status: int = 400) -> d
     answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     error: dict[str, str] = answer.json()["error"]
-    assert error["type"] == "invalid_request_error"
+    assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
     return error
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from bpe_llama.model.server.api.errors import ApiError, as_api_error, to_json
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.tools import Delta, Family, ToolParser, new_call_id
+from bpe_llama.playground.errors import ApiError, to_json
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.server.api.errors import bad
 from bpe_llama.model.server.api.schemas import ResponseFormat, Sampling, StructuredOutputs, TextFormat
 from bpe_llama.model.server.config import Limits
+from bpe_llama.playground.errors import bad
 
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 """OpenAI's, for what neither the request nor the model's generation_config.json says."""

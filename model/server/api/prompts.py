@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.templates import choose_template
-from bpe_llama.model.server.api.errors import bad
 from bpe_llama.model.server.api.options import check_size
 from bpe_llama.model.server.api.schemas import ChatMessage, ContentPart
 from bpe_llama.model.server.api.tools import JSON, Family, ToolParser, call_schema, family_of
 from bpe_llama.model.server.config import Limits
+from bpe_llama.playground.errors import bad
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer

@@ -16,13 +16,14 @@ from starlette.responses import Response
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts, finish_reason
-from bpe_llama.model.server.api.errors import JsonResponse, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import format_options, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
 from bpe_llama.model.server.generation import Generation, Job, Service, new_id
 from bpe_llama.model.server.scheduler import Update
+from bpe_llama.playground.errors import JsonResponse, bad
 
 
 async def answer(service: Service, request: ChatRequest, http: Request) -> Response:

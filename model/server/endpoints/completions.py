@@ -15,10 +15,11 @@ from starlette.responses import Response
 
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
-from bpe_llama.model.server.api.errors import JsonResponse, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import format_options, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
+from bpe_llama.playground.errors import JsonResponse, bad
 
 DEFAULT_TOKENS = 16
 """OpenAI's."""

@@ -19,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.server.api.errors import JsonResponse, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.schemas import EmbeddingRequest
 from bpe_llama.model.server.endpoints.completions import ids_of, prompts_of
 from bpe_llama.model.server.generation import Service, unless_gone
+from bpe_llama.playground.errors import JsonResponse, bad
 
 
 async def answer(service: Service, request: EmbeddingRequest, http: Request) -> Response:

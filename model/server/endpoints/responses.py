@@ -14,13 +14,13 @@ from starlette.responses import Response
 
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts
-from bpe_llama.model.server.api.errors import JsonResponse, bad
 from bpe_llama.model.server.api.options import format_options, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import InputItem, NamedFunction, ResponseRequest, ResponseTool
 from bpe_llama.model.server.endpoints.chat import chat_job
 from bpe_llama.model.server.generation import Generation, Service, new_id, unless_gone
 from bpe_llama.model.server.scheduler import Update
+from bpe_llama.playground.errors import JsonResponse, bad
 
 
 async def answer(service: Service, request: ResponseRequest, http: Request) -> Response:

@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
         f"the page needs {error.name}: pip install 'bpe_llama[serve]'", name=error.name
     ) from error
 
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 from bpe_llama.playground.library import Library
 from bpe_llama.playground.tokens import describe_chat, describe_merges, describe_text, describe_tokenizer
 
@@ -101,29 +102,6 @@ class MergesRequest(Strict):
 Body = TypeVar("Body", bound=Strict)
 
 
-class JsonResponse(Response):
-    """JSON in ASCII: half a surrogate pair, which a client may send, has no UTF-8."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Return the content as JSON."""
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
-
-
-class RequestError(Exception):
-    """A request that cannot be served."""
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    def response(self) -> JsonResponse:
-        """Return the answer that names the error."""
-        error = {"message": str(self), "type": "invalid_request_error", "param": self.param, "code": self.code}
-        return JsonResponse({"error": error}, status_code=self.status)
-
-
 def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
     """Return the page as an application of its own, for a browser on the same machine.
 
@@ -180,10 +158,10 @@ def playground_routes(
     def tokenize(request: TokenizeRequest) -> dict[str, Any]:
         tokenizer = found(library, request.model, "model")
         if (request.prompt is None) == (request.messages is None):
-            raise RequestError("expected one of prompt and messages", param="prompt")
+            raise bad("expected one of prompt and messages", "prompt")
         if request.messages is not None:
             if request.add_special_tokens:
-                raise RequestError("a chat template writes its own special tokens", param="add_special_tokens")
+                raise bad("a chat template writes its own special tokens", "add_special_tokens")
             ids = tokenizer.apply_chat_template(
                 request.messages, add_generation_prompt=request.add_generation_prompt, tools=request.tools
             )
@@ -205,16 +183,16 @@ def playground_routes(
         try:
             return {"prompt": tokenizer.decode(request.tokens)}
         except (KeyError, OverflowError) as error:
-            raise RequestError(f"tokens: {error.args[0]}", param="tokens") from None
+            raise bad(f"tokens: {error.args[0]}", "tokens") from None
 
     async def dropped(request: Request) -> Response:
         try:
             content = await body_of(request, MAX_FILE, "application/octet-stream")
             name = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
-        except RequestError as error:
+        except ApiError as error:
             return error.response()
         except ValueError as error:
-            return RequestError(str(error)).response()
+            return bad(str(error)).response()
         return JsonResponse({"name": name, **describe_tokenizer(library.get(name))})
 
     return [
@@ -236,8 +214,8 @@ def found(library: Library, name: str | None, param: str = "tokenizer") -> Token
         return library.get(name)
     except KeyError:
         known = ", ".join(library.tokenizers)
-        raise RequestError(
-            f"there is no {param} {name!r}; known: {known}", status=404, param=param, code="model_not_found"
+        raise ApiError(
+            404, f"there is no {param} {name!r}; known: {known}", param=param, code="model_not_found"
         ) from None
 
 
@@ -255,10 +233,10 @@ def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Calla
             if iscoroutinefunction(function):
                 return JsonResponse(await function(content))
             return JsonResponse(await run_in_threadpool(function, content))
-        except RequestError as error:
+        except ApiError as error:
             return error.response()
         except (ValueError, TypeError) as error:
-            return RequestError(str(error)).response()
+            return bad(str(error)).response()
 
     return handle
 
@@ -267,18 +245,18 @@ async def body_of(request: Request, most: int, kind: str) -> bytes:
     """Return the body of a request.
 
     Raises:
-        RequestError: If it is longer than ``most`` bytes, or its type is not ``kind``: other types are those that a
-            page elsewhere may send without asking.
+        ApiError: 413 if it has more than ``most`` bytes; 415 if its type is not ``kind``. A web page of another site
+            may send some other types to any server without asking it first.
     """
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != kind:
-        raise RequestError(f"Content-Type is {given!r:.100}; expected {kind}", status=415)
+        raise ApiError(415, f"Content-Type is {given!r:.100}; expected {kind}", code="unsupported_type")
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise RequestError(f"the request is longer than {most:,} bytes", status=413)
+            raise ApiError(413, f"the body has more than {most:,} bytes", code="body_too_large")
         parts.append(part)
     return b"".join(parts)
 
@@ -288,12 +266,12 @@ def checked(shape: type[Body], content: bytes) -> Body:
     try:
         values = json.loads(content)
     except RecursionError:
-        raise RequestError("the request's JSON is nested too deep") from None
+        raise bad("the body's JSON is nested too deeply", code="invalid_json") from None
     except ValueError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
+        raise bad(f"the body is no JSON: {error}", code="invalid_json") from None
     try:
         return shape.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise RequestError(f"{field or 'the request'}: {first['msg']}", param=field or None) from None
+        raise bad(f"{field or 'the body'}: {first['msg']}", field or None) from None
