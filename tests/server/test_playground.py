@@ -129,6 +129,21 @@ def test_a_dropped_tokenizer_is_used_and_the_oldest_forgotten(
     assert counts[0] > counts[1]
 
 
+def test_merges_are_those_of_the_tokenizer_that_was_dropped_last(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer]
+) -> None:
+    page = library.Library(tokenizers)
+    contents = []
+    for count in range(3):
+        path = tmp_path / f"{count}.json"
+        Tokenizer.train_from_iterator([TEXT], 256 + 5 * count, progress=False).save(path)
+        contents.append(path.read_bytes())
+    for content in [contents[0], *contents] * 3:  # one file twice: the first tokenizer's address is free again
+        name = page.drop("x.json", content)
+        assert len(page.twin(name).ids) == page.get(name).vocab_size
+    assert len(page._twins) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -1,4 +1,4 @@
-"""The tokenizers of the page by name: those it was started with, and those that visitors drop on it."""
+"""The tokenizers of the page by name: the ones it was started with, and the ones that visitors drop on it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bpe_llama.educational import EducationalTokenizer
 from bpe_llama.tokenizer import Tokenizer
 
 MAX_DROPPED = 4
-"""Dropped tokenizers that are kept; the one not used for longest goes first."""
+"""Dropped tokenizers that are kept; the least recently used one is removed first."""
 SUFFIXES = (".json", ".tiktoken", ".model", ".gguf")
 
 
 class Library:
-    """Tokenizers by name, for several threads.
+    """Tokenizers by name; threads may share it.
 
     Args:
         tokenizers: The tokenizers that stay, by the name they are shown by.
@@ -32,7 +32,8 @@ class Library:
             raise ValueError("the page needs at least one tokenizer")
         self.tokenizers = dict(tokenizers)
         self._dropped: OrderedDict[str, Tokenizer] = OrderedDict()
-        self._twins: dict[int, EducationalTokenizer] = {}
+        self._twins: dict[str, EducationalTokenizer] = {}
+        """By the names of their tokenizers."""
         self._lock = threading.Lock()
 
     def get(self, name: str | None) -> Tokenizer:
@@ -50,22 +51,24 @@ class Library:
             return self.tokenizers[name]
 
     def twin(self, name: str | None) -> EducationalTokenizer:
-        """Return the plain-Python twin of a tokenizer, which shows its merges.
+        """Return the `EducationalTokenizer` of a tokenizer, which shows its merges.
 
         Raises:
             KeyError: If there is no tokenizer of this name.
-            ValueError: If the tokenizer does more than split text and merge bytes.
+            ValueError: If the tokenizer does more than split text into pre-tokens and merge their bytes.
         """
+        name = next(iter(self.tokenizers)) if name is None else name
         tokenizer = self.get(name)
         with self._lock:
-            if id(tokenizer) not in self._twins:
-                self._twins[id(tokenizer)] = EducationalTokenizer.from_tokenizer(tokenizer)
-            return self._twins[id(tokenizer)]
+            if name not in self._twins:
+                self._twins[name] = EducationalTokenizer.from_tokenizer(tokenizer)
+            return self._twins[name]
 
     def drop(self, file_name: str, content: bytes) -> str:
         """Load the content of a tokenizer's file and return the name it has from now on.
 
-        Only the suffix of ``file_name`` is used. The content is written to a temporary folder, read and removed.
+        The content is written to a temporary folder, read and removed. Of ``file_name`` the suffix tells the format;
+        its last part and a hash of the content are the name.
 
         Raises:
             ValueError: If the suffix or the content is not that of a tokenizer.
@@ -85,6 +88,6 @@ class Library:
             self._dropped[name] = tokenizer
             self._dropped.move_to_end(name)
             while len(self._dropped) > MAX_DROPPED:
-                _, old = self._dropped.popitem(last=False)
-                self._twins.pop(id(old), None)
+                old, _ = self._dropped.popitem(last=False)
+                self._twins.pop(old, None)
         return name

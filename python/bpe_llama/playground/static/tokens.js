@@ -130,7 +130,7 @@ function startMerges() {
 
 async function loadMerges() {
   pause();
-  const text = byId("text").value.slice(0, 2000);
+  const text = [...byId("text").value].slice(0, 2000).join(""); // by characters: half a surrogate pair is refused
   ({ pieces } = await request("playground/merges", { text, tokenizer: byId("tokenizer-a").value }));
   byId("pieces").replaceChildren(...pieces.map((each, place) => {
     const button = element("button", { type: "button", textContent: visible(each.text).replaceAll(" ", "·") });
