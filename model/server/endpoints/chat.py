@@ -70,9 +70,28 @@ def conversation(service: Service, request: ChatRequest) -> Conversation:
 
 
 async def chat_job(
-    service: Service, name: str, generator: TextGenerator, talk: Conversation, options: dict[str, Any], n: int
+    service: Service,
+    name: str,
+    generator: TextGenerator,
+    talk: Conversation,
+    options: dict[str, Any],
+    n: int = 1,
+    field: str = "messages",
 ) -> Job:
-    """Return what the scheduler runs for a conversation."""
+    """Return what the scheduler runs for a conversation.
+
+    Args:
+        service: The server's.
+        name: The model's name.
+        generator: The model.
+        talk: The conversation.
+        options: Of `TextGenerator.stream`.
+        n: Answers.
+        field: The field that holds the conversation, which errors name.
+
+    Raises:
+        ApiError: If the conversation gives no prompt or too long a one, or ``n`` is above its limit.
+    """
     limits = service.config.limits
     if n > limits.choices:
         raise bad(f"n is {n}; expected at most {limits.choices}", "n")
@@ -82,10 +101,10 @@ async def chat_job(
     try:
         ids = await asyncio.to_thread(prompts.encode, generator.tokenizer, talk)
     except Exception as error:
-        raise as_api_error(error, "messages") from error
+        raise as_api_error(error, field) from error
     if not ids:
-        raise bad("messages give an empty prompt", "messages")
-    job = Job(name, generator, [ids], [ids], options | forced, n, "messages")
+        raise bad(f"{field} gives an empty prompt", field)
+    job = Job(name, generator, [ids], [ids], options | forced, n, field)
     job.check_room(service.room(generator))
     return job
 

@@ -43,13 +43,11 @@ async def answer(service: Service, request: ResponseRequest, http: Request) -> R
         options |= {"logprobs": True, "top_logprobs": count}
     if request.max_output_tokens is not None:
         options["max_new_tokens"] = request.max_output_tokens
-    job = await chat_job(service, name, generator, talk, options, 1)
-    job.param = "input"
+    job = await chat_job(service, name, generator, talk, options, field="input")
     stream = ResponseStream(Generation(service, job, http), talk, request)
-    if request.stream:
-        await stream.generation.start()
-        return EventStream(stream.events(), stream.generation.close, done=False)
     await stream.generation.start()
+    if request.stream:
+        return EventStream(stream.events(), stream.generation.close, done=False)
     try:
         await unless_gone(http, stream.run())
     finally:
