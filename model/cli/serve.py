@@ -80,8 +80,7 @@ def command(
         prefix_cache_bytes=prefix_cache_mb << 20,
         share_prefixes=share_prefixes,
     )
-    routes = page_routes(scheduler, generators, max_length)
-    app = create_app(scheduler, generators, config, max_length=max_length, routes=routes, grace=grace)
+    app = create_app(scheduler, config, routes=page_routes(scheduler), grace=grace)
     run(app, host, port, announce=typer.echo)
 
 

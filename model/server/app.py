@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,6 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bpe_llama import __version__
-from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import errors
 from bpe_llama.model.server.api.schemas import Body, ChatRequest, CompletionRequest, EmbeddingRequest, ResponseRequest
 from bpe_llama.model.server.config import ServerConfig
@@ -43,28 +42,24 @@ _DOCUMENTED: dict[int | str, dict[str, Any]] = {
 
 def create_app(
     scheduler: Scheduler,
-    generators: Mapping[str, TextGenerator],
     config: ServerConfig | None = None,
     *,
-    max_length: int | None = None,
     routes: Sequence[BaseRoute] = (),
     grace: float = 30.0,
 ) -> FastAPI:
     """Return the application. It starts the scheduler, and shuts it down at its own end.
 
     Args:
-        scheduler: Runs the models.
-        generators: The models by name; the first one is the default.
+        scheduler: Runs the models; the first of its ``generators`` is the default.
         config: Keys, hosts and limits.
-        max_length: Tokens of a sequence, as of the scheduler.
-        routes: Further routes, such as the page's.
+        routes: Further routes, such as those of `bpe_llama.model.server.page.page_routes`.
         grace: Seconds that running requests have at the end.
 
     Example:
-        >>> app = create_app(Scheduler({"m": generator}), {"m": generator})  # doctest: +SKIP
+        >>> app = create_app(Scheduler({"small": generator}))  # doctest: +SKIP
     """
     config = config or ServerConfig()
-    service = Service(scheduler, generators, config, Metrics(scheduler), max_length, grace)
+    service = Service(scheduler, config, Metrics(scheduler), grace)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -135,13 +130,12 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
-    generator = service.generators[name]
     return {
         "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "bpe_llama",
-        "max_model_len": service.room(generator),
+        "max_model_len": service.scheduler.context(name),
     }
 
 

@@ -30,12 +30,8 @@ class Service:
     """What the endpoints share."""
 
     scheduler: Scheduler
-    generators: Mapping[str, TextGenerator]
-    """The models by name; the first one is the default."""
     config: ServerConfig
     metrics: Metrics
-    max_length: int | None = None
-    """Tokens of a sequence, prompt included; a model's context if it has less."""
     grace: float = 30.0
     """Seconds that running requests have when the server ends."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -52,22 +48,22 @@ class Service:
         """Return whether the server is about to end."""
         return self._ending is not None
 
+    @property
+    def generators(self) -> Mapping[str, TextGenerator]:
+        """Return the models by name; the first one is the default."""
+        return self.scheduler.generators
+
     def find(self, name: str | None) -> tuple[str, TextGenerator]:
-        """Return the model of a request.
+        """Return the name and the model that a request asks for; the default model for None.
 
         Raises:
-            ApiError: 404 if there is none of this name.
+            ApiError: 404 if there is no model of this name.
         """
         name = next(iter(self.generators)) if name is None else name
         if name not in self.generators:
             message = f"there is no model {name!r:.100}; /v1/models lists {', '.join(self.generators)}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return name, self.generators[name]
-
-    def room(self, generator: TextGenerator) -> int:
-        """Return how many tokens a sequence may have, prompt included."""
-        context = generator.model.config.context_length
-        return context if self.max_length is None else min(context, self.max_length)
 
 
 @dataclass

@@ -105,7 +105,7 @@ async def chat_job(
     if not ids:
         raise bad(f"{field} gives an empty prompt", field)
     job = Job(name, generator, [ids], [ids], options | forced, n, field)
-    job.check_room(service.room(generator))
+    job.check_room(service.scheduler.context(name))
     return job
 
 

@@ -51,7 +51,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
     except Exception as error:
         raise as_api_error(error, "prompt") from error
     job = Job(name, generator, prompts, ids, options, n)
-    job.check_room(service.room(generator))
+    job.check_room(service.scheduler.context(name))
     stream = CompletionStream(Generation(service, job, http), request)
     if request.stream:
         await stream.generation.start()

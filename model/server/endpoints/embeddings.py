@@ -41,7 +41,7 @@ async def answer(service: Service, request: EmbeddingRequest, http: Request) -> 
         ids = await asyncio.to_thread(lambda: [ids_of(generator, given) for given in inputs])
     except Exception as error:
         raise as_api_error(error, "input") from error
-    room, longest = service.room(generator), max(map(len, ids))
+    room, longest = service.scheduler.context(name), max(map(len, ids))
     if longest > room:
         message = f"input has a text of {longest:,} tokens; expected at most {room:,}"
         raise bad(message, "input", "context_length_exceeded")

@@ -17,17 +17,7 @@ from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
-from bpe_llama.model.server.scheduler.updates import (
-    Choice,
-    EngineError,
-    Job,
-    QueueFullError,
-    ShuttingDownError,
-    Stream,
-    Update,
-)
-
-__all__ = ["EngineError", "QueueFullError", "Scheduler", "ShuttingDownError", "Stream", "Update"]
+from bpe_llama.model.server.scheduler.updates import Choice, Job, QueueFullError, ShuttingDownError, Stream, Update
 
 T = TypeVar("T")
 
@@ -102,6 +92,10 @@ class Scheduler:
     def start(self) -> None:
         """Start the engine thread."""
         self._thread.start()
+
+    def context(self, model: str) -> int:
+        """Return the most tokens that a sequence of a model may have, prompt included."""
+        return self.max_length or self.generators[model].model.config.context_length
 
     async def submit(
         self,
@@ -235,12 +229,12 @@ class Scheduler:
         self, job: Job, generator: TextGenerator, prompt: str | Sequence[int], n: int, options: dict[str, Any]
     ) -> list[Choice]:
         """Return the checked choices of a request."""
-        config = generator.model.config
+        vocab_size = generator.model.config.vocab_size
         first = generator.request(prompt, options)
-        checked_prompts([first.prompt], config.context_length if self.max_length is None else self.max_length)
-        outside = next((token_id for token_id in first.prompt if not 0 <= token_id < config.vocab_size), None)
+        checked_prompts([first.prompt], self.context(job.model))
+        outside = next((token_id for token_id in first.prompt if not 0 <= token_id < vocab_size), None)
         if outside is not None:
-            raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {config.vocab_size}")
+            raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
         seeds = range((first.options.seed or 0) + 1, (first.options.seed or 0) + n)
         requests = [first, *(generator.request(prompt, options | {"seed": seed}) for seed in seeds)]
         return [Choice(job, index, request) for index, request in enumerate(requests)]
