@@ -108,7 +108,7 @@ class Grammars:
         """
         from llguidance import LLTokenizer
 
-        tokens = [_bytes_of(self.tokenizer, token_id) for token_id in range(self.vocab_size)]
+        tokens = [token_bytes(self.tokenizer, token_id) for token_id in range(self.vocab_size)]
         special = sorted(token_id for token_id in self.tokenizer.special_tokens.values() if token_id < self.vocab_size)
         barred = set(special)
         whole = [i for i, token in enumerate(tokens) if token and i not in barred and _is_text(token)]
@@ -222,8 +222,8 @@ class _Adapter:
         return ids
 
 
-def _bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:
-    """Return the bytes of a token; none where an id has no token."""
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """Return the bytes of a token, ``b""`` for an id without a token."""
     try:
         return bytes(tokenizer.id_to_bytes(token_id))
     except KeyError:

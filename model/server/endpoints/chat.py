@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`.
+"""`/v1/chat/completions`: answers a conversation.
 
 Source of the shapes: https://platform.openai.com/docs/api-reference/chat.
 """
@@ -45,7 +45,11 @@ async def answer(service: Service, request: ChatRequest, http: Request) -> Respo
 
 
 def conversation(service: Service, request: ChatRequest) -> Conversation:
-    """Return what the template takes."""
+    """Return the conversation of a request.
+
+    Raises:
+        ApiError: If a message, a tool or a variable of the template is not valid.
+    """
     limits = service.config.limits
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     prompts.check_tools(tools, limits)
@@ -201,12 +205,7 @@ class ChatStream:
         return {"tool_calls": [call]}
 
     def _logprobs(self, update: Update) -> dict[str, Any] | None:
-        """Return the log-probabilities of new tokens, without that of an end id, which has no text."""
+        """Return the log-probabilities of new tokens, None if the request does not ask for them."""
         if not self.request.logprobs:
             return None
-        count = len(update.new_ids)
-        ends = self.generation.job.generator.end_ids
-        if update.finish_reason == "stop" and count and update.new_ids[-1] in ends:
-            count -= 1
-        content = self.texts.entries(update.new_ids[:count], update.logprobs[:count], update.top_logprobs[:count])
-        return {"content": content, "refusal": None}
+        return {"content": self.texts.entries(update, self.generation.job.generator.end_ids), "refusal": None}

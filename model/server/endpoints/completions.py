@@ -1,4 +1,4 @@
-"""`/v1/completions`: continues text, as OpenAI's older endpoint.
+"""`/v1/completions`: continues text.
 
 Source of the shapes: https://platform.openai.com/docs/api-reference/completions.
 """
@@ -22,7 +22,7 @@ from bpe_llama.model.server.generation import Choice, Generation, Job, Service, 
 from bpe_llama.playground.errors import JsonResponse, bad
 
 DEFAULT_TOKENS = 16
-"""OpenAI's."""
+"""OpenAI's default of ``max_tokens``."""
 
 
 async def answer(service: Service, request: CompletionRequest, http: Request) -> Response:
@@ -60,10 +60,14 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
 
 
 def prompts_of(given: str | Sequence[Any], field: str) -> list[str | list[int]]:
-    """Return the prompts of a request: it may hold a text, texts, ids, or lists of ids.
+    """Return the prompts of a field that holds a text, texts, ids, or lists of ids.
 
     Raises:
-        ApiError: If it holds none.
+        ApiError: If a list is empty.
+
+    Example:
+        >>> prompts_of([5, 6], "prompt"), prompts_of("a", "prompt")
+        ([[5, 6]], ['a'])
     """
     if isinstance(given, str):
         return [given]
@@ -77,7 +81,8 @@ def ids_of(generator: TextGenerator, prompt: str | list[int]) -> list[int]:
     """Return the ids of a prompt.
 
     Raises:
-        ValueError: If an id is outside the vocabulary, or the prompt is empty and there is nothing to begin with.
+        ValueError: If an id is outside the vocabulary, or the prompt is empty and the tokenizer has no
+            beginning-of-text id.
     """
     if isinstance(prompt, str):
         ids = generator.encode(prompt)
@@ -152,7 +157,7 @@ class CompletionStream:
         return usage
 
     def _echo(self, number: int) -> str:
-        """Return the prompt's text where the answer begins with it."""
+        """Return the prompt's text if ``echo`` is true, "" otherwise."""
         if not self.request.echo:
             return ""
         job = self.generation.job
@@ -160,7 +165,7 @@ class CompletionStream:
         return prompt if isinstance(prompt, str) else job.generator.tokenizer.decode(prompt)
 
     def _logprobs(self, number: int, choice: Choice, first: bool) -> dict[str, Any] | None:
-        """Return the log-probabilities of new tokens, after those of the prompt where it is echoed."""
+        """Return the log-probabilities of new tokens; with ``echo``, the prompt's come before them."""
         if self.request.logprobs is None:
             return None
         job = self.generation.job
@@ -189,11 +194,11 @@ class CompletionStream:
     def _alternatives(
         self, token_id: int, logprob: float | None, top: list[tuple[int, float]]
     ) -> dict[str, float] | None:
-        """Return the most likely tokens and the one that stands there."""
+        """Return the log-probabilities of the most likely tokens and of the token itself, by their texts."""
         if logprob is None:
             return None
         found: dict[str, float] = {}
-        for other, value in top:  # two tokens may read alike: the likelier counts
+        for other, value in top:  # two tokens may have the same text: the likelier one counts
             found.setdefault(self.texts.text(other), value)
         found.setdefault(self.texts.text(token_id), logprob)
         return found
@@ -209,13 +214,13 @@ class TextOffsets:
         self._hidden = 0
 
     def hide(self, ids: list[int], prompt: str | list[int]) -> None:
-        """Note the ids before a prompt's text that stand for none of it, such as a beginning-of-text id."""
+        """Count the ids before the text of a prompt, such as a beginning-of-text id: they take up no characters."""
         if isinstance(prompt, str):
             own = self.tokenizer.encode(prompt)
             self._hidden = next((skip for skip in range(len(ids)) if ids[skip : skip + len(own)] == own), 0)
 
     def next(self, token_id: int) -> int:
-        """Return where a token begins that follows those before."""
+        """Return the character at which the next token begins."""
         place = self.position
         if self._hidden:
             self._hidden -= 1

@@ -1,7 +1,6 @@
 """`/v1/embeddings`: the mean of a text's last hidden states, scaled to length 1.
 
-A LLaMA is trained to continue text, not to compare it: its embeddings are weaker than those of a model trained for
-that. They serve to try things out.
+A LLaMA is trained to continue text, not to compare it: its embeddings are weaker than the ones of an embedding model.
 
 Source of the shapes: https://platform.openai.com/docs/api-reference/embeddings.
 """
@@ -63,10 +62,10 @@ async def answer(service: Service, request: EmbeddingRequest, http: Request) -> 
 
 @torch.no_grad()
 def mean_hidden_state(model: LlamaForCausalLM, ids: list[int]) -> np.ndarray[Any, Any]:
-    """Return the mean of the last hidden states of a text, (D,), float32, of length 1.
+    """Return the mean of the last hidden states of a text, scaled to length 1, float32 (D,).
 
     Args:
-        model: Whose ``model`` gives the hidden states, after its last norm.
+        model: The model; the hidden states are taken after its last norm.
         ids: T ids.
     """
     hidden_TD = model.model(torch.tensor([ids], device=model.device))[0].float()
