@@ -1,4 +1,4 @@
-"""The application: OpenAI's endpoints, health and metrics, and around them the checks of `security`."""
+"""The application: OpenAI's endpoints, health and metrics, behind the checks of `security`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from bpe_llama.playground.errors import JsonResponse
 _STATUSES = {
     400: "A field is missing, unknown or out of range; param names it.",
     401: "The API key is missing or wrong.",
-    403: "The Host header names another machine.",
+    403: "The Host header names another machine, or the page of another site sends the request.",
     404: "There is no such model.",
     408: "The request took too long.",
     413: "The body is too large.",
-    415: "The body is no JSON.",
-    429: "The queue is full; Retry-After says when to come again.",
-    503: "The server is about to end.",
+    415: "Content-Type is not application/json.",
+    429: "The queue is full; Retry-After says after how many seconds to try again.",
+    503: "The server is shutting down.",
 }
 _DOCUMENTED: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}} for status, text in _STATUSES.items()
@@ -47,7 +47,7 @@ def create_app(
     routes: Sequence[BaseRoute] = (),
     grace: float = 30.0,
 ) -> FastAPI:
-    """Return the application. It starts the scheduler, and shuts it down at its own end.
+    """Return the application. It starts the scheduler when it starts, and shuts it down when it ends.
 
     Args:
         scheduler: Runs the models; the first of its ``generators`` is the default.
@@ -140,7 +140,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 
 
 class Measured:
-    """Counts requests and their seconds, to the end of a stream."""
+    """Counts requests and their duration, until the last byte of a stream."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.metrics = app, service.metrics
@@ -162,5 +162,5 @@ class Measured:
             await self.app(scope, receive, noted)
         finally:
             route = scope.get("route")
-            path = getattr(route, "path", None) or "other"  # never what a client wrote: every label is kept for ever
+            path = getattr(route, "path", None) or "other"  # the request's own path would be a new label each time
             self.metrics.request(path, status, time.perf_counter() - start)
