@@ -2,9 +2,9 @@
 
 | file | job |
 |---|---|
-| `scheduler` | what handlers call: checks, the queue, deadlines, shutdown |
+| `scheduler` | the methods that handlers call: checks, the queue, deadlines, shutdown |
 | `engine_thread` | the one thread that steps the engines |
-| `updates` | what passes between both: jobs, choices, updates, errors |
+| `updates` | the values that both exchange: jobs, choices, updates, errors |
 """
 
 from bpe_llama.model.server.scheduler.scheduler import Scheduler
