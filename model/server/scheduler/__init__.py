@@ -8,13 +8,6 @@
 """
 
 from bpe_llama.model.server.scheduler.scheduler import Scheduler
-from bpe_llama.model.server.scheduler.updates import (
-    Choice,
-    EngineError,
-    QueueFullError,
-    ShuttingDownError,
-    Stream,
-    Update,
-)
+from bpe_llama.model.server.scheduler.updates import EngineError, QueueFullError, ShuttingDownError, Stream, Update
 
-__all__ = ["Choice", "EngineError", "QueueFullError", "Scheduler", "ShuttingDownError", "Stream", "Update"]
+__all__ = ["EngineError", "QueueFullError", "Scheduler", "ShuttingDownError", "Stream", "Update"]
