@@ -1,6 +1,6 @@
-"""The routes of the page and of ``/tokenize`` and ``/detokenize``.
+"""The routes of the page, and ``/tokenize`` and ``/detokenize`` with the requests and answers of vLLM.
 
-Requests and answers of the last two are vLLM's. Errors have OpenAI's shape.
+Errors have OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ MAX_BODY = 2 << 20
 MAX_FILE = 64 << 20
 """Bytes of a dropped tokenizer."""
 MAX_MERGED = 2_000
-"""Characters of a text whose merges are played."""
-# Nothing is loaded from elsewhere, and no other page may frame this one.
+"""Characters of a text to show merges of."""
+# The page loads nothing from other hosts, and no other page may show it in a frame.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -50,7 +50,7 @@ HEADERS = {
 
 
 class Strict(BaseModel):
-    """A request: an unknown field is an error."""
+    """A request with fields of exact types; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -62,7 +62,7 @@ class TokenizeRequest(Strict):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
-    """Add the post-processor's tokens: by default for a prompt, never for messages, as the template has its own."""
+    """Whether to add the post-processor's tokens. Default: yes for a prompt; messages have the template's instead."""
     add_generation_prompt: bool = True
     tools: list[dict[str, Any]] | None = None
     return_token_strs: bool = False
@@ -85,7 +85,7 @@ class TextRequest(Strict):
 
 
 class ChatRequest(Strict):
-    """A conversation to show as the chat template writes it."""
+    """A conversation: the chat template's text and tokens are shown."""
 
     tokenizer: str | None = None
     messages: list[dict[str, Any]]
@@ -106,7 +106,7 @@ def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
     """Return the page as an application of its own, for a browser on the same machine.
 
     Args:
-        tokenizers: The tokenizers by the name they are shown by.
+        tokenizers: The tokenizers by the names that the page shows.
 
     Raises:
         ModuleNotFoundError: If the extra ``serve`` is not installed.
@@ -118,7 +118,7 @@ def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
         >>> sorted(route.path for route in app.routes)[:3]
         ['/', '/detokenize', '/playground/chat']
     """
-    # A page elsewhere can point its own host name at 127.0.0.1; such requests carry that name.
+    # A web page can let its own domain name resolve to 127.0.0.1; its requests have that name as their Host.
     local = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     return Starlette(routes=playground_routes(tokenizers), middleware=[local])
 
@@ -128,11 +128,11 @@ def playground_routes(
     *,
     models: Mapping[str, int] | None = None,
 ) -> list[BaseRoute]:
-    """Return the routes of the page, for an application that has more.
+    """Return the routes of the page, for an application with further routes.
 
     Args:
-        tokenizers: By the name they are shown by.
-        models: The models that the application serves under ``/v1`` with the context of each, in tokens.
+        tokenizers: The tokenizers by the names that the page shows.
+        models: The context, in tokens, of each model that the application serves under ``/v1``.
     """
     library = Library(tokenizers)
     contexts = dict(models or {})
@@ -209,7 +209,11 @@ def playground_routes(
 
 
 def found(library: Library, name: str | None, param: str = "tokenizer") -> Tokenizer:
-    """Return a tokenizer, or raise the error that lists the names there are."""
+    """Return the tokenizer of a name, the first one for None.
+
+    Raises:
+        ApiError: 404 if there is no such tokenizer; the message lists the names.
+    """
     try:
         return library.get(name)
     except KeyError:
@@ -220,9 +224,12 @@ def found(library: Library, name: str | None, param: str = "tokenizer") -> Token
 
 
 def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Callable[[Request], Any]:
-    """Return a handler: it checks the body, calls the function and names what is wrong with a request.
+    """Return a handler that checks the body of a request, calls a function with it, and answers with the result.
 
-    A function that is no coroutine runs in a thread.
+    Args:
+        shape: The fields of the body; None for a request without one.
+        function: Gets the body, returns a value for JSON. It runs in a thread unless it is a coroutine function. Its
+            ApiError, ValueError or TypeError becomes the answer.
     """
 
     async def handle(request: Request) -> Response:
@@ -262,7 +269,11 @@ async def body_of(request: Request, most: int, kind: str) -> bytes:
 
 
 def checked(shape: type[Body], content: bytes) -> Body:
-    """Return the body of a request as its shape, or raise an error that names the field."""
+    """Return the fields of a body.
+
+    Raises:
+        ApiError: If the body is no JSON or a field is not valid; it names the field.
+    """
     try:
         values = json.loads(content)
     except RecursionError:

@@ -21,10 +21,10 @@ class Library:
     """Tokenizers by name; threads may share it.
 
     Args:
-        tokenizers: The tokenizers that stay, by the name they are shown by.
+        tokenizers: The tokenizers that are never removed, by the names that the page shows.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no tokenizer.
     """
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
