@@ -289,9 +289,7 @@ def has_known_layers(model: LlamaForCausalLM) -> bool:
         return False
     used = [weight for group in groups for linear in group for weight in linear._parameters.values()]
     weights = [weight for weight in used if weight is not None]
-    return len({id(weight) for weight in weights}) == len(
-        weights
-    )  # `make_adjacent` can put a weight into one group only
+    return len({id(weight) for weight in weights}) == len(weights)  # `make_adjacent` moves a weight once
 
 
 def _is_chunk(window: Window | None) -> bool:
