@@ -22,15 +22,9 @@ from bpe_llama.model.backends.forward import Refreshed, prefill_padded, prefill_
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.admission import SharedPrefixes, admissible, joinable, prefill_shares
+from bpe_llama.model.generation.logprobs import SCORED_CHUNK, record_logprobs, record_prompt_logprobs, record_scored
 from bpe_llama.model.generation.prompts import checked_prompts
-from bpe_llama.model.generation.sampler_dispatch import (
-    append_id,
-    fast_forward,
-    record_logprobs,
-    record_prompt_logprobs,
-    sample_isolated,
-    sample_next_ids,
-)
+from bpe_llama.model.generation.sampler_dispatch import append_id, fast_forward, sample_isolated, sample_next_ids
 from bpe_llama.model.layers.rope_scaling import recompute_length
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -140,13 +134,14 @@ class Engine:
         if not running:
             return []
         shares = left = [sequence.num_prompt_tokens_left for sequence in running]
+        scored = any(sequence.scores_prompt for sequence in running)
         if any(left):
-            shares = prefill_shares(left, self.prefill_chunk)
+            shares = prefill_shares(left, min(self.prefill_chunk, SCORED_CHUNK) if scored else self.prefill_chunk)
             left = [tokens - share for tokens, share in zip(left, shares, strict=True)]
         ends = [n - len(s.prompt) for s, n in zip(running, self.cache.lengths, strict=False)]  # of cached new ids
         ids = [s.next_prompt_ids(n) if n else s.new_ids[end:] for s, n, end in zip(running, shares, ends, strict=True)]
         with self._rollback_on_error():
-            logits_BV = self._run(ids)
+            logits_BV = record_scored(running, ids, self._run(ids, every=True)) if scored else self._run(ids)
             sampled = [(row, running[row]) for row, tokens in enumerate(left) if not tokens]
             sampled += self._join([row for row, _ in sampled if shares[row]]) if self.waiting else []
             rows = [row for row, _ in sampled]
@@ -278,7 +273,7 @@ class Engine:
         for slot, sequence in joined:
             self._prefix_cache[len(self.running)] = []
             self.cache.copy(slot, len(self.running))
-            sequence.num_cached_tokens, sequence.num_prompt_tokens_left = len(sequence.prompt), 0
+            sequence.share_prompt(self.running[slot])
             self.running.append(sequence)
             self.waiting.remove(sequence)
         return joined
@@ -355,7 +350,6 @@ class Engine:
 
     def _append(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
         """Sample each sequence's next id, and finish those that end with it."""
-        record_prompt_logprobs(self.model, sequences)
         if self.isolate_errors:
             sequences, chosen, logits_BV = sample_isolated(sequences, logits_BV)
         else:
