@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from bpe_llama.model.server.api.errors import ApiError, as_api_error, to_json
+from bpe_llama.model.server.api.errors import ApiError, to_json, unexpected
 from bpe_llama.model.server.api.tools import Delta, Family, ToolParser, new_call_id
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class EventStream(StreamingResponse):
             async for event in self.events:
                 yield self._line(event)
         except Exception as error:
-            yield self._line(self._error(as_api_error(error)))
+            yield self._line(self._error(unexpected(error)))
         if self.done:
             yield b"data: [DONE]\n\n"
 

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from bpe_llama.model.generation.sampler_dispatch import LogitsError
 from bpe_llama.model.server.scheduler import QueueFullError, ShuttingDownError
 
 logger = logging.getLogger("bpe_llama.server")
@@ -93,7 +94,7 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
 
 
 def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
-    """Return what a client is told of an error of the scheduler, the tokenizer or a model.
+    """Return what a client is told of an error while its request is checked or runs: a ValueError names a field.
 
     Anything unexpected is logged with its traceback, and the client learns nothing of it.
     """
@@ -105,8 +106,18 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"})
     if isinstance(error, UnicodeEncodeError):
         return bad("a text holds half of a surrogate pair, which has no UTF-8", param)
-    if isinstance(error, ValueError | TypeError | OverflowError):
+    if isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, LogitsError):
         return bad(str(error) or type(error).__name__, param)
+    return _failure(error)
+
+
+def unexpected(error: BaseException) -> ApiError:
+    """Return what a client is told of an error anywhere else: a ValueError there is a mistake of this program."""
+    known = isinstance(error, ApiError | QueueFullError | ShuttingDownError)
+    return as_api_error(error) if known else _failure(error)
+
+
+def _failure(error: BaseException) -> ApiError:
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
@@ -157,7 +168,7 @@ def install(app: FastAPI) -> None:
     """Let the app answer every error in OpenAI's shape."""
 
     async def api_error(_: Request, error: Exception) -> Response:
-        return as_api_error(error).response()
+        return unexpected(error).response()
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
