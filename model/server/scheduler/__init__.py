@@ -4,6 +4,7 @@
 |---|---|
 | `scheduler` | what handlers call: checks, the queue, deadlines, shutdown |
 | `engine_thread` | the one thread that steps the engines |
+| `memory` | whether a model fits, before it is loaded |
 | `updates` | what passes between both: jobs, choices, updates, errors |
 """
 
