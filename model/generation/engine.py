@@ -192,7 +192,7 @@ class Engine:
         first = len(self.running)
         if not admitted:
             return admitted
-        self._refresh()
+        self.refresh()
         try:
             return self._prefill_and_sample(admitted, first, copies)
         except BaseException:  # KeyboardInterrupt too: a prompt prefilled in part must not run or serve as a prefix
@@ -235,6 +235,14 @@ class Engine:
         self._free_finished_slots()
         return accepted
 
+    def refresh(self) -> None:
+        """Notice what was done to the model since the last admission: other weights, adapters or layers.
+
+        Every admission does so; the first one prepares the weights for the device, which an earlier call spares it.
+        """
+        if self._refreshed.refresh(self.cache):
+            self.reset_prefix_cache()
+
     def reset_prefix_cache(self) -> None:
         """Let no later prompt reuse keys and values of earlier sequences."""
         self.prefixes.clear()
@@ -260,7 +268,7 @@ class Engine:
         admitted = admissible(self.waiting, self.running, free, self.prefixes) if self.waiting and free else []
         if not admitted:
             return
-        self._refresh()
+        self.refresh()
         for slot, sequence in enumerate(admitted, start=len(self.running)):
             self._prefix_cache[slot] = []
             self.prefixes.load(sequence, self.cache, slot)
@@ -342,11 +350,6 @@ class Engine:
     def _slots(self, start: int, end: int) -> KVCache:
         whole = end - start == self.cache.batch_size
         return self.cache if whole else self.cache.rows(start, end)
-
-    def _refresh(self) -> None:
-        """Notice what was done to the model since the last admission: other weights, adapters or layers."""
-        if self._refreshed.refresh(self.cache):
-            self.reset_prefix_cache()
 
     def _append(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
         """Sample each sequence's next id, and finish those that end with it."""
