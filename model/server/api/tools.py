@@ -66,12 +66,13 @@ def new_call_id(family: Family) -> str:
     return f"call_{secrets.token_hex(12)}"
 
 
-def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
-    """Return the JSON schema of one call of these functions, or of the one of this name.
+def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None, *, several: bool = False) -> dict[str, Any]:
+    """Return the JSON schema of a call of these functions, or of the one of this name.
 
     Args:
         tools: Functions, each with ``name`` and perhaps ``parameters``.
         name: The only one to call.
+        several: A list of one or more calls instead of one call.
     """
     calls = [
         {
@@ -86,7 +87,8 @@ def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dic
         for tool in tools
         if name is None or tool["name"] == name
     ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+    call = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return {"type": "array", "items": call, "minItems": 1} if several else call
 
 
 @dataclass
