@@ -76,7 +76,8 @@ class Pretrained(nn.Module):
                 empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
                 setattr(module, name, nn.Parameter(empty, weight.requires_grad))
             for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, torch.zeros_like(buffer, device=device))
+                # `zeros_like` of a meta tensor imports sympy, which takes a second.
+                setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=device))
             if isinstance(module, RotaryEmbedding):
                 module.inv_freq = torch.empty(0, device=device)
                 module.reset_frequencies()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import check_memory
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Model, Pretrained
 
@@ -18,9 +19,26 @@ def empty_model(
     dtype: torch.dtype,
     device: torch.device,
     model_class: type[Model],
+    check: Callable[[Pretrained, torch.device], None] | None = None,
 ) -> Model:
-    """Return a model with uninitialized weights, in evaluation mode."""
+    """Return a model with uninitialized weights, in evaluation mode.
+
+    Args:
+        config: Of the model.
+        dtype: Of its weights.
+        device: Where they are allocated.
+        model_class: The class of the result.
+        check: Called with the model on the meta device, and the device, before memory is allocated; it may raise.
+
+    Raises:
+        ValueError: If the weights exceed the device's free memory.
+    """
     model = model_class(config, device="meta", dtype=dtype)
+    if check is not None:
+        check(model, device)
+    weights = {id(weight): weight.nbytes for weight in model.parameters()}
+    what = f"a model with weights in {str(dtype).removeprefix('torch.')}"
+    check_memory(sum(weights.values()), device, what, "use a dtype of fewer bits, or a smaller model")
     model.allocate(device)
     return model.eval()
 

@@ -33,6 +33,7 @@ from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.family import GGUFSplit
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -42,6 +43,7 @@ def load_gguf(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Pretrained, torch.device], None] | None = None,
 ) -> LlamaForCausalLM:
     """Return the model of a GGUF file, in evaluation mode.
 
@@ -51,6 +53,7 @@ def load_gguf(
         dtype: `"auto"` is the dtype of the file's matrices, float32 if they are quantized.
         device: `"auto"` is CUDA if available, else the CPU.
         progress: Called after each tensor with the tensors read so far and their total.
+        check: Called before memory is allocated; see `assemble.empty_model`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -73,7 +76,7 @@ def load_gguf(
     check_shapes({name: info.shape for name, info in weights.items()}, stored, header.path)
     matrix = header.tensors.get("blk.0.attn_output.weight", header.tensors["token_embd.weight"])
     dtype = resolve_dtype(dtype, auto=_DTYPES.get(matrix.type_name))
-    model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM)
+    model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM, check)
     try:
         model.generation_config = GenerationConfig(generation_values(header, config))
     except (ValueError, TypeError) as error:

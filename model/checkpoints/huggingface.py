@@ -59,6 +59,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Pretrained, torch.device], None] | None = None,
     num_labels: int | None = None,
 ) -> Model:
     """Return the model of a folder, in evaluation mode.
@@ -72,6 +73,7 @@ def load(
         dtype: ``"auto"`` is the config's, or else the embedding's.
         device: ``"auto"`` is CUDA if available, else the CPU.
         progress: Called after each tensor with the tensors read so far and their total.
+        check: Called before memory is allocated; see `assemble.empty_model`.
         num_labels: The number of labels of a classifier instead of the config's.
 
     Warns:
@@ -87,7 +89,7 @@ def load(
     Cost: memory peaks at the weights plus the largest tensor.
     """
     found = open_checkpoint(folder, model_class, dtype, num_labels)
-    model = empty_model(found.config, found.dtype, resolve_device(device), model_class)
+    model = empty_model(found.config, found.dtype, resolve_device(device), model_class, check)
     model.generation_config = found.generation_config
     fill(model, _stream(found.tensors, progress))
     if found.uninitialized:

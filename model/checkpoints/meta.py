@@ -31,6 +31,7 @@ from bpe_llama.model.checkpoints.tensor_files import (
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 
 # Meta's name in a layer -> (Hugging Face's name, the sharded axis; None if every shard has all of the tensor).
 _LAYER: dict[str, tuple[str, int | None]] = {
@@ -65,6 +66,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Pretrained, torch.device], None] | None = None,
 ) -> LlamaForCausalLM:
     """Return the model of a folder in Meta's or Mistral's layout, in evaluation mode.
 
@@ -76,6 +78,7 @@ def load(
         dtype: ``"auto"`` is the stored embedding's.
         device: ``"auto"`` is CUDA if available, else the CPU.
         progress: Called after each tensor with the tensors read so far and their total.
+        check: Called before memory is allocated; see `assemble.empty_model`.
 
     Raises:
         FileNotFoundError: If the parameters or shards are missing.
@@ -97,7 +100,7 @@ def load(
         if stored.dtype not in FLOATS:
             raise ValueError(f"{stored.path}: {name} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
     dtype = resolve_dtype(dtype, auto=shards[0][_EMBEDDING].dtype)
-    model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM)
+    model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM, check)
 
     def stream() -> Iterator[tuple[str, Tensor]]:
         for done, (name, parts) in enumerate(_parts(shards, list(names)), start=1):

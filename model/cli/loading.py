@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+import torch
 import typer
 
 from bpe_llama._hub.fetching import local_path
@@ -33,11 +34,16 @@ def adapter_path(name: str) -> Path:
     return local_path(name, files.needed_files)
 
 
-def load_model(path: str | Path, dtype: str, device: str) -> LlamaForCausalLM:
-    """Return the model of a path or a name on the Hub, with a progress bar on a terminal."""
+def load_model(
+    path: str | Path, dtype: str, device: str, check: Callable[[Pretrained, torch.device], None] | None = None
+) -> LlamaForCausalLM:
+    """Return the model of a path or a name on the Hub, with a progress bar on a terminal.
+
+    ``check`` is called with the model on the meta device, and its device, before weights are read.
+    """
     with reporting(None) as report:
         progress = None if report is None else partial(report, "load")
-        return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+        return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress, check=check)
 
 
 def average_models(models: Sequence[str], weights: Sequence[float] | None, dtype: str) -> LlamaForCausalLM:
@@ -71,15 +77,16 @@ def load_generator(
     device: str,
     adapter: str | Path | None = None,
     quantized: str | None = None,
+    check: Callable[[Pretrained, torch.device], None] | None = None,
 ) -> TextGenerator:
     """Return a generator over the weights at `model`, with the tokenizer at `tokenizer` or, by default, at `model`.
 
     An adapter is merged into the weights, so that it costs no time, unless it cannot be: merging into a tied output
-    projection would change the embedding, and quantized weights cannot be merged with.
+    projection would change the embedding, and quantized weights cannot be merged with. ``check`` is as of `load_model`.
     """
     check_quantized(quantized)
     vocabulary = Tokenizer.from_pretrained(tokenizer or model)
-    loaded = load_model(model, dtype, device)
+    loaded = load_model(model, dtype, device, check)
     if quantized is not None:
         quantize.quantize(loaded, quantized)
     if adapter is not None:

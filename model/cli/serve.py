@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,6 +62,7 @@ def command(
     from bpe_llama.model.server.page import page_routes
     from bpe_llama.model.server.running import run
     from bpe_llama.model.server.scheduler import Scheduler
+    from bpe_llama.model.server.scheduler.memory import check_fits
 
     config = ServerConfig(
         host=host, api_keys=tuple(api_key or ()), cors_origins=tuple(cors or ()), timeout=timeout or None
@@ -73,16 +75,11 @@ def command(
         raise ValueError(f"--adapter has the name {name!r}, which is the model's; expected another")
     if not is_loopback(host) and not api_key:
         typer.echo(f"anyone who can connect to {host} can use this server; --api-key makes it ask for a key", err=True)
-    base = load_generator(model, tokenizer, dtype, device, None, quantized)
+    sizes: dict[str, Any] = {"slots": slots, "max_length": max_length, "prefix_cache_bytes": prefix_cache_mb << 20}
+    fits = partial(check_fits, quantized=quantized, engines=1 + len(adapters), **sizes)
+    base = load_generator(model, tokenizer, dtype, device, None, quantized, check=fits)
     generators = {name: base} | {each: adapted(base, path) for each, path in adapters.items()}
-    scheduler = Scheduler(
-        generators,
-        slots=slots,
-        max_queue=max_queue,
-        max_length=max_length,
-        prefix_cache_bytes=prefix_cache_mb << 20,
-        share_prefixes=share_prefixes,
-    )
+    scheduler = Scheduler(generators, max_queue=max_queue, share_prefixes=share_prefixes, **sizes)
     app = create_app(scheduler, config, routes=page_routes(scheduler), grace=grace)
     run(app, host, port, announce=typer.echo)
 

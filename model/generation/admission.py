@@ -78,9 +78,13 @@ class SharedPrefixes:
         return self.blocks.matched(sequence.block_hashes) if self.blocks else 0
 
     def load(self, sequence: Sequence, cache: KVCache, slot: int) -> None:
-        """Copy the stored blocks of a prompt into a slot; its last id is computed again, for its logits."""
+        """Copy the stored blocks of a prompt into a slot; its last id is computed again, for its logits.
+
+        Nothing is copied for a sequence that asks for log-probabilities of its prompt: they need the logits of all ids.
+        """
         length = len(sequence.prompt)
-        cached = self.blocks.load(sequence.block_hashes, cache, slot) if self.blocks else 0
+        blocks = None if sequence.scores_prompt else self.blocks
+        cached = blocks.load(sequence.block_hashes, cache, slot) if blocks else 0
         cached = min(cached, length - 1)
         cache.lengths[slot], cache.prompt_lengths[slot] = cached, length
         sequence.num_cached_tokens, sequence.num_prompt_tokens_left = cached, length - cached
@@ -128,7 +132,8 @@ def admissible(
             break
         hashes = sequence.block_hashes
         cached = prefixes.matched(sequence)
-        if (cached < len(hashes) and hashes[cached] in pending) or any(same_prompt(sequence, s) for s in prefilling):
+        awaits = cached < len(hashes) and hashes[cached] in pending and not sequence.scores_prompt
+        if awaits or any(same_prompt(sequence, s) for s in prefilling):
             continue
         admitted.append(sequence)
         prefilling.append(sequence)
@@ -161,6 +166,8 @@ def blocks_to_come(sequence: Sequence) -> list[bytes]:
     return sequence.block_hashes[(len(sequence.prompt) - sequence.num_prompt_tokens_left) // BLOCK :]
 
 
-def same_prompt(one: Sequence, other: Sequence) -> bool:
-    """Return whether two requests can share one prefill."""
-    return one.prompt == other.prompt and one.cache_salt == other.cache_salt
+def same_prompt(request: Sequence, source: Sequence) -> bool:
+    """Return whether a request can share the prefill of another: the latter records all that the request asks for."""
+    wanted, given = ((s.options.prompt_logprobs, s.options.top_logprobs) for s in (request, source))
+    same = request.prompt == source.prompt and request.cache_salt == source.cache_salt
+    return same and (not wanted[0] or wanted == given)

@@ -22,15 +22,9 @@ from bpe_llama.model.backends.forward import Refreshed, prefill_padded, prefill_
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.admission import SharedPrefixes, admissible, joinable, prefill_shares
+from bpe_llama.model.generation.logprobs import SCORED_CHUNK, record_logprobs, record_prompt_logprobs, record_scored
 from bpe_llama.model.generation.prompts import checked_prompts
-from bpe_llama.model.generation.sampler_dispatch import (
-    append_id,
-    fast_forward,
-    record_logprobs,
-    record_prompt_logprobs,
-    sample_isolated,
-    sample_next_ids,
-)
+from bpe_llama.model.generation.sampler_dispatch import append_id, fast_forward, sample_isolated, sample_next_ids
 from bpe_llama.model.layers.rope_scaling import recompute_length
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -140,13 +134,14 @@ class Engine:
         if not running:
             return []
         shares = left = [sequence.num_prompt_tokens_left for sequence in running]
+        scored = any(sequence.scores_prompt for sequence in running)
         if any(left):
-            shares = prefill_shares(left, self.prefill_chunk)
+            shares = prefill_shares(left, min(self.prefill_chunk, SCORED_CHUNK) if scored else self.prefill_chunk)
             left = [tokens - share for tokens, share in zip(left, shares, strict=True)]
         ends = [n - len(s.prompt) for s, n in zip(running, self.cache.lengths, strict=False)]  # of cached new ids
         ids = [s.next_prompt_ids(n) if n else s.new_ids[end:] for s, n, end in zip(running, shares, ends, strict=True)]
         with self._rollback_on_error():
-            logits_BV = self._run(ids)
+            logits_BV = record_scored(running, ids, self._run(ids, every=True)) if scored else self._run(ids)
             sampled = [(row, running[row]) for row, tokens in enumerate(left) if not tokens]
             sampled += self._join([row for row, _ in sampled if shares[row]]) if self.waiting else []
             rows = [row for row, _ in sampled]
@@ -197,7 +192,7 @@ class Engine:
         first = len(self.running)
         if not admitted:
             return admitted
-        self._refresh()
+        self.refresh()
         try:
             return self._prefill_and_sample(admitted, first, copies)
         except BaseException:  # KeyboardInterrupt too: a prompt prefilled in part must not run or serve as a prefix
@@ -240,6 +235,14 @@ class Engine:
         self._free_finished_slots()
         return accepted
 
+    def refresh(self) -> None:
+        """Notice what was done to the model since the last admission: other weights, adapters or layers.
+
+        Every admission does so; the first one prepares the weights for the device, which an earlier call spares it.
+        """
+        if self._refreshed.refresh(self.cache):
+            self.reset_prefix_cache()
+
     def reset_prefix_cache(self) -> None:
         """Let no later prompt reuse keys and values of earlier sequences."""
         self.prefixes.clear()
@@ -265,7 +268,7 @@ class Engine:
         admitted = admissible(self.waiting, self.running, free, self.prefixes) if self.waiting and free else []
         if not admitted:
             return
-        self._refresh()
+        self.refresh()
         for slot, sequence in enumerate(admitted, start=len(self.running)):
             self._prefix_cache[slot] = []
             self.prefixes.load(sequence, self.cache, slot)
@@ -278,7 +281,7 @@ class Engine:
         for slot, sequence in joined:
             self._prefix_cache[len(self.running)] = []
             self.cache.copy(slot, len(self.running))
-            sequence.num_cached_tokens, sequence.num_prompt_tokens_left = len(sequence.prompt), 0
+            sequence.share_prompt(self.running[slot])
             self.running.append(sequence)
             self.waiting.remove(sequence)
         return joined
@@ -348,14 +351,8 @@ class Engine:
         whole = end - start == self.cache.batch_size
         return self.cache if whole else self.cache.rows(start, end)
 
-    def _refresh(self) -> None:
-        """Use the model as it is now; drop cached keys if it has changed since the last admission."""
-        if self._refreshed.refresh(self.cache):
-            self.reset_prefix_cache()
-
     def _append(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
         """Sample each sequence's next id, and finish those that end with it."""
-        record_prompt_logprobs(self.model, sequences)
         if self.isolate_errors:
             sequences, chosen, logits_BV = sample_isolated(sequences, logits_BV)
         else:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.constraint import constraint_bias
 from bpe_llama.model.sampling.ordered import filtered_in_order, mirostat_bound, mirostat_kept, xtc_chance
@@ -26,7 +25,9 @@ from bpe_llama.model.sampling.scores import adjusted_scores
 from bpe_llama.model.sampling.sequence import Sequence
 from bpe_llama.model.sampling.uniform import SEED_BITS
 
-_CHUNK = 256  # positions of a prompt whose logits are computed at once
+
+class LogitsError(ValueError):
+    """A model's own logits hold NaN or +inf, or nothing finite: no option of a request is the cause."""
 
 
 def sample_next_ids(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> list[int]:
@@ -93,7 +94,8 @@ def _naming_constraints(sequences: abc.Sequence[Sequence]) -> Iterator[None]:
 def sample_isolated(sequences: list[Sequence], logits_BV: Tensor) -> tuple[list[Sequence], list[int], Tensor]:
     """Return the sequences that could be sampled, their next ids and their logits.
 
-    The other sequences end with ``finish_reason="error"`` and the exception as their ``error``.
+    The others end with ``finish_reason="error"`` and the exception as their ``error``: a `LogitsError` where no
+    options could have sampled from the logits.
     """
     try:
         return sequences, sample_next_ids(sequences, logits_BV), logits_BV
@@ -105,6 +107,9 @@ def sample_isolated(sequences: list[Sequence], logits_BV: Tensor) -> tuple[list[
                 rows.append(row)
             except Exception as error:
                 sequence.error, sequence.finish_reason = error, "error"
+                if not bool(logits_BV[row].max().isfinite()):  # NaN counts as the largest
+                    sequence.error = LogitsError("the model's logits hold NaN, +inf or nothing finite")
+                    sequence.error.__cause__ = error
         return [sequences[row] for row in rows], chosen, logits_BV[rows]
 
 
@@ -225,65 +230,6 @@ def _bound_of(sequence: Sequence) -> float:
 def _move_bound(sequence: Sequence, scores_V: Tensor, new_id: int) -> None:
     tau, eta = sequence.options.mirostat_tau, sequence.options.mirostat_eta
     sequence.mirostat_bounds.append(mirostat_bound(scores_V, new_id, _bound_of(sequence), tau, eta))
-
-
-def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int], logits_BV: Tensor) -> None:
-    """Append log-probabilities of new ids, and of the most likely ids, to the sequences that ask for them.
-
-    Args:
-        sequences: The sequences.
-        chosen: Their new ids.
-        logits_BV: Before any option acts.
-    """
-    rows = [row for row, s in enumerate(sequences) if s.options.logprobs or s.options.top_logprobs]
-    if not rows:
-        return
-    logprobs_BV = logits_BV[rows].float().log_softmax(-1)
-    picked_B1 = torch.tensor([chosen[row] for row in rows], device=logits_BV.device)[:, None]
-    picked = logprobs_BV.gather(1, picked_B1).flatten().tolist()
-    for row, logprobs_V, logprob in zip(rows, logprobs_BV, picked, strict=True):
-        sequences[row].logprobs.append(logprob)
-        if sequences[row].options.top_logprobs:
-            sequences[row].top_logprobs.append(_most_likely(logprobs_V, sequences[row].options.top_logprobs))
-
-
-def record_prompt_logprobs(model: LlamaForCausalLM, sequences: abc.Sequence[Sequence]) -> None:
-    """Store the log-probabilities of prompts' ids and of the most likely ids at each position, for `prompt_logprobs`.
-
-    Cost: one more pass over each prompt without log-probabilities, and logits of 256 positions at a time. Sequences
-    with the same prompt share the pass.
-    """
-    done: list[Sequence] = []
-    for sequence in sequences:
-        if sequence.options.prompt_logprobs and not sequence.prompt_logprobs:
-            count = sequence.options.top_logprobs
-            same = (s for s in done if s.options.top_logprobs == count and s.prompt == sequence.prompt)
-            if (source := next(same, None)) is None:
-                _record_prompt_logprobs(model, sequence)
-                done.append(sequence)
-            else:
-                sequence.prompt_logprobs = source.prompt_logprobs
-                sequence.prompt_top_logprobs = source.prompt_top_logprobs
-
-
-def _record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
-    ids_T = torch.tensor(sequence.prompt, device=model.device)
-    hidden_TD = model.model(ids_T[None])[0]
-    count = sequence.options.top_logprobs
-    own: list[float | None] = [None]
-    most_likely: list[list[tuple[int, float]]] = [[]]
-    for begin in range(0, len(sequence.prompt) - 1, _CHUNK):
-        next_T = ids_T[begin + 1 : begin + 1 + _CHUNK]
-        logprobs_TV = model.logits(hidden_TD[begin : begin + len(next_T)]).float().log_softmax(-1)
-        own += logprobs_TV.gather(1, next_T[:, None]).flatten().tolist()
-        most_likely += [_most_likely(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
-    sequence.prompt_logprobs, sequence.prompt_top_logprobs = own, most_likely
-
-
-def _most_likely(logprobs_V: Tensor, count: int) -> list[tuple[int, float]]:
-    """Return the most likely ids and their log-probabilities; equal ones by rising id."""
-    found = torch.sort(logprobs_V, descending=True, stable=True)
-    return list(zip(found.indices[:count].tolist(), found.values[:count].tolist(), strict=True))
 
 
 def _sample_native(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:

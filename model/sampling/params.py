@@ -261,7 +261,7 @@ class GenerationOptions(SamplingParams):
         logprobs: Whether to record the log-probability of every new id, before any option acts.
         top_logprobs: How many of the most likely ids to record at each position, with their log-probabilities. Above 0
             records those of new ids too.
-        prompt_logprobs: Whether to record those of the prompt too, and its most likely ids; costs a pass over it.
+        prompt_logprobs: Whether to record those of the prompt too, and its most likely ids, from logits of all ids.
         constraint: A compiled grammar, which acts before all other options; `TextGenerator` compiles ``regex`` ...
 
     Raises:

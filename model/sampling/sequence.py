@@ -69,6 +69,18 @@ class Sequence:
         start = len(ids) - self.num_prompt_tokens_left
         return ids[start : start + count]
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Return whether log-probabilities of the prompt's ids are asked for and not complete."""
+        return self.options.prompt_logprobs and len(self.prompt_logprobs) < len(self.prompt)
+
+    def share_prompt(self, source: Sequence) -> None:
+        """Take over what was computed for the equal prompt of another sequence: nothing is left to prefill."""
+        self.num_cached_tokens, self.num_prompt_tokens_left = len(self.prompt), 0
+        if self.options.prompt_logprobs:
+            self.prompt_logprobs = list(source.prompt_logprobs)
+            self.prompt_top_logprobs = list(source.prompt_top_logprobs)
+
     def copy(self, number: int) -> Sequence:
         """Return a sequence of the same prompt, just prefilled, whose seed is larger by ``number``."""
         options = replace(self.options, seed=(self.options.seed or 0) + number)

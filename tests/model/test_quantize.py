@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from bpe_llama.model import LlamaForCausalLM, quantize
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
+from bpe_llama.model.layers.moe.fused import FusedExperts
 
 Make = Callable[..., LlamaForCausalLM]
 SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
@@ -166,3 +167,23 @@ def test_packed_products_on_cuda(kind: type[quantize.PackedLinear], rows: int, d
     tolerance = 1e-4 if dtype == torch.float32 else 0.2
     expected = x.float() @ packed.dequantized().T + packed.bias.float()
     assert_close(packed(x).float(), expected, atol=tolerance, rtol=2**-6 if dtype == torch.bfloat16 else 1e-4)
+
+
+@pytest.mark.parametrize("kind", quantize.KINDS)
+@pytest.mark.parametrize("family", [{}, {"num_local_experts": 4, "num_experts_per_tok": 2}])
+def test_the_bytes_saved_are_known_before(tiny_model: Make, kind: str, family: dict[str, object]) -> None:
+    model = tiny_model(**SHAPE, **family)
+    before = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    saved = quantize.bytes_saved(LlamaForCausalLM(model.config, device="meta"), kind)
+    quantize.quantize(model, kind)
+    assert before - sum(t.nbytes for t in (*model.parameters(), *model.buffers())) == saved
+
+
+@pytest.mark.parametrize("kind", quantize.KINDS)
+def test_the_bytes_saved_of_experts_in_one_tensor(kind: str) -> None:
+    model = nn.Sequential(FusedExperts(3, 64, 128))
+    for weight in model.parameters():
+        nn.init.ones_(weight)
+    before, saved = sum(t.nbytes for t in model.parameters()), quantize.bytes_saved(model, kind)
+    quantize.quantize(model, kind)
+    assert before - sum(t.nbytes for t in model.buffers()) == saved

@@ -286,3 +286,31 @@ def test_metrics_are_prometheus_text(http):
     assert found["bpe_llama_generation_tokens_total"] >= 3
     assert found["bpe_llama_scheduler_running"] == 0
     assert "bpe_llama_time_to_first_token_seconds_count" in found
+
+
+# ---- a model that is broken ----
+
+
+def test_a_broken_model_is_an_error_of_the_server():
+    """NaN in the weights: 500 in OpenAI's shape, from every endpoint, in a stream too; never blamed on a field."""
+    generator = make_generator()
+    generator.model.model.norm.weight.data.fill_(float("nan"))
+    running = serve({"broken": generator})
+    server = next(running)
+    wanted = {"type": "server_error", "param": None, "code": "internal_error"}
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        text = {"prompt": "the", "max_tokens": 2}
+        bodies = [
+            (TEXT, text),
+            (TEXT, text | {"echo": True, "logprobs": 1}),
+            (CHAT, message()),
+            (EMBED, {"input": "a"}),
+        ]
+        for path, body in [*bodies, (RESPOND, {"input": "the fox"})]:
+            response = client.post(path, json=body)
+            assert response.status_code == 500, path
+            assert response.json()["error"].items() >= wanted.items()
+        first, done, *_ = client.post(TEXT, json=text | {"stream": True}).text.split("\n\n")
+        assert json.loads(first.removeprefix("data: "))["error"].items() >= wanted.items() and done == "data: [DONE]"
+        assert client.get("/health").status_code == 200
+    next(running, None)

@@ -113,3 +113,47 @@ def test_the_missing_extra_is_named(monkeypatch, capsys, folder):
     monkeypatch.setattr(serve, "_NEEDED", ("fastapi", "no_such_package"))
     assert main(["serve", str(folder)]) == 2
     assert "serve needs no_such_package: pip install 'bpe_llama[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("free", "arguments", "says"),
+    [
+        (50_000, [], "its weights take 0.000157 GB in float32, but 5e-05 GB are free; use --dtype bfloat16"),
+        (1_000_000, ["--prefix-cache-mb", "0"], "for 16 slots of 512 tokens and 0 GB of prefix cache take"),
+        (4_000_000, ["--adapter", "poet=x", "--prefix-cache-mb", "1"], "512 tokens for each of 2 models"),
+        (4_000_000, ["--slots", "1", "--max-length", "64", "--quantize", "int8"], "0.268 GB of prefix cache"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folder, capsys, monkeypatch, free, arguments, says):
+    from bpe_llama.model.checkpoints import assemble, huggingface
+
+    monkeypatch.setattr("bpe_llama.model.server.scheduler.memory.free_memory", lambda device: free)
+    monkeypatch.setattr(huggingface, "fill", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr(assemble, "check_memory", lambda *_: pytest.fail("the server's own check has passed"))
+    assert main(["serve", str(folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "the model does not fit" in error and says in error and error.count("\n") == 1
+
+
+def test_what_is_counted_is_what_is_allocated(folder, monkeypatch):
+    """The sizes of the check, by a limit that lets it through by one byte, are those of the running server."""
+    import torch
+
+    from bpe_llama.model.quantization import quantize
+    from bpe_llama.model.server.scheduler import Scheduler, memory
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype="float32", device="cpu")
+    config = model.config
+    sizes = {"slots": 3, "max_length": 64, "prefix_cache_bytes": 1 << 20}
+    quantize.quantize(model, "int8")
+    scheduler = Scheduler({"tiny": TextGenerator(model, Tokenizer.from_file(folder))}, **sizes)
+    weights = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    total = sum(weights.values()) + int(scheduler.stats()["slot_bytes"]) + (1 << 20)
+    empty = LlamaForCausalLM(config, device="meta")
+    for free, fits in ((total, True), (total - 1, False)):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        if fits:
+            memory.check_fits(empty, torch.device("cpu"), quantized="int8", **sizes)
+        else:
+            with pytest.raises(ValueError, match="does not fit"):
+                memory.check_fits(empty, torch.device("cpu"), quantized="int8", **sizes)

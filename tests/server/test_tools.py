@@ -94,6 +94,8 @@ def test_the_schema_of_a_forced_call():
     schema = call_schema([{"name": "a", "parameters": {"type": "object"}}, {"name": "b"}])
     assert [each["properties"]["name"] for each in schema["anyOf"]] == [{"const": "a"}, {"const": "b"}]
     assert call_schema([{"name": "a"}, {"name": "b"}], "b")["properties"]["name"] == {"const": "b"}
+    several = call_schema([{"name": "a"}], several=True)
+    assert several["items"]["properties"]["name"] == {"const": "a"} and several["minItems"] == 1
 
 
 # ---- through the server, with a model that learned to call ----

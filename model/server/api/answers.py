@@ -9,7 +9,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from bpe_llama.model.generation.structured import token_bytes
-from bpe_llama.model.server.api.errors import as_api_error
+from bpe_llama.model.server.api.errors import unexpected
 from bpe_llama.model.server.api.tools import Delta, Family, ToolParser, new_call_id
 from bpe_llama.model.server.scheduler import Update
 from bpe_llama.playground.errors import ApiError, to_json
@@ -46,7 +46,7 @@ class EventStream(StreamingResponse):
             async for event in self.events:
                 yield self._line(event)
         except Exception as error:
-            yield self._line(self._error(as_api_error(error)))
+            yield self._line(self._error(unexpected(error)))
         if self.done:
             yield b"data: [DONE]\n\n"
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from bpe_llama.model.generation.sampler_dispatch import LogitsError
 from bpe_llama.model.server.scheduler import QueueFullError, ShuttingDownError
 from bpe_llama.playground.errors import ApiError, bad
 
@@ -35,8 +36,18 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"})
     if isinstance(error, UnicodeEncodeError):
         return bad("a text holds half of a surrogate pair, which has no UTF-8", param)
-    if isinstance(error, ValueError | TypeError | OverflowError):
+    if isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, LogitsError):
         return bad(str(error) or type(error).__name__, param)
+    return _failure(error)
+
+
+def unexpected(error: BaseException) -> ApiError:
+    """Return what a client is told of an error anywhere else: a ValueError there is a mistake of this program."""
+    known = isinstance(error, ApiError | QueueFullError | ShuttingDownError)
+    return as_api_error(error) if known else _failure(error)
+
+
+def _failure(error: BaseException) -> ApiError:
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
@@ -87,7 +98,7 @@ def install(app: FastAPI) -> None:
     """Let the app answer every error in OpenAI's shape."""
 
     async def api_error(_: Request, error: Exception) -> Response:
-        return as_api_error(error).response()
+        return unexpected(error).response()
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

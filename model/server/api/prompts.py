@@ -39,6 +39,11 @@ class Conversation:
     variables: dict[str, Any] | None = None
     continued: bool = False
 
+    @property
+    def may_call_several(self) -> bool:
+        """Return whether an answer that must call may call several tools: not where it must call a named one."""
+        return self.parallel and not self.tool_choice.startswith("name:")
+
 
 def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
     """Return the chat template.
@@ -86,7 +91,7 @@ def parser_for(tokenizer: Tokenizer, talk: Conversation) -> ToolParser | None:
         return None
     names = [tool["function"]["name"] for tool in talk.tools]
     if talk.tool_choice != "auto":
-        return ToolParser(JSON, names, parallel=False)
+        return ToolParser(JSON, names, talk.may_call_several)
     return ToolParser(tool_family(tokenizer), names, talk.parallel)
 
 
@@ -109,7 +114,7 @@ def forced_schema(talk: Conversation, limits: Limits) -> dict[str, Any]:
     name = talk.tool_choice.removeprefix("name:") if talk.tool_choice.startswith("name:") else None
     if name is not None and all(function["name"] != name for function in functions):
         raise bad(f"tool_choice names {name!r}, which is not in tools", "tool_choice")
-    schema = call_schema(functions, name)
+    schema = call_schema(functions, name, several=talk.may_call_several)
     check_size(schema, limits, "tools")
     return {"json_schema": schema}
 

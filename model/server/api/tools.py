@@ -66,12 +66,13 @@ def new_call_id(family: Family) -> str:
     return f"call_{secrets.token_hex(12)}"
 
 
-def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
+def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None, *, several: bool = False) -> dict[str, Any]:
     """Return the JSON schema of a call of any of the functions, or of the named one.
 
     Args:
         tools: Functions, each with ``name`` and perhaps ``parameters``.
         name: The name of the function to call; None for any.
+        several: Whether the schema is that of a list of one or more calls.
 
     Example:
         >>> call_schema([{"name": "add"}])["properties"]["arguments"]
@@ -90,7 +91,8 @@ def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dic
         for tool in tools
         if name is None or tool["name"] == name
     ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+    call = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return {"type": "array", "items": call, "minItems": 1} if several else call
 
 
 @dataclass

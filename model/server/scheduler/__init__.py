@@ -4,6 +4,7 @@
 |---|---|
 | `scheduler` | the methods that handlers call: checks, the queue, deadlines, shutdown |
 | `engine_thread` | the one thread that steps the engines |
+| `memory` | whether a model fits, before it is loaded |
 | `updates` | the values that both exchange: jobs, choices, updates, errors |
 """
 

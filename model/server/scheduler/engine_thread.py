@@ -94,6 +94,11 @@ class EngineThread:
 
     def _serve(self) -> None:
         """Empty the inbox and step the engines until the end."""
+        for name, engine in self.engines.items():  # so that the first request need not wait for it
+            try:
+                engine.refresh()
+            except Exception:
+                logging.getLogger(__name__).exception("model %r cannot be prepared", name)
         while True:
             with self.condition:
                 self.condition.wait_for(lambda: self._inbox or self._choices or self._ending)

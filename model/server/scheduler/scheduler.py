@@ -17,12 +17,10 @@ from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
+from bpe_llama.model.server.scheduler.memory import first_length
 from bpe_llama.model.server.scheduler.updates import Choice, Job, QueueFullError, ShuttingDownError, Stream, Update
 
 T = TypeVar("T")
-
-FIRST_LENGTH = 512
-"""Tokens that slots hold at first, where ``max_length`` is None."""
 
 
 class Scheduler:
@@ -75,7 +73,7 @@ class Scheduler:
         self.share_prefixes = share_prefixes
         engines: dict[str, Engine] = {}
         for name, generator in self.generators.items():
-            length = min(FIRST_LENGTH, generator.model.config.context_length) if max_length is None else max_length
+            length = first_length(generator.model.config, max_length)
             try:
                 engines[name] = Engine(
                     generator.model,

@@ -27,6 +27,7 @@ LlamaForCausalLM.from_pretrained(sys.argv[1], device="cpu")
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = status("VmRSS")
 model = LlamaForCausalLM.from_pretrained(sys.argv[2], device="cpu")
+assert "sympy" not in sys.modules, "a meta tensor's operation imports it, which takes a second"
 print((status("VmHWM") - before) * 1024, sum(weight.nbytes for weight in model.parameters()))
 """
 

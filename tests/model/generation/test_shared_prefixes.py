@@ -205,3 +205,54 @@ def test_a_long_prompt_starves_neither_short_ones_nor_decoding(tiny_model: Make)
 
 def test_the_block_size_is_what_the_documentation_says() -> None:
     assert BLOCK == 32
+
+
+@pytest.mark.parametrize("form", ["full", "int8"])  # in one ragged pass, and by the model's modules
+def test_log_probabilities_of_a_prompt_come_with_its_chunks(tiny_model: Make, form: str) -> None:
+    """A long prompt is scored piece by piece beside others, and never in a pass of its own."""
+    model = tiny_model(eos_token_id=None, max_position_embeddings=300)
+    scored = GenerationOptions(max_new_tokens=2, temperature=0.0, prompt_logprobs=True, top_logprobs=3)
+    plain = GenerationOptions(max_new_tokens=30, temperature=0.0)
+    engine = Engine(model, 5, prefill_chunk=16, cache=form, prefix_cache_bytes=10**7)
+    whole = model.model.forward
+    other = engine.add_request(LONG[100:130], plain)
+    while not other.new_ids:
+        engine.step()
+    engine.add_request(LONG, plain)  # its prefix is cached, and of no use to those that score it
+    requests = [engine.add_request(LONG, options) for options in (scored, scored, plain)]
+    requests.append(engine.add_request(LONG[:1], scored))
+    longest, lengths = 0, list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.model, "forward", lambda *a, **o: (lengths.append(a[0].shape[1]), whole(*a, **o))[1])
+        while engine.has_unfinished_requests():
+            before = engine.num_prefilled_tokens
+            engine.step()
+            longest = max(longest, engine.num_prefilled_tokens - before)
+    assert longest <= 16 and max(lengths, default=0) <= 16
+    assert other.new_ids == alone(model, LONG[100:130], plain) or form == "int8"
+    logprobs = model(torch.tensor([LONG])).logits[0].log_softmax(-1)
+    own = logprobs[range(249), LONG[1:]].tolist()
+    for request in requests[:2]:
+        assert request.prompt_logprobs[0] is None and request.prompt_top_logprobs[0] == []
+        assert request.prompt_logprobs[1:] == pytest.approx(own, abs=1e-5 if form == "full" else 0.1)
+        tops = [value for row in request.prompt_top_logprobs[1:] for _, value in row]
+        assert len(tops) == 3 * 249
+        assert tops == pytest.approx(
+            logprobs[:-1].topk(3).values.flatten().tolist(), abs=1e-5 if form == "full" else 0.1
+        )
+    assert requests[0].num_cached_tokens == 0 and requests[1].num_cached_tokens == 250  # one prefill for both
+    assert requests[2].prompt_logprobs == [] and requests[3].prompt_logprobs == [None]
+
+
+def test_a_pass_that_is_repeated_scores_a_prompt_once(model: LlamaForCausalLM) -> None:
+    scored = GenerationOptions(max_new_tokens=1, temperature=0.0, prompt_logprobs=True)
+    engine = Engine(model, 1, prefill_chunk=16)
+    (own,) = engine.prefill([LONG[:40]], [scored])
+    sequence = engine.add_request(LONG[:40], scored)
+    engine.step()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.prefixes, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    finish(engine)
+    assert sequence.prompt_logprobs[1:] == pytest.approx(own.prompt_logprobs[1:], abs=1e-5)
