@@ -5,8 +5,10 @@ All are plain ASGI, so that they neither buffer a stream nor hide that a client 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import time
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -50,8 +52,8 @@ class Guard:
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        of_page = scope["path"].startswith(PAGE)
-        await self.app(scope, receive if of_page else self._limited(receive), send)
+        bounded = not scope["path"].startswith(PAGE)
+        await self.app(scope, self._limited(receive, bounded), send)
 
     def _identity(self, scope: Scope, headers: Headers) -> str:
         """Return who asks, as a hash of the key; "" where no key is needed."""
@@ -71,7 +73,10 @@ class Guard:
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Raise if a browser says that a page of another site sends this, unless CORS allows that site."""
-        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        origin = headers.get("origin")
+        own = origin is None or origin.partition("://")[2] == headers.get("host")  # older browsers send Origin alone
+        site = headers.get("sec-fetch-site", "none" if own else "cross-site")
+        foreign = site not in ("none", "same-origin")
         allowed = self.config.cors_origins
         if foreign and scope["method"] == "POST" and "*" not in allowed and headers.get("origin") not in allowed:
             message = f"Origin is {headers.get('origin', '')!r:.100}; this server answers no pages of other sites"
@@ -90,16 +95,24 @@ class Guard:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body has more than {self.config.limits.body_bytes:,} bytes", code="body_too_large")
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Return a ``receive`` that refuses a body that grows beyond the limit as it comes."""
-        size = 0
+    def _limited(self, receive: Receive, bounded: bool) -> Receive:
+        """Return a ``receive`` that refuses a body that grows beyond the limit as it comes, or takes too long."""
+        limits = self.config.limits
+        size, complete = 0, False
+        deadline = time.monotonic() + limits.body_seconds
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, complete
+            if complete:  # what comes now is that the client goes
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                raise HTTPException(408, f"the body took over {limits.body_seconds:g} s") from None
             if message["type"] == "http.request":
+                complete = not message.get("more_body", False)
                 size += len(message.get("body", b""))
-                if size > self.config.limits.body_bytes:  # FastAPI passes this class on, and hides others
+                if bounded and size > limits.body_bytes:  # FastAPI passes this class on, and hides others
                     raise HTTPException(413, str(self._too_large()))
             return message
 

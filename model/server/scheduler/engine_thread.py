@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from bpe_llama.model.generation.engine import Engine
@@ -46,6 +47,8 @@ class EngineThread:
         """Mean duration of a request, recent ones counting most."""
         self.closing = False
         self._ending = False
+        self.tasks: deque[Callable[[bool], None]] = deque()
+        """Other uses of the models; one runs between two steps. Each is told whether the thread is about to end."""
         self._inbox: list[Callable[[], None]] = []
         self._outbox: dict[Loop, list[tuple[Job, Update | Exception | None]]] = {}
         self._choices: dict[Sequence, Choice] = {}
@@ -60,6 +63,12 @@ class EngineThread:
         """Run a function in the thread, between two steps."""
         with self.condition:
             self._inbox.append(call)
+            self.condition.notify_all()
+
+    def post_task(self, task: Callable[[bool], None]) -> None:
+        """Run a function that takes as long as a step, in turn with the steps."""
+        with self.condition:
+            self.tasks.append(task)
             self.condition.notify_all()
 
     def close(self, grace: float) -> None:
@@ -82,8 +91,8 @@ class EngineThread:
                     self._grow(engine, min(request.room(engine.model), len(request.prompt) + MARGIN))
                 request.sequence = engine.add_request(request.prompt, request.options, job.salt)
                 self._choices[request.sequence] = choice
-        except Exception as error:
-            self._fail(job, error)
+        except BaseException as error:  # a panic of Rust code is no Exception
+            self._fail(job, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}"))
 
     def abort(self, job: Job) -> None:
         """End a request without an update: its reader is gone."""
@@ -96,17 +105,20 @@ class EngineThread:
         """Empty the inbox and step the engines until the end."""
         while True:
             with self.condition:
-                self.condition.wait_for(lambda: self._inbox or self._choices or self._ending)
+                self.condition.wait_for(lambda: self._inbox or self.tasks or self._choices or self._ending)
                 calls, ending = self._inbox, self._ending
                 self._inbox = []
+                tasks = [self.tasks.popleft() for _ in range(len(self.tasks) if ending else min(len(self.tasks), 1))]
             try:
                 for call in calls:
                     call()
+                for task in tasks:
+                    task(ending)
                 self._end_late(math.inf if ending else time.monotonic(), ending)
                 for name, engine in self.engines.items():
                     if engine.has_unfinished_requests():
                         self._step(name, engine)
-            except Exception as error:  # a mistake of this module; requests of all models may be affected
+            except BaseException as error:  # a mistake of this module; requests of all models may be affected
                 logging.getLogger(__name__).exception("the engine thread failed")
                 for name in self.engines:
                     self._fail_all(name, error)
@@ -121,7 +133,7 @@ class EngineThread:
             self._grow_running(engine)
         try:
             sampled = engine.step()
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust code is no Exception
             logging.getLogger(__name__).exception("a step of model %r failed", name)
             self._fail_all(name, error)
             return
@@ -154,8 +166,8 @@ class EngineThread:
             return
         try:
             update = choice.update(engine)
-        except Exception as error:
-            self._fail(job, error)
+        except BaseException as error:
+            self._fail(job, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}"))
             return
         if update is None:
             return
@@ -192,7 +204,7 @@ class EngineThread:
                 self._forget(choice, "failed_choices")
         self._note(job, error)
 
-    def _fail_all(self, name: str, error: Exception) -> None:
+    def _fail_all(self, name: str, error: BaseException) -> None:
         """End all running requests of a model by an error; if there are none, those that wait."""
         self.counts["engine_errors"] += 1
         engine = self.engines[name]

@@ -171,21 +171,26 @@ class Scheduler:
             stream.abort()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a function (an embedding, an attention map) in the engine thread between two steps.
+        """Run a function (an embedding, an attention map) in the engine thread between two steps, one after each step.
 
         Raises:
+            QueueFullError: If over ``max_queue`` functions wait.
             ShuttingDownError: If the server is about to end; and what the function raises.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
-        def call() -> None:
+        def call(ending: bool) -> None:
             answer: Callable[[], None]
+            if future.cancelled():  # nobody waits any more
+                return
             try:
+                if ending:
+                    raise ShuttingDownError("the server is shutting down")
                 result = function()
                 answer = lambda: None if future.done() else future.set_result(result)  # noqa: E731
-            except Exception as error:
-                failure = error
+            except BaseException as error:
+                failure = error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
                 answer = lambda: None if future.done() else future.set_exception(failure)  # noqa: E731
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(answer)
@@ -193,7 +198,9 @@ class Scheduler:
         with self._thread.condition:
             if self._thread.closing:
                 raise ShuttingDownError("the server is shutting down")
-            self._thread.post(call)
+            if len(self._thread.tasks) > self.max_queue:
+                raise QueueFullError(1)
+            self._thread.post_task(call)
         return await future
 
     async def shutdown(self, grace: float = 30.0) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path, PurePath
+from weakref import WeakKeyDictionary
 
 from bpe_llama.educational import EducationalTokenizer
 from bpe_llama.tokenizer import Tokenizer
@@ -32,8 +33,10 @@ class Library:
             raise ValueError("the page needs at least one tokenizer")
         self.tokenizers = dict(tokenizers)
         self._dropped: OrderedDict[str, Tokenizer] = OrderedDict()
-        self._twins: dict[int, EducationalTokenizer] = {}
+        self._twins: WeakKeyDictionary[Tokenizer, EducationalTokenizer] = WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        """Held while a file is read or a twin is made, which takes memory and time: one at once."""
 
     def get(self, name: str | None) -> Tokenizer:
         """Return the tokenizer of a name; the first one for None.
@@ -57,13 +60,13 @@ class Library:
             ValueError: If the tokenizer does more than split text and merge bytes.
         """
         tokenizer = self.get(name)
-        with self._lock:
-            if id(tokenizer) not in self._twins:
-                self._twins[id(tokenizer)] = EducationalTokenizer.from_tokenizer(tokenizer)
-            return self._twins[id(tokenizer)]
+        with self._loading:
+            if tokenizer not in self._twins:
+                self._twins[tokenizer] = EducationalTokenizer.from_tokenizer(tokenizer)
+            return self._twins[tokenizer]
 
-    def drop(self, file_name: str, content: bytes) -> str:
-        """Load the content of a tokenizer's file and return the name it has from now on.
+    def drop(self, file_name: str, content: bytes) -> tuple[str, Tokenizer]:
+        """Load the content of a tokenizer's file; return the name it has from now on, and the tokenizer.
 
         Only the suffix of ``file_name`` is used. The content is written to a temporary folder, read and removed.
 
@@ -73,7 +76,7 @@ class Library:
         suffix = PurePath(file_name).suffix.lower()
         if suffix not in SUFFIXES:
             raise ValueError(f"the file ends in {suffix!r}; expected one of {', '.join(SUFFIXES)}")
-        with tempfile.TemporaryDirectory() as folder:
+        with self._loading, tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("tokenizer" + suffix)
             path.write_bytes(content)
             try:
@@ -85,6 +88,5 @@ class Library:
             self._dropped[name] = tokenizer
             self._dropped.move_to_end(name)
             while len(self._dropped) > MAX_DROPPED:
-                _, old = self._dropped.popitem(last=False)
-                self._twins.pop(id(old), None)
-        return name
+                self._dropped.popitem(last=False)
+        return name, tokenizer
