@@ -1,7 +1,7 @@
 """Benchmarks, one script a job; run them from the repository's root: ``python -m bench.encode``.
 
-``--simd avx2`` caps the instructions of ours and of torch, as on a CPU that has no more. Libraries read such settings
-when they are imported, so this option is read here, before any script imports them.
+``--simd avx2`` caps the CPU instructions of our kernels and of torch, as on a CPU with no more. Libraries read such
+caps when they are imported, so this file reads the option before a script imports them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 
 _VARIABLES = ("BPE_LLAMA_SIMD", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-_VALUES = {  # of each variable, by the tier's name
+_VALUES = {  # the values of the variables, in their order, by the name of the tier
     "portable": ("portable", "default", "SSE41", "SSE4_2"),
     "avx2": ("avx2", "avx2", "AVX2", "AVX2"),
     "avx512": ("avx512", "avx512", "AVX512_CORE_VNNI", "AVX512"),

@@ -100,7 +100,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser with a script's docstring as help, and ``--simd``, which `bench` itself has obeyed."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--simd", choices=simd_tiers(), help="cap on the instructions of ours and of torch")
+    made.add_argument("--simd", choices=simd_tiers(), help="cap on the CPU instructions of our kernels and of torch")
     return made
 
 

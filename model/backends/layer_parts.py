@@ -1,4 +1,4 @@
-"""What the CPU and CUDA decoders share: which models they support, and what each layer of one computes."""
+"""What the CPU and CUDA decoders share: which models they support, and what each layer of a model computes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GATES: dict[Gate, Callable[[Tensor], Tensor]] = {
 
 
 def _computation(blocks: type[Any], layer: type[Any] | None = None) -> tuple[Callable[..., Tensor], ...]:
-    """Return the methods that compute a layer, and what attention and MLP add to the hidden states in it."""
+    """Return the methods that compute a layer: its ``forward``, its attention branch and its MLP branch."""
     layer = layer or blocks
     return blocks.forward, layer.attention_branch, layer.mlp_branch
 
@@ -56,7 +56,7 @@ LAYERS = {
     ),
     _computation(ParallelLayer): ("input_layernorm", None, "input_layernorm", None),
 }
-"""By the methods of a layer the names of its norms: before and after attention, before and after the MLP.
+"""The names of a layer's norms, before and after attention, before and after the MLP; the keys are its methods.
 
 If the same norm is before both, attention and MLP are parallel: both read the hidden states before the layer.
 """
@@ -66,7 +66,7 @@ FEED_FORWARDS = {
     MixtralLayer.feed_forward: "block_sparse_moe",
     StableLmLayer.feed_forward: "mlp",
 }
-"""By the ``feed_forward`` of a layer the name of the module that computes it."""
+"""The name of the module that computes a layer's ``feed_forward``, by that method."""
 
 ATTENTIONS = (Attention.forward, FusedAttention.forward)
 PROJECTS = {
@@ -77,10 +77,10 @@ PROJECTS = {
     CohereAttention.project: ("q_norm", "k_norm"),
     StableLmAttention.project: ("q_layernorm", "k_layernorm"),
 }
-"""By the ``project`` of an attention the names of the norms of queries and keys; a norm may be None."""
+"""The names of an attention's norms of queries and keys, by its ``project``; None if it has none."""
 
 ROTATES = {Attention.rotate: False, CohereAttention.rotate: True}
-"""By the ``rotate`` of an attention whether RoPE rotates neighbours: feature ``2 i`` with ``2 i + 1``."""
+"""Whether RoPE rotates feature ``2 i`` of a head with ``2 i + 1``, by the ``rotate`` of an attention."""
 
 ATTENDS = (Attention.attend, SoftCappedAttention.attend)
 MLPS = (MLP, FusedMLP, SparseExpert)
@@ -92,7 +92,7 @@ METHODS = frozenset(
         *("project", "rotate", "scaled"),
     )
 )
-"""Those that compute; an object with one of its own computes something else than its class."""
+"""The methods that compute. An object with such a method of its own does not compute what its class computes."""
 
 
 class GatedBlock:
@@ -115,7 +115,7 @@ class GatedBlock:
 
     @property
     def together(self) -> list[list[nn.Linear]]:
-        """Return the linear layers, those that share an input together."""
+        """Return the linear layers in groups that share an input."""
         return [self.gate_up, [self.down]]
 
 
@@ -127,7 +127,7 @@ class Mixture:
         router: The linear layer of the router's logits.
         experts: The experts.
         shared: The expert that all tokens share, if there is one.
-        shared_gate: The linear layer of the gate that the shared expert's output is multiplied with the sigmoid of.
+        shared_gate: The linear layer of the shared expert's gate; the output is multiplied by the sigmoid of the gate.
     """
 
     def __init__(self, module: Any) -> None:
@@ -141,7 +141,7 @@ class Mixture:
 
     @property
     def together(self) -> list[list[nn.Linear]]:
-        """Return the linear layers, those that share an input and the memory of their weights together."""
+        """Return the linear layers in groups that share an input and the memory of their weights."""
         found = [[self.router], *(linears for expert in self.experts for linears in expert.together)]
         if self.shared is None or self.shared_gate is None:
             return found
@@ -219,7 +219,7 @@ class LayerParts:
 
     @property
     def together(self) -> list[list[nn.Linear]]:
-        """Return the linear layers in the order in which a token reads them, those that share an input together."""
+        """Return the linear layers in groups that share an input, in the order in which a token reads them."""
         return [self.qkv, [self.out], *self.mlp.together]
 
     @property
@@ -229,12 +229,12 @@ class LayerParts:
 
 
 def layer_parts(model: LlamaForCausalLM) -> list[LayerParts]:
-    """Return what each layer of a model computes, for which `has_known_layers` is true."""
+    """Return what each layer computes, for a model that `has_known_layers` accepts."""
     return [LayerParts(layer) for layer in model.model.layers]
 
 
 def embedding_scale(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor] | None:
-    """Return what a model multiplies its embeddings with, as a function of them; None if nothing."""
+    """Return the function that scales a model's embeddings, None if they are not scaled."""
     embedding = model.model.embed_tokens
     return embedding.scaled if isinstance(embedding, ScaledEmbedding) else None
 
@@ -242,8 +242,8 @@ def embedding_scale(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor] | Non
 def has_known_layers(model: LlamaForCausalLM) -> bool:
     """Return whether a model consists of rotary layers that `LayerParts` describes, float32 or bfloat16.
 
-    Hooks, replaced ``forward`` methods, adapters, chunked attention, latent attention, dropout and shared weights are
-    not supported.
+    The answer is False for hooks, replaced ``forward`` methods, adapters, chunked attention, latent attention, dropout
+    and weights that two layers share.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -289,7 +289,7 @@ def has_known_layers(model: LlamaForCausalLM) -> bool:
         return False
     used = [weight for group in groups for linear in group for weight in linear._parameters.values()]
     weights = [weight for weight in used if weight is not None]
-    return len({id(weight) for weight in weights}) == len(weights)  # a shared weight is adjacent to no two neighbours
+    return len({id(weight) for weight in weights}) == len(weights)  # `make_adjacent` moves a weight once
 
 
 def _is_chunk(window: Window | None) -> bool:
@@ -297,7 +297,7 @@ def _is_chunk(window: Window | None) -> bool:
 
 
 def _computation_of(layer: Any) -> tuple[Callable[..., Tensor], ...]:
-    """Return the key of `LAYERS`; a layer may leave its ``forward`` to that of another class, its ``blocks``."""
+    """Return the key of `LAYERS`; a layer may use the ``forward`` of another class, its ``blocks``."""
     return _computation(getattr(layer, "blocks", type(layer)), type(layer))
 
 
@@ -307,13 +307,13 @@ def _feed_forward_of(layer: Any) -> Any:
 
 
 def _head_norms_of(attention: Any) -> list[nn.Module]:
-    """Return the norms of queries and of keys; none if they are not normalized."""
+    """Return the norms of queries and of keys, an empty list if they are not normalized."""
     found = [getattr(attention, name) for name in PROJECTS[type(attention).project] or ()]
     return [] if None in found else found
 
 
 def _is_known(layer: Any) -> bool:
-    """Return whether `LayerParts` describes what a layer computes, its linear layers excepted."""
+    """Return whether `LayerParts` describes what a layer computes, apart from its linear layers."""
     if not isinstance(layer, DecoderLayer) or type(layer).feed_forward not in FEED_FORWARDS:
         return False
     attention, feed_forward = layer.self_attn, _feed_forward_of(layer)

@@ -1,4 +1,4 @@
-"""What a norm computes, by its class: the factors and biases that the kernels take.
+"""The factors and biases that the kernels take for each class of norm.
 
 Shapes: ``H`` features that are normalized together: hidden_size, those of a head, or those of all heads.
 """
@@ -18,6 +18,7 @@ from bpe_llama.model.layers.norm import LayerNorm, RMSNorm, ZeroCenteredRMSNorm
 
 
 def _factors_and_biases(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the factors and biases of LayerNorm side by side, float32 (H, 2)."""
     weight = weight.float()
     return torch.stack((weight, torch.zeros_like(weight) if bias is None else bias.float()), dim=-1)
 
@@ -29,18 +30,18 @@ NORMS: dict[type[nn.Module], Callable[[Tensor, Tensor | None], Tensor]] = {
     LayerNorm: _factors_and_biases,
     nn.LayerNorm: _factors_and_biases,
 }
-"""The norms, and what each computes from its weights and biases: the weight of `Norm`."""
+"""The function from a norm's weights and biases to the weight of `Norm`, by the class of the norm."""
 
 
 NORM_CLASSES = (RMSNorm, LayerNorm, nn.LayerNorm)
-"""Their bases: a subclass that is not one of `NORMS` computes something else."""
+"""The base classes of all norms. A subclass that is not in `NORMS` is not supported."""
 
 
 class Norm:
-    """RMSNorm with a factor for each feature, or LayerNorm with a factor and a bias for each.
+    """RMSNorm with one factor for each feature, or LayerNorm with one factor and one bias for each feature.
 
     Args:
-        module: One of `NORMS`.
+        module: A norm of a class in `NORMS`.
         head: The row of the module's weights, if each head has its own.
 
     Attributes:
@@ -57,8 +58,8 @@ class Norm:
     def weight(self) -> Tensor:
         """Return the factors of RMSNorm, (H,), or the factors and biases of LayerNorm, float32 (H, 2).
 
-        If they have the dtype of the activations, the quotient is rounded to it before it is multiplied, as in
-        `RMSNorm`; if they are float32, the result is rounded instead.
+        Factors with the dtype of the activations multiply the normalized value after it is rounded to that dtype, as in
+        `RMSNorm`. With float32 factors only the product is rounded.
         """
         return self._computed()
 
@@ -79,18 +80,18 @@ class Norm:
 
 
 def norm_modules(module: nn.Module) -> list[nn.Module]:
-    """Return the norms that a module consists of: itself, or one for each head."""
+    """Return the norms in a module: the module itself, or one for each head."""
     return list(module.norms) if isinstance(module, NormPerHead) else [module]
 
 
 def norms_of_heads(module: nn.Module, columns: slice) -> list[tuple[slice, Norm]]:
     """Return the norms of queries or keys, each with the columns that it normalizes in groups.
 
-    One serves all columns, unless each head has weights of its own.
+    There is one norm for all columns, unless each head has its own weights.
 
     Args:
         module: The norm of queries or of keys.
-        columns: Of the queries or keys of all heads.
+        columns: The columns of the queries or keys of all heads.
 
     Example:
         >>> [columns for columns, _ in norms_of_heads(LayerNorm((2, 4), 1e-5), slice(8, 16))]

@@ -1,6 +1,6 @@
 """The prefix cache: keys and values of blocks of tokens, shared between requests.
 
-A block is identified by a hash of all ids up to its end, so that equal hashes mean equal prefixes. Blocks lie outside
+A block is identified by a hash of all ids up to its end, so equal hashes mean equal prefixes. Blocks are stored outside
 of the slots: they are copied out of a slot when they are computed, and into the slot of a later request that begins
 with the same ids. For SmolLM2-135M in float32, one thread copies 1,000 tokens in 4 to 5 ms.
 
@@ -30,8 +30,8 @@ def block_hashes(ids: Sequence[int], salt: str = "", known: Sequence[bytes] = ()
     """Return one hash for each full block of ids: SHA-256 of the hash before it and the ids of the block.
 
     Args:
-        ids: Of a sequence, from its beginning.
-        salt: Hashes with different salts differ.
+        ids: The ids of a sequence, from its beginning.
+        salt: Different salts give different hashes, so that clients share no blocks.
         known: The hashes of the first blocks, which are not computed again.
 
     Example:
@@ -50,10 +50,10 @@ def block_hashes(ids: Sequence[int], salt: str = "", known: Sequence[bytes] = ()
 class PrefixCache:
     """Blocks of keys and values in a pool of bounded size; the least recently used block is dropped first.
 
-    The pool is allocated once. On the CPU the system commits its memory when blocks are first written.
+    The pool is allocated once. On the CPU the operating system commits its memory when blocks are first written.
 
     Args:
-        cache: The KV cache with which blocks are exchanged: its form, dtype and device.
+        cache: The KV cache that blocks are copied from and to; blocks have its form, dtype and device.
         max_bytes: Memory of the pool.
 
     Raises:
@@ -84,7 +84,7 @@ class PrefixCache:
         device = cache.store.device
         check_memory(self._size * self.block_bytes, device, "the prefix cache", "use fewer bytes")
         self._pools: list[Tensor] = []
-        """One for each store of the KV cache: (P, 2, L, K, BLOCK, H)."""
+        """The blocks, one tensor for each store of the KV cache: (P, 2, L, K, BLOCK, H)."""
         with torch.inference_mode(False):
             for shape, store in zip(shapes, cache.stores, strict=True):
                 self._pools.append(torch.empty(self._size, *shape, dtype=store.dtype, device=device))
@@ -98,11 +98,11 @@ class PrefixCache:
         return len(self._places) * self.block_bytes
 
     def matched(self, hashes: Sequence[bytes]) -> int:
-        """Return how many of the first blocks are stored."""
+        """Return how many blocks are stored before the first one that is not."""
         return next((count for count, known in enumerate(hashes) if known not in self._places), len(hashes))
 
     def load(self, hashes: Sequence[bytes], cache: KVCache, slot: int) -> int:
-        """Copy the first blocks, as many as are stored, into a slot; return their number of tokens."""
+        """Copy blocks into a slot, up to the first one that is not stored; return the number of tokens copied."""
         found = hashes[: self.matched(hashes)]
         for block, name in enumerate(found):
             for pool, store in zip(self._pools, cache.stores, strict=True):
@@ -114,10 +114,10 @@ class PrefixCache:
         """Store the blocks of a slot that are not stored yet, in place of the least recently used ones.
 
         Args:
-            hashes: Of the first blocks of the slot, all of which the slot holds.
+            hashes: The hashes of the first blocks of the slot.
             cache: The KV cache of the slot.
-            slot: Its number.
-            start: The first block that may be new.
+            slot: The number of the slot.
+            start: The first block that may not be stored yet.
         """
         own = set(hashes)
         self._touch(hashes)
@@ -126,10 +126,10 @@ class PrefixCache:
                 continue
             if not self._free:
                 oldest = next(iter(self._places))
-                if oldest in own:  # the pool is too small for this sequence: its first blocks are worth more
+                if oldest in own:  # the pool is too small: keep the first blocks, which the others need
                     break
                 self._free.append(self._places.pop(oldest))
-            place = self._free.pop()  # an interruption before the block is named loses its place, not another's block
+            place = self._free.pop()  # an interruption before the last line below loses this place, never another block
             for pool, store in zip(self._pools, cache.stores, strict=True):
                 pool[place].copy_(store[:, :, slot, :, block * BLOCK : (block + 1) * BLOCK])
             self._places[name] = place
@@ -141,7 +141,7 @@ class PrefixCache:
         self._free = list(range(self._size))[::-1]
 
     def _touch(self, hashes: Sequence[bytes]) -> None:
-        """Mark blocks as used, the first one last: a block is of no use without those before it."""
+        """Mark blocks as used, the first one last: a block is of no use without the blocks before it."""
         for name in reversed(hashes):
             if name in self._places:
                 self._places.move_to_end(name)

@@ -23,7 +23,7 @@ def command(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.")] = 8000,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: the model's own.")] = None,
-    model_name: Annotated[str | None, typer.Option(help="Its name for clients.  [default: the file's name]")] = None,
+    model_name: Annotated[str | None, typer.Option(help="Name for clients.  [default: the file's name]")] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="A LoRA adapter, served as a model; repeatable.")
     ] = None,
@@ -36,22 +36,25 @@ def command(
         typer.Option(metavar="ORIGIN", help="A web page that may read answers, such as http://localhost:3000."),
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 16,
-    max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait; beyond it: status 429.")] = 256,
+    max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait; if more would: status 429.")] = 256,
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Tokens of a sequence, prompt included.  [default: the context]")
     ] = None,
     prefix_cache_mb: Annotated[int, typer.Option(min=0, help="Memory of the prefix cache, in MB; 0: none.")] = 256,
     share_prefixes: Annotated[
         bool,
-        typer.Option("--share-prefixes", help="Share cached prefixes among keys: their timing tells what others sent."),
+        typer.Option(
+            "--share-prefixes",
+            help="Share cached prefixes among keys: times tell what others sent.",
+        ),
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a request ends.")] = 600.0,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds for running requests at the end.")] = 30.0,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a request ends; 0: never.")] = 600.0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests have after Ctrl-C.")] = 30.0,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
 ) -> None:
-    """Serve a model over HTTP, as OpenAI's API; Ctrl-C ends. When it is ready, it prints its URL."""
+    """Serve a model over HTTP, as OpenAI's API, until Ctrl-C. Once it accepts requests, it prints its URL."""
     check_installed()
     from bpe_llama.model.server.app import create_app
     from bpe_llama.model.server.config import ServerConfig, is_loopback
@@ -69,7 +72,7 @@ def command(
     if name in adapters:
         raise ValueError(f"--adapter has the name {name!r}, which is the model's; expected another")
     if not is_loopback(host) and not api_key:
-        typer.echo(f"anyone who reaches {host} can use this server; --api-key asks for a key", err=True)
+        typer.echo(f"anyone who can connect to {host} can use this server; --api-key makes it ask for a key", err=True)
     base = load_generator(model, tokenizer, dtype, device, None, quantized)
     generators = {name: base} | {each: adapted(base, path) for each, path in adapters.items()}
     scheduler = Scheduler(
@@ -80,13 +83,12 @@ def command(
         prefix_cache_bytes=prefix_cache_mb << 20,
         share_prefixes=share_prefixes,
     )
-    routes = page_routes(scheduler, generators, max_length)
-    app = create_app(scheduler, generators, config, max_length=max_length, routes=routes, grace=grace)
+    app = create_app(scheduler, config, routes=page_routes(scheduler), grace=grace)
     run(app, host, port, announce=typer.echo)
 
 
 def check_installed() -> None:
-    """Raise an ImportError that names the extra unless all packages of the server are installed."""
+    """Raise an ImportError that names the extra if a package of the server is not installed."""
     missing = next((name for name in _NEEDED if importlib.util.find_spec(name) is None), None)
     if missing is not None:
         raise ImportError(f"serve needs {missing}: pip install 'bpe_llama[serve]'")
@@ -122,9 +124,9 @@ def read_adapters(texts: Sequence[str]) -> dict[str, str]:
 
 
 def adapted(base: TextGenerator, adapter: str) -> TextGenerator:
-    """Return a generator with an adapter over the base model's weights, which exist once in memory.
+    """Return a generator that applies an adapter to the weights of the base model, without a copy of them.
 
-    The adapter is not merged, as that would change the weights for the others.
+    The adapter is not merged, since merging would change the weights for the other models.
     """
     model = lora.load(lora.copy_sharing_weights(base.model), adapter)
     return TextGenerator(model.eval(), base.tokenizer)

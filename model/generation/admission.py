@@ -1,4 +1,4 @@
-"""Which waiting requests get a slot, what they share, and how many tokens of each prompt the next pass prefills."""
+"""Decides which waiting requests get a slot, what they share, and how much of each prompt the next pass prefills."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bpe_llama.model.sampling.sequence import Sequence
 def prefill_shares(left: abc.Sequence[int], chunk: int) -> list[int]:
     """Return how many tokens of each prompt the next pass prefills.
 
-    Half of the chunk is split in equal shares, at least one token each, so that no prompt starves. The other half goes
-    to the prompts with the fewest tokens left, the first of equal ones, so that a short prompt need not wait for a long
-    one.
+    Half of the chunk is split in equal shares, at least one token each, so that every prompt advances. The other half
+    goes to the prompts with the fewest tokens left, so that a short prompt need not wait for a long one. Between equal
+    prompts the one in the lower slot comes first.
 
     Args:
-        left: Prompt tokens that each running sequence has left; 0 where it decodes.
+        left: Prompt tokens that each running sequence has left; 0 for a sequence that decodes.
         chunk: Prompt tokens of the pass.
 
     Example:
@@ -39,17 +39,17 @@ def prefill_shares(left: abc.Sequence[int], chunk: int) -> list[int]:
 
 
 class SharedPrefixes:
-    """The prefix cache of an engine, if it has one: which blocks of a sequence are stored and loaded.
+    """The prefix cache of an engine, if it has one; it decides which blocks of a sequence are stored and loaded.
 
-    Where RoPE scaling depends on the length, only sequences up to the original context have blocks.
+    If RoPE scaling depends on the length, only sequences up to the original context have blocks.
 
     Args:
-        config: Of the model.
+        config: The model's config.
         cache: The KV cache of the slots.
         max_bytes: Memory of the prefix cache; 0 for none.
 
     Raises:
-        ValueError: As of `PrefixCache`.
+        ValueError: See `PrefixCache`.
     """
 
     def __init__(self, config: LlamaConfig, cache: KVCache, max_bytes: int) -> None:
@@ -57,10 +57,10 @@ class SharedPrefixes:
         self._rope = config.rope, config.max_position_embeddings
 
     def common(self, prompt: list[int], cached_ids: abc.Sequence[int], prompt_length: int) -> int:
-        """Return how many keys and values of a text a prompt can reuse in place.
+        """Return how many tokens' keys and values of a text a prompt can reuse in the same slot.
 
         Args:
-            prompt: Its last id must be fed to have logits.
+            prompt: Ids. The last one is never reused, since its logits must be computed.
             cached_ids: The ids of the text.
             prompt_length: The length of the text's prompt.
         """
@@ -78,7 +78,7 @@ class SharedPrefixes:
         return self.blocks.matched(sequence.block_hashes) if self.blocks else 0
 
     def load(self, sequence: Sequence, cache: KVCache, slot: int) -> None:
-        """Copy what is stored of a prompt into a slot, but for the last id, which must be fed to have logits."""
+        """Copy the stored blocks of a prompt into a slot; its last id is computed again, for its logits."""
         length = len(sequence.prompt)
         cached = self.blocks.load(sequence.block_hashes, cache, slot) if self.blocks else 0
         cached = min(cached, length - 1)
@@ -86,7 +86,7 @@ class SharedPrefixes:
         sequence.num_cached_tokens, sequence.num_prompt_tokens_left = cached, length - cached
 
     def save(self, sequence: Sequence, cache: KVCache, slot: int, new: int | None = None) -> None:
-        """Store the full blocks that a slot holds; with ``new`` only those of so many last tokens."""
+        """Store the full blocks of a slot; with ``new``, only the blocks that the last ``new`` tokens are part of."""
         length = cache.lengths[slot]
         if self.blocks and self._same_rotation(cache.prompt_lengths[slot], length):
             count = length // BLOCK
@@ -102,7 +102,7 @@ class SharedPrefixes:
             self.blocks.clear()
 
     def _same_rotation(self, prompt_length: int, length: int) -> bool:
-        """Return whether the keys of a text are rotated as those of a short one."""
+        """Return whether the keys of a text are rotated as in a short text, and so may be shared."""
         return self.blocks is not None and same_rotation(*self._rope, (prompt_length, length), (1, 1))
 
 
@@ -111,8 +111,8 @@ def admissible(
 ) -> list[Sequence]:
     """Return the requests that get a slot now, first come first served.
 
-    A request waits while a running sequence prefills what both have in common: the same prompt, or the next block that
-    the prefix cache lacks. Requests behind it may go before it.
+    A request waits while a running sequence prefills the same prompt, or the next block that the request needs and the
+    prefix cache lacks. Later requests may get a slot before it.
 
     Args:
         waiting: Requests without a slot.
@@ -120,7 +120,7 @@ def admissible(
         slots: Free slots.
         prefixes: The prefix cache.
     """
-    prefilling = [s for s in running if s.num_prompt_tokens_left and not s.new_ids]  # others compute keys anew
+    prefilling = [s for s in running if s.num_prompt_tokens_left and not s.new_ids]  # others recompute keys
     pending = {name for sequence in prefilling for name in blocks_to_come(sequence)}
     admitted: list[Sequence] = []
     for sequence in waiting:
@@ -139,13 +139,13 @@ def admissible(
 def joinable(
     slots: abc.Sequence[int], waiting: abc.Sequence[Sequence], running: abc.Sequence[Sequence], free: int
 ) -> list[tuple[int, Sequence]]:
-    """Return up to ``free`` requests with the prompt of a sequence, each with the slot of that sequence.
+    """Return waiting requests with the same prompt as a sequence, each with the slot of that sequence.
 
     Args:
-        slots: Those in which the current pass completes a prompt.
+        slots: The slots in which the current pass completes a prompt.
         waiting: Requests without a slot.
         running: Sequences with a slot.
-        free: Free slots.
+        free: Free slots: the most requests to return.
     """
     fresh = [(slot, running[slot]) for slot in slots if not running[slot].new_ids]
     pairs = ((slot, request) for slot, source in fresh for request in waiting if same_prompt(request, source))
@@ -157,7 +157,7 @@ def joinable(
 
 
 def blocks_to_come(sequence: Sequence) -> list[bytes]:
-    """Return the hashes of the prompt's blocks that later passes complete."""
+    """Return the hashes of the prompt's blocks that are not complete yet."""
     return sequence.block_hashes[(len(sequence.prompt) - sequence.num_prompt_tokens_left) // BLOCK :]
 
 

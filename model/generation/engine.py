@@ -52,9 +52,9 @@ class Engine:
             prompts delays running sequences.
         cache: ``"full"``; ``"int8"``, quantized to a quarter of float32's memory; or ``"ring"``, which stores only what
             a sliding window attends to and supports no prefix cache.
-        prefix_cache_bytes: Memory of the prefix cache; 0 for none. Where RoPE scaling depends on the length, it stores
-            sequences up to the original context alone.
-        isolate_errors: Whether an error in sampling one sequence ends it alone, with ``finish_reason="error"``.
+        prefix_cache_bytes: Memory of the prefix cache; 0 for none. If RoPE scaling depends on the length, it stores
+            only sequences up to the original context.
+        isolate_errors: Whether an error in sampling a sequence ends that one alone, with ``finish_reason="error"``.
 
     Raises:
         ValueError: If a size is below 1, ``max_length`` exceeds the model's context, the model does not support this
@@ -99,7 +99,7 @@ class Engine:
 
         Args:
             prompt: Ids to be continued.
-            options: Of the request.
+            options: The options of the request.
             cache_salt: Only requests with the same salt share prefixes.
 
         Raises:
@@ -126,8 +126,8 @@ class Engine:
         """Run one forward pass, and return the sequences that got a new id or failed; finished ones leave the batch.
 
         A pass takes one token of every sequence that decodes, and ``prefill_chunk`` prompt tokens, split by
-        `prefill_shares`. A sequence gets its first id in the pass that completes its prompt; so a pass may return none.
-        The pass also serves waiting requests with this prompt, as far as slots are free.
+        `prefill_shares`. A sequence gets its first id in the pass that completes its prompt, so a pass may return none.
+        Waiting requests with the same prompt get their first ids in this pass too, as far as slots are free.
 
         With a full cache and a model that the CPU decoder serves, this is one ragged batch. Elsewhere sequences that
         decode share a pass, and every prompt has its own.
@@ -260,7 +260,7 @@ class Engine:
         return [Sequence(p, chosen, chosen.ending_ids(*ends)) for p, chosen in zip(checked, options, strict=True)]
 
     def _admit_waiting(self) -> None:
-        """Move waiting requests into free slots; what the prefix cache has of their prompts is copied there."""
+        """Move waiting requests into free slots, and copy the cached blocks of their prompts there."""
         free = self.cache.batch_size - len(self.running)
         admitted = admissible(self.waiting, self.running, free, self.prefixes) if self.waiting and free else []
         if not admitted:
@@ -273,7 +273,7 @@ class Engine:
         self.running, self.waiting = [*self.running, *admitted], [s for s in self.waiting if s not in admitted]
 
     def _join(self, slots: list[int]) -> list[tuple[int, Sequence]]:
-        """Move requests with a prompt that the current pass completes to free slots; return them with its slot."""
+        """Move waiting requests to free slots if this pass completes their prompt; return them with its slot."""
         joined = joinable(slots, self.waiting, self.running, self.cache.batch_size - len(self.running))
         for slot, sequence in joined:
             self._prefix_cache[len(self.running)] = []
@@ -349,7 +349,7 @@ class Engine:
         return self.cache if whole else self.cache.rows(start, end)
 
     def _refresh(self) -> None:
-        """Notice what was done to the model since the last admission: other weights, adapters or layers."""
+        """Use the model as it is now; drop cached keys if it has changed since the last admission."""
         if self._refreshed.refresh(self.cache):
             self.reset_prefix_cache()
 

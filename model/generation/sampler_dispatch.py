@@ -77,7 +77,7 @@ def _constraint_biases(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> 
 
 @contextmanager
 def _naming_constraints(sequences: abc.Sequence[Sequence]) -> Iterator[None]:
-    """Say in an error of the sampler that a constraint and the other options together may leave no id."""
+    """Add to an error of the sampler that a constraint and the other options together may leave no id."""
     try:
         yield
     except ValueError as error:
@@ -91,10 +91,13 @@ def _naming_constraints(sequences: abc.Sequence[Sequence]) -> Iterator[None]:
 
 
 def sample_isolated(sequences: list[Sequence], logits_BV: Tensor) -> tuple[list[Sequence], list[int], Tensor]:
-    """Return the sequences that could be sampled, their next ids and their logits; others get ``error``."""
+    """Return the sequences that could be sampled, their next ids and their logits.
+
+    The other sequences end with ``finish_reason="error"`` and the exception as their ``error``.
+    """
     try:
         return sequences, sample_next_ids(sequences, logits_BV), logits_BV
-    except Exception:  # a logits processor may raise anything; one by one shows of which sequence it is
+    except Exception:  # a logits processor may raise anything; sampling one by one shows for which sequence
         rows, chosen = [], []
         for row, sequence in enumerate(sequences):
             try:
@@ -120,9 +123,14 @@ def append_id(sequence: Sequence, new_id: int, capacity: int) -> None:
 
 
 def fast_forward(sequences: abc.Sequence[Sequence], capacity: int, most: int) -> None:
-    """Append the ids that constraints force to follow, at most ``most`` a sequence: they need no sampling.
+    """Append the ids that constraints force to follow, without sampling them.
 
-    The next pass computes them together with the last sampled id. ``capacity`` is as of `append_id`.
+    The next pass computes them together with the last sampled id.
+
+    Args:
+        sequences: Sequences that have just got an id.
+        capacity: See `append_id`.
+        most: The most ids to append to a sequence.
     """
     for sequence in sequences:
         if sequence.constraint is None or sequence.finish_reason or not sequence.options.fast_forwards:
@@ -190,7 +198,7 @@ def processed_scores(
 def _prepared(sequence: Sequence, logits_V: Tensor, row: int, bias_V: Tensor | None) -> Tensor:
     """Return the scores that the sampler draws from, float32 (V,), -inf for dropped ids.
 
-    The bias of a constraint acts once more: a logits processor may have set any score.
+    The bias of a constraint is added a second time, since a logits processor may have set any score.
     """
     options, step = sequence.options, len(sequence.new_ids)
     scores_V = processed_scores(options, sequence.ids, sequence.penalised_ids, sequence.eos_ids, logits_V)
@@ -240,10 +248,10 @@ def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int]
 
 
 def record_prompt_logprobs(model: LlamaForCausalLM, sequences: abc.Sequence[Sequence]) -> None:
-    """Store the log-probabilities of prompts' ids, and of the most likely ids at each position, where asked for.
+    """Store the log-probabilities of prompts' ids and of the most likely ids at each position, for `prompt_logprobs`.
 
-    Cost: one more pass over each prompt that does not have them yet, and logits of 256 positions at a time. Sequences
-    with the same prompt share it.
+    Cost: one more pass over each prompt without log-probabilities, and logits of 256 positions at a time. Sequences
+    with the same prompt share the pass.
     """
     done: list[Sequence] = []
     for sequence in sequences:

@@ -1,4 +1,4 @@
-"""Structured output: schemas, regexes, choices and grammars, compiled to constraints over a tokenizer's ids.
+"""Structured output: compiles schemas, regexes, choices and grammars to constraints over a tokenizer's ids.
 
 | option | what is generated |
 |---|---|
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
 STRUCTURED = ("json_schema", "json_object", "regex", "choice", "grammar")
-"""The options, of which a request may have one."""
+"""The options above; a request may have one of them."""
 
 MAX_GRAMMAR_BYTES = 1 << 17
-"""The largest schema, regex or grammar. The time of compilation may be quadratic in it: 1 s for 90 kB of properties."""
+"""The largest schema, regex or grammar. Compilation may take quadratic time: 1 s for 90 kB of properties."""
 
 MAX_INTERSECTED = 12
 """Patterns that one string of a schema may have to match at once: the time of compilation doubles with each."""
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer; the last ones are cached.
+    """Compiles grammars for one tokenizer; the 64 that were used last are cached.
 
     Args:
-        tokenizer: The ids, and the encoding of forced text.
-        vocab_size: Ids of the model; tokens beyond are never allowed.
+        tokenizer: Gives the bytes of each id, and encodes text that a grammar forces.
+        vocab_size: Ids of the model; tokens with higher ids are never allowed.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -54,11 +54,11 @@ class Grammars:
         return Grammars, (self.tokenizer, self.vocab_size)
 
     def constraint(self, options: Mapping[str, Any]) -> Constraint | None:
-        """Return the constraint that one of the options `STRUCTURED` asks for; None without one.
+        """Return the constraint of the option of `STRUCTURED` that is given; None if none is.
 
         Raises:
-            ValueError: If several are given, or one is not valid; with the option's name and llguidance's message.
-            TypeError: If one is of another type.
+            ValueError: If several options are given, or the value of one is not valid. The message names the option.
+            TypeError: If a value has another type than documented.
             ImportError: If llguidance is not installed.
         """
         given = [name for name in STRUCTURED if options.get(name) is not None and options[name] is not False]
@@ -86,7 +86,7 @@ class Grammars:
         except ImportError as error:
             raise ImportError(f"{option} needs llguidance: pip install 'bpe-llama[structured]'") from error
         if option in ("json_schema", "json_object"):
-            # Never lenient, whatever the schema says in "x-guidance": lenient drops keywords without a word.
+            # Never lenient, even if the schema's "x-guidance" says so: lenient ignores unknown keywords silently.
             try:
                 grammar = LLMatcher.grammar_from_json_schema(text, overrides={"lenient": False})
             except ValueError as error:
@@ -104,26 +104,27 @@ class Grammars:
         return Constraint(option, matcher, self.vocab_size, self._before)
 
     def _adapt(self) -> LLTokenizer:
-        """Return llguidance's view of the tokenizer, with one id more: the end of a text.
+        """Return the tokenizer for llguidance, with one id more: the end of a text.
 
-        Special tokens are no text, but a grammar may name them (``<|im_start|>``). Other added tokens are their text.
+        Special tokens have no text, but a grammar may name them (``<|im_start|>``). Other added tokens stand for their
+        text.
 
         Raises:
-            ValueError: If a token's text depends on the tokens beside it.
+            ValueError: If the text of a token depends on the tokens before or after it.
         """
         from llguidance import LLTokenizer
 
-        tokens = [_bytes_of(self.tokenizer, token_id) for token_id in range(self.vocab_size)]
+        tokens = [token_bytes(self.tokenizer, token_id) for token_id in range(self.vocab_size)]
         special = sorted(token_id for token_id in self.tokenizer.special_tokens.values() if token_id < self.vocab_size)
         barred = set(special)
         whole = [i for i, token in enumerate(tokens) if token and i not in barred and _is_text(token)]
         at_once = (i for i in whole if tokens[i].isalnum() and self.tokenizer.decode_stream().push(i))
         self._before = tuple(islice(at_once, 1))
-        beside = [*self._before, *whole]
+        beside = [*self._before, *whole]  # decoded together, tokens must have the bytes that they have alone
         if self._before and self.tokenizer.decode_bytes(beside) != b"".join(tokens[i] for i in beside):
             raise ValueError(
                 "structured output needs a tokenizer with a fixed text for each token; the decoder of this one changes "
-                "tokens by what stands beside them"
+                "the text of a token by the tokens before or after it"
             )
         adapter = _Adapter(self.tokenizer, [*tokens, b"<|end of text|>"], [*special, self.vocab_size])
         return LLTokenizer(adapter)  # type: ignore[arg-type]
@@ -226,7 +227,7 @@ _READERS: dict[str, Callable[[Any], str]] = {
 
 
 class _Adapter:
-    """What llguidance asks of a tokenizer."""
+    """A tokenizer with the attributes that `llguidance.LLTokenizer` reads."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], special: list[int]) -> None:
         self.tokens = tokens
@@ -240,9 +241,9 @@ class _Adapter:
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Return the ids of a text that follows other text, which must be those of its bytes.
+        """Return the ids of a text that follows other text; their bytes are the text's.
 
-        Where normalization changes the text, they are the longest matches from the left.
+        If normalization changes the text, the ids are the longest matches from the left instead.
         """
         text = text.decode() if isinstance(text, bytes) else text
         ids = [int(token_id) for token_id in self._tokenizer.encode_following(text, "x")]
@@ -263,8 +264,8 @@ class _Adapter:
         return ids
 
 
-def _bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:
-    """Return the bytes of a token; none where an id has no token."""
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """Return the bytes of a token, ``b""`` for an id without a token."""
     try:
         return bytes(tokenizer.id_to_bytes(token_id))
     except KeyError:

@@ -229,8 +229,8 @@ class TextGenerator:
                 strings; and: ``stop``, a string or several, by default the generation config's, that end the text and
                 are not part of it, nor looked for in the text of the first ``min_new_tokens``; ``bos``, whether to
                 begin with the tokenizer's beginning-of-text id (by default as `encode` says); ``allowed_special``, as
-                of ``Tokenizer.encode``; one of those of `bpe_llama.model.generation.structured`; ``reuse``, whether to
-                use the prefix cache: by default where weights are float32. In fewer bits, rounding of cached keys
+                of ``Tokenizer.encode``; one option of `bpe_llama.model.generation.structured`; ``reuse``, whether to
+                use the prefix cache: by default for float32 weights only. With fewer bits, rounding of cached keys
                 depends on how the text was split into passes, so the same seed need not give the same text.
 
         Raises:

@@ -1,10 +1,10 @@
 """Constraints: the ids that a grammar allows next, computed by llguidance.
 
-A constraint acts before all other options of a sequence: ids that it does not allow get a bias of -inf, so an id is
-drawn from the model's distribution renormalised over the allowed ones. `bpe_llama.model.generation.structured` compiles
-schemas, regexes and grammars of text; here are ids alone.
+A constraint acts before all other options of a sequence: it adds -inf to the logits of ids that it does not allow, so
+an id is drawn from the model's distribution, renormalised over the allowed ids. This file knows ids, never text;
+`bpe_llama.model.generation.structured` compiles schemas, regexes and grammars.
 
-Legend: B sequences, V ids of the model, W bytes of a mask of one bit an id.
+Shapes: ``B`` sequences, ``V`` ids of the model, ``W`` bytes of a mask with one bit for each id.
 
 Source: https://github.com/guidance-ai/llguidance.
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class Constraint:
-    """A compiled grammar over the ids of a tokenizer. It never changes, so requests share it.
+    """A compiled grammar over the ids of a tokenizer. It is immutable, so requests share it.
 
     Args:
-        option: The option that it was given by, which errors name.
+        option: The name of the option with the grammar, for errors.
         matcher: llguidance's matcher of the grammar, before the first id.
-        vocab_size: Ids of the tokenizer. The matcher has one more, its end of text.
-        before: Ids of text without any space: what is decoded after them keeps its first one.
+        vocab_size: Ids of the tokenizer. The matcher has one more: the end of text.
+        before: Ids to decode before the new ids, so that a decoder that drops the first space of a text keeps it.
 
     Example:
         >>> generator.options(regex="[0-9]+").constraint  # doctest: +SKIP
@@ -54,23 +54,23 @@ class Constraint:
 
 
 class ConstraintState:
-    """What a constraint has read of one sequence.
+    """The state of a constraint for one sequence.
 
-    It is brought up to date by the new ids themselves, whatever happened since: after a step that failed, or was
-    interrupted and repeated, it starts again.
+    Each method takes all new ids of the sequence, and the state consumes the ids that it has not consumed yet. If the
+    ids do not continue the consumed ones, after a step that failed or was repeated, it starts again.
     """
 
     def __init__(self, constraint: Constraint) -> None:
         self.constraint = constraint
         self._matcher = constraint.matcher.deep_copy()
         self._ids: list[int] | None = []
-        """The ids that the matcher has consumed; None while it consumes some."""
+        """The ids that the matcher has consumed; None while it consumes more, so that an interruption shows."""
 
     def after(self, new_ids: list[int]) -> LLMatcher:
         """Return the matcher after these ids.
 
         Raises:
-            ValueError: If the grammar does not allow them, or grows beyond llguidance's limits.
+            ValueError: If the grammar does not allow the ids, or llguidance reaches one of its limits.
         """
         consumed = self._ids
         if consumed is None or consumed != new_ids[: len(consumed)]:
@@ -84,27 +84,27 @@ class ConstraintState:
         return self._matcher
 
     def is_complete(self, new_ids: list[int]) -> bool:
-        """Return whether nothing may follow these ids but an end; not where the matcher fails, which sampling tells."""
+        """Return whether the text must end after these ids; False if the matcher fails, which sampling then reports."""
         try:
             return self.after(new_ids).is_stopped()
         except ValueError:
             return False
 
     def forced_ids(self, new_ids: list[int]) -> list[int]:
-        """Return the ids that must follow, if there is no choice.
+        """Return the ids that must follow; none if there is a choice.
 
-        They are the tokenizer's encoding of the text that the grammar forces, up to where later text might change it.
-        Sampling would draw them too, since llguidance's masks allow no other tokens for forced text.
+        They are the tokenizer's encoding of the text that the grammar forces, as far as later text cannot change it.
+        Sampling would draw the same ids, since llguidance's masks allow no other tokens for forced text.
         """
         try:
             matcher = self.after(new_ids)
-        except ValueError:  # sampling tells
+        except ValueError:  # sampling reports it
             return []
         forced = matcher.compute_ff_tokens()
         return forced[: matcher.validate_tokens(forced)] if forced else forced
 
     def check(self, mask_W: NDArray[np.uint8]) -> None:
-        """Raise a ValueError if the matcher failed, or its mask allows nothing."""
+        """Raise a ValueError if the matcher failed, or its mask, uint8 (W,), allows no id."""
         if self._matcher.is_error():
             raise self._error()
         if not mask_W.any():
@@ -130,16 +130,16 @@ def constraint_bias(
     """Return 0 for each id that may come next and -inf for all others, float32 (B, V).
 
     Args:
-        states: Of sequences that share a tokenizer.
-        new_ids: Of each sequence.
-        ends: The ids that end each sequence; they are allowed where the grammar accepts the text so far.
+        states: The states of B sequences with the same tokenizer.
+        new_ids: The new ids of each sequence.
+        ends: The ids that end each sequence; they are allowed if the grammar accepts the text so far.
         vocab_size: V. Ids beyond the tokenizer's are not allowed.
-        device: Of the result.
+        device: The device of the result.
 
     Raises:
         ValueError: If a grammar allows nothing, or llguidance reaches a limit.
 
-    Cost: some 10 to 30 microseconds a sequence for the mask, on threads of llguidance.
+    Cost: 10 to 30 microseconds a sequence for the mask, on threads of llguidance.
     """
     known = states[0].constraint.vocab_size
     words = np.zeros((len(states), known // 32 + 1), dtype=np.int32)
@@ -162,7 +162,7 @@ def constraint_bias(
         state.check(mask_W)
     if device.type == "cpu":
         bias_BW8 = torch.from_numpy(np.take(_biases(device).numpy(), mask_BW, axis=0))  # ten times as fast as torch's
-    else:  # an eighth of the bytes to copy
+    else:  # the mask of bits is copied, one byte for eight ids
         bias_BW8 = _biases(device)[torch.from_numpy(mask_BW).to(device).long()]
     return bias_BW8.flatten(1)[:, :vocab_size]
 

@@ -1,9 +1,9 @@
-"""The application: OpenAI's endpoints, health and metrics, and around them the checks of `security`."""
+"""The application: OpenAI's endpoints, health and metrics, behind the checks of `security`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,9 +14,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bpe_llama import __version__
-from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import errors
-from bpe_llama.model.server.api.errors import JsonResponse
 from bpe_llama.model.server.api.schemas import Body, ChatRequest, CompletionRequest, EmbeddingRequest, ResponseRequest
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.endpoints import chat, completions, embeddings, responses
@@ -24,17 +22,18 @@ from bpe_llama.model.server.generation import ClientGoneError, Service
 from bpe_llama.model.server.metrics import Metrics
 from bpe_llama.model.server.scheduler import Scheduler
 from bpe_llama.model.server.security import Guard
+from bpe_llama.playground.errors import JsonResponse
 
 _STATUSES = {
     400: "A field is missing, unknown or out of range; param names it.",
     401: "The API key is missing or wrong.",
-    403: "The Host header names another machine.",
+    403: "The Host header names another machine, or the page of another site sends the request.",
     404: "There is no such model.",
     408: "The request took too long.",
     413: "The body is too large.",
-    415: "The body is no JSON.",
-    429: "The queue is full; Retry-After says when to come again.",
-    503: "The server is about to end.",
+    415: "Content-Type is not application/json.",
+    429: "The queue is full; Retry-After says after how many seconds to try again.",
+    503: "The server is shutting down.",
 }
 _DOCUMENTED: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}} for status, text in _STATUSES.items()
@@ -43,28 +42,24 @@ _DOCUMENTED: dict[int | str, dict[str, Any]] = {
 
 def create_app(
     scheduler: Scheduler,
-    generators: Mapping[str, TextGenerator],
     config: ServerConfig | None = None,
     *,
-    max_length: int | None = None,
     routes: Sequence[BaseRoute] = (),
     grace: float = 30.0,
 ) -> FastAPI:
-    """Return the application. It starts the scheduler, and shuts it down at its own end.
+    """Return the application. It starts the scheduler when it starts, and shuts it down when it ends.
 
     Args:
-        scheduler: Runs the models.
-        generators: The models by name; the first one is the default.
+        scheduler: Runs the models; the first of its ``generators`` is the default.
         config: Keys, hosts and limits.
-        max_length: Tokens of a sequence, as of the scheduler.
-        routes: Further routes, such as the page's.
+        routes: Further routes, such as those of `bpe_llama.model.server.page.page_routes`.
         grace: Seconds that running requests have at the end.
 
     Example:
-        >>> app = create_app(Scheduler({"m": generator}), {"m": generator})  # doctest: +SKIP
+        >>> app = create_app(Scheduler({"small": generator}))  # doctest: +SKIP
     """
     config = config or ServerConfig()
-    service = Service(scheduler, generators, config, Metrics(scheduler), max_length, grace)
+    service = Service(scheduler, config, Metrics(scheduler), grace)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -135,18 +130,17 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
-    generator = service.generators[name]
     return {
         "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "bpe_llama",
-        "max_model_len": service.room(generator),
+        "max_model_len": service.scheduler.context(name),
     }
 
 
 class Measured:
-    """Counts requests and their seconds, to the end of a stream."""
+    """Counts requests and their duration, until the last byte of a stream."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.metrics = app, service.metrics
@@ -168,5 +162,5 @@ class Measured:
             await self.app(scope, receive, noted)
         finally:
             route = scope.get("route")
-            path = getattr(route, "path", None) or "other"  # never what a client wrote: every label is kept for ever
+            path = getattr(route, "path", None) or "other"  # the request's own path would be a new label each time
             self.metrics.request(path, status, time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""The settings of a server, and its limits on what one request may ask."""
+"""The settings of a server, and the limits of one request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address.
+    """Return whether an address is reached from this machine only.
 
     Example:
         >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
@@ -17,7 +17,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on one request; beyond one it is refused with the field's name."""
+    """Limits of one request. A request beyond one is refused by an error that names the field."""
 
     body_bytes: int = 8 << 20
     """Bytes of a request's body."""
@@ -26,7 +26,9 @@ class Limits:
     top_logprobs: int = 20
     """Alternatives at each position."""
     stop_strings: int = 16
-    """Stop strings, and characters of each in hundreds."""
+    """Stop strings of one request."""
+    stop_characters: int = 1600
+    """Characters of a stop string."""
     words: int = 256
     """Strings of ``bad_words`` and of ``dry_sequence_breakers``."""
     word_length: int = 1000
@@ -49,11 +51,11 @@ class ServerConfig:
 
     Args:
         host: The address it is bound to. On a loopback address without keys the ``Host`` header of a request must name
-            this machine, so that a web page cannot reach the server by a domain name that resolves to it.
-        api_keys: Keys that clients must send as ``Authorization: Bearer KEY``; none lets everybody in.
-        cors_origins: Origins of web pages that may read answers; ``*`` allows all. None by default.
-        timeout: Seconds after which a request ends.
-        limits: Bounds on one request.
+            this machine, so that a web page cannot reach the server through a domain name that resolves to it.
+        api_keys: Clients must send one as ``Authorization: Bearer KEY``. Without any, no key is asked for.
+        cors_origins: Origins of web pages that may read answers; ``*`` allows all, the default allows none.
+        timeout: Seconds after which a request ends; None for no limit.
+        limits: Limits of one request.
 
     Raises:
         ValueError: If a key is empty or not ASCII, or ``timeout`` is not above 0.

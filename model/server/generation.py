@@ -1,4 +1,4 @@
-"""Runs the prompts of one request on the scheduler, and collects or streams what comes."""
+"""Runs the prompts of one request on the scheduler, and collects or streams their updates."""
 
 from __future__ import annotations
 
@@ -12,31 +12,28 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.server.api.errors import ApiError, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.metrics import Metrics
 from bpe_llama.model.server.scheduler import Scheduler, Stream, Update
+from bpe_llama.playground.errors import ApiError, bad
 
 T = TypeVar("T")
 
 
 class ClientGoneError(Exception):
-    """Nobody reads the answer any more."""
+    """The client has disconnected."""
 
 
 @dataclass
 class Service:
-    """What the endpoints share."""
+    """What all endpoints use: the models, the settings and the counters."""
 
     scheduler: Scheduler
-    generators: Mapping[str, TextGenerator]
-    """The models by name; the first one is the default."""
     config: ServerConfig
     metrics: Metrics
-    max_length: int | None = None
-    """Tokens of a sequence, prompt included; a model's context if it has less."""
     grace: float = 30.0
-    """Seconds that running requests have when the server ends."""
+    """Seconds that running requests have once the server shuts down."""
     created: int = field(default_factory=lambda: int(time.time()))
     _ending: asyncio.Future[None] | None = None
 
@@ -48,25 +45,25 @@ class Service:
 
     @property
     def ending(self) -> bool:
-        """Return whether the server is about to end."""
+        """Return whether the server shuts down."""
         return self._ending is not None
 
+    @property
+    def generators(self) -> Mapping[str, TextGenerator]:
+        """Return the models by name; the first one is the default."""
+        return self.scheduler.generators
+
     def find(self, name: str | None) -> tuple[str, TextGenerator]:
-        """Return the model of a request.
+        """Return the name and the model that a request asks for; the default model for None.
 
         Raises:
-            ApiError: 404 if there is none of this name.
+            ApiError: 404 if there is no model of this name.
         """
         name = next(iter(self.generators)) if name is None else name
         if name not in self.generators:
             message = f"there is no model {name!r:.100}; /v1/models lists {', '.join(self.generators)}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return name, self.generators[name]
-
-    def room(self, generator: TextGenerator) -> int:
-        """Return how many tokens a sequence may have, prompt included."""
-        context = generator.model.config.context_length
-        return context if self.max_length is None else min(context, self.max_length)
 
 
 @dataclass
@@ -77,14 +74,21 @@ class Job:
     generator: TextGenerator
     prompts: list[str | list[int]]
     ids: list[list[int]]
-    """Of each prompt."""
+    """The ids of each prompt."""
     options: dict[str, Any]
     n: int = 1
     param: str = "prompt"
-    """The field that holds the prompts, for errors."""
+    """The field of the request that holds the prompts, which errors name."""
 
     def check_room(self, room: int) -> None:
-        """Raise if a prompt leaves no room for an answer; bound the lengths by the room."""
+        """Set ``max_new_tokens`` to at most the tokens that the shortest prompt leaves.
+
+        Args:
+            room: The most tokens that a sequence may have, prompt included.
+
+        Raises:
+            ApiError: If a prompt leaves no room for a new token, or ``min_new_tokens`` exceeds ``max_new_tokens``.
+        """
         longest = max(map(len, self.ids))
         if longest >= room:
             message = (
@@ -101,7 +105,7 @@ class Job:
 
 @dataclass
 class Choice:
-    """One answer, collected."""
+    """One complete answer, with the fields of its updates."""
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -112,7 +116,7 @@ class Choice:
     finish_reason: str | None = None
 
     def add(self, update: Update) -> None:
-        """Append what an update brings."""
+        """Append the text, ids and log-probabilities of an update."""
         self.text += update.text
         self.ids += update.new_ids
         self.logprobs += update.logprobs
@@ -126,9 +130,9 @@ class Generation:
     """The running prompts of one request: `start` it, iterate over its updates, `close` it.
 
     Args:
-        service: The server's.
-        job: What to run.
-        http: The client's request, to notice that the client has gone.
+        service: The models, settings and counters.
+        job: The prompts to run.
+        http: The client's request, which tells when the client disconnects.
     """
 
     def __init__(self, service: Service, job: Job, http: Request) -> None:
@@ -139,7 +143,7 @@ class Generation:
         self._streams: list[Stream] = []
 
     async def start(self) -> None:
-        """Queue the prompts, so that a refusal still has a status of its own.
+        """Queue the prompts. Called before the first byte of an answer, so that a refusal can set the HTTP status.
 
         Raises:
             ApiError: If the scheduler refuses the request.
@@ -164,10 +168,10 @@ class Generation:
             raise
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Update]]:
-        """Yield each update with the number of its choice among those of all prompts.
+        """Yield each update with the number of its choice, counted over all prompts: ``prompt * n + choice``.
 
         Raises:
-            ApiError: If the request fails, or its time is over.
+            ApiError: If the request fails; 408 if it takes longer than ``timeout``.
         """
         seen: set[int] = set()
         metrics, model = self.service.metrics, self.job.model
@@ -185,11 +189,16 @@ class Generation:
             if update.finish_reason == "timeout":
                 if not self.service.ending:
                     raise ApiError(408, f"the request took over {self.service.config.timeout:g} s", code="timeout")
-                update.finish_reason = "length"  # cut off by the end of the server: the client keeps what there is
+                update.finish_reason = "length"  # the server shuts down: the client gets the text so far
             yield number, update
 
     async def collect(self) -> list[Choice]:
-        """Return all choices once they are complete; raises as `start`."""
+        """Start, and return all choices once they are complete.
+
+        Raises:
+            ApiError: See `start`; also if the request fails or takes too long.
+            ClientGoneError: If the client disconnects before.
+        """
         choices = [Choice() for _ in range(len(self.job.prompts) * self.job.n)]
 
         async def read() -> None:
@@ -204,13 +213,13 @@ class Generation:
         return choices
 
     def close(self) -> None:
-        """End the request; the scheduler aborts what still runs."""
+        """End the request: abort the choices that still run."""
         for stream in self._streams:
             stream.abort()
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Return the tokens so far, in the shape of the chat and completions endpoints."""
+        """Return the numbers of tokens so far, as ``usage`` of the chat and completions endpoints."""
         prompt = sum(map(len, self.job.ids))
         return {
             "prompt_tokens": prompt,
@@ -220,7 +229,7 @@ class Generation:
         }
 
     async def _merged(self) -> AsyncIterator[tuple[int, Update]]:
-        """Yield the updates of all prompts, which run side by side."""
+        """Yield the updates of all prompts as they come, each with the number of its choice."""
         if len(self._streams) == 1:
             try:
                 async for update in self._streams[0]:
@@ -255,10 +264,10 @@ class Generation:
 
 
 async def unless_gone(http: Request, wanted: Awaitable[T]) -> T:
-    """Return what is awaited, unless the client disconnects before.
+    """Return the result of an awaitable, which is cancelled if the client disconnects first.
 
     Raises:
-        ClientGoneError: If it does; what was awaited is cancelled.
+        ClientGoneError: If the client disconnects first.
     """
     task = asyncio.ensure_future(wanted)
     gone = asyncio.ensure_future(_disconnected(http))
@@ -275,10 +284,11 @@ async def unless_gone(http: Request, wanted: Awaitable[T]) -> T:
 
 
 async def _disconnected(http: Request) -> None:
+    """Return once the client has disconnected."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-def new_id(kind: str) -> str:
-    """Return an id of an answer, such as ``chatcmpl-...``."""
-    return f"{kind}{uuid.uuid4().hex}"
+def new_id(prefix: str) -> str:
+    """Return a new random id with a prefix, such as ``chatcmpl-``."""
+    return f"{prefix}{uuid.uuid4().hex}"

@@ -1,6 +1,6 @@
-"""Counters for Prometheus, in a registry of the server's own, so that several servers fit in one process.
+"""Counters for Prometheus. Each server has its own registry, so that one process can run several servers.
 
-Names and units follow https://prometheus.io/docs/practices/naming; those of vLLM where it has the same.
+Source of the names and units: https://prometheus.io/docs/practices/naming, and vLLM where it counts the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Metrics:
     """The server's counters.
 
     Args:
-        scheduler: Its `Scheduler.stats` are gauges.
+        scheduler: The figures of its `Scheduler.stats` are rendered too.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -32,7 +32,7 @@ class Metrics:
         self._prompt = Counter("bpe_llama_prompt_tokens", "Tokens of prompts.", ("model",), registry=self.registry)
         self._cached = Counter(
             "bpe_llama_cached_prompt_tokens",
-            "Of them, tokens from the prefix cache.",
+            "Prompt tokens that the prefix cache held.",
             ("model",),
             registry=self.registry,
         )
@@ -41,14 +41,14 @@ class Metrics:
         )
         self._first = Histogram(
             "bpe_llama_time_to_first_token_seconds",
-            "From a request to its first token, waiting included.",
+            "Seconds from a request to its first token, time in the queue included.",
             ("model",),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._duration = Histogram(
             "bpe_llama_request_duration_seconds",
-            "From a request to the end of its answer.",
+            "Seconds from a request to the end of its answer.",
             ("path",),
             buckets=_SECONDS,
             registry=self.registry,
@@ -77,12 +77,12 @@ class Metrics:
         self._generated.labels(model).inc(count)
 
     def render(self) -> bytes:
-        """Return all in Prometheus' text format."""
+        """Return all counters in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 _GAUGES = ("running", "waiting", "unfinished", "cache_bytes", "max_cache_bytes", "slot_bytes")
-"""The figures of `Scheduler.stats` that go up and down; the others are totals."""
+"""The figures of `Scheduler.stats` that are gauges; the others are counters."""
 
 
 class _SchedulerStats(Collector):

@@ -1,8 +1,7 @@
-"""The page of a server with models: `bpe_llama.playground`, and what it shows of a model."""
+"""The page of a server with models: `bpe_llama.playground`, and the endpoints that describe a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -15,14 +14,16 @@ from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.server.scheduler import Scheduler
-from bpe_llama.playground.app import JsonResponse, RequestError, Strict, answering, playground_routes
+from bpe_llama.playground.app import Strict, answering, playground_routes
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad
+from bpe_llama.playground.tokens import describe_token
 
 MAX_ATTENDED = 256
-"""Tokens of a sentence whose attention weights are shown; memory grows with their square."""
+"""The most tokens of a text to show attention weights of; memory grows with their square."""
 
 
 class AttentionRequest(Strict):
-    """A sentence whose attention weights are shown, of one head of one layer."""
+    """A text, and the layer and head that show their attention weights on it."""
 
     model: str
     text: Annotated[str, Field(min_length=1)]
@@ -30,31 +31,28 @@ class AttentionRequest(Strict):
     head: Annotated[int, Field(ge=0)] = 0
 
 
-def page_routes(
-    scheduler: Scheduler, generators: Mapping[str, TextGenerator], max_length: int | None = None
-) -> list[BaseRoute]:
+def page_routes(scheduler: Scheduler) -> list[BaseRoute]:
     """Return the routes of the page, of the endpoints behind it, and of ``/tokenize`` and ``/detokenize``.
 
     Args:
-        scheduler: Runs the models; a model is used in its thread only.
-        generators: The models by name.
-        max_length: Tokens of a sequence, as of the scheduler.
+        scheduler: Runs the models; only its thread uses them.
     """
-    contexts = {name: generator.model.config.context_length for name, generator in generators.items()}
-    contexts = {name: min(context, max_length or context) for name, context in contexts.items()}
+    generators = scheduler.generators
+    contexts = {name: scheduler.context(name) for name in generators}
     tokenizers = {name: generator.tokenizer for name, generator in generators.items()}
 
     def found(name: str) -> TextGenerator:
         if name not in generators:
-            raise RequestError(
-                f"there is no model {name!r:.100}; known: {', '.join(generators)}", status=404, param="model"
+            known = ", ".join(generators)
+            raise ApiError(
+                404, f"there is no model {name!r:.100}; known: {known}", param="model", code="model_not_found"
             )
         return generators[name]
 
     async def model(request: Request) -> Response:
         try:
             generator = found(request.query_params.get("model", next(iter(generators))))
-        except RequestError as error:
+        except ApiError as error:
             return error.response()
         return JsonResponse(await scheduler.run(lambda: describe_model(generator.model)))
 
@@ -70,12 +68,12 @@ def page_routes(
 
 
 def describe_model(model: LlamaForCausalLM) -> dict[str, Any]:
-    """Return what the page shows of a model.
+    """Return the size, the shape and the parameters of a model.
 
     Returns:
-        ``figures``, names and values for people; ``layers`` and ``heads``, their numbers; and ``parameters``: for each
-        its ``name``, ``shape``, ``dtype``, number of ``parameters`` and ``bytes``. Weights that are quantized are
-        buffers, and are listed too.
+        ``figures``, names and values to be read by people; ``layers`` and ``heads``, how many there are; and
+        ``parameters``, one item a tensor with its ``name``, ``shape``, ``dtype``, number of ``parameters`` and
+        ``bytes``. Buffers are listed too, since quantized weights are buffers.
 
     Example:
         >>> from bpe_llama.model import LlamaConfig
@@ -103,7 +101,7 @@ def describe_model(model: LlamaForCausalLM) -> dict[str, Any]:
         "memory": f"{sum(tensor.nbytes for _, tensor in tensors) / 2**20:,.1f} MiB",
         "layers": config.num_hidden_layers,
         "hidden size": config.hidden_size,
-        "attention heads": f"{config.num_attention_heads}, which share {config.kv_heads} heads of keys and values",
+        "attention heads": f"{config.num_attention_heads}, with {config.kv_heads} KV heads",
         "vocabulary": f"{config.vocab_size:,}",
         "context": f"{config.context_length:,} tokens",
         "type": str(model.dtype).removeprefix("torch."),
@@ -117,21 +115,27 @@ def describe_model(model: LlamaForCausalLM) -> dict[str, Any]:
 def describe_attention(generator: TextGenerator, text: str, layer: int, head: int) -> dict[str, Any]:
     """Return the attention weights of one head on a text.
 
+    Args:
+        generator: The model and its tokenizer.
+        text: The text, of T tokens.
+        layer: The layer, from 0.
+        head: The head of queries, from 0.
+
     Returns:
-        ``tokens``, the text of each of ``T`` tokens; and ``weights``, ``T`` rows of ``T`` numbers: row ``t`` says how
-        much token ``t`` attends to each token, and sums to 1.
+        ``tokens``, T texts; and ``weights``, T rows of T numbers: row ``t`` holds the attention weights of token ``t``
+        over all tokens, rounded to four decimals. Before rounding they sum to 1.
 
     Raises:
-        ValueError: If there is no such layer or head, or the text is empty or longer than `MAX_ATTENDED` tokens.
+        ApiError: If there is no such layer or head, or the text has no token or more than `MAX_ATTENDED`.
     """
     config = generator.model.config
     if layer >= config.num_hidden_layers:
-        raise RequestError(f"layer is {layer}; expected 0 to {config.num_hidden_layers - 1}", param="layer")
+        raise bad(f"layer is {layer}; expected 0 to {config.num_hidden_layers - 1}", "layer")
     if head >= config.num_attention_heads:
-        raise RequestError(f"head is {head}; expected 0 to {config.num_attention_heads - 1}", param="head")
+        raise bad(f"head is {head}; expected 0 to {config.num_attention_heads - 1}", "head")
     ids = whole_ids(generator.encode(text))
     if not 1 <= len(ids) <= MAX_ATTENDED:
-        raise RequestError(f"the text has {len(ids)} tokens; expected 1 to {MAX_ATTENDED}", param="text")
+        raise bad(f"the text has {len(ids)} tokens; expected 1 to {MAX_ATTENDED}", "text")
     weights = generator.model.attention_weights(torch.tensor([ids], device=generator.model.device))[layer][0, head]
-    tokens = [generator.tokenizer.id_to_bytes(token_id).decode("utf-8", "backslashreplace") for token_id in ids]
+    tokens = [describe_token(generator.tokenizer, token_id)["text"] for token_id in ids]
     return {"tokens": tokens, "weights": [[round(weight, 4) for weight in row] for row in weights.float().tolist()]}

@@ -15,22 +15,23 @@ import uvicorn
 from fastapi import FastAPI
 
 from bpe_llama.model.server.generation import Service
+from bpe_llama.playground.running import ReadyServer, bound_socket, url_of
 
 
 def run(app: FastAPI, host: str, port: int, *, announce: Callable[[str], None]) -> None:
-    """Serve until a signal comes: Ctrl-C or SIGTERM lets running requests end, a second Ctrl-C does not wait.
+    """Serve until Ctrl-C or SIGTERM, which let running requests end; a second Ctrl-C does not wait for them.
 
     Args:
         app: The application.
         host: An address or a name of this machine.
-        port: 0 takes a free one.
-        announce: Called with the URL once the server answers.
+        port: The port; 0 takes a free one.
+        announce: Called with the URL once connections are accepted.
 
     Raises:
-        OSError: If the address is not free, or not of this machine; it names address and port.
+        OSError: If the address is in use or not one of this machine; the message names address and port.
     """
     service: Service = app.state.service
-    sockets = [_bound(host, port)]
+    listening = bound_socket(host, port)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -41,30 +42,26 @@ def run(app: FastAPI, host: str, port: int, *, announce: Callable[[str], None]) 
         timeout_keep_alive=30,
     )
     _log_to_stderr()
-    server = _Server(config, service, lambda: announce(url_of(host, sockets[0].getsockname()[1])))
-    server.run(sockets=sockets)
+    server = _Server(config, service, lambda: announce(url_of(host, listening.getsockname()[1])))
+    server.run(sockets=[listening])
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._service, self._ready = service, ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
-        await super().startup(sockets=sockets)
-        if self.started:
-            self._ready()
+class _Server(ReadyServer):
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], object]) -> None:
+        super().__init__(config, ready)
+        self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let running requests end: the scheduler cuts off those that take too long, and clients get what there is."""
+        """Let running requests end; after ``grace`` seconds the scheduler ends them with what they have so far."""
         ending = asyncio.ensure_future(self._service.end())
         await super().shutdown(sockets=sockets)
+        if self.force_exit:
+            self._service.scheduler.hurry()
         await ending
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take signals while the server runs. Unlike uvicorn's, this does not raise them again: the end is orderly."""
+        """Handle signals while the server runs. Unlike uvicorn's method, do not raise them again after the shutdown."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -74,30 +71,6 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def url_of(host: str, port: int) -> str:
-    """Return the URL of a server that is bound to an address.
-
-    Example:
-        >>> url_of("::1", 8000), url_of("0.0.0.0", 80)
-        ('http://[::1]:8000', 'http://127.0.0.1:80')
-    """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    if sys.platform != "win32":  # there it would let two servers share the port
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, port))
-    except (OSError, OverflowError) as error:
-        found.close()
-        raise OSError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from None
-    return found
 
 
 def _log_to_stderr() -> None:

@@ -1,6 +1,6 @@
-"""Who may ask, and how much: the checks before a request's body is read.
+"""The checks of a request before its body is parsed: host, origin, API key, type and size of the body.
 
-All are plain ASGI, so that they neither buffer a stream nor hide that a client has gone.
+They are plain ASGI middleware, which buffers no stream and passes on that a client has disconnected.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bpe_llama.model.server.api.errors import ApiError
 from bpe_llama.model.server.config import ServerConfig, is_loopback
+from bpe_llama.playground.errors import ApiError
 
 PUBLIC = ("/", "/health", "/openapi.json")
 """Paths that need no key."""
 STATIC = "/static/"
-"""Below it are the files of the page, which need no key either."""
+"""The path of the page's files, which need no key."""
 PAGE = "/playground/"
-"""Below it are the page's own endpoints, which limit bodies themselves: a tokenizer's file is large, and no JSON."""
+"""The path of the page's endpoints, which check bodies themselves: the file of a tokenizer is large and not JSON."""
 
 
 class Guard:
-    """Refuses requests with a foreign ``Host``, without a key, with a body that is too large or no JSON.
+    """Refuses a request from another host or site, without a valid key, or with a body that is too large or no JSON.
 
     Args:
-        app: What is guarded.
-        config: The server's.
+        app: The application, which gets the other requests.
+        config: Keys, origins and limits.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
@@ -38,7 +38,7 @@ class Guard:
         self._keys = [key.encode("ascii") for key in config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer why not."""
+        """Pass a request on, or answer with an error."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -56,11 +56,15 @@ class Guard:
         await self.app(scope, self._limited(receive, bounded), send)
 
     def _identity(self, scope: Scope, headers: Headers) -> str:
-        """Return who asks, as a hash of the key; "" where no key is needed."""
+        """Return a hash of the client's key, "" if none is needed.
+
+        Raises:
+            ApiError: 401 if the key is missing or wrong.
+        """
         given = headers.get("authorization", "")
         scheme, _, token = given.partition(" ")
         found = None
-        for key in self._keys:  # all of them, so that the time tells nothing
+        for key in self._keys:  # compares with all keys, so that the time does not tell which one is alike
             if hmac.compare_digest(token.strip().encode("utf-8", "replace"), key) and scheme.lower() == "bearer":
                 found = key
         if found is not None:
@@ -72,21 +76,22 @@ class Guard:
         raise ApiError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """Raise if a browser says that a page of another site sends this, unless CORS allows that site."""
+        """Raise an ApiError if a browser sends the request for a page of another site that CORS does not allow."""
         origin = headers.get("origin")
         own = origin is None or origin.partition("://")[2] == headers.get("host")  # older browsers send Origin alone
         site = headers.get("sec-fetch-site", "none" if own else "cross-site")
         foreign = site not in ("none", "same-origin")
         allowed = self.config.cors_origins
         if foreign and scope["method"] == "POST" and "*" not in allowed and headers.get("origin") not in allowed:
-            message = f"Origin is {headers.get('origin', '')!r:.100}; this server answers no pages of other sites"
+            message = f"Origin is {headers.get('origin', '')!r:.100}; requests of other sites' pages are refused"
             raise ApiError(403, message, param="Origin", code="foreign_origin")
 
     def _check_body(self, scope: Scope, headers: Headers) -> None:
+        """Raise an ApiError if the headers announce a body that is not JSON or too large."""
         if scope["method"] not in ("POST", "PUT", "PATCH") or scope["path"].startswith(PAGE):
             return
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a web page may send other types to any server without asking it first
+        if kind != "application/json":  # browsers let any page send some other types without asking the server first
             raise ApiError(415, f"Content-Type is {kind!r:.100}; expected application/json", code="unsupported_type")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.config.limits.body_bytes:
@@ -96,7 +101,7 @@ class Guard:
         return ApiError(413, f"the body has more than {self.config.limits.body_bytes:,} bytes", code="body_too_large")
 
     def _limited(self, receive: Receive, bounded: bool) -> Receive:
-        """Return a ``receive`` that refuses a body that grows beyond the limit as it comes, or takes too long."""
+        """Return a ``receive`` that raises once the body has more bytes, or takes more time, than the limits allow."""
         limits = self.config.limits
         size, complete = 0, False
         deadline = time.monotonic() + limits.body_seconds
@@ -112,7 +117,7 @@ class Guard:
             if message["type"] == "http.request":
                 complete = not message.get("more_body", False)
                 size += len(message.get("body", b""))
-                if bounded and size > limits.body_bytes:  # FastAPI passes this class on, and hides others
+                if bounded and size > limits.body_bytes:  # FastAPI turns other exceptions into status 400
                     raise HTTPException(413, str(self._too_large()))
             return message
 
@@ -120,7 +125,10 @@ class Guard:
 
 
 def check_host(host: str) -> None:
-    """Raise unless a ``Host`` header names this machine: a page elsewhere may point its own domain name here.
+    """Raise an ApiError unless a ``Host`` header names this machine.
+
+    A web page can reach a server of this machine through a domain name of its own that resolves to 127.0.0.1 (DNS
+    rebinding). Its requests have that name as their ``Host``.
 
     Example:
         >>> check_host("localhost:8000"), check_host("[::1]")

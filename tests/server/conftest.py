@@ -90,9 +90,7 @@ def serve(generators: dict[str, TextGenerator], config: Any = None, **options: A
     from bpe_llama.model.server.scheduler import Scheduler
 
     scheduler = Scheduler(generators, **{"slots": 8} | options)
-    max_length = options.get("max_length")
-    routes = page_routes(scheduler, generators, max_length)
-    app = create_app(scheduler, generators, config, max_length=max_length, routes=routes, grace=5)
+    app = create_app(scheduler, config, routes=page_routes(scheduler), grace=5)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

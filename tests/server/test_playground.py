@@ -36,7 +36,7 @@ def refused(client: TestClient, path: str, body: object, status: int = 400) -> d
     answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     error: dict[str, str] = answer.json()["error"]
-    assert error["type"] == "invalid_request_error"
+    assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
     return error
 
 
@@ -127,6 +127,21 @@ def test_a_dropped_tokenizer_is_used_and_the_oldest_forgotten(
     refused(client, "/playground/tokens", {"tokenizer": names[0], "text": "a"}, 404)
     counts = [client.post("/playground/tokens", json={"tokenizer": n, "text": TEXT}).json()["count"] for n in names[1:]]
     assert counts[0] > counts[1]
+
+
+def test_merges_are_those_of_the_tokenizer_that_was_dropped_last(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer]
+) -> None:
+    page = library.Library(tokenizers)
+    contents = []
+    for count in range(3):
+        path = tmp_path / f"{count}.json"
+        Tokenizer.train_from_iterator([TEXT], 256 + 5 * count, progress=False).save(path)
+        contents.append(path.read_bytes())
+    for content in [contents[0], *contents] * 3:  # one file twice: the first tokenizer's address is free again
+        name, _ = page.drop("x.json", content)
+        assert len(page.twin(name).ids) == page.get(name).vocab_size
+    assert len(page._twins) == 3
 
 
 @pytest.mark.parametrize(

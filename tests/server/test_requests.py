@@ -105,6 +105,7 @@ def message(**fields):
         (EMBED, {"input": "a " * 3000}, "input", "at most 512"),
         (EMBED, {"input": "a", "encoding_format": "hex"}, "encoding_format", "'base64'"),
         (RESPOND, {"input": []}, "input", "empty list"),
+        (RESPOND, {"input": "the fox " * 300}, "input", "input has"),
         (RESPOND, {"input": [{"role": "user"}]}, "input[0].content", "missing"),
         (RESPOND, {"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "'message'"),
         (RESPOND, {"input": "a", "background": True}, "background", "while the client waits"),

@@ -406,6 +406,21 @@ def test_adapters_are_models_over_shared_weights(generator: TextGenerator) -> No
     asyncio.run(main())
 
 
+def test_a_shutdown_in_a_hurry_does_not_wait(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        options = GREEDY | {"logits_processor": slow, "max_new_tokens": 900}
+        stream = await scheduler.submit("m", "abc", **options)
+        await anext(stream)
+        ending = asyncio.ensure_future(scheduler.shutdown(60))
+        await asyncio.sleep(0.05)
+        assert not ending.done()
+        scheduler.hurry()
+        await asyncio.wait_for(ending, 5)
+        assert [update async for update in stream][-1].finish_reason == "timeout"
+
+    served(generator, body)
+
+
 def test_requests_of_a_closed_event_loop_end(generator: TextGenerator) -> None:
     scheduler = Scheduler({"m": generator})
     scheduler.start()

@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from bpe_llama import Tokenizer, __version__, cli, display
 from bpe_llama._core import simd_tier
+from bpe_llama.cli import doctor
 
 TOKENIZER_COMMANDS = ("train-tokenizer", "encode-corpus", "encode", "decode", "count", "inspect", "doctor")
 
@@ -128,6 +130,17 @@ def test_doctor_describes_this_installation(capsys: pytest.CaptureFixture[str]) 
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["bpe-llama"] == __version__ and lines["instructions"].startswith(simd_tier())
     assert "model (installed)" in lines["extras"] and lines["torch"].startswith(importlib.metadata.version("torch"))
+
+
+def test_doctor_knows_all_extras() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    declared = {
+        extra: {re.split(r"[^\w-]", requirement)[0] for requirement in requirements} - {"bpe-llama"}
+        for extra, requirements in project["optional-dependencies"].items()
+        if extra not in ("dev", "bench")
+    }
+    assert {extra: set(packages) for extra, packages in doctor._EXTRAS.items()} == declared
 
 
 def test_inspect_shows_pieces_ids_and_the_vocabulary(saved: str, capsys: pytest.CaptureFixture[str]) -> None:

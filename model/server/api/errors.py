@@ -1,11 +1,7 @@
-"""Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``.
-
-Source: https://platform.openai.com/docs/guides/error-codes.
-"""
+"""Every error of the application as an answer in OpenAI's shape (`bpe_llama.playground.errors`)."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -17,85 +13,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bpe_llama.model.server.scheduler import QueueFullError, ShuttingDownError
+from bpe_llama.playground.errors import ApiError, bad
 
 logger = logging.getLogger("bpe_llama.server")
 
-TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "invalid_request_error",
-    415: "invalid_request_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-}
-
-
-class ApiError(Exception):
-    """An answer other than 200.
-
-    Args:
-        status: The HTTP status.
-        message: What was wrong and what was expected.
-        param: The field of the request, such as ``messages[0].role``.
-        code: A word for programs, such as ``model_not_found``.
-        headers: Further headers.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
-
-    def body(self) -> dict[str, Any]:
-        """Return the error as OpenAI's clients read it."""
-        kind = TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-    def response(self) -> Response:
-        """Return the error as a response."""
-        return JsonResponse(self.body(), self.status, self.headers)
-
-
-class JsonResponse(Response):
-    """JSON in ASCII: text of a client with half a surrogate pair has no UTF-8."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Return the content as JSON."""
-        return to_json(content).encode("ascii")
-
-
-def to_json(content: Any) -> str:
-    r"""Return compact JSON in ASCII, without NaN or infinities, which are no JSON.
-
-    Example:
-        >>> to_json({"a": ["é", None]})
-        '{"a":["\\u00e9",null]}'
-    """
-    return json.dumps(content, separators=(",", ":"), allow_nan=False)
-
-
-def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """Return the error for a field that is wrong."""
-    return ApiError(400, message, param=param, code=code)
-
 
 def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
-    """Return what a client is told of an error of the scheduler, the tokenizer or a model.
+    """Return the answer for an error of the scheduler, the tokenizer or a model.
 
-    Anything unexpected is logged with its traceback, and the client learns nothing of it.
+    An unexpected error is logged with its traceback; the client gets status 500 without any detail.
+
+    Args:
+        error: The error.
+        param: The field of the request that a ValueError or TypeError is about.
     """
     if isinstance(error, ApiError):
         return error

@@ -1,4 +1,7 @@
-"""The options of a request as those of `TextGenerator`: OpenAI's defaults, then the model's own, then the client's."""
+"""Turns the fields of a request into options of `TextGenerator`.
+
+A field that the request leaves out has the value of the model's generation_config.json, or else OpenAI's default.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,26 @@ import json
 from typing import Any
 
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.server.api.errors import bad
 from bpe_llama.model.server.api.schemas import ResponseFormat, Sampling, StructuredOutputs, TextFormat
 from bpe_llama.model.server.config import Limits
+from bpe_llama.playground.errors import bad
 
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
-"""OpenAI's, for what neither the request nor the model's generation_config.json says."""
+"""OpenAI's defaults."""
 _SAME = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "typical_p"),
     *("no_repeat_ngram_size", "bad_words", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
     *("dry_sequence_breakers", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau"),
     *("mirostat_eta", "filter_order", "banned_ids", "allowed_ids"),
 )
-"""Fields that have the name of their option."""
+"""Fields with the same name as their option."""
 
 
 def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits) -> dict[str, Any]:
     """Return the options of `TextGenerator.stream` for a request, without lengths and log-probabilities.
 
     Raises:
-        ApiError: If a field is out of range, or two exclude each other.
+        ApiError: If a field is out of range, or two fields exclude each other.
     """
     given = {name: getattr(request, name) for name in _SAME if getattr(request, name) is not None}
     for name in ("bad_words", "dry_sequence_breakers", "filter_order"):  # each costs time at every token of all clients
@@ -35,8 +38,8 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
             raise bad(f"{name} is over {limits.words} strings, or {limits.word_length} characters of one", name)
     if request.top_k is not None:
         given["top_k"] = max(request.top_k, 0)
-    of_model = generator.model.generation_config.sampling_defaults
-    options = {name: value for name, value in DEFAULTS.items() if name not in of_model} | given
+    model_defaults = generator.model.generation_config.sampling_defaults
+    options = {name: value for name, value in DEFAULTS.items() if name not in model_defaults} | given
     options["seed"] = None if request.seed is None else request.seed & ((1 << 63) - 1)
     options["penalty_scope"] = _penalty_scope(request)
     if request.logit_bias:
@@ -54,7 +57,13 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
 
 
 def _penalty_scope(request: Sampling) -> str:
-    """Return what penalties count: OpenAI's two the new tokens, the repetition penalty the prompt too."""
+    """Return which tokens penalties count.
+
+    Presence and frequency penalty count the new tokens, as OpenAI's; the repetition penalty counts the prompt too.
+
+    Raises:
+        ApiError: If the request has both kinds and no ``penalty_scope``.
+    """
     if request.penalty_scope is not None:
         return request.penalty_scope
     of_output = bool(request.presence_penalty or request.frequency_penalty)
@@ -74,7 +83,7 @@ def _biases(given: dict[str, float], vocab_size: int) -> dict[int, float]:
 
 
 def _check_ids(request: Sampling, vocab_size: int) -> None:
-    """Raise if allowed and banned ids are no ids of the model, or leave none to draw."""
+    """Raise an ApiError if allowed or banned ids are outside the vocabulary, or no id remains to draw."""
     for name in ("allowed_ids", "banned_ids"):
         if len(getattr(request, name) or ()) > vocab_size:
             raise bad(f"{name} has more ids than the vocabulary of {vocab_size}", name)
@@ -91,8 +100,8 @@ def _stops(given: str | list[str], limits: Limits) -> list[str]:
     stops = [given] if isinstance(given, str) else given
     if len(stops) > limits.stop_strings:
         raise bad(f"stop has {len(stops)} strings; expected at most {limits.stop_strings}", "stop")
-    if any(not stop or len(stop) > 100 * limits.stop_strings for stop in stops):
-        raise bad(f"stop holds an empty string, or one of over {100 * limits.stop_strings:,} characters", "stop")
+    if any(not 1 <= len(stop) <= limits.stop_characters for stop in stops):
+        raise bad(f"stop holds an empty string, or one of over {limits.stop_characters:,} characters", "stop")
     return stops
 
 
@@ -112,7 +121,7 @@ def _structured(given: StructuredOutputs, limits: Limits) -> dict[str, Any]:
 
 
 def check_size(value: Any, limits: Limits, field: str) -> None:
-    """Raise unless a schema is short enough to be compiled."""
+    """Raise an ApiError if a schema or grammar is longer than its limit."""
     try:
         size = len(value if isinstance(value, str) else json.dumps(value, allow_nan=False))
     except ValueError:
@@ -124,12 +133,15 @@ def check_size(value: Any, limits: Limits, field: str) -> None:
 
 
 def format_options(given: ResponseFormat | TextFormat | None, limits: Limits, field: str) -> dict[str, Any]:
-    """Return the option of what an answer must parse as.
+    """Return the option for the format of an answer: text, a JSON object, or JSON of a schema.
 
     Args:
-        given: The request's.
-        limits: Of the schema.
-        field: The request's field, for errors.
+        given: The format that the request asks for.
+        limits: Their ``schema_bytes`` bounds the schema.
+        field: The field of the request, which errors name.
+
+    Raises:
+        ApiError: If the schema is missing or too long.
     """
     if given is None or given.type == "text":
         return {}

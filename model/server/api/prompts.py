@@ -1,4 +1,4 @@
-"""Conversations as ids: a request's messages through the tokenizer's chat template."""
+"""Turns the messages of a request into ids, through the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.request import NAMED_TOKENS, prepare
 from bpe_llama.chat.templates import choose_template
-from bpe_llama.model.server.api.errors import bad
 from bpe_llama.model.server.api.options import check_size
 from bpe_llama.model.server.api.schemas import ChatMessage, ContentPart
 from bpe_llama.model.server.api.tools import JSON, Family, ToolParser, call_schema, family_of
 from bpe_llama.model.server.config import Limits
+from bpe_llama.playground.errors import bad
 from bpe_llama.tokenizer import Tokenizer
 
 NO_VARIABLES = frozenset(signature(prepare).parameters) | frozenset(signature(Tokenizer.apply_chat_template).parameters)
@@ -25,15 +25,15 @@ NO_VARIABLES |= {"messages", "tokenizer", *(f"{name}_token" for name in NAMED_TO
 
 @dataclass
 class Conversation:
-    """What a chat template takes.
+    """A conversation, as a chat template reads it, and how the answer may call tools.
 
     Attributes:
-        messages: As the template reads them.
-        tools: Functions in OpenAI's form; None for none.
-        tool_choice: ``none``, ``auto``, ``required``, or the name of a function after ``name:``.
-        parallel: Whether there may be several calls.
+        messages: Each with ``role`` and ``content``, perhaps ``tool_calls`` and others.
+        tools: Functions in OpenAI's form; None if there are no tools.
+        tool_choice: ``none``, ``auto``, ``required``, or ``name:`` followed by the name of a function.
+        parallel: Whether the answer may have several calls.
         variables: Further variables of the template.
-        continued: Whether the answer continues the last message.
+        continued: Whether the answer continues the last message instead of beginning a new one.
     """
 
     messages: list[dict[str, Any]]
@@ -48,7 +48,7 @@ def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
     """Return the chat template.
 
     Raises:
-        ApiError: If the tokenizer has none.
+        ApiError: If the tokenizer has no chat template.
     """
     if tokenizer.chat_template is None:
         raise bad(
@@ -58,17 +58,20 @@ def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
 
 
 def encode(tokenizer: Tokenizer, talk: Conversation) -> list[int]:
-    """Return the ids of a conversation; special tokens that a message spells stay text.
+    """Return the ids of a conversation. The text of a special token in a message is encoded as text.
 
     Raises:
-        ApiError: If there is no template, or it does not read what was given.
+        ApiError: If there is no template, or it reads no tools and the choice of a tool is left to the model.
         ValueError: If the template refuses the messages.
     """
     used = talk.tools if talk.tool_choice != "none" else None
     source = template_of(tokenizer, used is not None)
     known = compile_template(source).variables
     if used is not None and "tools" not in known and talk.tool_choice == "auto":
-        raise bad("the chat template of this model reads no tools; expected tool_choice required, or a name", "tools")
+        raise bad(
+            "the chat template of this model reads no tools; expected tool_choice required or the name of a function",
+            "tools",
+        )
     messages = talk.messages
     if "developer" not in source:
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in messages]
@@ -82,7 +85,7 @@ def encode(tokenizer: Tokenizer, talk: Conversation) -> list[int]:
 
 
 def parser_for(tokenizer: Tokenizer, talk: Conversation) -> ToolParser | None:
-    """Return a parser of the answer's calls, or None where there can be none."""
+    """Return a parser of the answer's calls, or None if the answer cannot have calls."""
     if not talk.tools or talk.tool_choice == "none":
         return None
     names = [tool["function"]["name"] for tool in talk.tools]
@@ -92,12 +95,16 @@ def parser_for(tokenizer: Tokenizer, talk: Conversation) -> ToolParser | None:
 
 
 def tool_family(tokenizer: Tokenizer) -> Family:
-    """Return how the model of this tokenizer writes calls."""
+    """Return how a model with the chat template of this tokenizer writes calls."""
     return family_of(template_of(tokenizer, True))
 
 
 def forced_schema(talk: Conversation, limits: Limits) -> dict[str, Any]:
-    """Return the option that makes the answer a call, where the request asks for one."""
+    """Return the option ``json_schema`` that makes the answer a call, or no option if the model may answer with text.
+
+    Raises:
+        ApiError: If the request demands a call, but has no tools or none of this name, or their schema is too long.
+    """
     if talk.tool_choice in ("none", "auto"):
         return {}
     functions = [tool["function"] for tool in talk.tools or ()]
@@ -105,14 +112,14 @@ def forced_schema(talk: Conversation, limits: Limits) -> dict[str, Any]:
         raise bad(f"tool_choice is {talk.tool_choice.removeprefix('name:')!r}, but there are no tools", "tool_choice")
     name = talk.tool_choice.removeprefix("name:") if talk.tool_choice.startswith("name:") else None
     if name is not None and all(function["name"] != name for function in functions):
-        raise bad(f"tool_choice names {name!r}, which is none of tools", "tool_choice")
+        raise bad(f"tool_choice names {name!r}, which is not in tools", "tool_choice")
     schema = call_schema(functions, name)
     check_size(schema, limits, "tools")
     return {"json_schema": schema}
 
 
 def check_tools(tools: Sequence[dict[str, Any]], limits: Limits) -> None:
-    """Raise if there are too many tools, two of one name, or their schemas are too long."""
+    """Raise an ApiError if there are too many tools, two have the same name, or their schemas are too long."""
     if len(tools) > limits.tools:
         raise bad(f"tools has {len(tools)} tools; expected at most {limits.tools}", "tools")
     names = [tool["function"]["name"] for tool in tools]
@@ -126,7 +133,8 @@ def to_template(messages: Sequence[ChatMessage], limits: Limits) -> list[dict[st
     """Return messages as chat templates read them: content as text, arguments of calls as objects.
 
     Raises:
-        ApiError: If a message has content that is no text, or a call has arguments that are no JSON object.
+        ApiError: If there are too many messages, content is missing or not text, calls are not the assistant's, or the
+            arguments of a call are no JSON object.
     """
     if len(messages) > limits.messages:
         raise bad(f"messages has {len(messages)} messages; expected at most {limits.messages}", "messages")
@@ -144,7 +152,7 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
         found["content"] = message.refusal
     elif message.role != "assistant":
         raise bad(f"{where}.content is missing", f"{where}.content", "missing_field")
-    else:  # templates add it to text
+    else:  # templates concatenate content with text, so it must not be None
         found["content"] = ""
     for name in ("name", "tool_call_id", "reasoning_content"):
         if getattr(message, name) is not None:
@@ -172,10 +180,10 @@ def part_text(part: ContentPart | Any, where: str) -> str:
     """Return the text of a part of a message.
 
     Raises:
-        ApiError: If it is no text.
+        ApiError: If the part is an image or anything else that is not text.
     """
     if part.type not in ("text", "input_text", "output_text"):
-        message = f"{where} is of type {part.type!r:.50}; this model reads text only"
+        message = f"{where} has the type {part.type!r:.50}; this model reads text only"
         raise bad(message, f"{where}.type", "unsupported_content")
     if part.text is None:
         raise bad(f"{where}.text is missing", f"{where}.text", "missing_field")
@@ -186,7 +194,7 @@ def call_arguments(text: str, where: str) -> dict[str, Any]:
     """Return the arguments of a call in the history.
 
     Raises:
-        ApiError: If they are no JSON object.
+        ApiError: If the text is not a JSON object.
     """
     try:
         arguments = json.loads(text or "{}")

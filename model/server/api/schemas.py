@@ -1,7 +1,7 @@
 """The fields of requests, checked by pydantic: types strictly, ranges, and no unknown field.
 
-A field of OpenAI's API that does not act on the text (`Body.without_effect`) is accepted and named in the header
-``X-Ignored-Fields``. The descriptions are those of the page ``/openapi.json``.
+Fields of OpenAI's API that do not change the answer (`Body.without_effect`) are accepted and named in the header
+``X-Ignored-Fields``. ``/openapi.json`` shows the descriptions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Body(Part):
     without_effect: ClassVar[tuple[str, ...]] = ()
     """Fields of OpenAI's API that are accepted and do nothing."""
 
-    model: str | None = Field(None, description="A name that /v1/models lists; the first one by default.")
+    model: str | None = Field(None, description="A name that /v1/models lists; by default the first.")
 
     def ignored_fields(self) -> list[str]:
         """Return the fields that the client gave and that have no effect."""
@@ -76,7 +76,7 @@ class ResponseFormat(Part):
 
 
 class StructuredOutputs(Part):
-    """What an answer must match, as vLLM's field of this name: one of the four."""
+    """What an answer must match: exactly one of the four fields, as in vLLM's field of this name."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -85,7 +85,7 @@ class StructuredOutputs(Part):
 
 
 class Sampling(Body):
-    """The options of sampling; those that OpenAI lacks have the names of `bpe_llama.model`'s `GenerationOptions`."""
+    """The options of sampling. Options beyond OpenAI's have their names in vLLM or in `GenerationOptions`."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Probability | None = None
@@ -96,12 +96,13 @@ class Sampling(Body):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     penalty_scope: Literal["context", "output"] | None = Field(
-        None, description="Tokens that penalties count. By default, output for presence and frequency, else context."
+        None,
+        description="Tokens that penalties count. Default: output for presence and frequency penalty, else context.",
     )
     logit_bias: Biases | None = None
     stop: str | Many[str] | None = None
     min_tokens: Count | None = Field(None, description="No end and no stop string before this many new tokens.")
-    ignore_eos: bool | None = Field(None, description="Go on to the most new tokens, whatever ends a text.")
+    ignore_eos: bool | None = Field(None, description="Do not end at an end-of-text token.")
     typical_p: Probability | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None
     bad_words: Many[str] | None = None
@@ -128,7 +129,7 @@ class CompletionRequest(Sampling):
     without_effect = ("user",)
 
     prompt: str | Batch[str] | Ids | Batch[Ids]
-    max_tokens: Count | None = Field(None, description="16 by default, as OpenAI's; 0 only with echo.")
+    max_tokens: Count | None = Field(None, description="16 by default, as in OpenAI's API; 0 only with echo.")
     n: Annotated[int, Field(ge=1)] | None = None
     best_of: int | None = None
     echo: bool | None = None
@@ -160,7 +161,7 @@ class FunctionCall(Part):
 
 
 class ToolCall(Part):
-    """A call in the history."""
+    """A call of an earlier message."""
 
     id: str
     type: Literal["function"] = "function"
@@ -247,7 +248,7 @@ class ChatRequest(Sampling):
 
 
 class EmbeddingRequest(Body):
-    """`/v1/embeddings`: the mean of the last hidden states, of length 1."""
+    """`/v1/embeddings`: the mean of the last hidden states, scaled to length 1."""
 
     without_effect = ("user",)
 
@@ -287,7 +288,7 @@ class NamedFunction(Part):
 
 
 class InputItem(Part):
-    """A message, a call of the assistant's or its result."""
+    """A message, a call of the assistant, or the result of a call."""
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
@@ -328,7 +329,7 @@ class ResponseRequest(Sampling):
         "prompt": "this server stores no prompts; send input and instructions",
         "background": "this server answers while the client waits",
     }
-    """Fields that would need answers to be stored, and what to do instead."""
+    """Fields that this server refuses, and why or what to send instead."""
 
     input: str | Many[InputItem]
     instructions: str | None = None

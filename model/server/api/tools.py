@@ -1,13 +1,13 @@
-"""Tool calls in what a model writes: found as the text comes, in the form of the model's chat template.
+"""Finds tool calls in generated text while it is generated, in the form of the model's chat template.
 
 | family | form |
 |---|---|
 | hermes (Qwen, Hermes, SmolLM3) | ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` |
 | mistral | ``[TOOL_CALLS][{"name": ..., "arguments": {...}}]``, or ``[TOOL_CALLS]name[ARGS]{...}`` |
 | llama3 | ``{"name": ..., "parameters": {...}}``, perhaps after ``<|python_tag|>``; several with ``;`` between them |
-| json | the same object alone, or a list of such |
+| json | the object of llama3 or hermes alone, or a list of them |
 
-Text that only looks like a call is given out as text, so nothing that the model wrote is lost.
+Text that begins like a call and turns out to be none is returned as text, so no generated text is lost.
 
 Source of the forms: the chat templates of the published models.
 """
@@ -27,17 +27,17 @@ _NAME = frozenset(string.ascii_letters + string.digits + "_.-")
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of one chat template write calls."""
+    """The form in which a model writes calls."""
 
     name: str
     begin: str = ""
-    """The text before calls; without it calls begin the answer."""
+    """The text before calls; if empty, an answer with calls begins with the first call."""
     end: str = ""
     """The text after a call."""
     bare: bool = False
-    """Whether an answer that begins with an object that names a tool is a call."""
+    """Whether an answer that begins with a JSON object is a call if the object names a tool."""
     named: bool = False
-    """Whether the name may stand before the object of arguments."""
+    """Whether the name of the function may come before the object of arguments, outside of it."""
 
 
 HERMES = Family("hermes", "<tool_call>", "</tool_call>")
@@ -67,11 +67,15 @@ def new_call_id(family: Family) -> str:
 
 
 def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None) -> dict[str, Any]:
-    """Return the JSON schema of one call of these functions, or of the one of this name.
+    """Return the JSON schema of a call of any of the functions, or of the named one.
 
     Args:
         tools: Functions, each with ``name`` and perhaps ``parameters``.
-        name: The only one to call.
+        name: The name of the function to call; None for any.
+
+    Example:
+        >>> call_schema([{"name": "add"}])["properties"]["arguments"]
+        {'type': 'object'}
     """
     calls = [
         {
@@ -106,15 +110,15 @@ class _Call:
     """Reads the JSON object of one call, character by character.
 
     Args:
-        known: The names that make the object a call; None for any.
-        name: The name, if it stood before the object, which then is that of the arguments.
+        known: The names of functions that make the object a call; None if any name does.
+        name: The function's name if it came before the object; the object then holds the arguments alone.
     """
 
     def __init__(self, known: Collection[str] | None, name: str | None = None) -> None:
         self.known, self.raw = known, ""
         self.name = name
         self.started = False
-        """Whether the name was given out: from then on the object is a call."""
+        """Whether a delta with the name was returned: from then on the object is a call."""
         self.failed = self.done = False
         self._bare = name is not None
         self._depth = 0
@@ -203,12 +207,12 @@ def _decoded(text: str) -> str | None:
 
 
 class ToolParser:
-    r"""Splits an answer into text and calls, as it comes.
+    r"""Splits an answer into text and calls while it is generated.
 
     Args:
         family: How the model writes calls.
-        names: The tools' names.
-        parallel: Whether there may be more than one call; if not, what follows the first is dropped.
+        names: The names of the tools.
+        parallel: Whether the answer may have several calls; if not, all text after the first call is dropped.
 
     Example:
         >>> parser = ToolParser(HERMES, ["add"])
@@ -222,15 +226,15 @@ class ToolParser:
         self.calls = 0
         """Calls so far."""
         self._pending = ""
-        """Text that is not decided yet."""
+        """Text that may still be part of a call or not."""
         self._bare = family.bare
-        """Whether an object here would be a call."""
+        """Whether a JSON object that comes next may be a call."""
         self._in_calls = False
         self._call: _Call | None = None
         self._after_call = False
         """Whether only white space came since the last call."""
         self._opened = ""
-        """What stood before the call that is being read: text of the answer, if it turns out to be none."""
+        """The text before the call that is being read; it is text of the answer if the call turns out to be none."""
 
     def feed(self, text: str) -> list[Delta]:
         """Return what new text adds."""
@@ -257,7 +261,7 @@ class ToolParser:
                 return  # nothing can be decided without more text
 
     def _read_text(self, final: bool) -> Iterator[Delta]:
-        """Give out text up to the begin of calls."""
+        """Yield text up to the beginning of calls."""
         text = self._pending
         stripped = text.lstrip()
         if self._bare and not stripped and not final:
@@ -278,7 +282,7 @@ class ToolParser:
         yield from self._text(text[: len(text) - held])
 
     def _text(self, text: str) -> Iterator[Delta]:
-        """Give out text of the answer; white space around calls is none."""
+        """Yield text of the answer, without white space after a call."""
         if self._after_call:
             text = text.lstrip()
         if text:
@@ -316,7 +320,7 @@ class ToolParser:
             yield from self._leave("" if self.calls else self._opened + skipped, text)
 
     def _leave(self, opened: str, text: str) -> Iterator[Delta]:
-        """Go back to text: what was taken for the begin of a call is none."""
+        """Continue with text: what looked like the beginning of a call is none."""
         self._in_calls = self._bare = False
         self._call, self._opened, self._pending = None, "", ""
         if opened + text:
@@ -349,7 +353,10 @@ class ToolParser:
 
 
 def _leading_name(text: str) -> tuple[str, str | None] | None:
-    """Return the name before an object of arguments and the text from the object on; None for it until it is there."""
+    """Return the name before an object of arguments, and the text from the object on.
+
+    The second is None while the text ends before the object; the result is None if the text is no call.
+    """
     size = next((place for place, character in enumerate(text) if character not in _NAME), len(text))
     name, rest = text[:size], text[size:]
     if not name:
@@ -369,12 +376,12 @@ def _leading_name(text: str) -> tuple[str, str | None] | None:
 
 
 def _partial(text: str, marker: str) -> int:
-    """Return how many characters at the end of a text begin a marker."""
+    """Return the length of the longest end of a text that is a beginning of the marker, but not all of it."""
     return next((size for size in range(min(len(marker) - 1, len(text)), 0, -1) if marker.startswith(text[-size:])), 0)
 
 
 def _merged(deltas: Iterator[Delta]) -> list[Delta]:
-    """Return deltas, adjacent pieces of one text or one call's arguments as one."""
+    """Return deltas; adjacent pieces of text, or of the arguments of one call, are joined."""
     merged: list[Delta] = []
     for delta in deltas:
         last = merged[-1] if merged else None

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`.
+"""`/v1/chat/completions`: answers a conversation.
 
 Source of the shapes: https://platform.openai.com/docs/api-reference/chat.
 """
@@ -16,13 +16,14 @@ from starlette.responses import Response
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts, finish_reason
-from bpe_llama.model.server.api.errors import JsonResponse, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import format_options, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
 from bpe_llama.model.server.generation import Generation, Job, Service, new_id
 from bpe_llama.model.server.scheduler import Update
+from bpe_llama.playground.errors import JsonResponse, bad
 
 
 async def answer(service: Service, request: ChatRequest, http: Request) -> Response:
@@ -44,7 +45,11 @@ async def answer(service: Service, request: ChatRequest, http: Request) -> Respo
 
 
 def conversation(service: Service, request: ChatRequest) -> Conversation:
-    """Return what the template takes."""
+    """Return the conversation of a request.
+
+    Raises:
+        ApiError: If a message, a tool or a variable of the template is not valid.
+    """
     limits = service.config.limits
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     prompts.check_tools(tools, limits)
@@ -69,9 +74,28 @@ def conversation(service: Service, request: ChatRequest) -> Conversation:
 
 
 async def chat_job(
-    service: Service, name: str, generator: TextGenerator, talk: Conversation, options: dict[str, Any], n: int
+    service: Service,
+    name: str,
+    generator: TextGenerator,
+    talk: Conversation,
+    options: dict[str, Any],
+    n: int = 1,
+    field: str = "messages",
 ) -> Job:
-    """Return what the scheduler runs for a conversation."""
+    """Return what the scheduler runs for a conversation.
+
+    Args:
+        service: The server's.
+        name: The model's name.
+        generator: The model.
+        talk: The conversation.
+        options: Of `TextGenerator.stream`.
+        n: Answers.
+        field: The field that holds the conversation, which errors name.
+
+    Raises:
+        ApiError: If the conversation gives no prompt or too long a one, or ``n`` is above its limit.
+    """
     limits = service.config.limits
     if n > limits.choices:
         raise bad(f"n is {n}; expected at most {limits.choices}", "n")
@@ -81,11 +105,11 @@ async def chat_job(
     try:
         ids = await asyncio.to_thread(prompts.encode, generator.tokenizer, talk)
     except Exception as error:
-        raise as_api_error(error, "messages") from error
+        raise as_api_error(error, field) from error
     if not ids:
-        raise bad("messages give an empty prompt", "messages")
-    job = Job(name, generator, [ids], [ids], options | forced, n, "messages")
-    job.check_room(service.room(generator))
+        raise bad(f"{field} gives an empty prompt", field)
+    job = Job(name, generator, [ids], [ids], options | forced, n, field)
+    job.check_room(service.scheduler.context(name))
     return job
 
 
@@ -181,12 +205,7 @@ class ChatStream:
         return {"tool_calls": [call]}
 
     def _logprobs(self, update: Update) -> dict[str, Any] | None:
-        """Return the log-probabilities of new tokens, without that of an end id, which has no text."""
+        """Return the log-probabilities of new tokens, None if the request does not ask for them."""
         if not self.request.logprobs:
             return None
-        count = len(update.new_ids)
-        ends = self.generation.job.generator.end_ids
-        if update.finish_reason == "stop" and count and update.new_ids[-1] in ends:
-            count -= 1
-        content = self.texts.entries(update.new_ids[:count], update.logprobs[:count], update.top_logprobs[:count])
-        return {"content": content, "refusal": None}
+        return {"content": self.texts.entries(update, self.generation.job.generator.end_ids), "refusal": None}

@@ -1,4 +1,4 @@
-"""`/v1/completions`: continues text, as OpenAI's older endpoint.
+"""`/v1/completions`: continues text.
 
 Source of the shapes: https://platform.openai.com/docs/api-reference/completions.
 """
@@ -15,13 +15,14 @@ from starlette.responses import Response
 
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
-from bpe_llama.model.server.api.errors import JsonResponse, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import format_options, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
+from bpe_llama.playground.errors import JsonResponse, bad
 
 DEFAULT_TOKENS = 16
-"""OpenAI's."""
+"""OpenAI's default of ``max_tokens``."""
 
 
 async def answer(service: Service, request: CompletionRequest, http: Request) -> Response:
@@ -50,7 +51,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
     except Exception as error:
         raise as_api_error(error, "prompt") from error
     job = Job(name, generator, prompts, ids, options, n)
-    job.check_room(service.room(generator))
+    job.check_room(service.scheduler.context(name))
     stream = CompletionStream(Generation(service, job, http), request)
     if request.stream:
         await stream.generation.start()
@@ -59,10 +60,14 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
 
 
 def prompts_of(given: str | Sequence[Any], field: str) -> list[str | list[int]]:
-    """Return the prompts of a request: it may hold a text, texts, ids, or lists of ids.
+    """Return the prompts of a field that holds a text, texts, ids, or lists of ids.
 
     Raises:
-        ApiError: If it holds none.
+        ApiError: If a list is empty.
+
+    Example:
+        >>> prompts_of([5, 6], "prompt"), prompts_of("a", "prompt")
+        ([[5, 6]], ['a'])
     """
     if isinstance(given, str):
         return [given]
@@ -76,7 +81,8 @@ def ids_of(generator: TextGenerator, prompt: str | list[int]) -> list[int]:
     """Return the ids of a prompt.
 
     Raises:
-        ValueError: If an id is outside the vocabulary, or the prompt is empty and there is nothing to begin with.
+        ValueError: If an id is outside the vocabulary, or the prompt is empty and the tokenizer has no
+            beginning-of-text id.
     """
     if isinstance(prompt, str):
         ids = generator.encode(prompt)
@@ -151,7 +157,7 @@ class CompletionStream:
         return usage
 
     def _echo(self, number: int) -> str:
-        """Return the prompt's text where the answer begins with it."""
+        """Return the prompt's text if ``echo`` is true, "" otherwise."""
         if not self.request.echo:
             return ""
         job = self.generation.job
@@ -162,7 +168,7 @@ class CompletionStream:
         return tokenizer.decode([token_id for token_id in prompt if has_token(tokenizer, token_id)])
 
     def _logprobs(self, number: int, choice: Choice, first: bool) -> dict[str, Any] | None:
-        """Return the log-probabilities of new tokens, after those of the prompt where it is echoed."""
+        """Return the log-probabilities of new tokens; with ``echo``, the prompt's come before them."""
         if self.request.logprobs is None:
             return None
         job = self.generation.job
@@ -191,11 +197,11 @@ class CompletionStream:
     def _alternatives(
         self, token_id: int, logprob: float | None, top: list[tuple[int, float]]
     ) -> dict[str, float] | None:
-        """Return the most likely tokens and the one that stands there."""
+        """Return the log-probabilities of the most likely tokens and of the token itself, by their texts."""
         if logprob is None:
             return None
         found: dict[str, float] = {}
-        for other, value in top:  # two tokens may read alike: the likelier counts
+        for other, value in top:  # two tokens may have the same text: the likelier one counts
             found.setdefault(self.texts.text(other), value)
         found.setdefault(self.texts.text(token_id), logprob)
         return found
@@ -211,13 +217,13 @@ class TextOffsets:
         self._hidden = 0
 
     def hide(self, ids: list[int], prompt: str | list[int]) -> None:
-        """Note the ids before a prompt's text that stand for none of it, such as a beginning-of-text id."""
+        """Count the ids before the text of a prompt, such as a beginning-of-text id: they take up no characters."""
         if isinstance(prompt, str):
             own = self.tokenizer.encode(prompt)
             self._hidden = next((skip for skip in range(len(ids)) if ids[skip : skip + len(own)] == own), 0)
 
     def next(self, token_id: int) -> int:
-        """Return where a token begins that follows those before."""
+        """Return the character at which the next token begins."""
         place = self.position
         if self._hidden:
             self._hidden -= 1

@@ -1,7 +1,6 @@
 """`/v1/embeddings`: the mean of a text's last hidden states, scaled to length 1.
 
-A LLaMA is trained to continue text, not to compare it: its embeddings are weaker than those of a model trained for
-that. They serve to try things out.
+A LLaMA is trained to continue text, not to compare it: its embeddings are weaker than the ones of an embedding model.
 
 Source of the shapes: https://platform.openai.com/docs/api-reference/embeddings.
 """
@@ -19,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.server.api.errors import ApiError, JsonResponse, as_api_error, bad
+from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.schemas import EmbeddingRequest
 from bpe_llama.model.server.endpoints.completions import ids_of, prompts_of
 from bpe_llama.model.server.generation import Service, unless_gone
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 
 
 async def answer(service: Service, request: EmbeddingRequest, http: Request) -> Response:
@@ -40,7 +40,7 @@ async def answer(service: Service, request: EmbeddingRequest, http: Request) -> 
         ids = await asyncio.to_thread(lambda: [ids_of(generator, given) for given in inputs])
     except Exception as error:
         raise as_api_error(error, "input") from error
-    room, longest = service.room(generator), max(map(len, ids))
+    room, longest = service.scheduler.context(name), max(map(len, ids))
     if longest > room:
         message = f"input has a text of {longest:,} tokens; expected at most {room:,}"
         raise bad(message, "input", "context_length_exceeded")
@@ -69,10 +69,10 @@ async def answer(service: Service, request: EmbeddingRequest, http: Request) -> 
 
 @torch.no_grad()
 def mean_hidden_state(model: LlamaForCausalLM, ids: list[int]) -> np.ndarray[Any, Any]:
-    """Return the mean of the last hidden states of a text, (D,), float32, of length 1.
+    """Return the mean of the last hidden states of a text, scaled to length 1, float32 (D,).
 
     Args:
-        model: Whose ``model`` gives the hidden states, after its last norm.
+        model: The model; the hidden states are taken after its last norm.
         ids: T ids.
     """
     hidden_TD = model.model(torch.tensor([ids], device=model.device))[0].float()

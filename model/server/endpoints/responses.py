@@ -14,13 +14,13 @@ from starlette.responses import Response
 
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts
-from bpe_llama.model.server.api.errors import JsonResponse, bad
 from bpe_llama.model.server.api.options import format_options, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import InputItem, NamedFunction, ResponseRequest, ResponseTool
 from bpe_llama.model.server.endpoints.chat import chat_job
 from bpe_llama.model.server.generation import Generation, Service, new_id, unless_gone
 from bpe_llama.model.server.scheduler import Update
+from bpe_llama.playground.errors import JsonResponse, bad
 
 
 async def answer(service: Service, request: ResponseRequest, http: Request) -> Response:
@@ -43,13 +43,11 @@ async def answer(service: Service, request: ResponseRequest, http: Request) -> R
         options |= {"logprobs": True, "top_logprobs": count}
     if request.max_output_tokens is not None:
         options["max_new_tokens"] = request.max_output_tokens
-    job = await chat_job(service, name, generator, talk, options, 1)
-    job.param = "input"
+    job = await chat_job(service, name, generator, talk, options, field="input")
     stream = ResponseStream(Generation(service, job, http), talk, request)
-    if request.stream:
-        await stream.generation.start()
-        return EventStream(stream.events(), stream.generation.close, done=False)
     await stream.generation.start()
+    if request.stream:
+        return EventStream(stream.events(), stream.generation.close, done=False)
     try:
         await unless_gone(http, stream.run())
     finally:
@@ -58,10 +56,10 @@ async def answer(service: Service, request: ResponseRequest, http: Request) -> R
 
 
 def conversation(request: ResponseRequest) -> Conversation:
-    """Return what the template takes.
+    """Return the conversation of a request.
 
     Raises:
-        ApiError: If an item is no message, call or result of one.
+        ApiError: If there is no item, or an item lacks a field.
     """
     messages: list[dict[str, Any]] = []
     if request.instructions:
@@ -85,7 +83,7 @@ def _tool(tool: ResponseTool) -> dict[str, Any]:
 
 
 def _append(messages: list[dict[str, Any]], item: InputItem, where: str) -> None:
-    """Append an item; calls belong to the message before them."""
+    """Append an item of the input; a call becomes part of the assistant's message before it."""
     needed = {"message": ("role", "content"), "function_call": ("call_id", "name", "arguments")}
     for field in needed.get(item.type, ("call_id", "output")):
         if getattr(item, field) is None:
@@ -107,7 +105,7 @@ def _append(messages: list[dict[str, Any]], item: InputItem, where: str) -> None
 
 
 class ResponseStream:
-    """The response to one request, as its events; the last one holds the whole."""
+    """The response to one request, as its events; the last event holds the whole response."""
 
     def __init__(self, generation: Generation, talk: Conversation, request: ResponseRequest) -> None:
         self.generation, self.request = generation, request
@@ -119,7 +117,7 @@ class ResponseStream:
         self.output: list[dict[str, Any]] = []
         self.status = "in_progress"
         self.logprobs: list[dict[str, Any]] = []
-        """Of the text, where they are asked for."""
+        """The log-probabilities of the text, if the request asks for them."""
         self._open: dict[str, Any] | None = None
         """The item that is being written."""
         self._number = -1
@@ -189,7 +187,7 @@ class ResponseStream:
         return self._event("response.output_item.added", item=dict(item), output_index=len(self.output) - 1)
 
     def _close(self) -> list[dict[str, Any]]:
-        """Return the events that complete the item that is open."""
+        """Return the events that complete the item that is being written."""
         item, self._open = self._open, None
         if item is None:
             return []
@@ -217,12 +215,8 @@ class ResponseStream:
         return {"type": kind, "sequence_number": self._number, **fields}
 
     def _logprobs(self, update: Update) -> list[dict[str, Any]]:
-        if not (self.request.include or self.request.top_logprobs):
-            return []
-        count = len(update.new_ids)
-        if update.finish_reason == "stop" and count and update.new_ids[-1] in self.generation.job.generator.end_ids:
-            count -= 1
-        return self.texts.entries(update.new_ids[:count], update.logprobs[:count], update.top_logprobs[:count])
+        asked = self.request.include or self.request.top_logprobs
+        return self.texts.entries(update, self.generation.job.generator.end_ids) if asked else []
 
     def response(self) -> dict[str, Any]:
         """Return the response as it is now."""

@@ -2,19 +2,12 @@
 
 | file | job |
 |---|---|
-| `scheduler` | what handlers call: checks, the queue, deadlines, shutdown |
+| `scheduler` | the methods that handlers call: checks, the queue, deadlines, shutdown |
 | `engine_thread` | the one thread that steps the engines |
-| `updates` | what passes between both: jobs, choices, updates, errors |
+| `updates` | the values that both exchange: jobs, choices, updates, errors |
 """
 
 from bpe_llama.model.server.scheduler.scheduler import Scheduler
-from bpe_llama.model.server.scheduler.updates import (
-    Choice,
-    EngineError,
-    QueueFullError,
-    ShuttingDownError,
-    Stream,
-    Update,
-)
+from bpe_llama.model.server.scheduler.updates import EngineError, QueueFullError, ShuttingDownError, Stream, Update
 
-__all__ = ["Choice", "EngineError", "QueueFullError", "Scheduler", "ShuttingDownError", "Stream", "Update"]
+__all__ = ["EngineError", "QueueFullError", "Scheduler", "ShuttingDownError", "Stream", "Update"]

@@ -1,7 +1,7 @@
 """The engine thread: it steps the engines of all models in turn while they have work, and sleeps otherwise.
 
-Handlers leave calls in an inbox, which the thread empties between steps. It answers by one call into each event loop a
-step, whatever the number of requests. Only this thread touches models and caches.
+Handlers put calls into an inbox, which the thread empties between steps. After a step the thread calls each event loop
+once, whatever the number of requests. Only this thread touches models and caches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bpe_llama.model.sampling.sequence import Sequence
 from bpe_llama.model.server.scheduler.updates import Choice, EngineError, Job, Loop, ShuttingDownError, Update
 
 MARGIN = 64
-"""Tokens by which a growing slot exceeds its sequence at least."""
+"""A slot that grows becomes at least this many tokens longer than its sequence."""
 
 COUNTS = (
     *("steps", "generated_tokens", "prompt_tokens", "cached_prompt_tokens"),
@@ -32,21 +32,21 @@ class EngineThread:
     """Runs the requests of several models.
 
     Args:
-        engines: By the name of the model. They isolate errors.
+        engines: The engines by the names of their models, made with ``isolate_errors=True``.
         grows: Whether slots grow with their sequences, up to the model's context.
     """
 
     def __init__(self, engines: Mapping[str, Engine], grows: bool) -> None:
         self.engines, self.grows = engines, grows
         self.condition = threading.Condition()
-        """Guards the inbox and ``unfinished``; it is notified of calls, and at the end of finished choices."""
+        """Guards the inbox and ``unfinished``. It is notified of calls and, once ``closing``, of finished choices."""
         self.unfinished = dict.fromkeys(engines, 0)
         """Choices of each model that were submitted and are not finished."""
         self.counts = dict.fromkeys(COUNTS, 0)
         self.mean_seconds = 1.0
-        """Mean duration of a request, recent ones counting most."""
+        """Exponential moving average of the duration of requests."""
         self.closing = False
-        self._ending = False
+        self._ending = self._hurried = False
         self.tasks: deque[Callable[[bool], None]] = deque()
         """Other uses of the models; one runs between two steps. Each is told whether the thread is about to end."""
         self._inbox: list[Callable[[], None]] = []
@@ -72,17 +72,23 @@ class EngineThread:
             self.condition.notify_all()
 
     def close(self, grace: float) -> None:
-        """Wait for unfinished choices, at most ``grace`` seconds; end those that are left, and the thread."""
+        """Wait at most ``grace`` seconds for unfinished choices, end the ones that are left, and end the thread."""
         with self.condition:
             if self._thread.is_alive():
-                self.condition.wait_for(lambda: not any(self.unfinished.values()), grace)
+                self.condition.wait_for(lambda: self._hurried or not any(self.unfinished.values()), grace)
             self._ending = True
             self.condition.notify_all()
         if self._thread.is_alive():
             self._thread.join()
 
+    def hurry(self) -> None:
+        """Let `close` wait no longer."""
+        with self.condition:
+            self._hurried = True
+            self.condition.notify_all()
+
     def enter(self, job: Job) -> None:
-        """Add the choices of a request to their engine; runs in the thread, as all that follows."""
+        """Add the choices of a request to their engine. This method and all below run in the thread."""
         engine = self.engines[job.model]
         try:
             for choice in job.choices:
@@ -95,7 +101,7 @@ class EngineThread:
             self._fail(job, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}"))
 
     def abort(self, job: Job) -> None:
-        """End a request without an update: its reader is gone."""
+        """End a request without an update, since nobody reads it any more."""
         for choice in job.choices:
             if choice.request.sequence in self._choices:
                 self._drop(choice)
@@ -118,7 +124,7 @@ class EngineThread:
                 for name, engine in self.engines.items():
                     if engine.has_unfinished_requests():
                         self._step(name, engine)
-            except BaseException as error:  # a mistake of this module; requests of all models may be affected
+            except BaseException as error:  # a bug of this module, which may affect requests of all models
                 logging.getLogger(__name__).exception("the engine thread failed")
                 for name in self.engines:
                     self._fail_all(name, error)
@@ -142,7 +148,7 @@ class EngineThread:
                 self._report(self._choices[sequence], engine)
 
     def _grow_running(self, engine: Engine) -> None:
-        """Let slots grow before a sequence fills its own; where memory is short, it ends there, by "length"."""
+        """Let slots grow before a sequence fills its slot. Without memory for that, the sequence ends by "length"."""
         for sequence in engine.running:
             length = len(sequence.prompt) + len(sequence.new_ids)
             wanted = min(length + MARGIN, len(sequence.prompt) + sequence.options.max_new_tokens)
@@ -153,7 +159,7 @@ class EngineThread:
 
     @staticmethod
     def _grow(engine: Engine, length: int) -> None:
-        """Let slots hold so many tokens: at least twice as many as before, if more."""
+        """Let slots hold at least ``length`` tokens. Slots that grow at least double, so that copies cost little."""
         context = engine.model.config.context_length
         if min(length, context) > engine.cache.capacity:
             engine.reserve(max(length, 2 * engine.cache.capacity))
@@ -184,7 +190,7 @@ class EngineThread:
                 self._note(job, None)
 
     def _end_late(self, now: float, ending: bool) -> None:
-        """End the choices with a deadline in the past; at the end of the thread, those that wait by an error."""
+        """End the choices with a deadline in the past; when the thread ends, end the waiting ones by an error."""
         for choice in [choice for choice in self._choices.values() if choice.job.deadline <= now]:
             sequence, engine = choice.request.sequence, self.engines[choice.job.model]
             if sequence is None or sequence not in self._choices:
@@ -205,13 +211,13 @@ class EngineThread:
         self._note(job, error)
 
     def _fail_all(self, name: str, error: BaseException) -> None:
-        """End all running requests of a model by an error; if there are none, those that wait."""
+        """End all running requests of a model by an error, or the waiting ones if none runs."""
         self.counts["engine_errors"] += 1
         engine = self.engines[name]
         affected = list(engine.running or engine.waiting)
         for sequence in engine.running:
             sequence.finish_reason = "error"
-        engine.running.clear()  # nothing else is asked of an engine that fails
+        engine.running.clear()  # without `Engine.abort`, which may fail too
         engine.cache.lengths[:] = [0] * engine.cache.batch_size
         engine.reset_prefix_cache()
         for job in {self._choices[sequence].job: None for sequence in affected if sequence in self._choices}:
@@ -226,7 +232,7 @@ class EngineThread:
             self.engines[choice.job.model].abort(sequence)
 
     def _forget(self, choice: Choice, count: str) -> None:
-        """Count a finished choice, and drop what is known of it."""
+        """Count a finished choice, and remove it from the unfinished ones."""
         self.counts[count] += 1
         choice.job.unfinished -= 1
         if choice.request.sequence is not None:

@@ -1,7 +1,7 @@
 """The scheduler: requests of many clients share the running batch of each model.
 
-Handlers of the server are coroutines; they call `Scheduler.submit` or `Scheduler.generate` and read what comes. What
-runs in the engine thread is in `engine_thread.py`.
+Handlers of the server are coroutines. They call `Scheduler.submit` or `Scheduler.generate` and read updates. The code
+of the engine thread is in `engine_thread.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from bpe_llama.model.server.scheduler.updates import (
     Update,
 )
 
-__all__ = ["EngineError", "QueueFullError", "Scheduler", "ShuttingDownError", "Stream", "Update"]
-
 T = TypeVar("T")
 
 FIRST_LENGTH = 512
@@ -38,19 +36,20 @@ FIRST_LENGTH = 512
 class Scheduler:
     """Runs one engine for each model, all in one thread.
 
-    A request whose sampling fails (NaN in its logits, an error in a logits processor) ends alone, with that error. If a
-    step fails as a whole, all running requests of that model end with an `EngineError`, and the thread goes on.
+    If sampling fails for one request (NaN in its logits, an error in a logits processor), that request alone ends, with
+    that error. If a step fails as a whole, all running requests of its model end with an `EngineError`, and the thread
+    goes on.
 
-    The prefix cache is on for all dtypes, as in vLLM. In float32 the ids of a request do not depend on what is cached;
-    in fewer bits, rounding of keys depends on how the text was split into passes, as it does on the batch.
+    The prefix cache is on for all dtypes, as in vLLM. In float32 the ids of a request do not depend on what is cached.
+    With fewer bits they may: the rounding of keys depends on how a text is split into passes, and on the batch.
 
     Args:
-        generators: The models by the name that clients use.
+        generators: The models by the names that clients use.
         slots: Sequences of one model that run at once.
-        max_queue: Choices that may wait; beyond it `generate` raises.
-        max_length: Tokens a slot can hold, prompt included, allocated at once. None is the model's context; slots then
-            grow with their sequences, and where memory is short, a sequence ends by "length".
-        prefill_chunk: Prompt tokens per step, which bound how long prompts delay running sequences.
+        max_queue: Choices that may wait; if more would, `generate` raises a `QueueFullError`.
+        max_length: Tokens of a slot, prompt included, allocated at the start. None is the model's context; slots then
+            grow with their sequences, and if memory runs short, a sequence ends by "length".
+        prefill_chunk: Prompt tokens of a step at most: a bound on how long prompts delay running sequences.
         prefix_cache_bytes: Memory of the prefix cache of each model; 0 for none.
         cache: The form of the KV cache, as of `Engine`; ``"ring"`` needs ``prefix_cache_bytes=0``.
         share_prefixes: Whether requests with different ``key`` share cached prefixes.
@@ -103,6 +102,10 @@ class Scheduler:
         """Start the engine thread."""
         self._thread.start()
 
+    def context(self, model: str) -> int:
+        """Return the most tokens that a sequence of a model may have, prompt included."""
+        return self.max_length or self.generators[model].model.config.context_length
+
     async def submit(
         self,
         model: str,
@@ -143,25 +146,26 @@ class Scheduler:
         timeout: float | None = None,
         **options: Any,
     ) -> AsyncIterator[Update]:
-        """Yield what is generated for one prompt, for all choices, as it comes.
+        """Yield an update for each step of each choice of one prompt.
 
-        Closing the iterator (the client is gone) aborts the request.
+        Closing the iterator aborts the request, for example when the client disconnects.
 
         Args:
             model: A name of ``generators``.
             prompt: Text or ids.
             n: Choices; the seed of each is one more than that of the choice before. They share one prefill.
-            key: Who asks: prefixes are shared within one key.
+            key: Identifies the client: requests with the same key share cached prefixes.
             timeout: Seconds, after which unfinished choices end with ``finish_reason="timeout"``.
             **options: As of `TextGenerator.stream` (``stop``, ``seed``, ``logprobs``, ``json_schema`` ...).
 
         Raises:
             KeyError: If there is no such model.
-            ValueError: If an option or the prompt is not valid; before anything is generated.
-            TypeError: Likewise.
+            ValueError: If the value of an option or the prompt is not valid. It is raised before anything is generated.
+            TypeError: If the type of an option or the prompt is not valid; likewise.
             QueueFullError: If too many choices wait.
-            ShuttingDownError: If the server is about to end.
-            EngineError: If a step fails; and any error that sampling of this request alone raises.
+            ShuttingDownError: If the server shuts down.
+            EngineError: If a step fails as a whole.
+            Exception: Any error that sampling for this request raises.
         """
         stream = await self.submit(model, prompt, n=n, key=key, timeout=timeout, **options)
         try:
@@ -175,7 +179,8 @@ class Scheduler:
 
         Raises:
             QueueFullError: If over ``max_queue`` functions wait.
-            ShuttingDownError: If the server is about to end; and what the function raises.
+            ShuttingDownError: If the server shuts down.
+            Exception: Any error that the function raises.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -204,25 +209,29 @@ class Scheduler:
         return await future
 
     async def shutdown(self, grace: float = 30.0) -> None:
-        """Take no more requests, finish those that run within ``grace`` seconds, abort the rest, end the thread.
+        """Refuse new requests, let the others end within ``grace`` seconds, abort the rest, and end the thread.
 
-        Aborted choices end with ``finish_reason="timeout"``, requests that still wait with a `ShuttingDownError`.
+        Aborted choices end with ``finish_reason="timeout"``. Requests that still wait end with a `ShuttingDownError`.
         """
         self._thread.closing = True
         await asyncio.to_thread(self._thread.close, grace)
 
+    def hurry(self) -> None:
+        """Let a `shutdown` that waits go on at once."""
+        self._thread.hurry()
+
     def stats(self) -> dict[str, float]:
-        """Return the figures of all models together.
+        """Return figures, summed over all models.
 
         | key | what |
         |---|---|
         | `running`, `waiting` | choices with a slot, and without one |
-        | `unfinished` | choices that handlers have submitted and that are not finished |
+        | `unfinished` | choices that were submitted and are not finished |
         | `steps`, `generated_tokens`, `prompt_tokens`, `cached_prompt_tokens` | totals |
         | `prefilled_tokens` | prompt tokens computed, a total |
         | `finished_choices`, `aborted_choices`, `timed_out_choices`, `failed_choices`, `refused_choices` | totals |
         | `engine_errors` | steps that failed as a whole, a total |
-        | `cache_bytes`, `max_cache_bytes` | of the prefix caches: in use, and the bound |
+        | `cache_bytes`, `max_cache_bytes` | memory of the prefix caches: in use, and at most |
         | `slot_bytes` | memory of the slots |
         """
         engines = self._thread.engines.values()
@@ -242,18 +251,18 @@ class Scheduler:
         self, job: Job, generator: TextGenerator, prompt: str | Sequence[int], n: int, options: dict[str, Any]
     ) -> list[Choice]:
         """Return the checked choices of a request."""
-        config = generator.model.config
+        vocab_size = generator.model.config.vocab_size
         first = generator.request(prompt, options)
-        checked_prompts([first.prompt], config.context_length if self.max_length is None else self.max_length)
-        outside = next((token_id for token_id in first.prompt if not 0 <= token_id < config.vocab_size), None)
+        checked_prompts([first.prompt], self.context(job.model))
+        outside = next((token_id for token_id in first.prompt if not 0 <= token_id < vocab_size), None)
         if outside is not None:
-            raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {config.vocab_size}")
+            raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
         seeds = range((first.options.seed or 0) + 1, (first.options.seed or 0) + n)
         requests = [first, *(generator.request(prompt, options | {"seed": seed}) for seed in seeds)]
         return [Choice(job, index, request) for index, request in enumerate(requests)]
 
     def _check_open(self, model: str, n: int) -> None:
-        """Raise an error if ``n`` more choices of a model cannot be taken."""
+        """Raise a ShuttingDownError or QueueFullError if ``n`` more choices of a model cannot be taken."""
         if self._thread.closing:
             raise ShuttingDownError("the server is shutting down")
         taken = self._thread.unfinished | {model: self._thread.unfinished[model] + n}

@@ -1,4 +1,4 @@
-"""What a request of the server is: its choices, and the updates that a handler reads."""
+"""The values that handlers and the engine thread exchange: jobs, their choices, updates and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ Loop = asyncio.AbstractEventLoop
 
 
 class QueueFullError(RuntimeError):
-    """The queue of waiting requests is full."""
+    """The queue of waiting requests is full.
+
+    Attributes:
+        retry_after: Seconds after which the client should try again.
+    """
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; retry after {retry_after} s")
@@ -25,23 +29,23 @@ class ShuttingDownError(RuntimeError):
 
 
 class EngineError(RuntimeError):
-    """A step failed as a whole; the cause is the error."""
+    """A step failed as a whole; ``__cause__`` is the error of the engine."""
 
 
 @dataclass
 class Update:
-    """What one step added to one choice of a request. ``T`` new ids."""
+    """What one step added to one choice of a request: T new ids and their text."""
 
     index: int
-    """Which of the ``n`` choices."""
+    """The number of the choice, 0 to ``n - 1``."""
     text: str
-    """New text: complete characters, stop strings held back."""
+    """New text. Incomplete characters and possible beginnings of stop strings come in a later update."""
     new_ids: list[int]
     logprobs: list[float] = field(default_factory=list)
-    """One for each new id, before any option acts, where ``logprobs=True`` was asked."""
+    """With ``logprobs=True``, one for each new id: the model's, before any option acts."""
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     prompt_logprobs: list[float | None] = field(default_factory=list)
-    """In the first update of a choice, where ``prompt_logprobs=True`` was asked; None for the first id."""
+    """With ``prompt_logprobs=True``, in the first update of a choice: one for each id, None for the first."""
     prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str | None = None
     """"stop", "length", or "timeout" at the deadline; None while the choice goes on."""
@@ -51,7 +55,7 @@ class Update:
 
 @dataclass(eq=False)
 class Choice:
-    """One continuation of a prompt, and how much of it is sent."""
+    """One continuation of a prompt, and the number of its ids that updates have reported."""
 
     job: Job
     index: int
@@ -59,7 +63,7 @@ class Choice:
     sent: int = 0
 
     def update(self, engine: Engine) -> Update | None:
-        """Decode new ids; return what is new since the last call, None if nothing is."""
+        """Decode new ids; return what the last call did not return yet, None if there is nothing."""
         sequence = self.request.sequence
         assert sequence is not None  # for the type checker
         self.request.read(engine)
@@ -92,20 +96,15 @@ class Job:
     """In seconds of `time.monotonic`; infinite if there is none."""
     choices: list[Choice] = field(default_factory=list)
     unfinished: int = 0
-    """Choices that go on."""
+    """Choices that are not finished."""
     updates: asyncio.Queue[Update | Exception | None] = field(default_factory=asyncio.Queue)
     """Updates, then None or an error."""
 
 
 class Stream(AsyncIterator[Update]):
-    """The updates of one request; `abort` or `aclose` ends it early.
-
-    Attributes:
-        num_prompt_tokens: Ids of the prompt.
-    """
+    """The updates of one request; `abort` or `aclose` ends it early."""
 
     def __init__(self, job: Job, abort: Callable[[], None]) -> None:
-        self.num_prompt_tokens = len(job.choices[0].request.prompt)
         self._job, self._abort = job, abort
         self._ended = False
 

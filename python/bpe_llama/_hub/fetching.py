@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Needed: TypeAlias = "Callable[[str, Sequence[str]], Generator[Sequence[str], Path, str]]"
-"""Chooses files to fetch: takes a repository's name for messages, and the files there, or in its subfolder.
+"""A generator function that chooses the files to fetch.
 
-It yields lists of names, gets the folder that then holds them, and returns the name to load, ``""`` for the folder."""
+Its arguments are the name of the repository, for messages, and the names of the files in it or in its subfolder. It
+yields lists of names to fetch, and is sent the folder that then holds them. It returns the name of the file to load,
+or ``""`` for the folder.
+"""
 
 
 class HubOptions(TypedDict, total=False):
-    """What `from_pretrained` takes, as in transformers. A local path ignores all but ``subfolder``.
+    """The options of `from_pretrained`, as in transformers. For a local path only ``subfolder`` counts.
 
     Attributes:
         revision: A branch, a tag or a commit; by default the main branch.
-        token: A token; ``True`` or by default that of ``HF_TOKEN`` or ``hf auth login``; ``False`` for none.
-        cache_dir: The cache in place of ``HF_HUB_CACHE``.
-        local_files_only: Request nothing: the cache has to hold the files.
-        subfolder: The folder inside the repository or path.
+        token: A token; by default, or if ``True``, the one of ``HF_TOKEN`` or ``hf auth login``; ``False`` for none.
+        cache_dir: The folder of the cache, in place of ``HF_HUB_CACHE``.
+        local_files_only: Whether to send no request; the cache must hold the files.
+        subfolder: The folder with the files inside the repository or path.
     """
 
     revision: str | None
@@ -41,7 +44,7 @@ HUB_OPTIONS = frozenset(HubOptions.__annotations__)
 
 
 def local_path(name: PathLike, needed: Needed, **options: Unpack[HubOptions]) -> Path:
-    """Return a path that exists, or else the folder or file in the Hub's cache that holds what the name names.
+    """Return the path itself if it exists, or else the folder or file of a name in the Hub's cache.
 
     Args:
         name: A path, or a name as `bpe_llama._hub.names.parse_name` takes it. A path that exists is never a name.
@@ -49,11 +52,11 @@ def local_path(name: PathLike, needed: Needed, **options: Unpack[HubOptions]) ->
         **options: See `HubOptions`.
 
     Raises:
-        FileNotFoundError: If it is no path and no name, the Hub has no such repository or revision, `huggingface_hub`
-            is not installed, or the cache lacks files and nothing may be fetched.
-        PermissionError: If the repository is gated.
+        FileNotFoundError: If the path does not exist and is not a name, the Hub has no such repository or revision,
+            `huggingface_hub` is not installed, or the cache lacks files and nothing may be fetched.
+        PermissionError: If the repository is gated and the token has no access.
         ConnectionError: If the Hub does not answer and the cache lacks files.
-        ValueError: If the repository holds what `needed` refuses, or two revisions are given.
+        ValueError: If ``needed`` refuses the files of the repository, or two different revisions are given.
         TypeError: If an option is unknown.
     """
     unknown = sorted(options.keys() - HUB_OPTIONS)
@@ -71,12 +74,12 @@ def local_path(name: PathLike, needed: Needed, **options: Unpack[HubOptions]) ->
 
 
 def fetched(name: HubName, needed: Needed, missing: MissingPath = NO_PATH, **options: Unpack[HubOptions]) -> Path:
-    """Return the folder or file of a repository to load, after fetching the files that ``needed`` chooses.
+    """Fetch the files of a repository that ``needed`` chooses, and return the folder or file to load.
 
     Args:
         name: The repository.
         needed: Chooses its files.
-        missing: What messages say of a path of this name.
+        missing: What messages say about a path of this name.
         **options: See `HubOptions`.
 
     Raises:

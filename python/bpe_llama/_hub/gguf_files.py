@@ -1,4 +1,4 @@
-"""Choose a ``.gguf`` file of a repository, with all parts of one that is split."""
+"""Choose a ``.gguf`` file of a repository; of a split file, all parts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def choose_gguf(where: str, files: Sequence[str], name: str) -> Generator[Sequence[str], Path, str]:
-    """Choose the file of this name; see `bpe_llama._hub.fetching.Needed`.
+    """Choose the file of this name, with all its parts if it is split; see `bpe_llama._hub.fetching.Needed`.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no file of this name.
 
     Examples:
         >>> next(choose_gguf("org/name", ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], "a-00001-of-00002.gguf"))
@@ -27,10 +27,14 @@ def choose_gguf(where: str, files: Sequence[str], name: str) -> Generator[Sequen
 
 
 def only_gguf(where: str, files: Sequence[str]) -> str | None:
-    """Return the one ``.gguf`` file, the first part of a split one, or ``None`` if there is none.
+    """Return the name of the only ``.gguf`` file, or ``None`` if there is none. Of a split file it is the first part.
 
     Raises:
-        ValueError: If there are several.
+        ValueError: If there are several files.
+
+    Examples:
+        >>> only_gguf("org/name", ["README.md", "a-00002-of-00002.gguf", "a-00001-of-00002.gguf"])
+        'a-00001-of-00002.gguf'
     """
     found = sorted(file for file in files if file.endswith(".gguf") and "/" not in file)
     if len({_whole(file) for file in found}) > 1:

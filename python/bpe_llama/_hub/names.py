@@ -15,7 +15,7 @@ _NAME = re.compile(
     rf"(?P<repo>{_PART}/{_PART}){_REVISION.format('revision')}(?:/(?P<file>.+\.gguf))?"
     rf"|(?P<bare>{_PART}){_REVISION.format('bare_revision')}"
 )
-# A name that ends like this is that of a local file.
+# A name with such an ending is a local file.
 _FILES = (".bin", ".gguf", ".json", ".jsonl", ".model", ".npy", ".pth", ".safetensors", ".tiktoken", ".txt")
 
 
@@ -35,7 +35,7 @@ class HubName:
 
 
 def parse_name(name: PathLike) -> HubName | None:
-    """Return the parts of ``ORG/NAME[@REVISION][/FILE.gguf]``, or ``None`` if it can only be a path.
+    """Return the parts of ``ORG/NAME[@REVISION][/FILE.gguf]``, or ``None`` for anything else, which can only be a path.
 
     The form is that of `huggingface_hub.HfFileSystem`. A `pathlib.Path` is always a path.
 
@@ -58,18 +58,23 @@ def parse_name(name: PathLike) -> HubName | None:
 
 @dataclass(frozen=True)
 class MissingPath:
-    """What messages say of a path that does not exist: at the beginning, and the paths that could be meant."""
+    """The parts of messages about a path that does not exist.
+
+    Attributes:
+        absent: The beginning of a message.
+        nearest: Its end: existing paths with a similar name.
+    """
 
     absent: str = ""
     nearest: str = ""
 
 
 NO_PATH = MissingPath()
-"""For a name that was never looked for as a path."""
+"""For a name that was not looked up as a path."""
 
 
 def missing_path(path: PathLike) -> MissingPath:
-    """Return what messages say of a path that does not exist."""
+    """Return the parts of messages about a path that does not exist."""
     folder, name = os.path.split(os.fspath(path))
     try:
         there = [entry for entry in os.listdir(folder or ".") if not entry.startswith(".")]

@@ -1,7 +1,7 @@
 """List and fetch the files of one repository at one commit, through `huggingface_hub`.
 
 Source: the guides "Download files" and "Understand caching" of huggingface_hub; `transformers.utils.hub.cached_files`
-for what counts as an error and what falls back to the cache.
+for which failures are errors and which fall back to the cache.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from huggingface_hub import HfApi, constants, errors, snapshot_download
 
 from bpe_llama._hub.names import MissingPath
 
-# What the HTTP library of this version of huggingface_hub raises: requests, httpx or httpx2.
+# The base class of errors in the HTTP library of this version of huggingface_hub: requests, httpx or httpx2.
 _HttpError: type[Exception] = errors.HfHubHTTPError.__mro__[1]
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of models, and how it is reached.
+    """A repository of models, with the options to access it.
 
     Attributes:
         repo: ``ORG/NAME``.
         revision: A branch, tag or commit; ``None`` is the main branch.
         token: See `huggingface_hub.HfApi`.
         cache_dir: The cache; ``None`` for that of the environment.
-        missing: What messages say of a path of this name.
+        missing: What messages say about a path of this name.
     """
 
     repo: str
@@ -39,9 +39,10 @@ class Repository:
     missing: MissingPath
 
     def open(self, local_files_only: bool) -> Snapshot:
-        """Return the files of the revision: those that the Hub lists, or else those that are known to the cache.
+        """Return the files of the revision, as the Hub lists them.
 
-        The cache counts if ``local_files_only``, in offline mode, and if the Hub does not answer or denies access.
+        The cache lists them instead with ``local_files_only``, in offline mode, and if the Hub gives no answer or no
+        access.
 
         Raises:
             FileNotFoundError: If there is no such repository or revision, or the Hub does not answer and the cache has
@@ -83,7 +84,7 @@ class Repository:
             return None
 
     def _cached_files(self, folder: Path) -> list[str]:
-        """Return the files of a commit as the cache lists them, or else those that are in the cache."""
+        """Return the files of a commit: all, if the cache has the list of them, or else the cached files."""
         listing = getattr(huggingface_hub, "get_cached_repo_tree", None)  # from huggingface_hub 2 on
         if listing is not None:
             try:
@@ -93,7 +94,7 @@ class Repository:
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
     def explained(self, error: Exception, lacking: Sequence[str] = ()) -> OSError:
-        """Return what is raised for an error of `huggingface_hub`; ``lacking`` are files that the cache lacks."""
+        """Return what to raise for an error of `huggingface_hub`; ``lacking`` are files that the cache lacks."""
         at = "" if self.revision is None else f" at revision {self.revision!r}"
         cache = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
         absent = f"{self.missing.absent}the Hugging Face cache {cache} lacks it"
@@ -130,8 +131,8 @@ class Snapshot:
     Attributes:
         repository: The repository.
         commit: The SHA of the commit.
-        files: All files, as far as they are known.
-        failure: Why the Hub is not asked: the cache has to hold what is needed. ``None``: it is asked.
+        files: The known files: all files of the commit, or only the cached ones if the Hub did not list them.
+        failure: Why files cannot be fetched, so that the cache must hold them. ``None`` if they can be.
     """
 
     repository: Repository
@@ -140,16 +141,16 @@ class Snapshot:
     failure: Exception | None
 
     def fetch(self, files: Sequence[str]) -> Path:
-        """Return the folder of the snapshot after fetching what the cache lacks of these files.
+        """Fetch the files that the cache lacks, and return the folder of the snapshot.
 
-        Without lacking files nothing is requested. A file is written under a temporary name and then renamed, so a
-        file in the folder is complete.
+        If the cache lacks no file, no request is sent. A file is written under a temporary name and then renamed, so
+        every file in the folder is complete.
 
         Raises:
-            FileNotFoundError: If the cache lacks files and the Hub is not asked.
+            FileNotFoundError: If the cache lacks files and they cannot be fetched.
             PermissionError: If access is denied.
             ConnectionError: If a file could not be fetched.
-            OSError: If the branch moved in between.
+            OSError: If the branch points to another commit since `Repository.open`.
         """
         repository = self.repository
         folder = repository.cached_folder()

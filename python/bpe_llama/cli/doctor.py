@@ -1,4 +1,4 @@
-"""`bpe-llama doctor`: what this installation and this machine have."""
+"""`bpe-llama doctor`: the versions, packages and CPU instructions that bpe-llama finds."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from bpe_llama._core import simd_tier, simd_tiers
 
 EXAMPLE = "Example: bpe-llama doctor"
 
-# What each extra of the package needs beyond the base.
 _EXTRAS = {
     "model": ("torch", "safetensors", "matplotlib", "gguf"),
-    "hub": ("datasets", "huggingface_hub"),
+    "serve": ("fastapi", "prometheus-client", "pydantic", "starlette", "regex", "uvicorn"),
+    "structured": ("llguidance",),
+    "hub": ("huggingface-hub", "datasets"),
     "parquet": ("pyarrow",),
     "scale": ("ray",),
     "eval": ("lm-eval",),
     "transformers": ("transformers",),
+    "float8": ("torchao",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
 }
+"""The packages of each extra of pyproject.toml."""
 
 
 def command(
     torch: Annotated[bool, typer.Option("--torch", help="Import torch, and describe its devices too.")] = False,
 ) -> None:
-    """Print the versions, instructions, processors and packages that bpe-llama finds here."""
+    """Print versions, processors, CPU instructions, and which extras are installed."""
     lines = {
         "bpe-llama": __version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
@@ -49,14 +55,14 @@ def _processors() -> int:
 
 
 def _instructions() -> str:
-    """Return the instructions in use, and those of the CPU."""
+    """Return the tier of instructions in use, and all tiers of the CPU."""
     cap = os.environ.get("BPE_LLAMA_SIMD")
     why = f"BPE_LLAMA_SIMD={cap}" if cap else "the best of this CPU; BPE_LLAMA_SIMD caps them"
     return f"{simd_tier()} ({why}); this CPU has {', '.join(simd_tiers())}"
 
 
 def _missing(packages: tuple[str, ...]) -> str:
-    """Return which packages of an extra are not installed."""
+    """Return "installed", or the packages of an extra that are not installed."""
     missing = []
     for package in packages:
         try:

@@ -5,7 +5,8 @@ of the model on the same page.
 
 | file | job |
 |---|---|
-| `app` | routes, limits, errors in OpenAI's shape |
+| `app` | routes and limits |
+| `errors` | errors in OpenAI's shape, JSON responses |
 | `tokens` | tokens of a text, merges of a pre-token, a vocabulary in figures |
 | `library` | the tokenizers of the page, also those that a visitor drops on it |
 | `running` | serve on a socket until Ctrl-C |

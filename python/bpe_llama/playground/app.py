@@ -1,6 +1,6 @@
-"""The routes of the page and of ``/tokenize`` and ``/detokenize``.
+"""The routes of the page, and ``/tokenize`` and ``/detokenize`` with the requests and answers of vLLM.
 
-Requests and answers of the last two are vLLM's. Errors have OpenAI's shape.
+Errors have OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
         f"the page needs {error.name}: pip install 'bpe_llama[serve]'", name=error.name
     ) from error
 
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 from bpe_llama.playground.library import Library
 from bpe_llama.playground.tokens import describe_chat, describe_merges, describe_text, describe_tokenizer
 
@@ -38,8 +39,8 @@ MAX_BODY = 2 << 20
 MAX_FILE = 64 << 20
 """Bytes of a dropped tokenizer."""
 MAX_MERGED = 2_000
-"""Characters of a text whose merges are played."""
-# Nothing is loaded from elsewhere, and no other page may frame this one.
+"""Characters of a text to show merges of."""
+# The page loads nothing from other hosts, and no other page may show it in a frame.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'",
@@ -55,7 +56,7 @@ Many = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class Strict(BaseModel):
-    """A request: an unknown field is an error."""
+    """A request with fields of exact types; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -77,7 +78,7 @@ class TokenizeRequest(Strict):
     prompt: str | None = None
     messages: Many[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
-    """Add the post-processor's tokens: by default for a prompt, never for messages, as the template has its own."""
+    """Whether to add the post-processor's tokens. Default: yes for a prompt; messages have the template's instead."""
     add_generation_prompt: bool = True
     tools: Many[dict[str, Any]] | None = None
     return_token_strs: bool = False
@@ -100,7 +101,7 @@ class TextRequest(Strict):
 
 
 class ChatRequest(Strict):
-    """A conversation to show as the chat template writes it."""
+    """A conversation: the chat template's text and tokens are shown."""
 
     tokenizer: str | None = None
     messages: Many[dict[str, Any]]
@@ -117,34 +118,11 @@ class MergesRequest(Strict):
 Body = TypeVar("Body", bound=Strict)
 
 
-class JsonResponse(Response):
-    """JSON in ASCII: half a surrogate pair, which a client may send, has no UTF-8."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Return the content as JSON."""
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
-
-
-class RequestError(Exception):
-    """A request that cannot be served."""
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    def response(self) -> JsonResponse:
-        """Return the answer that names the error."""
-        error = {"message": str(self), "type": "invalid_request_error", "param": self.param, "code": self.code}
-        return JsonResponse({"error": error}, status_code=self.status)
-
-
 def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
     """Return the page as an application of its own, for a browser on the same machine.
 
     Args:
-        tokenizers: The tokenizers by the name they are shown by.
+        tokenizers: The tokenizers by the names that the page shows.
 
     Raises:
         ModuleNotFoundError: If the extra ``serve`` is not installed.
@@ -156,7 +134,7 @@ def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
         >>> sorted(route.path for route in app.routes)[:3]
         ['/', '/detokenize', '/playground/chat']
     """
-    # A page elsewhere can point its own host name at 127.0.0.1; such requests carry that name.
+    # A web page can let its own domain name resolve to 127.0.0.1; its requests have that name as their Host.
     local = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     return Starlette(routes=playground_routes(tokenizers), middleware=[local])
 
@@ -166,11 +144,11 @@ def playground_routes(
     *,
     models: Mapping[str, int] | None = None,
 ) -> list[BaseRoute]:
-    """Return the routes of the page, for an application that has more.
+    """Return the routes of the page, for an application with further routes.
 
     Args:
-        tokenizers: By the name they are shown by.
-        models: The models that the application serves under ``/v1`` with the context of each, in tokens.
+        tokenizers: The tokenizers by the names that the page shows.
+        models: The context, in tokens, of each model that the application serves under ``/v1``.
     """
     library = Library(tokenizers)
     contexts = dict(models or {})
@@ -196,10 +174,10 @@ def playground_routes(
     def tokenize(request: TokenizeRequest) -> dict[str, Any]:
         tokenizer = found(library, request.model, "model")
         if (request.prompt is None) == (request.messages is None):
-            raise RequestError("expected one of prompt and messages", param="prompt")
+            raise bad("expected one of prompt and messages", "prompt")
         if request.messages is not None:
             if request.add_special_tokens:
-                raise RequestError("a chat template writes its own special tokens", param="add_special_tokens")
+                raise bad("a chat template writes its own special tokens", "add_special_tokens")
             ids = tokenizer.apply_chat_template(
                 request.messages, add_generation_prompt=request.add_generation_prompt, tools=request.tools
             )
@@ -221,16 +199,16 @@ def playground_routes(
         try:
             return {"prompt": tokenizer.decode(request.tokens)}
         except (KeyError, OverflowError) as error:
-            raise RequestError(f"tokens: {error.args[0]}", param="tokens") from None
+            raise bad(f"tokens: {error.args[0]}", "tokens") from None
 
     async def dropped(request: Request) -> Response:
         try:
             content = await body_of(request, MAX_FILE, "application/octet-stream")
             name, tokenizer = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
-        except RequestError as error:
+        except ApiError as error:
             return error.response()
         except ValueError as error:
-            return RequestError(str(error)).response()
+            return bad(str(error)).response()
         return JsonResponse({"name": name, **describe_tokenizer(tokenizer)})
 
     return [
@@ -247,20 +225,27 @@ def playground_routes(
 
 
 def found(library: Library, name: str | None, param: str = "tokenizer") -> Tokenizer:
-    """Return a tokenizer, or raise the error that lists the names there are."""
+    """Return the tokenizer of a name, the first one for None.
+
+    Raises:
+        ApiError: 404 if there is no such tokenizer; the message lists the names.
+    """
     try:
         return library.get(name)
     except KeyError:
         known = ", ".join(library.tokenizers)
-        raise RequestError(
-            f"there is no {param} {name!r}; known: {known}", status=404, param=param, code="model_not_found"
+        raise ApiError(
+            404, f"there is no {param} {name!r}; known: {known}", param=param, code="model_not_found"
         ) from None
 
 
 def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Callable[[Request], Any]:
-    """Return a handler: it checks the body, calls the function and names what is wrong with a request.
+    """Return a handler that checks the body of a request, calls a function with it, and answers with the result.
 
-    A function that is no coroutine runs in a thread.
+    Args:
+        shape: The fields of the body; None for a request without one.
+        function: Gets the body, returns a value for JSON. It runs in a thread unless it is a coroutine function. Its
+            ApiError, ValueError or TypeError becomes the answer.
     """
 
     async def handle(request: Request) -> Response:
@@ -271,10 +256,10 @@ def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Calla
             if iscoroutinefunction(function):
                 return JsonResponse(await function(content))
             return JsonResponse(await run_in_threadpool(function, content))
-        except RequestError as error:
+        except ApiError as error:
             return error.response()
         except (ValueError, TypeError) as error:
-            return RequestError(str(error)).response()
+            return bad(str(error)).response()
 
     return handle
 
@@ -283,36 +268,40 @@ async def body_of(request: Request, most: int, kind: str) -> bytes:
     """Return the body of a request.
 
     Raises:
-        RequestError: If it is longer than ``most`` bytes, or its type is not ``kind``: other types are those that a
-            page elsewhere may send without asking.
+        ApiError: 413 if it has more than ``most`` bytes; 415 if its type is not ``kind``. A web page of another site
+            may send some other types to any server without asking it first.
     """
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != kind:
-        raise RequestError(f"Content-Type is {given!r:.100}; expected {kind}", status=415)
+        raise ApiError(415, f"Content-Type is {given!r:.100}; expected {kind}", code="unsupported_type")
     parts: list[bytes] = []
     size = 0
     try:
         async for part in request.stream():
             size += len(part)
             if size > most:
-                raise RequestError(f"the request is longer than {most:,} bytes", status=413)
+                raise ApiError(413, f"the body has more than {most:,} bytes", code="body_too_large")
             parts.append(part)
     except ClientDisconnect:
-        raise RequestError("the client went before the end of its request") from None
+        raise bad("the client went before the end of its request") from None
     return b"".join(parts)
 
 
 def checked(shape: type[Body], content: bytes) -> Body:
-    """Return the body of a request as its shape, or raise an error that names the field."""
+    """Return the fields of a body.
+
+    Raises:
+        ApiError: If the body is no JSON or a field is not valid; it names the field.
+    """
     try:
         values = json.loads(content)
     except RecursionError:
-        raise RequestError("the request's JSON is nested too deep") from None
+        raise bad("the body's JSON is nested too deeply", code="invalid_json") from None
     except ValueError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
+        raise bad(f"the body is no JSON: {error}", code="invalid_json") from None
     try:
         return shape.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise RequestError(f"{field or 'the request'}: {first['msg']}", param=field or None) from None
+        raise bad(f"{field or 'the body'}: {first['msg']}", field or None) from None

@@ -1,4 +1,4 @@
-"""The tokenizers of the page by name: those it was started with, and those that visitors drop on it."""
+"""The tokenizers of the page by name: the ones it was started with, and the ones that visitors drop on it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from bpe_llama.educational import EducationalTokenizer
 from bpe_llama.tokenizer import Tokenizer
 
 MAX_DROPPED = 4
-"""Dropped tokenizers that are kept; the one not used for longest goes first."""
+"""Dropped tokenizers that are kept; the least recently used one is removed first."""
 SUFFIXES = (".json", ".tiktoken", ".model", ".gguf")
 
 
 class Library:
-    """Tokenizers by name, for several threads.
+    """Tokenizers by name; threads may share it.
 
     Args:
-        tokenizers: The tokenizers that stay, by the name they are shown by.
+        tokenizers: The tokenizers that are never removed, by the names that the page shows.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no tokenizer.
     """
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
@@ -53,11 +53,11 @@ class Library:
             return self.tokenizers[name]
 
     def twin(self, name: str | None) -> EducationalTokenizer:
-        """Return the plain-Python twin of a tokenizer, which shows its merges.
+        """Return the `EducationalTokenizer` of a tokenizer, which shows its merges.
 
         Raises:
             KeyError: If there is no tokenizer of this name.
-            ValueError: If the tokenizer does more than split text and merge bytes.
+            ValueError: If the tokenizer does more than split text into pre-tokens and merge their bytes.
         """
         tokenizer = self.get(name)
         with self._loading:
@@ -68,7 +68,8 @@ class Library:
     def drop(self, file_name: str, content: bytes) -> tuple[str, Tokenizer]:
         """Load the content of a tokenizer's file; return the name it has from now on, and the tokenizer.
 
-        Only the suffix of ``file_name`` is used. The content is written to a temporary folder, read and removed.
+        The content is written to a temporary folder, read and removed. Of ``file_name`` the suffix tells the format;
+        its last part and a hash of the content are the name.
 
         Raises:
             ValueError: If the suffix or the content is not that of a tokenizer.

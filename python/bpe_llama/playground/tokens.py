@@ -1,4 +1,4 @@
-"""What the page shows of a text and of a tokenizer, as values for JSON."""
+"""Describes texts, conversations, merges and tokenizers for the page, as values for JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 MAX_SHOWN = 5_000
 """Tokens that one answer describes; all are counted."""
 MAX_PIECE = 200
-"""Bytes of a pre-token whose merges are played: one list of tokens a merge."""
+"""Bytes of a pre-token to show merges of; each merge gives one list of tokens."""
 
 
 def describe_text(tokenizer: Tokenizer, text: str, *, special: bool, template: bool) -> dict[str, Any]:
@@ -22,12 +22,12 @@ def describe_text(tokenizer: Tokenizer, text: str, *, special: bool, template: b
         tokenizer: The tokenizer.
         text: The text.
         special: Whether the text of a special token becomes its id.
-        template: Whether to add what the tokenizer's files put around a text, such as a token for its beginning.
+        template: Whether to add the tokens of the post-processor, such as a beginning-of-text token.
 
     Returns:
         ``count``, ``characters``, ``bytes`` and ``tokens``. A token has ``id``, ``bytes`` (hexadecimal), ``text``,
-        ``special``, and ``start`` and ``end``: its characters are ``text[start:end]``, both None where it stands for
-        no characters.
+        ``special``, ``start`` and ``end``: its characters are ``text[start:end]``. ``start`` and ``end`` are None for a
+        token without characters.
 
     Example:
         >>> from bpe_llama import Tokenizer
@@ -55,7 +55,7 @@ def describe_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *
 
     Args:
         tokenizer: A tokenizer with a chat template.
-        messages: With ``role`` and ``content``.
+        messages: Messages with ``role`` and ``content``.
         answer: Whether the text ends where the assistant's answer begins.
 
     Raises:
@@ -100,7 +100,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def describe_merges(twin: EducationalTokenizer, text: str) -> list[dict[str, Any]]:
-    """Return the pre-tokens of a text and what each merge makes of them.
+    """Return the pre-tokens of a text, and the tokens of each after every merge.
 
     Returns:
         One item a pre-token: ``text``, and ``steps``, each a list of tokens with ``text`` and ``id``. The first step

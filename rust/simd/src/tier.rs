@@ -1,7 +1,7 @@
-//! The tier of instructions that this process uses: what the CPU has, at most what `BPE_LLAMA_SIMD` names.
+//! The tier of instructions that this process uses: the best of the CPU, or the tier that `BPE_LLAMA_SIMD` names.
 //!
-//! The variable is read once. With it, a computer shows how fast the crates are on an older one, and tests run every tier.
-//! It caps these crates' own kernels; dependencies, such as memchr, detect the CPU by themselves.
+//! The variable is read once. It serves to measure how fast the crates are on an older CPU, and to test every tier on one
+//! machine. It caps the kernels of these crates; dependencies, such as memchr, detect the CPU by themselves.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// The environment variable that caps the tier.
 pub const VARIABLE: &str = "BPE_LLAMA_SIMD";
 
-/// A set of instructions. Each tier includes those before it.
+/// A set of instructions. Each tier includes the tiers before it, except that [`Tier::Amx`] needs no AVX-512 BF16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
     /// The baseline of the target: SSE2 on x86-64, NEON on arm64, where the compiler may use it but no intrinsics do.
@@ -27,7 +27,7 @@ pub enum Tier {
     /// AVX-512 BF16.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
-    /// AMX for bfloat16, which does not need AVX-512 BF16 but comes with it.
+    /// AMX for bfloat16. CPUs with AMX have AVX-512 BF16 too, but only AVX-512 is checked.
     #[cfg(target_arch = "x86_64")]
     Amx,
 }
@@ -35,9 +35,9 @@ pub enum Tier {
 /// Why `BPE_LLAMA_SIMD` is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TierError {
-    /// The name is that of no tier of this target.
+    /// No tier of this target has this name.
     Unknown(String),
-    /// The CPU lacks the instructions.
+    /// The CPU lacks the instructions of this tier.
     Missing(Tier),
 }
 
@@ -87,10 +87,10 @@ impl Tier {
     /// Returns whether this process uses the tier: the CPU has it, and the cap is not below it.
     ///
     /// # Panics
-    /// If `BPE_LLAMA_SIMD` is refused; [`check`] tells before.
+    /// If `BPE_LLAMA_SIMD` is refused. Call [`check`] first to get the error instead.
     #[inline(always)]
     pub fn is_used(self) -> bool {
-        // One more than the highest tier below AMX; 0 before it is known.
+        // The number of the highest tier below AMX that is used, plus one; 0 until it is detected.
         static KNOWN: AtomicU8 = AtomicU8::new(0);
 
         #[cold]
@@ -110,7 +110,7 @@ impl Tier {
         (self as u8) < known
     }
 
-    /// Returns whether the CPU, and for AMX the system, has the tier and those before it.
+    /// Returns whether the CPU has the tier and the tiers before it; for AMX see `HAS_AMX`.
     fn is_detected(self) -> bool {
         match self {
             Self::Portable => true,
@@ -157,7 +157,7 @@ pub fn check() -> Result<(), TierError> {
     cap().map(|_| ())
 }
 
-/// Returns the highest tier that `BPE_LLAMA_SIMD` allows: all of them where it is not set.
+/// Returns the highest tier that `BPE_LLAMA_SIMD` allows; the last tier if the variable is not set or empty.
 fn cap() -> Result<Tier, TierError> {
     static CAP: LazyLock<Result<Tier, TierError>> = LazyLock::new(|| match std::env::var_os(VARIABLE) {
         Some(name) if !name.is_empty() => parse(&name.to_string_lossy()),
@@ -174,7 +174,7 @@ fn parse(name: &str) -> Result<Tier, TierError> {
 
 /// Whether the CPU has AMX for bfloat16 and AVX-512, and the system lets this process use AMX.
 ///
-/// Linux alone is asked: a process requests the state of the tile registers before it uses them.
+/// False on systems other than Linux. On Linux a process must request the state of the tile registers before it uses them.
 #[cfg(target_arch = "x86_64")]
 static HAS_AMX: LazyLock<bool> = LazyLock::new(|| {
     #[cfg(target_os = "linux")]

@@ -1,5 +1,5 @@
 // The view of a conversation with the model: streaming, stop, regenerate, probabilities of tokens.
-import { byId, element, headers, problemOf, showProblem, visible, walkable } from "./common.js";
+import { byId, element, headers, problemOf, showProblem, visible, rovingFocus } from "./common.js";
 
 const SLIDERS = ["temperature", "top_p", "min_p", "max_tokens"];
 const ALTERNATIVES = 5;
@@ -86,7 +86,7 @@ async function answer() {
   } finally {
     running = undefined;
     if (turns === history) turns.push(turn);
-    if (words.length) walkable(body, (place) => { byId("chat-detail").textContent = describe(words[place]); });
+    if (words.length) rovingFocus(body, (place) => { byId("chat-detail").textContent = describe(words[place]); });
     controls();
   }
 }
@@ -122,7 +122,7 @@ async function* events(stream) {
   }
 }
 
-/** Add the tokens of one event: a token's text where it is complete, else the text that completes it. */
+/** Add the tokens of one event. If one of them ends inside a character, all text goes to the last one. */
 function addWords(body, words, choice) {
   const text = choice.delta.content ?? "";
   const tokens = choice.logprobs?.content ?? [];
@@ -142,7 +142,7 @@ function addWords(body, words, choice) {
     words.push(token);
     body.append(word);
   });
-  walkable(body, (place) => { byId("chat-detail").textContent = describe(words[place]); });
+  rovingFocus(body, (place) => { byId("chat-detail").textContent = describe(words[place]); });
 }
 
 function describe(token) {

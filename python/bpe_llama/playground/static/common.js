@@ -18,7 +18,7 @@ export function headers(more = {}) {
   return key ? { ...more, Authorization: `Bearer ${key}` } : more;
 }
 
-/** Return the JSON that the server answers with; throw its message if it refuses. */
+/** Return the JSON of the answer; throw the server's message if the status is an error. */
 export async function request(path, body) {
   const posted = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
   const answer = await fetch(path, { ...posted, headers: headers({ "Content-Type": "application/json" }) });
@@ -34,8 +34,8 @@ export async function problemOf(answer) {
   }
 }
 
-/** Return a function that waits until calls pause, and reports what fails. */
-export function calmly(action, milliseconds = 150) {
+/** Return a function that runs the action once its calls pause, and shows an error of the action. */
+export function debounced(action, milliseconds = 150) {
   let timer;
   return () => {
     clearTimeout(timer);
@@ -43,8 +43,8 @@ export function calmly(action, milliseconds = 150) {
   };
 }
 
-/** Let the arrow keys move between the children of a list, of which one at a time can be reached by Tab. */
-export function walkable(list, onFocus) {
+/** Let the arrow keys move the focus between the children of a list; Tab reaches one of them (roving tabindex). */
+export function rovingFocus(list, onFocus) {
   const items = [...list.children];
   items.forEach((item, place) => { item.tabIndex = place ? -1 : 0; });
   list.onkeydown = (event) => {
@@ -65,7 +65,7 @@ export function walkable(list, onFocus) {
   items.forEach((item) => { item.onfocus = report; });
 }
 
-/** Return text as it can be seen: line ends, tabs and control characters get a sign. */
+/** Return text with visible signs for line ends, tabs and control characters. */
 export function visible(text) {
   return text.replaceAll("\n", "↵\n").replaceAll("\t", "→\t").replaceAll("\r", "␍").replace(
     /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);

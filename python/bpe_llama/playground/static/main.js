@@ -1,4 +1,4 @@
-// The frame of the page: views, theme, what the server offers.
+// The frame of the page: views, theme, and which views the server supports.
 import { byId, element, request, showProblem } from "./common.js";
 import { startChat } from "./chat.js";
 import { startModel } from "./model.js";

@@ -1,12 +1,12 @@
 // The view of the model: its parameters, its memory, attention weights of a sentence.
-import { byId, calmly, element, request, visible } from "./common.js";
+import { byId, debounced, element, request, visible } from "./common.js";
 
 let drawn; // the attention weights on the canvas
 
 export function startModel() {
-  byId("tab-model").addEventListener("shown", calmly(describeModel, 0));
-  byId("model-name").onchange = calmly(describeModel, 0);
-  byId("attend").onclick = calmly(attend, 0);
+  byId("tab-model").addEventListener("shown", debounced(describeModel, 0));
+  byId("model-name").onchange = debounced(describeModel, 0);
+  byId("attend").onclick = debounced(attend, 0);
   byId("sentence").onkeydown = (event) => { if (event.key === "Enter") byId("attend").click(); };
   byId("map").onpointermove = point;
 }

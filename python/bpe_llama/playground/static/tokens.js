@@ -1,5 +1,5 @@
 // The view of tokens: one or two tokenizers on a text, merges step by step, a conversation.
-import { byId, calmly, element, headers, problemOf, request, showProblem, visible, walkable } from "./common.js";
+import { byId, debounced, element, headers, problemOf, request, showProblem, visible, rovingFocus } from "./common.js";
 
 const COLOURS = 5;
 let info;
@@ -9,11 +9,11 @@ export function startTokens(given) {
   for (const name of Object.keys(info.tokenizers)) addOption(name);
   const names = Object.keys(info.tokenizers);
   if (names.length > 1) byId("tokenizer-b").value = names[1];
-  const refresh = calmly(showTokens);
+  const refresh = debounced(showTokens);
   for (const id of ["text", "tokenizer-a", "tokenizer-b", "special", "template", "table"]) byId(id).oninput = refresh;
   byId("merges").ontoggle = refresh;
   byId("file").onchange = () => addFile(byId("file").files[0]);
-  dropping();
+  acceptDrops();
   startMerges();
   startConversation();
   refresh();
@@ -64,7 +64,7 @@ function spans(tokens) {
     span.setAttribute("role", "listitem");
     return span;
   }));
-  walkable(list, (place) => { byId("detail").textContent = describe(tokens[place], place); });
+  rovingFocus(list, (place) => { byId("detail").textContent = describe(tokens[place], place); });
   return list;
 }
 
@@ -104,7 +104,7 @@ async function addFile(file) {
   }
 }
 
-function dropping() {
+function acceptDrops() {
   const target = document.body;
   target.ondragover = (event) => { event.preventDefault(); byId("drop").classList.add("over"); };
   target.ondragleave = () => byId("drop").classList.remove("over");
@@ -130,7 +130,7 @@ function startMerges() {
 
 async function loadMerges() {
   pause();
-  const text = byId("text").value.slice(0, 2000);
+  const text = [...byId("text").value].slice(0, 2000).join(""); // by characters: half a surrogate pair is refused
   ({ pieces } = await request("playground/merges", { text, tokenizer: byId("tokenizer-a").value }));
   byId("pieces").replaceChildren(...pieces.map((each, place) => {
     const button = element("button", { type: "button", textContent: visible(each.text).replaceAll(" ", "·") });
@@ -183,7 +183,7 @@ function startConversation() {
     const last = byId("messages").lastElementChild?.querySelector("select").value;
     addMessage(last === "user" ? "assistant" : "user", "");
   };
-  byId("show-chat").onclick = calmly(showChat, 0);
+  byId("show-chat").onclick = debounced(showChat, 0);
 }
 
 function addMessage(role, content) {
