@@ -31,6 +31,9 @@ STRUCTURED = ("json_schema", "json_object", "regex", "choice", "grammar")
 MAX_GRAMMAR_BYTES = 1 << 17
 """The largest schema, regex or grammar. Compilation may take quadratic time: 1 s for 90 kB of properties."""
 
+MAX_INTERSECTED = 12
+"""Patterns that one string of a schema may have to match at once: the time of compilation doubles with each."""
+
 
 class Grammars:
     """Compiles grammars for one tokenizer; the 64 that were used last are cached.
@@ -67,6 +70,8 @@ class Grammars:
         if option == "json_object" and options[option] is not True:
             raise TypeError(f"json_object is {options[option]!r}; expected True or False")
         text = _READERS[option](options[option])
+        if option == "json_schema":
+            _check_intersections(json.loads(text))
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
@@ -151,6 +156,42 @@ def _schema_text(schema: Any) -> str:
     except TypeError as error:
         text = str(error)
         raise TypeError(text if text.startswith("json_schema") else f"json_schema is no JSON: {text}") from None
+
+
+def _check_intersections(schema: Any) -> None:
+    """Raise a ValueError if one text would have to match over `MAX_INTERSECTED` patterns at once.
+
+    What stands beside ``$ref`` and in the branches of ``allOf`` holds together; of all other keywords the largest count
+    is taken, so that the count may be too high for schemas of objects, never too low.
+    """
+    known: dict[str, int] = {}
+
+    def count(part: Any) -> int:
+        if isinstance(part, list):
+            return max(map(count, part), default=0)
+        if not isinstance(part, dict):
+            return 0
+        together = int(isinstance(part.get("pattern"), str))
+        if isinstance(part.get("allOf"), list):
+            together += sum(map(count, part["allOf"]))
+        if isinstance(part.get("$ref"), str):
+            together += count_ref(part["$ref"])
+        return together + max((count(part[name]) for name in part if name not in ("allOf", "$defs")), default=0)
+
+    def count_ref(ref: str) -> int:
+        if ref not in known:
+            known[ref] = 0  # of itself
+            found = schema
+            for name in ref.removeprefix("#").split("/")[1:]:
+                found = found.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+            known[ref] = count(found)
+        return known[ref]
+
+    found = count(schema)
+    if found > MAX_INTERSECTED:
+        raise ValueError(
+            f"json_schema has {found} patterns that one text must match at once; expected at most {MAX_INTERSECTED}"
+        )
 
 
 def _choice_text(choice: Any) -> str:

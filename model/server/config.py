@@ -29,6 +29,12 @@ class Limits:
     """Stop strings of one request."""
     stop_characters: int = 1600
     """Characters of a stop string."""
+    words: int = 256
+    """Strings of ``bad_words`` and of ``dry_sequence_breakers``."""
+    word_length: int = 1000
+    """Characters of each."""
+    body_seconds: float = 60.0
+    """Seconds in which a body must have come."""
     inputs: int = 2048
     """Texts of one embeddings request; OpenAI's limit."""
     schema_bytes: int = 64 << 10

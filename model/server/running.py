@@ -55,6 +55,8 @@ class _Server(ReadyServer):
         """Let running requests end; after ``grace`` seconds the scheduler ends them with what they have so far."""
         ending = asyncio.ensure_future(self._service.end())
         await super().shutdown(sockets=sockets)
+        if self.force_exit:
+            self._service.scheduler.hurry()
         await ending
 
     @contextmanager

@@ -5,8 +5,10 @@ They are plain ASGI middleware, which buffers no stream and passes on that a cli
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import time
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -50,8 +52,8 @@ class Guard:
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        of_page = scope["path"].startswith(PAGE)
-        await self.app(scope, receive if of_page else self._limited(receive), send)
+        bounded = not scope["path"].startswith(PAGE)
+        await self.app(scope, self._limited(receive, bounded), send)
 
     def _identity(self, scope: Scope, headers: Headers) -> str:
         """Return a hash of the client's key, "" if none is needed.
@@ -75,7 +77,10 @@ class Guard:
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """Raise an ApiError if a browser sends the request for a page of another site that CORS does not allow."""
-        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        origin = headers.get("origin")
+        own = origin is None or origin.partition("://")[2] == headers.get("host")  # older browsers send Origin alone
+        site = headers.get("sec-fetch-site", "none" if own else "cross-site")
+        foreign = site not in ("none", "same-origin")
         allowed = self.config.cors_origins
         if foreign and scope["method"] == "POST" and "*" not in allowed and headers.get("origin") not in allowed:
             message = f"Origin is {headers.get('origin', '')!r:.100}; requests of other sites' pages are refused"
@@ -95,16 +100,24 @@ class Guard:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body has more than {self.config.limits.body_bytes:,} bytes", code="body_too_large")
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Return a ``receive`` that raises once more bytes have come than the limit allows."""
-        size = 0
+    def _limited(self, receive: Receive, bounded: bool) -> Receive:
+        """Return a ``receive`` that raises once the body has more bytes, or takes more time, than the limits allow."""
+        limits = self.config.limits
+        size, complete = 0, False
+        deadline = time.monotonic() + limits.body_seconds
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, complete
+            if complete:  # what comes now is that the client goes
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                raise HTTPException(408, f"the body took over {limits.body_seconds:g} s") from None
             if message["type"] == "http.request":
+                complete = not message.get("more_body", False)
                 size += len(message.get("body", b""))
-                if size > self.config.limits.body_bytes:  # FastAPI turns other exceptions into status 400
+                if bounded and size > limits.body_bytes:  # FastAPI turns other exceptions into status 400
                     raise HTTPException(413, str(self._too_large()))
             return message
 

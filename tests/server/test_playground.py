@@ -139,7 +139,7 @@ def test_merges_are_those_of_the_tokenizer_that_was_dropped_last(
         Tokenizer.train_from_iterator([TEXT], 256 + 5 * count, progress=False).save(path)
         contents.append(path.read_bytes())
     for content in [contents[0], *contents] * 3:  # one file twice: the first tokenizer's address is free again
-        name = page.drop("x.json", content)
+        name, _ = page.drop("x.json", content)
         assert len(page.twin(name).ids) == page.get(name).vocab_size
     assert len(page._twins) == 3
 

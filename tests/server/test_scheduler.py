@@ -267,13 +267,20 @@ def test_an_error_ends_its_request_alone(generator: TextGenerator) -> None:
     served(generator, body, slots=8)
 
 
-def test_a_failing_engine_ends_what_runs_and_goes_on(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+class RustPanic(BaseException):
+    """As PyO3's, no Exception."""
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RustPanic])
+def test_a_failing_engine_ends_what_runs_and_goes_on(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
     step, calls = Engine.step, []
 
     def failing(engine: Engine) -> Any:
         calls.append(engine)
         if len(calls) == 3:
-            raise MemoryError("out of memory")
+            raise kind("out of memory")
         return step(engine)
 
     async def body(scheduler: Scheduler) -> None:
@@ -286,7 +293,7 @@ def test_a_failing_engine_ends_what_runs_and_goes_on(generator: TextGenerator, m
             try:
                 assert "".join([u.text async for u in stream]) == generator.generate(f"run {number}", **GREEDY)
             except EngineError as error:
-                assert isinstance(error.__cause__, MemoryError)
+                assert isinstance(error.__cause__, kind)
                 errors += 1
         assert errors == 2
         assert text((await read(scheduler, "again", **GREEDY))[0]) == generator.generate("again", **GREEDY)
@@ -316,8 +323,22 @@ def test_functions_run_between_steps(generator: TextGenerator) -> None:
         assert await scheduler.run(threading.current_thread) is not threading.current_thread()
         with pytest.raises(ZeroDivisionError):
             await scheduler.run(lambda: 1 / 0)
+        ran: list[int] = []
 
-    served(generator, body)
+        async def run(number: int) -> None:
+            await scheduler.run(lambda: (time.sleep(0.2), ran.append(number)))
+
+        waiting = [asyncio.ensure_future(run(0))]
+        await asyncio.sleep(0.1)
+        waiting += [asyncio.ensure_future(run(number)) for number in (1, 2, 3)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):  # one runs, three wait
+            await scheduler.run(lambda: None)
+        waiting[2].cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert ran == [0, 1, 3]  # nobody waited for the other
+
+    served(generator, body, max_queue=2)
 
 
 def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
@@ -383,6 +404,21 @@ def test_adapters_are_models_over_shared_weights(generator: TextGenerator) -> No
         await scheduler.shutdown(0)
 
     asyncio.run(main())
+
+
+def test_a_shutdown_in_a_hurry_does_not_wait(generator: TextGenerator) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        options = GREEDY | {"logits_processor": slow, "max_new_tokens": 900}
+        stream = await scheduler.submit("m", "abc", **options)
+        await anext(stream)
+        ending = asyncio.ensure_future(scheduler.shutdown(60))
+        await asyncio.sleep(0.05)
+        assert not ending.done()
+        scheduler.hurry()
+        await asyncio.wait_for(ending, 5)
+        assert [update async for update in stream][-1].finish_reason == "timeout"
+
+    served(generator, body)
 
 
 def test_requests_of_a_closed_event_loop_end(generator: TextGenerator) -> None:

@@ -34,6 +34,8 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers={"Retry-After": str(error.retry_after)})
     if isinstance(error, ShuttingDownError):
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"})
+    if isinstance(error, ImportError):  # an optional package, such as llguidance
+        return bad(f"this server cannot do that: {error}", param, "missing_package")
     if isinstance(error, UnicodeEncodeError):
         return bad("a text holds half of a surrogate pair, which has no UTF-8", param)
     if isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, LogitsError):

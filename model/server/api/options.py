@@ -31,6 +31,11 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
         ApiError: If a field is out of range, or two fields exclude each other.
     """
     given = {name: getattr(request, name) for name in _SAME if getattr(request, name) is not None}
+    for name in ("bad_words", "dry_sequence_breakers", "filter_order"):  # each costs time at every token of all clients
+        if len(given.get(name, ())) > limits.words or any(
+            len(word) > limits.word_length for word in given.get(name, ())
+        ):
+            raise bad(f"{name} is over {limits.words} strings, or {limits.word_length} characters of one", name)
     if request.top_k is not None:
         given["top_k"] = max(request.top_k, 0)
     model_defaults = generator.model.generation_config.sampling_defaults
@@ -80,6 +85,8 @@ def _biases(given: dict[str, float], vocab_size: int) -> dict[int, float]:
 def _check_ids(request: Sampling, vocab_size: int) -> None:
     """Raise an ApiError if allowed or banned ids are outside the vocabulary, or no id remains to draw."""
     for name in ("allowed_ids", "banned_ids"):
+        if len(getattr(request, name) or ()) > vocab_size:
+            raise bad(f"{name} has more ids than the vocabulary of {vocab_size}", name)
         beyond = next((i for i in getattr(request, name) or () if i >= vocab_size), None)
         if beyond is not None:
             raise bad(f"{name} holds {beyond}; expected ids of 0 to {vocab_size - 1}", name)
@@ -116,7 +123,9 @@ def _structured(given: StructuredOutputs, limits: Limits) -> dict[str, Any]:
 def check_size(value: Any, limits: Limits, field: str) -> None:
     """Raise an ApiError if a schema or grammar is longer than its limit."""
     try:
-        size = len(value if isinstance(value, str) else json.dumps(value))
+        size = len(value if isinstance(value, str) else json.dumps(value, allow_nan=False))
+    except ValueError:
+        raise bad(f"{field} holds NaN or an infinity, which are no JSON", field, "invalid_value") from None
     except RecursionError:
         size = limits.schema_bytes + 1
     if size > limits.schema_bytes:

@@ -6,18 +6,34 @@ Fields of OpenAI's API that do not change the answer (`Body.without_effect`) are
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from bpe_llama.playground.app import Many, Strict
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=0, le=1 << 31)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Ids = list[TokenId]
+Ids = Many[TokenId]
+Item = TypeVar("Item")
+Batch = Annotated[list[Item], Field(max_length=2048, fail_fast=True)]
+"""Prompts or inputs."""
 
 
-class Part(BaseModel):
+def _first_bad_bias(given: Any) -> Any:
+    """Return the first entry alone that is no bias, so that one error is collected; everything if there is none."""
+    if not isinstance(given, dict):
+        return given
+    good = (type(bias) in (int, float) and -100 <= bias <= 100 for bias in given.values())
+    return next(({name: given[name]} for name, is_good in zip(given, good, strict=True) if not is_good), given)
+
+
+Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_first_bad_bias)]
+
+
+class Part(Strict):
     """A part of a request."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -64,7 +80,7 @@ class StructuredOutputs(Part):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Many[str] | None = None
     grammar: str | None = None
 
 
@@ -83,25 +99,25 @@ class Sampling(Body):
         None,
         description="Tokens that penalties count. Default: output for presence and frequency penalty, else context.",
     )
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    stop: str | list[str] | None = None
+    logit_bias: Biases | None = None
+    stop: str | Many[str] | None = None
     min_tokens: Count | None = Field(None, description="No end and no stop string before this many new tokens.")
     ignore_eos: bool | None = Field(None, description="Do not end at an end-of-text token.")
     typical_p: Probability | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None
-    bad_words: list[str] | None = None
+    bad_words: Many[str] | None = None
     dry_multiplier: Annotated[float, Field(ge=0, le=1000)] | None = None
     dry_base: Annotated[float, Field(ge=1, le=1000)] | None = None
     dry_allowed_length: Annotated[int, Field(ge=0, le=1000)] | None = None
     dry_penalty_last_n: Annotated[int, Field(ge=-1, le=1 << 31)] | None = None
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Many[str] | None = None
     top_n_sigma: Annotated[float, Field(ge=0, le=1000)] | None = None
     xtc_probability: Probability | None = None
     xtc_threshold: Probability | None = None
     mirostat: Literal[0, 1, 2] | None = None
     mirostat_tau: Annotated[float, Field(ge=0, le=1000)] | None = None
     mirostat_eta: Annotated[float, Field(ge=0, le=1000)] | None = None
-    filter_order: list[str] | None = None
+    filter_order: Many[str] | None = None
     banned_ids: Ids | None = None
     allowed_ids: Ids | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -112,7 +128,7 @@ class CompletionRequest(Sampling):
 
     without_effect = ("user",)
 
-    prompt: str | list[str] | Ids | list[Ids]
+    prompt: str | Batch[str] | Ids | Batch[Ids]
     max_tokens: Count | None = Field(None, description="16 by default, as in OpenAI's API; 0 only with echo.")
     n: Annotated[int, Field(ge=1)] | None = None
     best_of: int | None = None
@@ -157,15 +173,15 @@ class ChatMessage(Part):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Many[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
     audio: None = None
     function_call: None = None
-    annotations: list[Any] | None = None
+    annotations: Many[Any] | None = None
 
 
 class FunctionDefinition(Part):
@@ -205,7 +221,7 @@ class ChatRequest(Sampling):
         *("prompt_cache_retention", "prediction"),
     )
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Many[ChatMessage] = Field(min_length=1)
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -214,10 +230,10 @@ class ChatRequest(Sampling):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call.")
-    modalities: list[Literal["text"]] | None = None
+    modalities: Many[Literal["text"]] | None = None
     reasoning_effort: str | None = Field(None, description="For templates that read it.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables that the template reads.")
     continue_final_message: bool | None = Field(None, description="The answer continues the last message.")
@@ -236,7 +252,7 @@ class EmbeddingRequest(Body):
 
     without_effect = ("user",)
 
-    input: str | list[str] | Ids | list[Ids]
+    input: str | Batch[str] | Ids | Batch[Ids]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     user: str | None = None
@@ -276,7 +292,7 @@ class InputItem(Part):
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[InputPart] | None = None
+    content: str | Many[InputPart] | None = None
     id: str | None = None
     status: str | None = None
     call_id: str | None = None
@@ -290,8 +306,8 @@ class InputPart(Part):
 
     type: str
     text: str | None = None
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+    annotations: Many[Any] | None = None
+    logprobs: Many[Any] | None = None
     image_url: Any = None
     file_id: Any = None
     file_url: Any = None
@@ -315,16 +331,16 @@ class ResponseRequest(Sampling):
     }
     """Fields that this server refuses, and why or what to send instead."""
 
-    input: str | list[InputItem]
+    input: str | Many[InputItem]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     text: TextConfig | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Many[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: Many[Literal["message.output_text.logprobs"]] | None = None
     truncation: Literal["disabled"] | None = None
     previous_response_id: Any = None
     conversation: Any = None

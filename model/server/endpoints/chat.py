@@ -57,8 +57,8 @@ def conversation(service: Service, request: ChatRequest) -> Conversation:
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", request.reasoning_effort)
-    for name in ("messages", "tools", "add_generation_prompt", "documents", "chat_template", "tokenize"):
-        if name in variables:
+    for name in variables:
+        if name in prompts.NO_VARIABLES:
             raise bad(f"chat_template_kwargs holds {name!r}, which is no variable", "chat_template_kwargs")
     if request.continue_final_message and request.messages[-1].role != "assistant":
         message = "continue_final_message is true, but the last message is not the assistant's"

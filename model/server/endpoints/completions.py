@@ -162,7 +162,10 @@ class CompletionStream:
             return ""
         job = self.generation.job
         prompt = job.prompts[number // job.n]
-        return prompt if isinstance(prompt, str) else job.generator.tokenizer.decode(prompt)
+        if isinstance(prompt, str):
+            return prompt
+        tokenizer = job.generator.tokenizer
+        return tokenizer.decode([token_id for token_id in prompt if has_token(tokenizer, token_id)])
 
     def _logprobs(self, number: int, choice: Choice, first: bool) -> dict[str, Any] | None:
         """Return the log-probabilities of new tokens; with ``echo``, the prompt's come before them."""

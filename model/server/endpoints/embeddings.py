@@ -22,7 +22,7 @@ from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.schemas import EmbeddingRequest
 from bpe_llama.model.server.endpoints.completions import ids_of, prompts_of
 from bpe_llama.model.server.generation import Service, unless_gone
-from bpe_llama.playground.errors import JsonResponse, bad
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 
 
 async def answer(service: Service, request: EmbeddingRequest, http: Request) -> Response:
@@ -47,9 +47,16 @@ async def answer(service: Service, request: EmbeddingRequest, http: Request) -> 
 
     async def embed() -> list[np.ndarray[Any, Any]]:
         run = service.scheduler.run
-        return [await run(partial(mean_hidden_state, generator.model, text)) for text in ids]
+        try:
+            return [await run(partial(mean_hidden_state, generator.model, text)) for text in ids]
+        except Exception as error:
+            raise as_api_error(error, "input") from error
 
-    found = await unless_gone(http, embed())
+    seconds = service.config.timeout
+    try:
+        found = await unless_gone(http, asyncio.wait_for(embed(), seconds))
+    except asyncio.TimeoutError:
+        raise ApiError(408, f"the request took over {seconds:g} s", code="timeout") from None
     data = [
         {"object": "embedding", "index": place, "embedding": _encoded(vector, request.encoding_format)}
         for place, vector in enumerate(found)

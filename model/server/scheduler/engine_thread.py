@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from bpe_llama.model.generation.engine import Engine
@@ -45,7 +46,9 @@ class EngineThread:
         self.mean_seconds = 1.0
         """Exponential moving average of the duration of requests."""
         self.closing = False
-        self._ending = False
+        self._ending = self._hurried = False
+        self.tasks: deque[Callable[[bool], None]] = deque()
+        """Other uses of the models; one runs between two steps. Each is told whether the thread is about to end."""
         self._inbox: list[Callable[[], None]] = []
         self._outbox: dict[Loop, list[tuple[Job, Update | Exception | None]]] = {}
         self._choices: dict[Sequence, Choice] = {}
@@ -62,15 +65,27 @@ class EngineThread:
             self._inbox.append(call)
             self.condition.notify_all()
 
+    def post_task(self, task: Callable[[bool], None]) -> None:
+        """Run a function that takes as long as a step, in turn with the steps."""
+        with self.condition:
+            self.tasks.append(task)
+            self.condition.notify_all()
+
     def close(self, grace: float) -> None:
         """Wait at most ``grace`` seconds for unfinished choices, end the ones that are left, and end the thread."""
         with self.condition:
             if self._thread.is_alive():
-                self.condition.wait_for(lambda: not any(self.unfinished.values()), grace)
+                self.condition.wait_for(lambda: self._hurried or not any(self.unfinished.values()), grace)
             self._ending = True
             self.condition.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+
+    def hurry(self) -> None:
+        """Let `close` wait no longer."""
+        with self.condition:
+            self._hurried = True
+            self.condition.notify_all()
 
     def enter(self, job: Job) -> None:
         """Add the choices of a request to their engine. This method and all below run in the thread."""
@@ -82,8 +97,8 @@ class EngineThread:
                     self._grow(engine, min(request.room(engine.model), len(request.prompt) + MARGIN))
                 request.sequence = engine.add_request(request.prompt, request.options, job.salt)
                 self._choices[request.sequence] = choice
-        except Exception as error:
-            self._fail(job, error)
+        except BaseException as error:  # a panic of Rust code is no Exception
+            self._fail(job, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}"))
 
     def abort(self, job: Job) -> None:
         """End a request without an update, since nobody reads it any more."""
@@ -101,17 +116,20 @@ class EngineThread:
                 logging.getLogger(__name__).exception("model %r cannot be prepared", name)
         while True:
             with self.condition:
-                self.condition.wait_for(lambda: self._inbox or self._choices or self._ending)
+                self.condition.wait_for(lambda: self._inbox or self.tasks or self._choices or self._ending)
                 calls, ending = self._inbox, self._ending
                 self._inbox = []
+                tasks = [self.tasks.popleft() for _ in range(len(self.tasks) if ending else min(len(self.tasks), 1))]
             try:
                 for call in calls:
                     call()
+                for task in tasks:
+                    task(ending)
                 self._end_late(math.inf if ending else time.monotonic(), ending)
                 for name, engine in self.engines.items():
                     if engine.has_unfinished_requests():
                         self._step(name, engine)
-            except Exception as error:  # a bug of this module, which may affect requests of all models
+            except BaseException as error:  # a bug of this module, which may affect requests of all models
                 logging.getLogger(__name__).exception("the engine thread failed")
                 for name in self.engines:
                     self._fail_all(name, error)
@@ -126,7 +144,7 @@ class EngineThread:
             self._grow_running(engine)
         try:
             sampled = engine.step()
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust code is no Exception
             logging.getLogger(__name__).exception("a step of model %r failed", name)
             self._fail_all(name, error)
             return
@@ -159,8 +177,8 @@ class EngineThread:
             return
         try:
             update = choice.update(engine)
-        except Exception as error:
-            self._fail(job, error)
+        except BaseException as error:
+            self._fail(job, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}"))
             return
         if update is None:
             return
@@ -197,7 +215,7 @@ class EngineThread:
                 self._forget(choice, "failed_choices")
         self._note(job, error)
 
-    def _fail_all(self, name: str, error: Exception) -> None:
+    def _fail_all(self, name: str, error: BaseException) -> None:
         """End all running requests of a model by an error, or the waiting ones if none runs."""
         self.counts["engine_errors"] += 1
         engine = self.engines[name]

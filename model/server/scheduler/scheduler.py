@@ -18,7 +18,15 @@ from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
 from bpe_llama.model.server.scheduler.memory import first_length
-from bpe_llama.model.server.scheduler.updates import Choice, Job, QueueFullError, ShuttingDownError, Stream, Update
+from bpe_llama.model.server.scheduler.updates import (
+    Choice,
+    EngineError,
+    Job,
+    QueueFullError,
+    ShuttingDownError,
+    Stream,
+    Update,
+)
 
 T = TypeVar("T")
 
@@ -165,22 +173,27 @@ class Scheduler:
             stream.abort()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a function (an embedding, an attention map) in the engine thread between two steps.
+        """Run a function (an embedding, an attention map) in the engine thread between two steps, one after each step.
 
         Raises:
+            QueueFullError: If over ``max_queue`` functions wait.
             ShuttingDownError: If the server shuts down.
             Exception: Any error that the function raises.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
-        def call() -> None:
+        def call(ending: bool) -> None:
             answer: Callable[[], None]
+            if future.cancelled():  # nobody waits any more
+                return
             try:
+                if ending:
+                    raise ShuttingDownError("the server is shutting down")
                 result = function()
                 answer = lambda: None if future.done() else future.set_result(result)  # noqa: E731
-            except Exception as error:
-                failure = error
+            except BaseException as error:
+                failure = error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
                 answer = lambda: None if future.done() else future.set_exception(failure)  # noqa: E731
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(answer)
@@ -188,7 +201,9 @@ class Scheduler:
         with self._thread.condition:
             if self._thread.closing:
                 raise ShuttingDownError("the server is shutting down")
-            self._thread.post(call)
+            if len(self._thread.tasks) > self.max_queue:
+                raise QueueFullError(1)
+            self._thread.post_task(call)
         return await future
 
     async def shutdown(self, grace: float = 30.0) -> None:
@@ -198,6 +213,10 @@ class Scheduler:
         """
         self._thread.closing = True
         await asyncio.to_thread(self._thread.close, grace)
+
+    def hurry(self) -> None:
+        """Let a `shutdown` that waits go on at once."""
+        self._thread.hurry()
 
     def stats(self) -> dict[str, float]:
         """Return figures, summed over all models.

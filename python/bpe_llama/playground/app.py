@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import FileResponse, Response
     from starlette.routing import BaseRoute, Mount, Route
     from starlette.staticfiles import StaticFiles
@@ -42,11 +42,17 @@ MAX_MERGED = 2_000
 """Characters of a text to show merges of."""
 # The page loads nothing from other hosts, and no other page may show it in a frame.
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+
+
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""A list in a request. Only its first error is collected: a body may hold millions of them."""
 
 
 class Strict(BaseModel):
@@ -54,17 +60,27 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, given: Any) -> Any:
+        """Keep the first unknown field alone, for the same reason."""
+        if not isinstance(given, dict):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = [name for name in given if name not in known]
+        return {name: given[name] for name in given if name in known or name is unknown[0]} if unknown[1:] else given
+
 
 class TokenizeRequest(Strict):
     """A text or a conversation to encode: one of ``prompt`` and ``messages``."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Many[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     """Whether to add the post-processor's tokens. Default: yes for a prompt; messages have the template's instead."""
     add_generation_prompt: bool = True
-    tools: list[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any]] | None = None
     return_token_strs: bool = False
 
 
@@ -72,7 +88,7 @@ class DetokenizeRequest(Strict):
     """Ids to decode."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: Many[Annotated[int, Field(ge=0)]]
 
 
 class TextRequest(Strict):
@@ -88,7 +104,7 @@ class ChatRequest(Strict):
     """A conversation: the chat template's text and tokens are shown."""
 
     tokenizer: str | None = None
-    messages: list[dict[str, Any]]
+    messages: Many[dict[str, Any]]
     answer: bool = True
 
 
@@ -188,12 +204,12 @@ def playground_routes(
     async def dropped(request: Request) -> Response:
         try:
             content = await body_of(request, MAX_FILE, "application/octet-stream")
-            name = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
+            name, tokenizer = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
         except ApiError as error:
             return error.response()
         except ValueError as error:
             return bad(str(error)).response()
-        return JsonResponse({"name": name, **describe_tokenizer(library.get(name))})
+        return JsonResponse({"name": name, **describe_tokenizer(tokenizer)})
 
     return [
         Route("/", index),
@@ -260,11 +276,14 @@ async def body_of(request: Request, most: int, kind: str) -> bytes:
         raise ApiError(415, f"Content-Type is {given!r:.100}; expected {kind}", code="unsupported_type")
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise ApiError(413, f"the body has more than {most:,} bytes", code="body_too_large")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise ApiError(413, f"the body has more than {most:,} bytes", code="body_too_large")
+            parts.append(part)
+    except ClientDisconnect:
+        raise bad("the client went before the end of its request") from None
     return b"".join(parts)
 
 

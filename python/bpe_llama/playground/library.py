@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path, PurePath
+from weakref import WeakKeyDictionary
 
 from bpe_llama.educational import EducationalTokenizer
 from bpe_llama.tokenizer import Tokenizer
@@ -32,9 +33,10 @@ class Library:
             raise ValueError("the page needs at least one tokenizer")
         self.tokenizers = dict(tokenizers)
         self._dropped: OrderedDict[str, Tokenizer] = OrderedDict()
-        self._twins: dict[str, EducationalTokenizer] = {}
-        """By the names of their tokenizers."""
+        self._twins: WeakKeyDictionary[Tokenizer, EducationalTokenizer] = WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        """Held while a file is read or a twin is made, which takes memory and time: one at once."""
 
     def get(self, name: str | None) -> Tokenizer:
         """Return the tokenizer of a name; the first one for None.
@@ -57,15 +59,14 @@ class Library:
             KeyError: If there is no tokenizer of this name.
             ValueError: If the tokenizer does more than split text into pre-tokens and merge their bytes.
         """
-        name = next(iter(self.tokenizers)) if name is None else name
         tokenizer = self.get(name)
-        with self._lock:
-            if name not in self._twins:
-                self._twins[name] = EducationalTokenizer.from_tokenizer(tokenizer)
-            return self._twins[name]
+        with self._loading:
+            if tokenizer not in self._twins:
+                self._twins[tokenizer] = EducationalTokenizer.from_tokenizer(tokenizer)
+            return self._twins[tokenizer]
 
-    def drop(self, file_name: str, content: bytes) -> str:
-        """Load the content of a tokenizer's file and return the name it has from now on.
+    def drop(self, file_name: str, content: bytes) -> tuple[str, Tokenizer]:
+        """Load the content of a tokenizer's file; return the name it has from now on, and the tokenizer.
 
         The content is written to a temporary folder, read and removed. Of ``file_name`` the suffix tells the format;
         its last part and a hash of the content are the name.
@@ -76,7 +77,7 @@ class Library:
         suffix = PurePath(file_name).suffix.lower()
         if suffix not in SUFFIXES:
             raise ValueError(f"the file ends in {suffix!r}; expected one of {', '.join(SUFFIXES)}")
-        with tempfile.TemporaryDirectory() as folder:
+        with self._loading, tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("tokenizer" + suffix)
             path.write_bytes(content)
             try:
@@ -88,6 +89,5 @@ class Library:
             self._dropped[name] = tokenizer
             self._dropped.move_to_end(name)
             while len(self._dropped) > MAX_DROPPED:
-                old, _ = self._dropped.popitem(last=False)
-                self._twins.pop(old, None)
-        return name
+                self._dropped.popitem(last=False)
+        return name, tokenizer
