@@ -134,7 +134,7 @@ class Engine:
         if not running:
             return []
         shares = left = [sequence.num_prompt_tokens_left for sequence in running]
-        scored = any(sequence.scores_prompt for sequence in running)
+        scored = any(left) and any(sequence.scores_prompt for sequence in running)
         if any(left):
             shares = prefill_shares(left, min(self.prefill_chunk, SCORED_CHUNK) if scored else self.prefill_chunk)
             left = [tokens - share for tokens, share in zip(left, shares, strict=True)]
@@ -357,7 +357,8 @@ class Engine:
             sequences, chosen, logits_BV = sample_isolated(sequences, logits_BV)
         else:
             chosen = sample_next_ids(sequences, logits_BV)
-        record_logprobs(sequences, chosen, logits_BV)
+        if any(s.options.logprobs or s.options.top_logprobs for s in sequences):
+            record_logprobs(sequences, chosen, logits_BV)
         for sequence, new_id in zip(sequences, chosen, strict=True):
             append_id(sequence, new_id, self.cache.capacity)
 

@@ -50,8 +50,6 @@ def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int]
         logits_BV: Before any option acts.
     """
     rows = [row for row, s in enumerate(sequences) if s.options.logprobs or s.options.top_logprobs]
-    if not rows:
-        return
     logprobs_BV = logits_BV[rows].float().log_softmax(-1)
     picked_B1 = torch.tensor([chosen[row] for row in rows], device=logits_BV.device)[:, None]
     picked = logprobs_BV.gather(1, picked_B1).flatten().tolist()

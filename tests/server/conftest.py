@@ -111,3 +111,13 @@ def server() -> Iterator[Running]:
 
     torch.set_num_threads(1)
     yield from serve({"small": make_generator(), "other": make_generator(seed=6), "caller": make_caller()})
+
+
+@pytest.fixture(scope="module")
+def generator() -> TextGenerator:
+    """Return a small model over bytes, for tests of the scheduler."""
+    from tests.small_models import small_config
+
+    config = small_config(vocab_size=256, max_position_embeddings=1024, eos_token_id=None)
+    tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)})
+    return TextGenerator(LlamaForCausalLM(config, seed=3).eval(), tokenizer)

@@ -82,6 +82,12 @@ class Page:
         found: list[str] = self.run(script, selector)
         return found
 
+    def settle(self, selector: str) -> None:
+        """Wait until an element is not drawn anew for half a second."""
+        script = "const each = document.querySelector(arguments[0]); return each.seen || !(each.seen = true)"
+        while not self.run(script, selector):
+            time.sleep(0.5)
+
     def logged(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
@@ -97,6 +103,7 @@ def test_tokens_of_a_text_are_shown_and_compared(page: Page, server: Running) ->
     page.wait("return document.querySelectorAll('#output-b .token').length === arguments[0]", count)
     assert "as many as the other" in page.find("#output-a .count").text
     page.find("#output-a .token").click()
+    page.settle("#output-a .token")
     page.run("document.querySelector('#output-a .token').focus()")
     assert (
         f"id {tok.encode(SENTENCE)[0]}," in page.find("#detail").text and "characters 0–" in page.find("#detail").text
