@@ -187,7 +187,10 @@ def _check_intersections(schema: Any) -> None:
             known[ref] = count(found)
         return known[ref]
 
-    found = count(schema)
+    try:
+        found = count(schema)
+    except RecursionError:
+        raise ValueError("json_schema is nested too deeply") from None
     if found > MAX_INTERSECTED:
         raise ValueError(
             f"json_schema has {found} patterns that one text must match at once; expected at most {MAX_INTERSECTED}"

@@ -74,9 +74,14 @@ def mean_hidden_state(model: LlamaForCausalLM, ids: list[int]) -> np.ndarray[Any
     Args:
         model: The model; the hidden states are taken after its last norm.
         ids: T ids.
+
+    Raises:
+        FloatingPointError: If the hidden states hold NaN or infinities: the weights are broken.
     """
     hidden_TD = model.model(torch.tensor([ids], device=model.device))[0].float()
     mean_D = hidden_TD.mean(0)
+    if not bool(mean_D.isfinite().all()):
+        raise FloatingPointError("the model's hidden states hold NaN or infinities")
     unit: np.ndarray[Any, Any] = (mean_D / mean_D.norm().clamp_min(1e-12)).cpu().numpy()
     return unit
 

@@ -374,7 +374,7 @@ def test_deep_schemas_are_refused(generator: TextGenerator) -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(400):
         schema = {"items": schema}
-    with pytest.raises(ValueError, match="json_schema is not valid: recursion limit"):
+    with pytest.raises(ValueError, match=r"json_schema is (not valid: recursion limit|nested too deeply)"):
         generator.options(json_schema=schema)
     for _ in range(5000):
         schema = {"items": schema}
