@@ -71,7 +71,7 @@ class Hub:
         return repo
 
     def fetched(self) -> list[str]:
-        """Return the files whose content was asked for, and forget all requests."""
+        """Return the files that were downloaded, and forget all requests."""
         paths = [path for method, path in self.asked if method == "GET"]
         large = {f"/lfs/{_sha256(content)}": name for name, content in self.contents()}
         self.asked.clear()

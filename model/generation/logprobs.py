@@ -24,7 +24,7 @@ def record_scored(running: abc.Sequence[Sequence], ids: abc.Sequence[abc.Sequenc
     A pass that is repeated after an error may record the same positions again.
 
     Args:
-        running: The sequences; those that prefill have their count of tokens left from before the pass.
+        running: The sequences. ``num_prompt_tokens_left`` is still the count from before the pass.
         ids: What the pass ran of each.
         logits_MV: After each id of the pass, before any option acts.
     """

@@ -82,7 +82,7 @@ def check_fits(
 
 
 def _nbytes(model: nn.Module) -> int:
-    """Return the bytes of a model's weights; those that are tied count once."""
+    """Return the bytes of a model's weights; tied weights count once."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.nbytes for tensor in tensors.values())
 

@@ -24,7 +24,7 @@ class EncodeColumn:
     """A function for `datasets.Dataset.map`: it adds `input_ids` and `length` to a table of texts.
 
     Attributes:
-        tokenizer: The tokenizer. It is pickled, by whose bytes `datasets` finds the result in its cache.
+        tokenizer: The tokenizer. `datasets` finds the result in its cache by the bytes of its pickle.
         column: The column of texts.
         template: The order of the text and the special tokens of a row.
         batch: Truncation.

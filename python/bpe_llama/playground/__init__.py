@@ -8,7 +8,7 @@ of the model on the same page.
 | `app` | routes and limits |
 | `errors` | errors in OpenAI's shape, JSON responses |
 | `tokens` | tokens of a text, merges of a pre-token, a vocabulary in figures |
-| `library` | the tokenizers of the page, also those that a visitor drops on it |
+| `library` | the tokenizers of the page, dropped ones included |
 | `running` | serve on a socket until Ctrl-C |
 | `static/` | HTML, CSS and JavaScript, as the browser gets them |
 """

@@ -218,7 +218,7 @@ def test_log_probabilities_of_a_prompt_come_with_its_chunks(tiny_model: Make, fo
     other = engine.add_request(LONG[100:130], plain)
     while not other.new_ids:
         engine.step()
-    engine.add_request(LONG, plain)  # its prefix is cached, and of no use to those that score it
+    engine.add_request(LONG, plain)  # its prefix is cached, but a request that scores the prompt cannot use it
     requests = [engine.add_request(LONG, options) for options in (scored, scored, plain)]
     requests.append(engine.add_request(LONG[:1], scored))
     longest, lengths = 0, list[int]()

@@ -1,4 +1,4 @@
-"""Configs of each model family that llama.cpp computes, and those that it does not."""
+"""Configs of each model family that llama.cpp computes, and configs that it does not."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ for line in sys.stdin:
     Path(source, "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
     architecture = get_model_architecture(ModelBase.load_hparams(Path(source), False), ModelType.TEXT)
     model_class = conversion.get_model_class(architecture)
-    child = os.fork()  # modules are imported once for all conversions, none of which sees what another left behind
+    child = os.fork()  # modules are imported once for all conversions, so that no conversion sees the state of another
     if child:
         print("@", os.waitpid(child, 0)[1], flush=True)
         continue
