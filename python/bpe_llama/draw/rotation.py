@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpe_llama.draw.figures import new_figure
+from bpe_llama.draw.figures import as_array, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def draw_rotation(inv_freq: Any, positions: int = 64) -> Figure:
         >>> [axes.get_title() for axes in figure.axes[:2]]
         ['pair 0', 'pair 1']
     """
-    frequencies = np.asarray(inv_freq, dtype=np.float64)
+    frequencies = as_array(inv_freq)
     if frequencies.ndim != 1 or not frequencies.size:
         raise ValueError(f"inv_freq has shape {frequencies.shape}; expected one frequency a pair, (R/2,)")
     if positions < 1:
@@ -54,7 +54,7 @@ def draw_rotation(inv_freq: Any, positions: int = 64) -> Figure:
         for angle, colour in reversed(list(zip(angles, colours, strict=True))):
             dial.plot([0, np.cos(angle)], [0, np.sin(angle)], color=colour, linewidth=2.5, solid_capstyle="round")
         dial.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], title=f"pair {pair}")
-        dial.set_xlabel(f"{_rounded(np.degrees(frequencies[pair]))}° a step")
+        dial.set_xlabel(f"{_rounded(np.degrees(frequencies[pair]))}°\na position")
         dial.spines[:].set_visible(False)
     axes = figure.add_subplot(grid[1, :])
     cosines = np.cos(frequencies[:, None] * np.arange(positions))
