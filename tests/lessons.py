@@ -95,7 +95,7 @@ def execute(page: Path, folder: Path) -> list[str]:
     """
     quiet = {"IPYTHONDIR": str(folder / ".ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     drawing = {"MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
-    environment = {**os.environ, **quiet, **drawing, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **quiet, **drawing, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     notebook = notebook_of(page)
     client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}})
     with warnings.catch_warnings():
