@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpe_llama.chat.answers import AnswerFinder
@@ -295,4 +295,4 @@ def _any_of(texts: list[str]) -> re.Pattern[str]:
 
 def _unused(text: str) -> str:
     """Return a character that a text does not hold: a noncharacter of Unicode, if it holds not all of them."""
-    return next(mark for mark in map(chr, [*range(0xFDD0, 0xFDF0), *range(0xF0000, 0x110000)]) if mark not in text)
+    return next(mark for mark in map(chr, chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0x110000))) if mark not in text)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, SupportsIndex
+from functools import lru_cache
+from typing import Any, SupportsIndex, TypeVar, cast
 
 from markupsafe import Markup
 
 TEMPLATE, GIVEN, UNKNOWN = b"\0", b"\1", b"\2"
 """Origins of a character: the template's own text, a value of the caller, or an operation that mixes both."""
 
+Value = TypeVar("Value")
 _FOREIGN = re.compile(b"[^\0]+")
 _PERCENT = re.compile(r"%(?:\((?P<name>[^()]*)\))?(?P<kind>[s%])")
 _FIELD = re.compile(r"\{\{|\}\}|\{(?P<name>\w*)\}")
@@ -220,6 +222,12 @@ def concatenated(parts: list[str]) -> Traced:
     return Traced("".join([str.__str__(part) for part in parts]), b"".join(map(origins_of, parts)))
 
 
+@lru_cache(maxsize=512)
+def own(text: str) -> Traced:
+    """Return a text of the template."""
+    return Traced(text, TEMPLATE * len(text))
+
+
 def traced(value: Any, origin: bytes) -> Any:
     """Return a plain value with every text in it traced to one origin.
 
@@ -241,17 +249,17 @@ def untraced(text: str) -> str:
     return str.__str__(text)
 
 
-def attributed(result: str, inputs: Any) -> str:
-    """Return text that an operation made of values, with their origin if it is one and the same.
+def attributed(result: Value, inputs: Any) -> Value:
+    """Return what an operation made of values; characters of unknown origin get that of the values, if it is the same.
 
     Args:
-        result: The text; returned as it is if it is traced or no plain text.
+        result: Text; any other value is returned as it is.
         inputs: The values. Numbers count as unknown.
     """
-    if type(result) is not str:
+    if type(result) is not str and not (isinstance(result, Traced) and UNKNOWN in result._origins):
         return result
-    found = _origin(inputs)
-    return Traced(result, (UNKNOWN if found is None else found) * len(result))
+    text = cast(str, result)
+    return cast(Value, Traced(text, origins_of(text).replace(UNKNOWN, _origin(inputs) or UNKNOWN)))
 
 
 def _origin(value: Any) -> bytes | None:

@@ -26,11 +26,11 @@ from jinja2.tests import TESTS
 from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup
 
-from bpe_llama.chat import operations
+from bpe_llama.chat import operations, provenance
 from bpe_llama.chat.compiler import CheckedCode
 from bpe_llama.chat.limits import LimitError, Meter
 from bpe_llama.chat.operations import write_json
-from bpe_llama.chat.provenance import TEMPLATE, Traced, attributed, concatenated, untraced
+from bpe_llama.chat.provenance import Traced, attributed, concatenated, untraced
 
 _MAX_ARGUMENTS = 1000  # of a call, which may store them all
 
@@ -119,6 +119,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     """
 
     code_generator_class = CheckedCode
+    own = staticmethod(provenance.own)
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self, meter: Meter, now: datetime) -> None:
@@ -145,10 +146,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             namespace=_ChatNamespace,
             dict=_ChatDict(),
         )
-
-    def own(self, text: str) -> Traced:
-        """Return a text of the template, traced."""
-        return Traced(text, TEMPLATE * len(text))
 
     def check_key(self, key: Any) -> Any:
         """Return the key of a mapping after a check that hashing it takes bounded time."""
@@ -324,7 +321,8 @@ def _to_json(
 
 @pass_eval_context
 def _join(context: Any, value: Any, d: str = Traced("", b""), attribute: Any = None) -> str:
-    return do_join(context, value, d, attribute)
+    joined: str = do_join(context, value, d, attribute)
+    return joined
 
 
 _FILTERS: dict[str, Any] = {
