@@ -46,11 +46,12 @@ def draw_rotation(inv_freq: Any, positions: int = 64) -> Figure:
     grid = figure.add_gridspec(2, len(pairs), height_ratios=(1, 1.3))
     from matplotlib import colormaps
 
+    circle = np.linspace(0, 2 * np.pi, 100)
     colours = colormaps["viridis"](np.linspace(0, 0.9, _HANDS))
     for column, pair in enumerate(pairs):
         dial = figure.add_subplot(grid[0, column])
         angles = np.arange(_HANDS) * frequencies[pair]
-        dial.plot(*np.array([np.cos(t := np.linspace(0, 2 * np.pi, 100)), np.sin(t)]), color="0.7", linewidth=1)
+        dial.plot(np.cos(circle), np.sin(circle), color="0.7", linewidth=1)
         for angle, colour in reversed(list(zip(angles, colours, strict=True))):
             dial.plot([0, np.cos(angle)], [0, np.sin(angle)], color=colour, linewidth=2.5, solid_capstyle="round")
         dial.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], title=f"pair {pair}")
