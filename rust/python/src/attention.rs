@@ -1,9 +1,10 @@
 //! `attend` for Python: attention of new tokens over a KV cache in a NumPy array.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
-use crate::arguments::{at_least, shown};
+use crate::arguments::at_least;
 use crate::error::value_error;
 use crate::linear::check_order;
+use crate::named::shown;
 use bpe_llama_kernels::{AttentionShape, KvCache, NewTokens, attend};
 use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};

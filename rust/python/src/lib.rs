@@ -10,6 +10,7 @@ mod corpus;
 mod error;
 mod interrupt;
 mod linear;
+mod named;
 mod norm;
 mod sampler;
 mod simd;

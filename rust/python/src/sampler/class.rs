@@ -4,6 +4,7 @@
 use super::arguments::{Call, read_biases, read_count, read_ids, read_u64};
 use crate::arguments::Threads;
 use crate::error::value_error;
+use crate::named;
 use bpe_llama_sampler::{LogitsView, Options, Preset, Sampler};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
@@ -59,19 +60,19 @@ impl PySampler {
             preset='exact')")]
     #[allow(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
-        temperature: f64,
+        #[pyo3(from_py_with = named::temperature)] temperature: f64,
         top_k: Option<&Bound<'_, PyAny>>,
-        top_p: f64,
-        min_p: f64,
-        repetition_penalty: f64,
-        presence_penalty: f64,
-        frequency_penalty: f64,
+        #[pyo3(from_py_with = named::top_p)] top_p: f64,
+        #[pyo3(from_py_with = named::min_p)] min_p: f64,
+        #[pyo3(from_py_with = named::repetition_penalty)] repetition_penalty: f64,
+        #[pyo3(from_py_with = named::presence_penalty)] presence_penalty: f64,
+        #[pyo3(from_py_with = named::frequency_penalty)] frequency_penalty: f64,
         seed: Option<&Bound<'_, PyAny>>,
-        typical_p: f64,
+        #[pyo3(from_py_with = named::typical_p)] typical_p: f64,
         logit_bias: Option<&Bound<'_, PyAny>>,
         banned_ids: Option<&Bound<'_, PyAny>>,
         allowed_ids: Option<&Bound<'_, PyAny>>,
-        preset: &str,
+        #[pyo3(from_py_with = named::preset)] preset: &str,
     ) -> PyResult<Self> {
         let options = Options {
             temperature,
@@ -124,7 +125,7 @@ impl PySampler {
         history: Option<&Bound<'py, PyAny>>,
         step: Option<&Bound<'py, PyAny>>,
         seeds: Option<&Bound<'py, PyAny>>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let call = Call::read(logits, history, step, seeds, num_threads)?;
         let (logits, options) = (call.logits.view()?, call.batch_options());
@@ -216,7 +217,7 @@ impl PySampler {
         py: Python<'py>,
         logits: &Bound<'py, PyAny>,
         history: Option<&Bound<'py, PyAny>>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let call = Call::read(logits, history, None, None, num_threads)?;
         let (logits, options) = (call.logits.view()?, call.batch_options());

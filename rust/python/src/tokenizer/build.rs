@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use bpe_llama::formats::{Piece, PieceKind};
 use bpe_llama::train::Trained;
 use bpe_llama::{AddedToken, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::PyTokenizer;
-use crate::arguments::type_error;
 use crate::error::to_py;
+use crate::named::{self, shown};
 
 /// A SentencePiece piece: text, score, kind.
 type PieceArgs = (String, f32, u64);
@@ -46,17 +46,19 @@ impl PyTokenizer {
     #[pyo3(signature = (ranks, pattern, special_tokens=None))]
     fn build_from_ranks(
         ranks: &Bound<'_, PyDict>,
-        pattern: &str,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Option<Vec<(String, u32)>>,
     ) -> PyResult<Self> {
         let mut tokens = Vec::with_capacity(ranks.len());
         for (token, rank) in ranks {
-            let token: Vec<u8> =
-                token.cast::<PyBytes>().map_err(|_| type_error("tokens as bytes", &token))?.as_bytes().to_vec();
-            let rank = rank
-                .extract()
-                .map_err(|_| PyValueError::new_err(format!("rank {rank} of token {token:?} is not an id")))?;
-            tokens.push((token, rank));
+            let bytes = token.cast::<PyBytes>().map_err(|_| {
+                PyTypeError::new_err(format!("ranks holds the token {}; expected bytes", shown(&token)))
+            })?;
+            let rank = rank.extract().map_err(|_| {
+                let (token, rank) = (shown(&token), shown(&rank));
+                PyValueError::new_err(format!("ranks gives {token} the rank {rank}; expected an id, an int"))
+            })?;
+            tokens.push((bytes.as_bytes().to_vec(), rank));
         }
         let vocab = Vocab::from_ranks(tokens).map_err(to_py)?;
         Self::assemble(vocab, pattern, special_tokens)
@@ -67,7 +69,7 @@ impl PyTokenizer {
     fn build_from_merges(
         tokens: Vec<Vec<u8>>,
         merges: Vec<(u32, u32)>,
-        pattern: &str,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Option<Vec<(String, u32)>>,
     ) -> PyResult<Self> {
         let tokens = tokens.into_iter().zip(0..).collect();
@@ -79,7 +81,7 @@ impl PyTokenizer {
         &self,
         tokens: Vec<Vec<u8>>,
         merges: Vec<(u32, u32)>,
-        pattern: &str,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Vec<String>,
     ) -> PyResult<Self> {
         let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
@@ -91,8 +93,8 @@ impl PyTokenizer {
     #[pyo3(signature = (path, pattern, special_tokens=None))]
     fn build_from_tiktoken(
         py: Python<'_>,
-        path: PathBuf,
-        pattern: &str,
+        #[pyo3(from_py_with = named::path)] path: PathBuf,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Option<Vec<(String, u32)>>,
     ) -> PyResult<Self> {
         let vocab = py.detach(|| Vocab::from_tiktoken_file(&path)).map_err(to_py)?;

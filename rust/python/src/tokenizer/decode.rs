@@ -7,8 +7,9 @@ use pyo3::types::{PyBytes, PyList, PyString};
 
 use super::PyTokenizer;
 use super::decode_stream::DecodeStream;
-use crate::arguments::{IdRows, read_ids};
+use crate::arguments::{Errors, IdRows, read_ids};
 use crate::interrupt::interruptible_if_long;
+use crate::named;
 
 impl PyTokenizer {
     /// Returns the ids of an argument, up to the first that is out of range.
@@ -38,15 +39,15 @@ impl PyTokenizer {
 
 #[pymethods]
 impl PyTokenizer {
-    #[pyo3(signature = (ids, errors="replace", *, skip_special_tokens=false))]
+    #[pyo3(signature = (ids, errors=Errors::default(), *, skip_special_tokens=false))]
     fn decode<'py>(
         &self,
         py: Python<'py>,
         ids: &Bound<'py, PyAny>,
-        errors: &str,
-        skip_special_tokens: bool,
+        #[pyo3(from_py_with = named::errors)] errors: Errors<'_>,
+        #[pyo3(from_py_with = named::skip_special_tokens)] skip_special_tokens: bool,
     ) -> PyResult<Bound<'py, PyString>> {
-        self.decode_text(py, &self.read_ids(ids)?, errors, skip_special_tokens)
+        self.decode_text(py, &self.read_ids(ids)?, &errors, skip_special_tokens)
     }
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -55,19 +56,22 @@ impl PyTokenizer {
         Ok(PyBytes::new(py, &bytes))
     }
 
-    #[pyo3(signature = (batch, errors="replace", *, skip_special_tokens=false))]
+    #[pyo3(signature = (batch, errors=Errors::default(), *, skip_special_tokens=false))]
     fn decode_batch<'py>(
         &self,
         py: Python<'py>,
-        batch: IdRows<'py>,
-        errors: &str,
-        skip_special_tokens: bool,
+        #[pyo3(from_py_with = named::batch)] batch: IdRows<'py>,
+        #[pyo3(from_py_with = named::errors)] errors: Errors<'_>,
+        #[pyo3(from_py_with = named::skip_special_tokens)] skip_special_tokens: bool,
     ) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, batch.map(|row| self.decode_text(py, &self.read_ids(row)?, errors, skip_special_tokens))?)
+        PyList::new(py, batch.map(|row| self.decode_text(py, &self.read_ids(row)?, &errors, skip_special_tokens))?)
     }
 
     #[pyo3(signature = (*, skip_special_tokens=false))]
-    fn decode_stream(&self, skip_special_tokens: bool) -> DecodeStream {
+    fn decode_stream(
+        &self,
+        #[pyo3(from_py_with = named::skip_special_tokens)] skip_special_tokens: bool,
+    ) -> DecodeStream {
         DecodeStream::new(Arc::clone(&self.inner), skip_special_tokens)
     }
 }

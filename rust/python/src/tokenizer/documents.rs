@@ -13,6 +13,7 @@ use crate::arguments::{Texts, Threads, prepare_arrays, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
+use crate::named;
 
 /// Ids, ends, bytes and files: the fields of `EncodedDocuments`.
 type Arrays<'py> =
@@ -42,7 +43,7 @@ impl PyDocumentEncoder {
         reading: Reading,
         begins: Vec<u32>,
         ends: Vec<u32>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         prepare_arrays(py)?;
         let tokenizer = tokenizer.shared();
@@ -58,7 +59,11 @@ impl PyDocumentEncoder {
         Ok(encoded.map(|encoded| arrays(py, encoded)))
     }
 
-    fn encode_texts<'py>(&self, py: Python<'py>, texts: Texts) -> PyResult<Arrays<'py>> {
+    fn encode_texts<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::texts)] texts: Texts,
+    ) -> PyResult<Arrays<'py>> {
         let texts = texts.iter().map(str::to_owned).collect();
         Ok(arrays(py, self.with(py, |encoder, interrupt| encoder.encode_texts(texts, interrupt))?))
     }

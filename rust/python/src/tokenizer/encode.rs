@@ -7,9 +7,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
-use crate::arguments::{Specials, Text, Texts, Threads, at_least, places_before_joining, prepare_arrays, thread_count};
+use crate::arguments::{Specials, Text, Texts, Threads, places_before_joining, prepare_arrays, thread_count};
 use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
+use crate::named::{self, Argument};
 
 /// Less text than this is encoded on the calling thread.
 const ONE_THREAD_BYTES: usize = 1 << 15;
@@ -104,22 +105,31 @@ impl PyTokenizer {
     fn encode<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::bos)] bos: bool,
+        #[pyo3(from_py_with = named::eos)] eos: bool,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         self.list(py, &self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?)
     }
 
-    fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
+    fn encode_ordinary<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+    ) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
         self.list(py, &self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
     }
 
     #[pyo3(signature = (text, before))]
-    fn encode_following<'py>(&self, py: Python<'py>, text: Text, before: Option<Text>) -> PyResult<Bound<'py, PyList>> {
+    fn encode_following<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::before)] before: Option<Text>,
+    ) -> PyResult<Bound<'py, PyList>> {
         let before = before.as_deref();
         let ids =
             interruptible_if_long(py, text.len(), |interrupt| self.inner.encode_following(&text, before, interrupt))?;
@@ -130,10 +140,10 @@ impl PyTokenizer {
     fn encode_with_dropout<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        dropout: Option<f64>,
-        seed: u64,
-        allowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::dropout)] dropout: Option<f64>,
+        #[pyo3(from_py_with = named::seed)] seed: u64,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         let dropout = dropout.or_else(|| self.inner.dropout().map(f64::from)).ok_or_else(|| {
             PyValueError::new_err("dropout is None, and the tokenizer's file names none; expected a number from 0 to 1")
@@ -146,12 +156,21 @@ impl PyTokenizer {
         self.list(py, &ids)
     }
 
-    fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
+    fn encode_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::data)] data: &[u8],
+    ) -> PyResult<Bound<'py, PyList>> {
         self.list(py, &interruptible_if_long(py, data.len(), |interrupt| self.inner.encode_bytes(data, interrupt))?)
     }
 
     #[pyo3(signature = (data, *, merged=false))]
-    fn encode_piece<'py>(&self, py: Python<'py>, data: &[u8], merged: bool) -> PyResult<Bound<'py, PyList>> {
+    fn encode_piece<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::data)] data: &[u8],
+        #[pyo3(from_py_with = named::merged)] merged: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
         let ids = py.detach(|| self.inner.encode_piece(data, merged)).map_err(to_py)?;
         self.list(py, &ids)
     }
@@ -160,11 +179,11 @@ impl PyTokenizer {
     fn encode_to_numpy<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::bos)] bos: bool,
+        #[pyo3(from_py_with = named::eos)] eos: bool,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         prepare_arrays(py)?;
         Ok(self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?.into_pyarray(py))
@@ -175,12 +194,12 @@ impl PyTokenizer {
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
-        texts: Texts,
-        num_threads: Option<Threads>,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
+        #[pyo3(from_py_with = named::texts)] texts: Texts,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::bos)] bos: bool,
+        #[pyo3(from_py_with = named::eos)] eos: bool,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         let (ids, offsets) =
             self.encode_rows(py, &texts, num_threads, (bos, eos), &allowed_special, &disallowed_special)?;
@@ -192,12 +211,12 @@ impl PyTokenizer {
     fn encode_batch_to_numpy<'py>(
         &self,
         py: Python<'py>,
-        texts: Texts,
-        num_threads: Option<Threads>,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
+        #[pyo3(from_py_with = named::texts)] texts: Texts,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::bos)] bos: bool,
+        #[pyo3(from_py_with = named::eos)] eos: bool,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Rows<'py>> {
         prepare_arrays(py)?;
         let (ids, offsets) =
@@ -210,12 +229,11 @@ impl PyTokenizer {
         &self,
         py: Python<'py>,
         text: &Bound<'py, PyAny>,
-        allowed_special: Specials,
-        first: i64,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::first)] first: usize,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
-        let first = at_least(0, "first", first)?;
         let given = text;
-        let text: Text = given.extract()?;
+        let text = Text::read("text", given)?;
         let (ids, mut offsets) = allowed_special.view(|allowed| {
             interruptible(py, |interrupt| self.inner.encode_with_offsets_from(&text, first, allowed, interrupt))
         })?;
@@ -230,7 +248,12 @@ impl PyTokenizer {
     }
 
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
-    fn count(&self, py: Python<'_>, text: Text, allowed_special: Specials) -> PyResult<usize> {
+    fn count(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+    ) -> PyResult<usize> {
         allowed_special.view(|allowed| {
             interruptible(py, |interrupt| {
                 self.inner.count(&text, EncodeOptions { allowed, interrupt, ..EncodeOptions::default() })
@@ -242,12 +265,10 @@ impl PyTokenizer {
     fn truncate<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        max_tokens: i64,
-        allowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::max_tokens)] max_tokens: usize,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
     ) -> PyResult<Bound<'py, PyString>> {
-        let max_tokens = usize::try_from(max_tokens)
-            .map_err(|_| PyValueError::new_err(format!("max_tokens must be at least 0, got {max_tokens}")))?;
         let kept = allowed_special.view(|allowed| {
             interruptible_if_long(py, text.len(), |interrupt| {
                 self.inner.truncate(&text, max_tokens, allowed, interrupt)
@@ -257,7 +278,12 @@ impl PyTokenizer {
     }
 
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
-    fn tokenize<'py>(&self, py: Python<'py>, text: Text, allowed_special: Specials) -> PyResult<Bound<'py, PyList>> {
+    fn tokenize<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+    ) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
         let ids = self.encode_one(py, &text, (false, false), &allowed_special, &nothing)?;
         list(py, ids.into_iter().map(|id| self.token_bytes(py, id)))

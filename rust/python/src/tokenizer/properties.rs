@@ -1,14 +1,14 @@
 //! Tokens by id and name, and the properties of a tokenizer.
 
 use bpe_llama::AddedToken;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use super::PyTokenizer;
-use crate::arguments::{extract_id, type_error};
+use crate::arguments::extract_id;
 use crate::error::to_py;
 use crate::interrupt::list;
+use crate::named::{self, wrong_type, wrong_value};
 
 /// The smallest limit on the cache, in bytes.
 const MIN_CACHE: usize = 1 << 20;
@@ -46,7 +46,7 @@ impl PyTokenizer {
         if let Ok(text) = token.cast::<PyString>() {
             return Ok(self.inner.token_to_id(&text.to_cow()?));
         }
-        let bytes = token.cast::<PyBytes>().map_err(|_| type_error("bytes or a str", token))?;
+        let bytes = token.cast::<PyBytes>().map_err(|_| wrong_type("token", "bytes or a str", token))?;
         Ok(self.inner.bytes_to_id(bytes.as_bytes()))
     }
 
@@ -97,12 +97,12 @@ impl PyTokenizer {
     }
 
     #[setter]
-    fn set_cache_bytes(&self, bytes: i64) -> PyResult<()> {
-        let bytes = usize::try_from(bytes)
-            .ok()
-            .filter(|&bytes| bytes >= MIN_CACHE)
-            .ok_or_else(|| PyValueError::new_err(format!("cache_bytes must be at least {MIN_CACHE}, got {bytes}")))?;
-        self.inner.set_cache_limit(bytes);
+    fn set_cache_bytes(&self, bytes: &Bound<'_, PyAny>) -> PyResult<()> {
+        let limit = named::cache_bytes::<usize>(bytes)?;
+        if limit < MIN_CACHE {
+            return Err(wrong_value("cache_bytes", &format!("at least {MIN_CACHE}"), bytes));
+        }
+        self.inner.set_cache_limit(limit);
         Ok(())
     }
 

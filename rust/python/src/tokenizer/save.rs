@@ -8,10 +8,11 @@ use pyo3::types::PyBytes;
 
 use super::PyTokenizer;
 use crate::error::to_py;
+use crate::named;
 
 #[pymethods]
 impl PyTokenizer {
-    fn save_sentencepiece(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    fn save_sentencepiece(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         let save = || write_atomically(&path, self.inner.to_sentencepiece()?);
         py.detach(save).map_err(to_py)
     }
@@ -40,7 +41,7 @@ impl PyTokenizer {
         py.detach(|| self.inner.to_huggingface()).map_err(to_py)
     }
 
-    fn save_huggingface(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    fn save_huggingface(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         let save = || write_atomically(&path, self.inner.to_huggingface()?.as_bytes());
         py.detach(save).map_err(to_py)
     }
@@ -49,7 +50,7 @@ impl PyTokenizer {
         py.detach(|| self.inner.check_tiktoken()).map_err(to_py)
     }
 
-    fn save_tiktoken(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    fn save_tiktoken(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         let save = || write_atomically(&path, self.inner.to_tiktoken()?.as_bytes());
         py.detach(save).map_err(to_py)
     }

@@ -13,6 +13,7 @@ use crate::arguments::{Texts, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
+use crate::named;
 
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
 pub(crate) struct PyTokenFile {
@@ -50,9 +51,9 @@ impl PyTokenFile {
     fn new(
         py: Python<'_>,
         tokenizer: &PyTokenizer,
-        path: PathBuf,
+        #[pyo3(from_py_with = named::path)] path: PathBuf,
         end: Option<u32>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         let tokenizer = tokenizer.shared();
         let file = py.detach(|| TokenFile::create(&path, tokenizer.vocab_size())).map_err(to_py)?;
@@ -82,7 +83,7 @@ impl PyTokenFile {
         Ok(skipped_rows(corpus.skipped()))
     }
 
-    fn add_texts(&self, py: Python<'_>, texts: Texts) -> PyResult<()> {
+    fn add_texts(&self, py: Python<'_>, #[pyo3(from_py_with = named::texts)] texts: Texts) -> PyResult<()> {
         let chunk = |text: &str| Chunk { document: 0, text: text.to_owned(), is_last: true };
         let chunks: Vec<Chunk> = texts.iter().map(chunk).collect();
         self.with_file(py, |file, options| self.tokenizer.encode_chunks(&chunks, options, self.threads, file))
