@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from bpe_llama._arguments import instance
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
@@ -212,6 +213,8 @@ class LlamaForCausalLM(Pretrained):
             ValueError: If shapes do not fit, an id or label is outside the vocabulary, the cache is full, or there are
                 both a cache and `document_ids`.
         """
+        if labels is not None:
+            instance("labels", labels, Tensor, "a tensor, (batch, length)")
         hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values, document_ids)
         logits_BTV = self.logits(hidden_BTD[:, -logits_to_keep:] if logits_to_keep else hidden_BTD)
         loss = None

@@ -8,22 +8,34 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from bpe_llama._arguments import (
+    boolean,
+    check_keywords,
+    check_surrogates,
+    integer,
+    iterator,
+    keywords_of,
+    string,
+    wrong,
+)
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
-from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
+from bpe_llama.model.generation.prompts import check_model, check_vocabulary, whole_ids
 from bpe_llama.model.generation.text_options import TextOptions
+from bpe_llama.model.generation.text_request import TextRequest
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.keywords import TextAndSearchKeywords, TextKeywords
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from bpe_llama.model.sampling.keywords import TextAndSearchKeywords, TextKeywords
     from bpe_llama.tokenizer import Tokenizer
 
 
+_KEYWORDS = keywords_of(TextAndSearchKeywords)
 _SEARCH = ("num_beams", "length_penalty", "early_stopping", "do_sample")
 _OF_TEXT = ("stop", "bos", "allowed_special", "reuse")
 
@@ -47,10 +59,14 @@ class TextGenerator:
         UserWarning: If added tokens have ids beyond the model's.
 
     Raises:
+        TypeError: If one of them is something else, as where they are swapped.
         ValueError: If other tokens do.
     """
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+        check_model(model)
+        if not hasattr(tokenizer, "decode_stream"):
+            raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
         check_vocabulary(tokenizer, model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
@@ -77,9 +93,14 @@ class TextGenerator:
                 itself, as text by a chat template may, gets no second one.
             allowed_special: As of ``Tokenizer.encode``.
 
+        Raises:
+            TypeError: If the prompt is no `str`.
+            ValueError: If it holds a lone surrogate, which no model has seen: `Tokenizer.encode` takes it for U+FFFD.
+
         Example:
             >>> generator.encode("Once upon a time")  # doctest: +SKIP
         """
+        check_surrogates("the prompt", string("text", text))
         begin = self.tokenizer.bos_id
         if bos is not None:
             return whole_ids(self.tokenizer.encode(text, bos=bos, allowed_special=allowed_special))
@@ -114,14 +135,13 @@ class TextGenerator:
             **options: As of `stream`.
         """
         given: dict[str, Any] = dict(options)
-        if given.get("num_beams", 1) != 1:
+        if integer("num_beams", given.get("num_beams", 1), 1) != 1:
             return self._search(prompt, n, given)
         given = with_do_sample(self.model, given, given.pop("do_sample", None))
         given = {name: value for name, value in given.items() if name not in _SEARCH}
         if n is None:
             return "".join(self.stream(prompt, **given))
-        if n < 1:
-            raise ValueError(f"n is {n}; expected at least 1")
+        n = integer("n", n, 1)
         requests = [self.request(prompt, given) for _ in range(n)]
         engine = Engine(self.model, n, requests[0].room(self.model))
         self.sequences = engine.prefill([requests[0].prompt], [requests[0].options], copies=n)
@@ -144,7 +164,7 @@ class TextGenerator:
         asked = self._generation_options(options)
         search["do_sample"] = search_draws(self.model, asked, do_sample)
         search_options(self.model, asked, search["do_sample"])
-        if not 1 <= (n or 1) <= search["num_beams"]:
+        if n is not None and not 1 <= integer("n", n) <= search["num_beams"]:
             raise ValueError(f"n is {n}; expected 1 to num_beams ({search['num_beams']})")
         request = self.request(prompt, options)
         found = beam_search(self.model, request.prompt, request.options, **search)
@@ -182,8 +202,8 @@ class TextGenerator:
             **options: As of `stream`; ``seed`` may be a list with one for each prompt. With None each prompt draws its
                 own.
         """
-        if slots < 1:
-            raise ValueError(f"slots is {slots}; expected at least 1")
+        prompts = list(iterator("prompts", prompts, "a list of texts or of ids; generate takes one prompt"))
+        slots = integer("slots", slots, 1)
         seeds = options.get("seed", 0)
         if isinstance(seeds, abc.Sequence):
             if len(seeds) != len(prompts):
@@ -192,15 +212,17 @@ class TextGenerator:
         else:
             each = [options] * len(prompts)
         if n is not None:
-            if n < 1:
-                raise ValueError(f"n is {n}; expected at least 1")
+            n = integer("n", n, 1)
             first = [self.options(**chosen).seed or 0 for chosen in each]
             seeds = [seed + copy for seed in first for copy in range(n)]
             found = self.generate_batch(
                 [p for p in prompts for _ in range(n)], slots=slots, **options | {"seed": seeds}
             )
             return [found[start : start + n] for start in range(0, len(found), n)]
-        requests = [self.request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
+        requests = [
+            self.request(prompt, chosen, f"prompts[{place}]")
+            for place, (prompt, chosen) in enumerate(zip(prompts, each, strict=True))
+        ]
         self.sequences = []
         if not requests:
             return []
@@ -270,6 +292,10 @@ class TextGenerator:
         """Return those of `GenerationOptions`, as ids, with all ids that end a text."""
         if "n" in options:
             raise ValueError(f"n is {options['n']!r}, but a stream is one answer; generate and generate_batch take it")
+        check_keywords("generate", options, _KEYWORDS)
+        for name in ("bos", "reuse"):
+            if options.get(name) is not None:
+                boolean(name, options[name], "True, False or None")
         options = {name: value for name, value in options.items() if name not in _OF_TEXT}
         if options.get("eos_id") is None:
             options["eos_id"] = self.end_ids
@@ -288,15 +314,19 @@ class TextGenerator:
             engine.reserve(max(room, 2 * engine.cache.capacity))
         return engine
 
-    def request(self, prompt: str | abc.Sequence[int], options: dict[str, Any]) -> TextRequest:
-        """Return a prompt with its options, checked, as `stream` would run it."""
+    def request(
+        self, prompt: str | abc.Sequence[int], options: dict[str, Any], name: str = "the prompt"
+    ) -> TextRequest:
+        """Return a prompt with its options, checked, as `stream` would run it; errors call the prompt ``name``."""
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
         by_default = () if of_ids.get("constraint") else self.model.generation_config.stop_strings
         stop = by_default if stop is None else stop
-        ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt)
+        ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt, name)
         if not ids:
-            raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
+            raise ValueError(f"{name} is empty, and the tokenizer has no beginning-of-text id to start from")
+        if len(ids) >= (context := self.model.config.context_length):
+            raise ValueError(f"{name} has {len(ids)} ids, which leaves no room in a context of {context}")
         vocab_size = self.model.config.vocab_size
         beyond = next((new_id for new_id in ids if vocab_size <= new_id < self.tokenizer.vocab_size), None)
         if beyond is not None:
@@ -314,87 +344,3 @@ class TextGenerator:
             for known in options_of_ids.constraint.before if options_of_ids.constraint else ids:
                 request.decoder.push(known)
         return request
-
-
-class TextRequest:
-    """Decodes one sequence's new ids to text, and ends it at a stop string."""
-
-    def __init__(
-        self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], tokenizer: Tokenizer
-    ) -> None:
-        self.prompt = prompt
-        self.options = options
-        self.sequence: Sequence | None = None
-        self.parts: list[str] = []
-        self.done = False
-        self._stops = stops
-        self._tokenizer = tokenizer
-        self.decoder = tokenizer.decode_stream()
-        self._held = ""
-        """Text that may become a stop string."""
-        self._read = 0
-        """New ids that are decoded."""
-        self._early = 0
-        """Characters of the held text that come from the first ``min_new_tokens`` tokens."""
-        self._taken = 0
-
-    def room(self, model: LlamaForCausalLM) -> int:
-        """Return how many tokens its slot must hold."""
-        return min(model.config.context_length, len(self.prompt) + self.options.max_new_tokens)
-
-    def read(self, engine: Engine | None = None) -> None:
-        """Decode new ids; abort the sequence in the engine if a stop string is complete."""
-        if self.sequence is None or self.done:
-            return
-        text = self._held
-        for count, new_id in enumerate(self.sequence.new_ids[self._read :], start=self._read + 1):
-            if new_id not in self.sequence.eos_ids and has_token(self._tokenizer, new_id):
-                text += self.decoder.push(new_id)
-            if count <= self.options.min_new_tokens:
-                self._early = len(text)
-        self._read = len(self.sequence.new_ids)
-        if self.sequence.finish_reason:
-            text += self.decoder.flush()
-        # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
-        places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
-        found = [place for place in places if place >= 0]
-        if found:
-            text = text[: min(found)]
-            if engine and not self.sequence.finish_reason:
-                engine.abort(self.sequence)
-        self.done = bool(found or self.sequence.finish_reason)
-        keep = 0 if self.done else _may_become_stop(text, self._stops)
-        self._held = text[len(text) - keep :]
-        text = text[: len(text) - keep]
-        self._early = max(self._early - len(text), 0)
-        if text:
-            self.parts.append(text)
-
-    def take(self) -> list[str]:
-        """Return the pieces decoded since the last call."""
-        pieces = self.parts[self._taken :]
-        self._taken = len(self.parts)
-        return pieces
-
-
-def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:
-    """Return how many characters at the end of ``text`` begin a stop string.
-
-    Example:
-        >>> _may_become_stop("so far <|e", ("<|end|>", "STOP"))
-        3
-    """
-    longest = max(map(len, stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return size
-    return 0
-
-
-def has_token(tokenizer: Tokenizer, token_id: int) -> bool:
-    """Return whether an id has a token: models have more ids than tokens, for their matrices to be of round sizes."""
-    try:
-        tokenizer.id_to_bytes(token_id)
-    except KeyError:
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama._arguments import iterator
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.structured import STRUCTURED, Grammars
 
@@ -37,6 +38,7 @@ class TextOptions:
         if options.get("bad_words") is not None:
             if isinstance(options["bad_words"], str):
                 raise TypeError(f"bad_words is {options['bad_words']!r}; expected a list of words")
+            iterator("bad_words", options["bad_words"], "a list of words, or of sequences of ids")
             words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
             options["bad_words"] = [ids for several in words for ids in several]
         if options.get("dry_multiplier"):

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._arguments import path as checked_path
+
 _MAGIC = b"GGUF"
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
@@ -116,7 +118,7 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
         >>> read_gguf_header("SmolLM2-135M-Instruct.Q4_1.gguf").metadata["llama.block_count"]  # doctest: +SKIP
         30
     """
-    path = Path(path)
+    path = checked_path("path", path)
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise ValueError(f"{path}: not a GGUF file: it is empty")

@@ -44,6 +44,7 @@ impl Reading {
     }
 }
 
+/// The lines of a file, bytes with their ends, decompressed where its name ends in `.gz` or `.zst`.
 #[pyclass(frozen, name = "FileLines", module = "bpe_llama._core")]
 pub(crate) struct PyFileLines(Mutex<FileLines>);
 
@@ -64,6 +65,7 @@ impl PyFileLines {
     }
 }
 
+/// Return the files of a path: the file, the files below a folder, or those that match a glob pattern; sorted.
 #[pyfunction]
 fn expand_paths(py: Python<'_>, path: &str) -> PyResult<Vec<PathBuf>> {
     py.detach(|| expand(path)).map_err(to_py)

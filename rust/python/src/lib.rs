@@ -1,5 +1,8 @@
 //! `bpe_llama._core`: the bindings. They convert, release the GIL and map errors; they hold no logic.
-#![allow(missing_docs, reason = "documented in python/bpe_llama/_core.pyi, where Python users look")]
+//!
+//! The doc comments of classes, methods and functions are their docstrings in Python. `make stubs` copies them to
+//! `python/bpe_llama/_core.pyi`.
+#![allow(clippy::doc_markdown, reason = "doc comments of classes, methods and functions are Python docstrings")]
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 use pyo3::prelude::*;
@@ -20,6 +23,7 @@ mod train;
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     simd::register(module)?;
+    module.add_function(wrap_pyfunction!(named::shown, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     tokenizer::pretokenize::register(module)?;
     module.add_class::<sampler::PySampler>()?;

@@ -47,7 +47,13 @@ pub(crate) fn wrong_value(name: &str, expected: &str, value: &Bound<'_, PyAny>) 
     PyValueError::new_err(format!("{name} must be {expected}, got {}", shown(value)))
 }
 
-/// Returns the `repr` of an object for an error message; of a long one the beginning, at no more cost.
+/// Return the `repr` of an object for an error message; of a long one a part, at no more cost.
+///
+/// Example:
+///     >>> from bpe_llama._core import shown
+///     >>> shown(5), shown([5] * 1000), shown("x" * 1000)[:8]
+///     ('5', '[5, 5, 5, 5, 5, 5, ...]', "'xxxxxxx")
+#[pyfunction]
 pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
     const LONGEST: usize = 80;
     let repr = || -> PyResult<String> {

@@ -161,11 +161,13 @@ fn vocabulary(py: Python<'_>, trained: Trained) -> PyResult<Vocabulary<'_>> {
     Ok((tokens, merges))
 }
 
+/// The compiled word counts; `bpe_llama.WordCounts` wraps and documents them.
 #[pyclass(frozen, module = "bpe_llama._core")]
 pub(crate) struct WordCounts(Counts);
 
 #[pymethods]
 impl WordCounts {
+    /// Return the counts of the words in files, and what was skipped; `bpe_llama.WordCounts.from_files` calls this.
     #[staticmethod]
     fn from_files(
         py: Python<'_>,
@@ -178,25 +180,30 @@ impl WordCounts {
         Ok((Self(counts), skipped_rows(&skipped)))
     }
 
+    /// Return the counts of the words in texts; `bpe_llama.WordCounts.from_iterator` calls this.
     #[staticmethod]
     fn from_iterator(texts: &Bound<'_, PyAny>, splitting: Splitting, on_progress: Option<Py<PyAny>>) -> PyResult<Self> {
         from_iterator(texts, &splitting, on_progress.as_ref()).map(Self)
     }
 
+    /// Return the counts that `to_bytes` returned.
     #[staticmethod]
     fn from_bytes(py: Python<'_>, #[pyo3(from_py_with = named::data)] data: &[u8]) -> PyResult<Self> {
         interruptible(py, |interrupt| Counts::from_bytes(data, interrupt)).map(Self)
     }
 
+    /// Return the counts that `save` wrote.
     #[staticmethod]
     fn load(py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<Self> {
         interruptible(py, |interrupt| Counts::load(&path, interrupt)).map(Self)
     }
 
+    /// Return what `save` writes.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         interruptible(py, |interrupt| self.0.to_bytes(interrupt)).map(|bytes| PyBytes::new(py, &bytes))
     }
 
+    /// Write the counts to a file, atomically.
     fn save(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         interruptible(py, |interrupt| self.0.save(&path, interrupt))
     }
@@ -208,10 +215,12 @@ impl WordCounts {
         })
     }
 
+    /// Return at most so many counts that sum to these; the hash of a word selects its part.
     fn split(&self, py: Python<'_>, #[pyo3(from_py_with = named::parts)] parts: usize) -> Vec<Self> {
         py.detach(|| self.0.split(parts)).into_iter().map(Self).collect()
     }
 
+    /// Return the counts of the words that occur `min_count` times or more.
     fn pruned(&self, py: Python<'_>, #[pyo3(from_py_with = named::min_count)] min_count: u64) -> PyResult<Self> {
         interruptible(py, |interrupt| self.0.pruned(min_count, interrupt)).map(Self)
     }
@@ -220,21 +229,25 @@ impl WordCounts {
         self.0.len()
     }
 
+    /// The number of words in the text.
     #[getter]
     fn total(&self) -> u64 {
         self.0.total()
     }
 
+    /// The regex that split the text.
     #[getter]
     fn pattern(&self) -> &str {
         self.0.pattern()
     }
 
+    /// The special tokens that end words.
     #[getter]
     fn special_tokens(&self) -> Vec<String> {
         self.0.special_tokens().to_vec()
     }
 
+    /// Return the `n` most frequent words, or all, with their counts; ties by bytes.
     fn most_common<'py>(
         &self,
         py: Python<'py>,
@@ -245,6 +258,7 @@ impl WordCounts {
     }
 }
 
+/// Return the tokens and merges learned from counts; `bpe_llama.training` calls this.
 #[pyfunction]
 fn train_merges<'py>(
     py: Python<'py>,
@@ -257,7 +271,9 @@ fn train_merges<'py>(
     vocabulary(py, trained)
 }
 
-/// Counts and trains in one call, so that the memory of the counts is freed before the merges.
+/// Return the tokens and merges learned from files, and what was skipped; `bpe_llama.training` calls this.
+///
+/// Counting and training are one call, so that the memory of the counts is freed before the merges.
 #[pyfunction]
 fn train_from_files(
     py: Python<'_>,
@@ -273,7 +289,7 @@ fn train_from_files(
     Ok((vocabulary(py, trained)?, skipped_rows(&skipped)))
 }
 
-/// Counts and trains like [`train_from_files`], from an iterator of texts.
+/// Return the tokens and merges learned from texts, in one call, as `train_from_files` does.
 #[pyfunction]
 fn train_from_iterator<'py>(
     texts: &Bound<'py, PyAny>,

@@ -42,6 +42,8 @@ impl PyTokenizer {
 
 #[pymethods]
 impl PyTokenizer {
+    /// Return the tokenizer with these ranks, which are the ids; `Tokenizer.from_ranks` checks its arguments and calls
+    /// this.
     #[staticmethod]
     #[pyo3(signature = (ranks, pattern, special_tokens=None))]
     fn build_from_ranks(
@@ -64,6 +66,7 @@ impl PyTokenizer {
         Self::assemble(vocab, pattern, special_tokens)
     }
 
+    /// Return the tokenizer with these tokens, by id, and merges, as pairs of ids, best first.
     #[staticmethod]
     #[pyo3(signature = (tokens, merges, pattern, special_tokens=None))]
     fn build_from_merges(
@@ -77,6 +80,7 @@ impl PyTokenizer {
         Self::assemble(vocab, pattern, special_tokens)
     }
 
+    /// Return this tokenizer with more tokens, merges and special tokens; `bpe_llama.training` calls this.
     fn extended(
         &self,
         tokens: Vec<Vec<u8>>,
@@ -89,6 +93,7 @@ impl PyTokenizer {
         self.inner.extended(&trained, pretokenizer, &special_tokens).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with the ranks of a `.tiktoken` file; `Tokenizer.from_tiktoken` calls this.
     #[staticmethod]
     #[pyo3(signature = (path, pattern, special_tokens=None))]
     fn build_from_tiktoken(
@@ -101,26 +106,33 @@ impl PyTokenizer {
         Self::assemble(vocab, pattern, special_tokens)
     }
 
+    /// Return the tokenizer of a `tokenizer.json`, given as bytes; `Tokenizer.from_huggingface` calls this.
     #[staticmethod]
     fn build_from_huggingface(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_huggingface(json)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer that `to_own_json` wrote.
     #[staticmethod]
     fn build_from_own_json(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_own_json(json)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer of a SentencePiece model, given as bytes; `Tokenizer.from_file` calls this.
     #[staticmethod]
     fn build_from_sentencepiece(py: Python<'_>, model: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_sentencepiece(model)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer of SentencePiece pieces: text, score and kind.
+    ///
+    /// `prefix` puts a space before a text, `collapse` makes one space of several.
     #[staticmethod]
     fn build_from_pieces(pieces: Vec<PieceArgs>, prefix: bool, collapse: bool) -> PyResult<Self> {
         Tokenizer::from_pieces(read_pieces(pieces)?, prefix, collapse).map(Self::new).map_err(to_py)
     }
 
+    /// Return the byte-level tokenizer of a GGUF file's metadata; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf(
         py: Python<'_>,
@@ -136,6 +148,7 @@ impl PyTokenizer {
             .map_err(to_py)
     }
 
+    /// Return the SentencePiece tokenizer of a GGUF file's metadata; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf_pieces(
         py: Python<'_>,
@@ -148,6 +161,7 @@ impl PyTokenizer {
         py.detach(|| Tokenizer::from_gguf_pieces(pieces, prefix, added)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer of a GGUF file whose merges begin with characters; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf_characters(
         py: Python<'_>,
@@ -160,10 +174,18 @@ impl PyTokenizer {
         py.detach(|| Tokenizer::from_gguf_characters(pieces, merges, added)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with other ids that begin and end a text; `None` for no such id.
+    ///
+    /// Raises:
+    ///     ValueError: If an id is outside the vocabulary.
     fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {
         self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with other special ids: begin, end, padding, unknown; `None` for no such id.
+    ///
+    /// Raises:
+    ///     ValueError: If an id is outside the vocabulary.
     fn with_ends(
         &self,
         bos_id: Option<u32>,
@@ -175,10 +197,12 @@ impl PyTokenizer {
         self.inner.as_ref().clone().with_special_ids(ids).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with a post-processor that puts these ids around each text; `None` puts nothing.
     fn with_template(&self, before: Option<u32>, after: Option<u32>) -> PyResult<Self> {
         self.inner.as_ref().clone().with_template(before, after).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with more added tokens: content, special, single_word, lstrip, rstrip, normalized.
     fn with_added_tokens(&self, tokens: Vec<AddedFlags>) -> PyResult<Self> {
         let token = |(content, special, single_word, lstrip, rstrip, normalized)| {
             let token = AddedToken::special(content, 0);

@@ -15,6 +15,7 @@ use crate::error::to_py;
 use crate::interrupt::interruptible;
 use crate::named;
 
+/// A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it.
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
 pub(crate) struct PyTokenFile {
     tokenizer: Arc<Tokenizer>,
@@ -60,6 +61,7 @@ impl PyTokenFile {
         Ok(Self { tokenizer, end, threads: thread_count(num_threads), file: Mutex::new(Some(file)) })
     }
 
+    /// Append the documents of files; return how many rows were skipped, and what is wrong with the first.
     fn add_files(
         &self,
         py: Python<'_>,
@@ -83,17 +85,20 @@ impl PyTokenFile {
         Ok(skipped_rows(corpus.skipped()))
     }
 
+    /// Append texts, each of which is one document.
     fn add_texts(&self, py: Python<'_>, #[pyo3(from_py_with = named::texts)] texts: Texts) -> PyResult<()> {
         let chunk = |text: &str| Chunk { document: 0, text: text.to_owned(), is_last: true };
         let chunks: Vec<Chunk> = texts.iter().map(chunk).collect();
         self.with_file(py, |file, options| self.tokenizer.encode_chunks(&chunks, options, self.threads, file))
     }
 
+    /// Return the number of ids, now that the file stands at its path.
     fn finish(&self, py: Python<'_>) -> PyResult<u64> {
         let finished = py.detach(|| self.take().map(TokenFile::finish));
         finished.ok_or_else(|| PyValueError::new_err("the token file is closed"))?.map_err(to_py)
     }
 
+    /// Remove what was written.
     fn abandon(&self, py: Python<'_>) {
         py.detach(|| drop(self.take()));
     }
