@@ -38,8 +38,14 @@ class AdapterFields(TypedDict, total=False):
     task_type: str | None
 
 
-def check_new(model: object, name: object, rank: Any, alpha: Any, dropout: Any, seed: object) -> None:
-    """Raise for an argument of `lora.add` that is of another type or out of range."""
+_OTHER_NAMES = {"rank": ("r", 8), "alpha": ("lora_alpha", 16.0), "dropout": ("lora_dropout", 0.0)}
+"""peft's name and our default of each argument that `lora.add` has under a name of its own."""
+
+
+def check_new(
+    model: object, name: object, rank: Any, alpha: Any, dropout: Any, seed: object, fields: Mapping[str, Any]
+) -> None:
+    """Raise for an argument of `lora.add` that is of another type, out of range, or given under two names."""
     check_module(model)
     string("name", name)
     integer("rank", rank, 1)
@@ -47,11 +53,15 @@ def check_new(model: object, name: object, rank: Any, alpha: Any, dropout: Any, 
     if not 0 <= number("dropout", dropout) < 1:
         raise ValueError(wrong("dropout", dropout, "at least 0 and less than 1"))
     integer("seed", seed)
+    for ours, value in (("rank", rank), ("alpha", alpha), ("dropout", dropout)):
+        theirs, default = _OTHER_NAMES[ours]
+        if theirs in fields and value not in (default, fields[theirs]):
+            raise ValueError(f"{ours} is {value} and {theirs} {fields[theirs]!r}; expected one of them")
 
 
 def check_module(model: object) -> None:
     """Raise `TypeError` for what is no model, such as a folder in its place."""
-    instance("model", model, nn.Module, "a model")
+    instance("model", model, nn.Module, "a torch.nn.Module")
 
 
 def target_names(target_modules: Collection[str] | str) -> str | list[str]:

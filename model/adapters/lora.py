@@ -109,7 +109,7 @@ def add(
         ValueError: If a field is not honoured or out of range, the name is taken or contains a dot, or no layer
             matches. The model is then unchanged.
     """
-    check_new(model, name, rank, alpha, dropout, seed)
+    check_new(model, name, rank, alpha, dropout, seed, fields)
     _check_name(model, name)
     bases = dict(base_modules(model))
     targets = target_names(target_modules)
@@ -151,6 +151,7 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
         raise ValueError(f"no adapter is named {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
     if len(set(names)) < len(names):
         raise ValueError(f"adapters {', '.join(names)} are given; expected each once")
+    weights = None if weights is None else list(iterator("weights", weights, "a list of numbers"))
     if weights is not None and (len(weights) != len(names) or not all(map(math.isfinite, weights))):
         raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {len(names)} adapters")
     layers = dict(adapted_layers(model))

@@ -19,7 +19,7 @@ def merge(model: nn.Module) -> None:
 
     Cost: memory for a copy of each changed weight.
     """
-    instance("model", model, nn.Module, "a model")
+    instance("model", model, nn.Module, "a torch.nn.Module")
     reason = why_not_merge(model)
     if reason is not None:
         raise ValueError(reason)
@@ -31,7 +31,7 @@ def merge(model: nn.Module) -> None:
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
     """Restore the exact values that the weights had before `merge`."""
-    instance("model", model, nn.Module, "a model")
+    instance("model", model, nn.Module, "a torch.nn.Module")
     for _, layer in reversed(list(adapted_layers(model))):  # `merge` changed a tied head's weight after its embedding's
         if layer.unmerged is not None:
             layer.unmerge()

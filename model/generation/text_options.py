@@ -44,6 +44,7 @@ class TextOptions:
         if options.get("dry_multiplier"):
             given = options.get("dry_sequence_breakers")
             given = DRY_BREAKERS if given is None else (given,) if isinstance(given, str) else given
+            iterator("dry_sequence_breakers", given, "strings, or sequences of ids")
             breakers = [self._ids_containing(part) if isinstance(part, str) else [part] for part in given]
             options["dry_sequence_breakers"] = [ids for several in breakers for ids in several]
         return options

@@ -286,7 +286,7 @@ def quantize(
         ValueError: If the kind is unknown or the group size does not divide a layer's inputs. The model is then
             unchanged.
     """
-    instance("model", model, nn.Module, "a model")
+    instance("model", model, nn.Module, "a torch.nn.Module")
     one_of("kind", kind, KINDS)
     boolean("per_row", per_row)
     if kind == "int4":
@@ -359,7 +359,7 @@ def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> Q
 
 def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
     """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model."""
-    instance("model", model, nn.Module, "a model")
+    instance("model", model, nn.Module, "a torch.nn.Module")
     instance("dtype", dtype, torch.dtype, "a torch.dtype")
     for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")

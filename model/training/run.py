@@ -171,8 +171,9 @@ def train_on_examples(
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
     """
     check_run(model, config, out, options)
-    for place, example in enumerate([*examples, *eval_examples]):
-        instance(f"examples[{place}]", example, Example, "an Example")
+    for name, several in (("examples", examples), ("eval_examples", eval_examples)):
+        for place, example in enumerate(iterator(name, several, "a list of Examples")):
+            instance(f"{name}[{place}]", example, Example, "an Example")
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)

@@ -105,11 +105,11 @@ def path(name: str, value: object) -> Path:
     except TypeError:
         found = None
     if not isinstance(found, str):
-        raise TypeError(wrong(name, value, "a path"))
+        raise TypeError(wrong(name, value, "a str or another path"))
     return Path(found)
 
 
-def instance(name: str, value: object, kind: type[T], expected: str | None = None) -> T:
+def instance(name: str, value: T, kind: type[Any], expected: str | None = None) -> T:
     """Return an argument that must be of a class.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpe_llama._arguments import wrong
+from bpe_llama._arguments import boolean, wrong
 from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
@@ -85,6 +85,8 @@ def finetune(
     check_run(model, config, out, options)
     if not hasattr(tokenizer, "encode_following"):
         raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
+    boolean("parse_special", parse_special)
+    boolean("show_example", show_example)
     check_vocabulary(tokenizer, model.config.vocab_size)
     with_epochs(config, epochs, 1)  # raises before the files are read
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}

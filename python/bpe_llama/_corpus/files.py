@@ -31,7 +31,7 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     """
     one_or_more = "a path, a pattern, or a list of them"
     several = [paths] if isinstance(paths, (str, os.PathLike)) else iterator("paths", paths, one_or_more)
-    patterns = [checked_path("a path", path) for path in several]
+    patterns = [checked_path(f"paths[{place}]", path) for place, path in enumerate(several)]
     if not patterns:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}

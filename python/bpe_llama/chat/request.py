@@ -178,8 +178,8 @@ def prepare(
                 f"it reads {sorted(template.variables)}"
             )
     if documents is not None:
-        is_one = isinstance(documents, (Mapping, str))
-        documents = [documents] if is_one else list(iterator("documents", documents, "a list of mappings"))
+        several = [documents] if isinstance(documents, (Mapping, str)) else documents
+        documents = list(iterator("documents", several, "a list of mappings"))
         for place, document in enumerate(documents):
             if not isinstance(document, Mapping):
                 raise ValueError(f"document {place} is {document!r:.100}; expected a mapping")

@@ -105,7 +105,7 @@ impl<'a, 'py> Argument<'a, 'py> for &'a [u8] {
 
 impl<'a, 'py> Argument<'a, 'py> for PathBuf {
     fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
-        value.extract().map_err(|_| wrong_type(name, "a path", value))
+        value.extract().map_err(|_| wrong_type(name, "a str or another path", value))
     }
 }
 

@@ -167,7 +167,7 @@ pub(crate) struct WordCounts(Counts);
 
 #[pymethods]
 impl WordCounts {
-    /// Return the counts of the words in files, and what was skipped; `bpe_llama.WordCounts.from_files` calls this.
+    /// Return the counts of the words in files, and what was skipped; `WordCounts.from_files` calls this.
     #[staticmethod]
     fn from_files(
         py: Python<'_>,

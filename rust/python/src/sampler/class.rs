@@ -143,7 +143,10 @@ impl PySampler {
     /// The log-probabilities are those of the logits as given, before penalties, temperature and filters.
     ///
     /// Args:
-    ///     logits: As in `sample`. ``history``, ``step`` and ``seeds`` likewise.
+    ///     logits: As in `sample`.
+    ///     history: As in `sample`.
+    ///     step: As in `sample`.
+    ///     seeds: As in `sample`.
     ///     top_n: How many of the most likely ids to return, most likely first, ties by rising id.
     ///
     /// Returns:
@@ -200,7 +203,9 @@ impl PySampler {
     /// Return the distribution that `sample` draws from, filtered and renormalised: float64, of the logits' shape.
     ///
     /// Args:
-    ///     logits: As in `sample`. ``history`` and ``num_threads`` likewise.
+    ///     logits: As in `sample`.
+    ///     history: As in `sample`.
+    ///     num_threads: As in `sample`.
     ///
     /// Raises:
     ///     ValueError: As `sample`.

@@ -42,8 +42,7 @@ impl PyTokenizer {
 
 #[pymethods]
 impl PyTokenizer {
-    /// Return the tokenizer with these ranks, which are the ids; `Tokenizer.from_ranks` checks its arguments and calls
-    /// this.
+    /// Return the tokenizer with these ranks, which are the ids; `Tokenizer.from_ranks` calls this.
     #[staticmethod]
     #[pyo3(signature = (ranks, pattern, special_tokens=None))]
     fn build_from_ranks(

@@ -46,7 +46,10 @@ impl PyTokenizer {
     /// Args:
     ///     texts: Any iterable of `str`.
     ///     num_threads: By default one a processor; it never changes an id.
-    ///     bos: As in `encode`. ``eos``, ``allowed_special`` and ``disallowed_special`` likewise.
+    ///     bos: As in `encode`.
+    ///     eos: As in `encode`.
+    ///     allowed_special: As in `encode`.
+    ///     disallowed_special: As in `encode`.
     ///
     /// Raises:
     ///     TypeError: If `texts` is one `str`, or holds something else.
@@ -77,11 +80,10 @@ impl PyTokenizer {
         list(py, offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize])))
     }
 
-    /// Return the ids of all texts in one array, and where each begins; arguments and errors are those of
-    /// `encode_batch`.
+    /// Return the ids of all texts in one array, and where each text begins.
     ///
-    /// Row `i` is `ids[offsets[i]:offsets[i + 1]]`; `ids` is uint32, shape (n,), `offsets` int64, shape (len(texts) +
-    /// 1,).
+    /// Row `i` is `ids[offsets[i]:offsets[i + 1]]`; `ids` is uint32, shape (n,), `offsets` int64, shape
+    /// (len(texts) + 1,). Arguments and errors are those of `encode_batch`.
     ///
     /// Example:
     ///     >>> from bpe_llama import Tokenizer
