@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -33,6 +33,11 @@ from bpe_llama.model.layers.rope import (
     rotations_of_layers,
 )
 from bpe_llama.model.pretrained import Pretrained, check_ids
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerateKeywords
 
 
 class DecoderLayer(nn.Module):
@@ -277,8 +282,16 @@ class LlamaForCausalLM(Pretrained):
             return loss + routing
         return loss
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """Return prompts and generated ids, int64 (B, T + new); see `bpe_llama.model.generation.generate`."""
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Unpack[GenerateKeywords]
+    ) -> Tensor:
+        """Return prompts and generated ids, int64 (B, T + new); see `bpe_llama.model.generation.generate`.
+
+        Args:
+            input_ids: int64 (B, T), rows padded on the left.
+            attention_mask: (B, T), zero where a row is padded.
+            **options: Those of that function, such as ``max_new_tokens``, ``temperature``, ``top_p``, ``num_beams``.
+        """
         from bpe_llama.model.generation.generate import generate
 
         return generate(self, input_ids, attention_mask, **options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="Pretrained")
 
 
-class LoadOptions(HubOptions, total=False):
-    """The options of `Pretrained.from_pretrained`: those of a repository, and those of the loader.
+class LoaderOptions(TypedDict, total=False):
+    """Further options of `bpe_llama.model.checkpoints.load`.
 
     Attributes:
         progress: Called after each tensor with the tensors read so far and their total.
@@ -42,6 +42,10 @@ class LoadOptions(HubOptions, total=False):
     progress: Callable[[int, int], None] | None
     check: Callable[[Pretrained, torch.device], None] | None
     num_labels: int | None
+
+
+class PretrainedOptions(HubOptions, LoaderOptions, total=False):
+    """The options of `Pretrained.from_pretrained`: those of a repository, and those of the loader."""
 
 
 class Pretrained(nn.Module):
@@ -280,7 +284,7 @@ class Pretrained(nn.Module):
         path: str | Path,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
-        **options: Unpack[LoadOptions],
+        **options: Unpack[PretrainedOptions],
     ) -> Model:
         """Return the model of a path or of a repository on the Hugging Face Hub, in evaluation mode.
 
@@ -291,7 +295,7 @@ class Pretrained(nn.Module):
             dtype: ``"auto"`` is the checkpoint's.
             device: ``"auto"`` is CUDA if available, else the CPU.
             **options: For a repository ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``,
-                as in transformers; and ``progress``, ``check`` and ``num_labels``: see `LoadOptions`.
+                as in transformers; and ``progress``, ``check`` and ``num_labels``: see `LoaderOptions`.
 
         Of a repository the config and the weights in one format are fetched, safetensors before others.
 
@@ -302,7 +306,7 @@ class Pretrained(nn.Module):
         from bpe_llama.model.checkpoints import load  # loaders import models
         from bpe_llama.model.checkpoints.hub_files import needed_files
 
-        check_keywords("from_pretrained", options, keywords_of(LoadOptions))
+        check_keywords("from_pretrained", options, keywords_of(PretrainedOptions))
         hub: Any = {name: value for name, value in options.items() if name in HUB_OPTIONS}
         own: Any = {name: value for name, value in options.items() if name not in HUB_OPTIONS}
         return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **own)

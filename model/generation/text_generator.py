@@ -25,7 +25,7 @@ from bpe_llama.model.generation.prompts import check_model, check_vocabulary, wh
 from bpe_llama.model.generation.text_options import TextOptions
 from bpe_llama.model.generation.text_request import TextRequest
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.keywords import TextAndSearchKeywords, TextKeywords
+from bpe_llama.model.sampling.keywords import BatchKeywords, TextAndSearchKeywords, TextKeywords
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 
@@ -184,14 +184,29 @@ class TextGenerator:
 
     @overload
     def generate_batch(
-        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: None = None, **options: Any
+        self,
+        prompts: abc.Sequence[str | abc.Sequence[int]],
+        *,
+        slots: int = 16,
+        n: None = None,
+        **options: Unpack[BatchKeywords],
     ) -> list[str]: ...
     @overload
     def generate_batch(
-        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: int, **options: Any
+        self,
+        prompts: abc.Sequence[str | abc.Sequence[int]],
+        *,
+        slots: int = 16,
+        n: int,
+        **options: Unpack[BatchKeywords],
     ) -> list[list[str]]: ...
     def generate_batch(
-        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: int | None = None, **options: Any
+        self,
+        prompts: abc.Sequence[str | abc.Sequence[int]],
+        *,
+        slots: int = 16,
+        n: int | None = None,
+        **options: Unpack[BatchKeywords],
     ) -> list[str] | list[list[str]]:
         """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
 
@@ -204,24 +219,21 @@ class TextGenerator:
         """
         prompts = list(iterator("prompts", prompts, "a list of texts or of ids; generate takes one prompt"))
         slots = integer("slots", slots, 1)
-        seeds = options.get("seed", 0)
-        if isinstance(seeds, abc.Sequence):
+        given: dict[str, Any] = dict(options)
+        seeds = given.get("seed", 0)
+        if isinstance(seeds, abc.Sequence) and not isinstance(seeds, str):
             if len(seeds) != len(prompts):
                 raise ValueError(f"seed holds {len(seeds)} numbers for {len(prompts)} prompts; expected one for each")
-            each = [options | {"seed": seed} for seed in seeds]
+            each = [given | {"seed": seed} for seed in seeds]
         else:
-            each = [options] * len(prompts)
+            each = [given] * len(prompts)
+        copies = 1 if n is None else integer("n", n, 1)
         if n is not None:
-            n = integer("n", n, 1)
             first = [self.options(**chosen).seed or 0 for chosen in each]
-            seeds = [seed + copy for seed in first for copy in range(n)]
-            found = self.generate_batch(
-                [p for p in prompts for _ in range(n)], slots=slots, **options | {"seed": seeds}
-            )
-            return [found[start : start + n] for start in range(0, len(found), n)]
+            each = [each[place] | {"seed": seed + copy} for place, seed in enumerate(first) for copy in range(copies)]
         requests = [
-            self.request(prompt, chosen, f"prompts[{place}]")
-            for place, (prompt, chosen) in enumerate(zip(prompts, each, strict=True))
+            self.request(prompts[place // copies], chosen, f"prompts[{place // copies}]")
+            for place, chosen in enumerate(each)
         ]
         self.sequences = []
         if not requests:
@@ -235,7 +247,8 @@ class TextGenerator:
             for sequence in engine.step():
                 by_sequence[sequence].read(engine)
         self.last = self.sequences[-1]
-        return ["".join(request.parts) for request in requests]
+        texts = ["".join(request.parts) for request in requests]
+        return texts if n is None else [texts[start : start + copies] for start in range(0, len(texts), copies)]
 
     def stream(self, prompt: str | abc.Sequence[int], **options: Unpack[TextKeywords]) -> Iterator[str]:
         """Yield the continuation of one prompt, piece by piece, as it is generated.

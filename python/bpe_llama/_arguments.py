@@ -44,7 +44,7 @@ def integer(name: str, value: object, least: int | None = None) -> int:
     except TypeError:  # an array or a tensor of several numbers
         raise TypeError(wrong(name, value, "an int")) from None
     if least is not None and whole < least:
-        raise ValueError(wrong(name, value, f"at least {least}"))
+        raise ValueError(f"{name} is {whole}; expected at least {least}")
     return whole
 
 

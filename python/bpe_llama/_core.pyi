@@ -57,9 +57,7 @@ class Tokenizer:
     def build_from_ranks(
         ranks: dict[bytes, int], pattern: str, special_tokens: list[tuple[str, int]] | None = None
     ) -> Tokenizer:
-        """Return the tokenizer with these ranks, which are the ids; `Tokenizer.from_ranks` checks its arguments and calls
-        this.
-        """
+        """Return the tokenizer with these ranks, which are the ids; `Tokenizer.from_ranks` calls this."""
     @staticmethod
     def build_from_merges(
         tokens: list[bytes],
@@ -309,7 +307,10 @@ class Tokenizer:
         Args:
             texts: Any iterable of `str`.
             num_threads: By default one a processor; it never changes an id.
-            bos: As in `encode`. ``eos``, ``allowed_special`` and ``disallowed_special`` likewise.
+            bos: As in `encode`.
+            eos: As in `encode`.
+            allowed_special: As in `encode`.
+            disallowed_special: As in `encode`.
 
         Raises:
             TypeError: If `texts` is one `str`, or holds something else.
@@ -332,11 +333,10 @@ class Tokenizer:
         allowed_special: Iterable[str] = (),
         disallowed_special: Iterable[str] = (),
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Return the ids of all texts in one array, and where each begins; arguments and errors are those of
-        `encode_batch`.
+        """Return the ids of all texts in one array, and where each text begins.
 
-        Row `i` is `ids[offsets[i]:offsets[i + 1]]`; `ids` is uint32, shape (n,), `offsets` int64, shape (len(texts) +
-        1,).
+        Row `i` is `ids[offsets[i]:offsets[i + 1]]`; `ids` is uint32, shape (n,), `offsets` int64, shape
+        (len(texts) + 1,). Arguments and errors are those of `encode_batch`.
 
         Example:
             >>> from bpe_llama import Tokenizer
@@ -596,7 +596,7 @@ class WordCounts:
         reading: Mapping[str, object],
         on_progress: _OnProgress | None,
     ) -> tuple[WordCounts, _SkippedRows]:
-        """Return the counts of the words in files, and what was skipped; `bpe_llama.WordCounts.from_files` calls this."""
+        """Return the counts of the words in files, and what was skipped; `WordCounts.from_files` calls this."""
     @staticmethod
     def from_iterator(
         texts: Iterable[str], splitting: Mapping[str, object], on_progress: _OnProgress | None
@@ -814,7 +814,10 @@ class Sampler:
         The log-probabilities are those of the logits as given, before penalties, temperature and filters.
 
         Args:
-            logits: As in `sample`. ``history``, ``step`` and ``seeds`` likewise.
+            logits: As in `sample`.
+            history: As in `sample`.
+            step: As in `sample`.
+            seeds: As in `sample`.
             top_n: How many of the most likely ids to return, most likely first, ties by rising id.
 
         Returns:
@@ -836,7 +839,9 @@ class Sampler:
         """Return the distribution that `sample` draws from, filtered and renormalised: float64, of the logits' shape.
 
         Args:
-            logits: As in `sample`. ``history`` and ``num_threads`` likewise.
+            logits: As in `sample`.
+            history: As in `sample`.
+            num_threads: As in `sample`.
 
         Raises:
             ValueError: As `sample`.

@@ -39,7 +39,7 @@ TRAINING = [
     ("Tokenizer.train(file, 300, pattern=5)", TypeError, "pattern must be a str, got 5"),
     ("Tokenizer.train(file, 300, pattern='gpt5')", ValueError, 'no pattern is called "gpt5": expected a regex or one'),
     ("Tokenizer.train(file, 300, min_frequency=2.5)", TypeError, "min_frequency must be an int, got 2.5"),
-    ("Tokenizer.train(file, 300, min_frequency=-1)", ValueError, "min_frequency must be at least 0, got -1"),
+    ("Tokenizer.train(file, 300, min_frequency=-1)", ValueError, "min_frequency is -1; expected at least 0"),
     ("Tokenizer.train(file, 300, max_token_length='8')", TypeError, "max_token_length must be an int, got '8'"),
     ("Tokenizer.train(file, 300, tie_order='count')", ValueError, "tie_order is 'count'; expected 'ids' or 'bytes'"),
     ("Tokenizer.train(file, 300, num_threads='4')", TypeError, "num_threads must be an int, or None, got '4'"),
@@ -209,7 +209,7 @@ COUNTS = [
     ("WordCounts.from_bytes('x')", TypeError, "data must be bytes, got 'x'"),
     ("counts.merge(5)", TypeError, "other must be WordCounts, got 5"),
     ("counts.split('2')", TypeError, "parts must be an int, got '2'"),
-    ("counts.pruned(0)", ValueError, "min_count must be at least 1, got 0"),
+    ("counts.pruned(0)", ValueError, "min_count is 0; expected at least 1"),
     ("counts.most_common(-1)", ValueError, "n must be at least 0, got -1"),
     ("counts.most_common('2')", TypeError, "n must be an int, got '2'"),
 ]

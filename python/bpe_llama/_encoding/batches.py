@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bpe_llama._arguments import boolean, integer
+from bpe_llama._arguments import boolean, integer, wrong
 
 if TYPE_CHECKING:
     from bpe_llama._core import Tokenizer as CoreTokenizer
@@ -70,8 +70,8 @@ class Batches:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         for name in ("max_length", "pad_to_multiple_of"):
             value = getattr(self, name)
-            if value is not None:
-                integer(name, value, 1)
+            if value is not None and integer(name, value) < 1:
+                raise ValueError(wrong(name, value, "at least 1"))
         multiple = self.pad_to_multiple_of or 1
         if self.is_padded and self.strategy is not None and (self.max_length or 0) % multiple:
             raise ValueError(

@@ -259,7 +259,8 @@ class EncodingTokenizer(CountingTokenizer):
         from bpe_llama._encoding.hf_datasets import EncodeColumn, encode_dataset
 
         side = self._settings.truncation_side if truncation_side is None else truncation_side
-        integer("batch_size", batch_size, 1)
+        if integer("batch_size", batch_size) < 1:
+            raise ValueError(wrong("batch_size", batch_size, "at least 1"))
         self.encode_batch([], num_threads, allowed_special=allowed_special)  # refuses what is no option
         encode = EncodeColumn(
             self,

@@ -347,7 +347,7 @@ impl PyTokenizer {
     ///     >>> from bpe_llama import Tokenizer
     ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
     ///     >>> tok.tokenize("low lo")
-    ///     [b'low', b' ', b'l', b'o']
+    ///     [b'low', b' ', b'lo']
     #[pyo3(
         signature = (text, *, allowed_special=Specials::default()),
         text_signature = "($self, text, *, allowed_special=())"
