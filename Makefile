@@ -14,7 +14,7 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench docs clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format stubs parity fuzz bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -99,6 +99,10 @@ format: $(VENV)/.dev ## rewrite the sources as lint wants them
 	$(CARGO) fmt --all
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+stubs: $(VENV)/.dev ## copy the docstrings of the compiled module to _core.pyi
+	$(BIN)/python rust/python/stub_docs.py
+	$(RUN) ruff format --quiet python/bpe_llama/_core.pyi
 
 parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a peer or its data is missing
 	BPE_LLAMA_REQUIRE_DATA=1 BPE_LLAMA_FULL=1 $(RUN) pytest tests/parity tests/model
