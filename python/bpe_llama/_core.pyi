@@ -392,7 +392,7 @@ class Tokenizer:
             >>> from bpe_llama import Tokenizer
             >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
             >>> tok.tokenize("low lo")
-            [b'low', b' ', b'l', b'o']
+            [b'low', b' ', b'lo']
         """
 
     def decode(self, ids: Iterable[int], errors: str = "replace", *, skip_special_tokens: bool = False) -> str:

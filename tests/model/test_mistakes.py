@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer
+from bpe_llama._arguments import keywords_of
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, perplexity, training
+from bpe_llama.model.adapters.arguments import AdapterFields
+from bpe_llama.model.adapters.config import AdapterConfig
+from bpe_llama.model.generation.generate import generate
 from bpe_llama.model.quantization.quantize import dequantize, quantize
+from bpe_llama.model.sampling.keywords import GenerateKeywords, GenerationKeywords
 from bpe_llama.model.training import TrainConfig
 
 SIZES: dict[str, Any] = {"vocab_size": 262, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
@@ -226,6 +232,16 @@ def test_a_mistake_is_said(names: dict[str, Any], mistake: str, error: type[Exce
     with pytest.raises(error, match=re.escape(message)) as caught:
         eval(mistake, dict(names))
     assert type(caught.value) is error
+
+
+def test_the_keywords_of_lora_are_the_fields_of_its_config() -> None:
+    fields = set(AdapterConfig.__dataclass_fields__) - {"target_modules", "described"}
+    assert keywords_of(AdapterFields) == fields
+
+
+def test_the_keywords_of_generate_are_its_arguments() -> None:
+    arguments = set(inspect.signature(generate).parameters) - {"model", "input_ids", "attention_mask", "options"}
+    assert keywords_of(GenerateKeywords) == arguments | keywords_of(GenerationKeywords)
 
 
 def test_mistakes_leave_the_model_as_it_was(names: dict[str, Any]) -> None:
