@@ -241,7 +241,9 @@ class Pretrained(nn.Module):
         before = embedding.num_embeddings
         size = before if new_num_tokens is None else new_num_tokens
         multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
-        size, multiple = integer("new_num_tokens", size, 1), integer("pad_to_multiple_of", multiple, 1)
+        for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", multiple)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
         size += -size % multiple
         pieces = dict(pieces or {})
         if size == before and not pieces:

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from bpe_llama.model.evaluation.scoring import Row, score_rows
-from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.generation.text_request import has_token
+from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.sampling.params import GenerationOptions
 
 try:

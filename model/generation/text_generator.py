@@ -4,40 +4,30 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 
-from bpe_llama._arguments import (
-    boolean,
-    check_keywords,
-    check_surrogates,
-    integer,
-    iterator,
-    keywords_of,
-    string,
-    wrong,
-)
+from bpe_llama._arguments import check_surrogates, integer, iterator, string, wrong
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
 from bpe_llama.model.generation.prompts import check_model, check_vocabulary, whole_ids
-from bpe_llama.model.generation.text_options import TextOptions
-from bpe_llama.model.generation.text_request import TextRequest
+from bpe_llama.model.generation.text_options import OF_TEXT, TextOptions, check_keywords, check_prompt, stop_strings
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.keywords import BatchKeywords, TextAndSearchKeywords, TextKeywords
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from bpe_llama.model.sampling.keywords import BatchKeywords, TextAndSearchKeywords, TextKeywords
     from bpe_llama.tokenizer import Tokenizer
 
 
-_KEYWORDS = keywords_of(TextAndSearchKeywords)
+Prompt: TypeAlias = "str | abc.Sequence[int]"
+Prompts: TypeAlias = "abc.Sequence[Prompt]"
 _SEARCH = ("num_beams", "length_penalty", "early_stopping", "do_sample")
-_OF_TEXT = ("stop", "bos", "allowed_special", "reuse")
 
 
 class TextGenerator:
@@ -114,15 +104,11 @@ class TextGenerator:
         return ids
 
     @overload
-    def generate(
-        self, prompt: str | abc.Sequence[int], *, n: None = None, **options: Unpack[TextAndSearchKeywords]
-    ) -> str: ...
+    def generate(self, prompt: Prompt, *, n: None = None, **options: Unpack[TextAndSearchKeywords]) -> str: ...
     @overload
+    def generate(self, prompt: Prompt, *, n: int, **options: Unpack[TextAndSearchKeywords]) -> list[str]: ...
     def generate(
-        self, prompt: str | abc.Sequence[int], *, n: int, **options: Unpack[TextAndSearchKeywords]
-    ) -> list[str]: ...
-    def generate(
-        self, prompt: str | abc.Sequence[int], *, n: int | None = None, **options: Unpack[TextAndSearchKeywords]
+        self, prompt: Prompt, *, n: int | None = None, **options: Unpack[TextAndSearchKeywords]
     ) -> str | list[str]:
         """Return the continuation of one prompt; arguments and errors are those of `stream`.
 
@@ -155,7 +141,7 @@ class TextGenerator:
                 request.read(engine)
         return ["".join(request.parts) for request in requests]
 
-    def _search(self, prompt: str | abc.Sequence[int], n: int | None, options: dict[str, Any]) -> str | list[str]:
+    def _search(self, prompt: Prompt, n: int | None, options: dict[str, Any]) -> str | list[str]:
         """Return the best answers of a beam search."""
         given = {name: options.pop(name) for name in _SEARCH if name in options}
         do_sample = given.get("do_sample")
@@ -184,29 +170,14 @@ class TextGenerator:
 
     @overload
     def generate_batch(
-        self,
-        prompts: abc.Sequence[str | abc.Sequence[int]],
-        *,
-        slots: int = 16,
-        n: None = None,
-        **options: Unpack[BatchKeywords],
+        self, prompts: Prompts, *, slots: int = 16, n: None = None, **options: Unpack[BatchKeywords]
     ) -> list[str]: ...
     @overload
     def generate_batch(
-        self,
-        prompts: abc.Sequence[str | abc.Sequence[int]],
-        *,
-        slots: int = 16,
-        n: int,
-        **options: Unpack[BatchKeywords],
+        self, prompts: Prompts, *, slots: int = 16, n: int, **options: Unpack[BatchKeywords]
     ) -> list[list[str]]: ...
     def generate_batch(
-        self,
-        prompts: abc.Sequence[str | abc.Sequence[int]],
-        *,
-        slots: int = 16,
-        n: int | None = None,
-        **options: Unpack[BatchKeywords],
+        self, prompts: Prompts, *, slots: int = 16, n: int | None = None, **options: Unpack[BatchKeywords]
     ) -> list[str] | list[list[str]]:
         """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
 
@@ -250,7 +221,7 @@ class TextGenerator:
         texts = ["".join(request.parts) for request in requests]
         return texts if n is None else [texts[start : start + copies] for start in range(0, len(texts), copies)]
 
-    def stream(self, prompt: str | abc.Sequence[int], **options: Unpack[TextKeywords]) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **options: Unpack[TextKeywords]) -> Iterator[str]:
         """Yield the continuation of one prompt, piece by piece, as it is generated.
 
         Every piece is valid text: bytes of an incomplete character are held back, and so is the beginning of a possible
@@ -303,13 +274,8 @@ class TextGenerator:
 
     def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return those of `GenerationOptions`, as ids, with all ids that end a text."""
-        if "n" in options:
-            raise ValueError(f"n is {options['n']!r}, but a stream is one answer; generate and generate_batch take it")
-        check_keywords("generate", options, _KEYWORDS)
-        for name in ("bos", "reuse"):
-            if options.get(name) is not None:
-                boolean(name, options[name], "True, False or None")
-        options = {name: value for name, value in options.items() if name not in _OF_TEXT}
+        check_keywords(options)
+        options = {name: value for name, value in options.items() if name not in OF_TEXT}
         if options.get("eos_id") is None:
             options["eos_id"] = self.end_ids
         return self._text_options.to_ids(options)
@@ -327,29 +293,16 @@ class TextGenerator:
             engine.reserve(max(room, 2 * engine.cache.capacity))
         return engine
 
-    def request(
-        self, prompt: str | abc.Sequence[int], options: dict[str, Any], name: str = "the prompt"
-    ) -> TextRequest:
+    def request(self, prompt: Prompt, options: dict[str, Any], name: str = "the prompt") -> TextRequest:
         """Return a prompt with its options, checked, as `stream` would run it; errors call the prompt ``name``."""
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
         by_default = () if of_ids.get("constraint") else self.model.generation_config.stop_strings
-        stop = by_default if stop is None else stop
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt, name)
         if not ids:
             raise ValueError(f"{name} is empty, and the tokenizer has no beginning-of-text id to start from")
-        if len(ids) >= (context := self.model.config.context_length):
-            raise ValueError(f"{name} has {len(ids)} ids, which leaves no room in a context of {context}")
-        vocab_size = self.model.config.vocab_size
-        beyond = next((new_id for new_id in ids if vocab_size <= new_id < self.tokenizer.vocab_size), None)
-        if beyond is not None:
-            token = self.tokenizer.id_to_token(beyond)
-            raise ValueError(f"the prompt holds {token!r}, whose id {beyond} is beyond the model's {vocab_size:,}")
-        stops = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
-        if not all(isinstance(each, str) for each in stops):
-            raise TypeError(f"stop is {stop!r}; expected a string or several")
-        if "" in stops:
-            raise ValueError("a stop string is empty; it would end every text before it begins")
+        check_prompt(ids, name, self.model.config, self.tokenizer)
+        stops = stop_strings(by_default if stop is None else stop)
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
         request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
         # What continues a text keeps its first space, which a grammar counts in any case.
@@ -357,3 +310,87 @@ class TextGenerator:
             for known in options_of_ids.constraint.before if options_of_ids.constraint else ids:
                 request.decoder.push(known)
         return request
+
+
+class TextRequest:
+    """Decodes one sequence's new ids to text, and ends it at a stop string."""
+
+    def __init__(
+        self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], tokenizer: Tokenizer
+    ) -> None:
+        self.prompt = prompt
+        self.options = options
+        self.sequence: Sequence | None = None
+        self.parts: list[str] = []
+        self.done = False
+        self._stops = stops
+        self._tokenizer = tokenizer
+        self.decoder = tokenizer.decode_stream()
+        self._held = ""
+        """Text that may become a stop string."""
+        self._read = 0
+        """New ids that are decoded."""
+        self._early = 0
+        """Characters of the held text that come from the first ``min_new_tokens`` tokens."""
+        self._taken = 0
+
+    def room(self, model: LlamaForCausalLM) -> int:
+        """Return how many tokens its slot must hold."""
+        return min(model.config.context_length, len(self.prompt) + self.options.max_new_tokens)
+
+    def read(self, engine: Engine | None = None) -> None:
+        """Decode new ids; abort the sequence in the engine if a stop string is complete."""
+        if self.sequence is None or self.done:
+            return
+        text = self._held
+        for count, new_id in enumerate(self.sequence.new_ids[self._read :], start=self._read + 1):
+            if new_id not in self.sequence.eos_ids and has_token(self._tokenizer, new_id):
+                text += self.decoder.push(new_id)
+            if count <= self.options.min_new_tokens:
+                self._early = len(text)
+        self._read = len(self.sequence.new_ids)
+        if self.sequence.finish_reason:
+            text += self.decoder.flush()
+        # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
+        places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
+        found = [place for place in places if place >= 0]
+        if found:
+            text = text[: min(found)]
+            if engine and not self.sequence.finish_reason:
+                engine.abort(self.sequence)
+        self.done = bool(found or self.sequence.finish_reason)
+        keep = 0 if self.done else _may_become_stop(text, self._stops)
+        self._held = text[len(text) - keep :]
+        text = text[: len(text) - keep]
+        self._early = max(self._early - len(text), 0)
+        if text:
+            self.parts.append(text)
+
+    def take(self) -> list[str]:
+        """Return the pieces decoded since the last call."""
+        pieces = self.parts[self._taken :]
+        self._taken = len(self.parts)
+        return pieces
+
+
+def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:
+    """Return how many characters at the end of ``text`` begin a stop string.
+
+    Example:
+        >>> _may_become_stop("so far <|e", ("<|end|>", "STOP"))
+        3
+    """
+    longest = max(map(len, stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return size
+    return 0
+
+
+def has_token(tokenizer: Tokenizer, token_id: int) -> bool:
+    """Return whether an id has a token: models have more ids than tokens, for their matrices to be of round sizes."""
+    try:
+        tokenizer.id_to_bytes(token_id)
+    except KeyError:
+        return False
+    return True

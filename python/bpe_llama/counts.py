@@ -269,7 +269,7 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
         if not token:
             raise ValueError(f"special_tokens[{index}] is empty; expected text")
         if token in tokens[:index]:
-            raise ValueError(f"special_tokens holds {token!r} twice; expected each once")
+            raise ValueError(f"special_tokens: {token!r} is given twice; expected each once")
     return tokens
 
 

@@ -55,7 +55,7 @@ MODEL = [
     ("model(ids, labels=[1])", TypeError, "labels must be a tensor, (batch, length), got [1]"),
     ("model(ids, attention_mask=[1])", TypeError, "attention_mask must be a tensor, (batch, length), got [1]"),
     ("model.save_pretrained(5)", TypeError, "folder must be a str or another path, got 5"),
-    ("model.resize_token_embeddings('5')", TypeError, "new_num_tokens must be an int, got '5'"),
+    ("model.resize_token_embeddings('5')", ValueError, "new_num_tokens is '5'; expected an integer"),
     ("model.set_attn_implementation('fast')", ValueError, "attention backend 'fast' is not one of sdpa, eager, flex"),
     ("model.gradient_checkpointing_enable(every=0)", ValueError, "every is 0; expected at least 1"),
     ("perplexity(model, 'text')", TypeError, "ids must be a list of ids, got 'text'"),
@@ -192,7 +192,7 @@ ADAPTERS = [
     ("lora.activate(model, ['default'])", TypeError, "a name of an adapter must be a str, got ['default']"),
     ("lora.merge('model')", TypeError, "model must be a torch.nn.Module, got 'model'"),
     ("quantize(model, 8)", TypeError, "kind must be a str, got 8"),
-    ("quantize(model, 'int2')", ValueError, "kind must be one of 'int8', 'int4', 'float8_e4m3', 'float8_e5m2', got"),
+    ("quantize(model, 'int2')", ValueError, "kind is 'int2'; expected one of 'int8', 'int4', 'float8_e4m3'"),
     ("quantize('model', 'int8')", TypeError, "model must be a torch.nn.Module, got 'model'"),
     (
         "quantize(model, 'int4', group_size=7)",

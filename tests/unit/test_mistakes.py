@@ -35,7 +35,11 @@ TRAINING = [
         "must be a list of str, which get the last ids",
     ),
     ("Tokenizer.train(file, 300, special_tokens=[b'<s>'])", TypeError, "special_tokens[0] must be a str, got b'<s>'"),
-    ("Tokenizer.train(file, 300, special_tokens=['a', 'a'])", ValueError, "special_tokens holds 'a' twice; expected"),
+    (
+        "Tokenizer.train(file, 300, special_tokens=['a', 'a'])",
+        ValueError,
+        "special_tokens: 'a' is given twice; expected",
+    ),
     ("Tokenizer.train(file, 300, pattern=5)", TypeError, "pattern must be a str, got 5"),
     ("Tokenizer.train(file, 300, pattern='gpt5')", ValueError, 'no pattern is called "gpt5": expected a regex or one'),
     ("Tokenizer.train(file, 300, min_frequency=2.5)", TypeError, "min_frequency must be an int, got 2.5"),

@@ -13,8 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.generation.text_request import has_token
+from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import format_options, sampling_options

@@ -31,14 +31,15 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     """
     one_or_more = "a path, a pattern, or a list of them"
     several = [paths] if isinstance(paths, (str, os.PathLike)) else iterator("paths", paths, one_or_more)
-    patterns = [checked_path(f"paths[{place}]", path) for place, path in enumerate(several)]
+    patterns = list(several)
     if not patterns:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}
-    for pattern in patterns:
+    for place, pattern in enumerate(patterns):
+        checked_path(f"paths[{place}]", pattern)
         if str(pattern).startswith("hf://"):
             raise ValueError(f"{pattern}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
-        found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(pattern)))))
+        found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
     return list(found)
 
 

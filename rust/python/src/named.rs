@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PySlice, PyString};
 
 /// A type of an argument.
 pub(crate) trait Argument<'a, 'py>: Sized {
@@ -51,18 +51,17 @@ pub(crate) fn wrong_value(name: &str, expected: &str, value: &Bound<'_, PyAny>) 
 ///
 /// Example:
 ///     >>> from bpe_llama._core import shown
-///     >>> shown(5), shown([5] * 1000), shown("x" * 1000)[:8]
-///     ('5', '[5, 5, 5, 5, 5, 5, ...]', "'xxxxxxx")
+///     >>> shown(5), shown([5] * 1000), shown("x" * 1000)[-8:]
+///     ('5', '[5, 5, 5, 5, 5, 5, ...]', "xxx' ...")
 #[pyfunction]
 pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
     const LONGEST: usize = 80;
     let repr = || -> PyResult<String> {
-        if let Ok(bytes) = value.cast::<PyBytes>()
-            && let Some(start) = bytes.as_bytes().get(..LONGEST)
-        {
-            return Ok(format!("{} ...", PyBytes::new(value.py(), start).repr()?.to_string_lossy()));
+        if (value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>()) && value.len()? > LONGEST {
+            let start = value.get_item(PySlice::new(value.py(), 0, LONGEST as isize, 1))?;
+            return Ok(format!("{} ...", start.repr()?.to_string_lossy()));
         }
-        // It shows the first items of a collection, the ends of a long str, and where an object is if its `repr` fails.
+        // It shows the first items of a collection, and where an object is if its `repr` fails.
         let repr = value.py().import("reprlib")?.call_method0("Repr")?;
         for limit in ["maxstring", "maxother", "maxlong"] {
             repr.setattr(limit, LONGEST)?;

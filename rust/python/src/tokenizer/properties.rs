@@ -138,7 +138,7 @@ impl PyTokenizer {
 
     #[setter]
     fn set_cache_bytes(&self, bytes: &Bound<'_, PyAny>) -> PyResult<()> {
-        let limit = named::cache_bytes::<usize>(bytes)?;
+        let limit = if bytes.lt(0).unwrap_or(false) { 0 } else { named::cache_bytes::<usize>(bytes)? };
         if limit < MIN_CACHE {
             return Err(wrong_value("cache_bytes", &format!("at least {MIN_CACHE}"), bytes));
         }
