@@ -34,8 +34,8 @@ def shown(value: object) -> str:
 
     Example:
         >>> from bpe_llama._core import shown
-        >>> shown(5), shown([5] * 1000), shown("x" * 1000)[:8]
-        ('5', '[5, 5, 5, 5, 5, 5, ...]', "'xxxxxxx")
+        >>> shown(5), shown([5] * 1000), shown("x" * 1000)[-8:]
+        ('5', '[5, 5, 5, 5, 5, 5, ...]', "xxx' ...")
     """
 
 @disjoint_base
