@@ -77,7 +77,7 @@ def command(
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)
-    if ranks.is_main:
+    if ranks.is_main and (resume or start_from is not None):
         say_if_nothing_to_resume(out, resume)
     if start_from is not None:
         model = load_model(start_from, train_config.weights_dtype, "cpu" if ranks.sharded else train_config.device)

@@ -158,7 +158,7 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
         }
         None => value.clone(),
     };
-    if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
+    if value.is_instance_of::<PyString>() {
         return Err(wrong_type("ids", "an iterable of ints", value));
     }
     let mut items = list.try_iter().map_err(|_| wrong_type("ids", "an iterable of ints", value))?;

@@ -2,7 +2,11 @@
 //!
 //! The doc comments of classes, methods and functions are their docstrings in Python. `make stubs` copies them to
 //! `python/bpe_llama/_core.pyi`.
-#![allow(clippy::doc_markdown, reason = "doc comments of classes, methods and functions are Python docstrings")]
+#![allow(
+    clippy::doc_markdown,
+    clippy::doc_link_with_quotes,
+    reason = "doc comments of classes, methods and functions are Python docstrings"
+)]
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 use pyo3::prelude::*;
