@@ -115,7 +115,7 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 		-max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=../../tests/fuzz/regressions/$*/
 	-rmdir tests/fuzz/regressions/$* tests/fuzz/regressions 2>/dev/null
 
-bench: $(VENV)/.bench ## every table of the README; the peers run side by side
+bench: $(VENV)/.bench ## the tables of docs/benchmarks.md; the peers run side by side
 	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done
 
 docs: $(VENV)/.dev ## build the site into site/, the Rust documentation in site/rust; warnings are errors
