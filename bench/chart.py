@@ -105,10 +105,10 @@ def bars(text: str, job: Job) -> list[tuple[str, float]]:
     return [("bpe_llama", ours), (best, rates[best])]
 
 
-def _number(rate: float) -> str:
+def number(rate: float) -> str:
     """Return a rate in three digits.
 
-    >>> _number(22727.3), _number(482.4), _number(44.44), _number(99.5)
+    >>> number(22727.3), number(482.4), number(44.44), number(99.5)
     ('22,700', '482', '44.4', '99.5')
     """
     return f"{round(rate, -2):,.0f}" if rate >= 1000 else f"{rate:.3g}"
@@ -134,7 +134,7 @@ def svg(text: str) -> str:
             length = max(2.0, FULL * rate / longest)
             kind, size = ("peer" if line else "ours"), f'width="{length:.1f}" height="{BAR}"'
             lines.append(f'<rect class="{kind}" x="{LEFT}" y="{y}" {size} rx="2"/>')
-            lines.append(f'<text x="{LEFT + length + 6:.1f}" y="{y + 15}">{_number(rate)}, {name}</text>')
+            lines.append(f'<text x="{LEFT + length + 6:.1f}" y="{y + 15}">{number(rate)}, {name}</text>')
     return "\n".join([*lines, "</svg>\n"])
 
 
