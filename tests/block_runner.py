@@ -1,7 +1,7 @@
 """Runs code blocks of documents, each in a process of its own, without importing torch for each.
 
-A server imports the package once. It forks a process for each block of Python and each `bpe-llama` of a shell block. What
-the shell finds as `bpe-llama` is a small client: it sends its arguments, folder, environment and standard streams.
+A server imports the package once. It forks a process for each Python block, and for each `bpe-llama` of a shell block.
+What the shell finds as `bpe-llama` is a small client: it sends its arguments, folder, environment and standard streams.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from tests.block_runner import BlockRunner
 from tests.small_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
-GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
+GUIDES = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -95,7 +95,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         ("ARCHITECTURE.md", "sixteen lanes", "rust/simd/src/f32x16/vector.rs", "LANES: usize = 16;"),
         ("ARCHITECTURE.md", "spin for 0.1 ms", "rust/kernels/src/thread_pool.rs", "Duration::from_micros(100);"),
         (
-            "docs/guide/training.md",
+            "docs/guide/pretrain.md",
             "2^23 logits",
             "model/layers/loss/linear_cross_entropy.py",
             "CHUNK_LOGITS = 1 << 23",
