@@ -28,8 +28,7 @@ class Docstrings(griffe.Extension):
         for name in [name for name in vars(_core) if name in pkg["_core"].members]:
             found = pkg["_core"][name]
             if found.is_class and "Args:" in (getattr(_core, name).__doc__ or ""):  # they are those of `__new__`
-                members = getattr(found, "final_target", found).members
-                members["__init__"] = members["__new__"]
+                found.members["__init__"] = found.members["__new__"]
             self._take(found, getattr(_core, name))
             for part, obj in found.members.items() if found.is_class else ():
                 self._take(obj, getattr(getattr(_core, name), part, None))

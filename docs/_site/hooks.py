@@ -13,6 +13,7 @@ from typer.main import get_command
 ROOT = Path(__file__).parents[2]
 COMMANDS_HERE = "<!-- commands -->"
 _NO_MARKUP, _ESCAPED = re.compile(r"[<\[]"), r"\\\g<0>"  # neither a tag nor a link
+_TYPE = re.compile(r"<(?:list\[)?(\w+)\]?>")  # of an option's value, as typer writes it
 _LINK = re.compile(r"(\]\()(\.\.?/[^)#\s]+)")
 
 
@@ -55,6 +56,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
         record = parameter.get_help_record(context)
         if record:
             names, text = (_text(cell).replace("|", r"\|") for cell in record)
+            names = _TYPE.sub(lambda found: found[1].upper(), names)
             yield f"| `{names}` | {_NO_MARKUP.sub(_ESCAPED, text)} |"
     yield ""
 
