@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -96,7 +97,7 @@ def _serve(path: str) -> None:
         if os.fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            sys.exit(_answer(client))
+            os._exit(_answer(client))  # tearing down torch takes longer than most blocks
         client.close()
 
 
@@ -127,6 +128,9 @@ def _answer(client: socket.socket) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
     sys.stdout.flush()
     sys.stderr.flush()
     client.sendall(f"{code}\n".encode())
