@@ -38,8 +38,8 @@ def _commands() -> Iterator[str]:
     from bpe_llama.cli.model_commands import MODEL_COMMANDS
     from bpe_llama.model.cli import app as model_app
 
-    commands = {**get_command(app).commands, **get_command(model_app).commands}  # type: ignore[attr-defined]
-    for name in [*(name for name in get_command(app).commands if name not in MODEL_COMMANDS), *MODEL_COMMANDS]:  # type: ignore[attr-defined]
+    commands = {**get_command(app).commands, **get_command(model_app).commands}
+    for name in [*(name for name in get_command(app).commands if name not in MODEL_COMMANDS), *MODEL_COMMANDS]:
         yield from _command(name, commands[name])
 
 
