@@ -111,7 +111,8 @@ fn remove_abandoned(path: &Path, prefix: &str) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let is_temporary = name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(".tmp"));
+        let is_temporary =
+            name.to_str().is_some_and(|name| name.starts_with(prefix) && name.strip_suffix(".tmp").is_some());
         // Python's temporary folders have the same names.
         if is_temporary && entry.file_type().is_ok_and(|kind| kind.is_file()) {
             let Ok(file) = File::options().write(true).open(entry.path()) else { continue };
