@@ -36,8 +36,8 @@ class FloatFormat:
     @property
     def largest_pattern(self) -> int:
         """Return the bits of the largest finite number."""
-        ones: int = 2 ** (self.bits - 1) - 1  # all of exponent and fraction
-        return ones - 2**self.fraction_bits if self.has_infinity else ones - 1
+        ones = (1 << self.bits - 1) - 1  # all of exponent and fraction
+        return ones - (1 << self.fraction_bits) if self.has_infinity else ones - 1
 
     def encode(self, value: float) -> int:
         """Return the bits of the nearest number, ties to the even pattern.
@@ -46,7 +46,7 @@ class FloatFormat:
         """
         sign = (math.copysign(1.0, value) < 0) << (self.bits - 1)
         if math.isnan(value):
-            return sign | 2 ** (self.bits - 1) - 1
+            return sign | (1 << self.bits - 1) - 1
         beyond = self.largest_pattern + self.has_infinity
         if math.isinf(value):
             return sign | beyond
@@ -59,12 +59,12 @@ class FloatFormat:
     def decode(self, pattern: int) -> float:
         """Return the number that the bits stand for."""
         sign = -1.0 if pattern >> (self.bits - 1) else 1.0
-        pattern &= 2 ** (self.bits - 1) - 1
+        pattern &= (1 << self.bits - 1) - 1
         if pattern > self.largest_pattern:
             return sign * (math.inf if self.has_infinity and pattern == self.largest_pattern + 1 else math.nan)
-        exponent, fraction = divmod(pattern, 2**self.fraction_bits)
+        exponent, fraction = divmod(pattern, 1 << self.fraction_bits)
         if exponent:
-            fraction += 2**self.fraction_bits  # the leading 1, which is not stored
+            fraction += 1 << self.fraction_bits  # the leading 1, which is not stored
         exponent = max(exponent, 1) - 1 + self.smallest_exponent
         return sign * math.ldexp(fraction, exponent - self.fraction_bits)
 
@@ -138,7 +138,7 @@ def _fields(value: float, name: str, largest: float | None) -> tuple[str, list[s
                 f"the value of {most}"
             )
         code = max(-most, min(most, round(value / largest * most)))
-        text = f"{code} × {largest:.6g} / {most} = {code * largest / most:.9g}"
+        text = f"{code} × {largest:.6g} / {most} = {code * largest / most:.9g}"  # noqa: RUF001
         return f"{code % 2**size:0{size}b}", ["integer"] * size, text
     if name not in FLOATS:
         raise ValueError(f"format is {name!r}; expected one of {', '.join([*FLOATS, *INTEGERS])}")
@@ -155,7 +155,7 @@ def _product(kind: FloatFormat, pattern: int) -> str:
         return f"{stored}"
     exponent = max(math.frexp(stored)[1] - 1, kind.smallest_exponent)
     digits = 17 if kind.bits == 64 else 9
-    return f"{stored / 2.0**exponent:.8g} × $2^{{{exponent}}}$ = {stored:.{digits}g}"
+    return f"{stored / 2.0**exponent:.8g} × $2^{{{exponent}}}$ = {stored:.{digits}g}"  # noqa: RUF001
 
 
 def _box(axes: Any, column: int, top: float, bit: str, colour: str) -> None:
