@@ -31,7 +31,7 @@ class FloatFormat:
     @property
     def smallest_exponent(self) -> int:
         """Return the exponent of the smallest normal number, and of all subnormal ones."""
-        return 2 - 2 ** (self.exponent_bits - 1)
+        return 2 - (1 << self.exponent_bits - 1)
 
     @property
     def largest_pattern(self) -> int:
