@@ -1,9 +1,13 @@
-"""Pictures of what happens inside a language model; each function returns a matplotlib figure.
+"""Pictures of what a tokenizer and a model do, each a function that returns a `matplotlib.figure.Figure`.
 
-They take arrays or tensors and do not import torch. `pip install 'bpe-llama[plot]'` brings matplotlib.
+The functions take arrays, or tensors on the CPU, and need ``pip install 'bpe-llama[plot]'``. In a notebook a figure
+shows itself; elsewhere ``figure.savefig("name.svg")`` writes it.
 """
 
+from bpe_llama.draw.attention import draw_attention
 from bpe_llama.draw.experts import draw_expert_load
+from bpe_llama.draw.merges import draw_merges
 from bpe_llama.draw.numbers import draw_number_format
+from bpe_llama.draw.rotation import draw_rotation
 
-__all__ = ["draw_expert_load", "draw_number_format"]
+__all__ = ["draw_attention", "draw_expert_load", "draw_merges", "draw_number_format", "draw_rotation"]
