@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama.draw.figures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -37,24 +39,22 @@ def draw_expert_load(
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
         ('step', 'expert')
     """
-    from matplotlib.figure import Figure
-
     panels = load if isinstance(load, Mapping) else {"": load}
     loads = {title: _load(rows, title) for title, rows in panels.items()}
-    figure = Figure(figsize=(6, 0.6 + 2.2 * len(loads)), layout="constrained")
+    figure = new_figure(5.2, 0.6 + 2.0 * len(loads))
     all_axes = figure.subplots(len(loads), sharex=True, squeeze=False)[:, 0]
     for axes, (title, load_SE) in zip(all_axes, loads.items(), strict=True):
         steps, experts = load_SE.shape
         extent = (-0.5 * every, (steps - 0.5) * every, experts - 0.5, -0.5)
-        image = axes.imshow(load_SE.T, aspect="auto", vmin=0, vmax=2, extent=extent, interpolation="nearest")
-        axes.set_ylabel("expert", size=11)
-        axes.set_title(title, size=11)
+        image = axes.imshow(
+            load_SE.T, aspect="auto", vmin=0, vmax=2, cmap="viridis", extent=extent, interpolation="nearest"
+        )
+        axes.set_ylabel("expert")
+        axes.set_title(title)
         axes.set_yticks(range(0, experts, max(1, experts // 8)))
-        axes.tick_params(labelsize=10)
-    all_axes[-1].set_xlabel(axis, size=11)
+    all_axes[-1].set_xlabel(axis)
     bar = figure.colorbar(image, ax=list(all_axes), extend="max", ticks=[0, 0.5, 1, 1.5, 2])
-    bar.set_label("load (1: an equal share)", size=11)
-    bar.ax.tick_params(labelsize=10)
+    bar.set_label("load (1: an equal share)")
     return figure
 
 

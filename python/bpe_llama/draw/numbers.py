@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama.draw.figures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -82,7 +84,7 @@ FLOATS = {
 INTEGERS = {"int8": 8, "int4": 4}
 """The integer formats and their bits."""
 
-_COLOURS = {"sign": "#E69F00", "exponent": "#56B4E9", "fraction": "#F0E442", "integer": "#F0E442"}  # Okabe and Ito
+_COLOURS = {"sign": "#E69F00", "exponent": "#56B4E9", "fraction": "#F0E442", "integer": "#F0E442"}  # Okabe and Ito's
 _PER_LINE = 32
 
 
@@ -104,25 +106,23 @@ def draw_number_format(value: float, formats: Sequence[str] = tuple(FLOATS), *, 
         >>> figure = draw_number_format(0.1, ["float32", "bfloat16"])
         >>> figure.savefig("tenth.svg")  # doctest: +SKIP
     """
-    from matplotlib.figure import Figure
-
     rows = [_fields(float(value), name, largest) for name in formats]
     lines = [math.ceil(len(bits) / _PER_LINE) for bits, _, _ in rows]
     height = sum(0.8 + 0.26 * count for count in lines)
-    figure = Figure(figsize=(6, height + 0.1), layout="constrained")
-    axes = figure.subplots()
+    figure = new_figure(5.2, height + 0.1)
+    axes = figure.add_subplot()
     axes.set(xlim=(-0.05, _PER_LINE + 0.05), ylim=(height, 0))
     axes.axis("off")
     top = 0.0
     for name, (bits, parts, stored), count in zip(formats, rows, lines, strict=True):
         sizes = ", ".join(f"{parts.count(part)} {part}" for part in dict.fromkeys(parts))
-        axes.text(0, top + 0.2, name, size=11, weight="bold", va="center")
-        axes.text(_PER_LINE, top + 0.2, f"bits: {sizes}", size=10, va="center", ha="right")
+        axes.text(0, top + 0.2, name, weight="bold", va="center")
+        axes.text(_PER_LINE, top + 0.2, f"bits: {sizes}", va="center", ha="right")
         for index, (bit, part) in enumerate(zip(bits, parts, strict=True)):
             line, column = divmod(index, _PER_LINE)
             _box(axes, column, top + 0.36 + 0.26 * line, bit, _COLOURS[part])
         top += 0.36 + 0.26 * count
-        axes.text(0, top + 0.16, stored, size=10, va="center")
+        axes.text(0, top + 0.16, stored, va="center")
         top += 0.44
     return figure
 
@@ -162,4 +162,4 @@ def _box(axes: Any, column: int, top: float, bit: str, colour: str) -> None:
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((column, top), 1, 0.26, facecolor=colour, edgecolor="black", linewidth=0.6))
-    axes.text(column + 0.5, top + 0.135, bit, size=10, ha="center", va="center", family="monospace")
+    axes.text(column + 0.5, top + 0.135, bit, size=9, ha="center", va="center", family="monospace")
