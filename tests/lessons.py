@@ -30,11 +30,11 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LONGER = {"from-scratch": ("steps = 40\n", "steps = 2000\n")}
 """Lessons that show a longer run than the one that is tested, and the line that makes it longer."""
 
-# A code block, and the output that is expected of it: where that is measured, only its words are, and of a longer run
-# nothing but that there is some.
+# A code block, and the output that is expected of it. If that is measured, only its words are; if it varies, only that
+# there is some.
 _BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n"
-    r"(?:\n(?P<mark><!-- (?:measured|longer): [^\n]+ -->\n)?```text\n(?P<output>.*?)^```\n)?",
+    r"(?:\n(?P<mark><!-- (?:measured|varies): [^\n]+ -->\n)?```text\n(?P<output>.*?)^```\n)?",
     re.DOTALL | re.MULTILINE,
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
     def prints(self, text: str) -> bool:
         """Return whether the text that the code printed is what the page shows."""
-        if "longer:" in self.mark:
+        if "varies:" in self.mark:
             return bool(text)
         return same_output(self.output, text, measured=bool(self.mark))
 
