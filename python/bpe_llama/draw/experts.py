@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from bpe_llama.draw.figures import new_figure
+from bpe_llama.draw.figures import as_array, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,8 +25,8 @@ def draw_expert_load(
     Shapes: ``S`` steps or layers, ``E`` experts.
 
     Args:
-        load: Tokens, or shares of tokens, of each expert, (S, E): arrays or tensors on the CPU. Or several of them by
-            title, which are drawn one below the other.
+        load: Tokens, or shares of tokens, of each expert, (S, E): an array or a tensor. Or several of them by title,
+            which are drawn one below the other.
         every: The steps between two rows.
         axis: What the rows are: ``"step"``, ``"layer"`` ...
 
@@ -61,7 +61,7 @@ def draw_expert_load(
 def _load(rows: npt.ArrayLike, title: str) -> npt.NDArray[np.float64]:
     """Return the load of each expert, (S, E)."""
     name = f"load of {title!r}" if title else "load"
-    found = np.asarray(rows, dtype=np.float64)
+    found = as_array(rows)
     if found.ndim != 2 or not found.size:
         raise ValueError(f"{name} has shape {found.shape}; expected (steps, experts)")
     if not (found >= 0).all() or not (totals := found.sum(1, keepdims=True)).all():
