@@ -9,10 +9,15 @@ import typer
 
 from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
-from bpe_llama.model.cli.loading import average_models, load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.loading import (
+    average_models,
+    load_model,
+    resize_embeddings,
+    save_with_tokenizer,
+    vocabulary_of,
+)
 from bpe_llama.model.cli.options.common import ResizeOption
 from bpe_llama.model.generation.prompts import check_vocabulary
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
 
@@ -34,7 +39,7 @@ def command(
     """Convert weights and tokenizer to another file format or dtype; average checkpoints, or add tokens."""
     to_gguf = out.suffix == ".gguf"
     load_as = "auto" if to_gguf else dtype
-    vocabulary = Tokenizer.from_pretrained(tokenizer or source)
+    vocabulary = vocabulary_of(tokenizer, source)
     if average_with:
         loaded = average_models([source, *average_with], weight, load_as)
     elif weight:

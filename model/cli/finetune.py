@@ -21,6 +21,7 @@ from bpe_llama.model.cli.loading import (
     load_model,
     resize_embeddings,
     save_with_tokenizer,
+    vocabulary_of,
 )
 from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
 from bpe_llama.model.cli.options.run import (
@@ -43,7 +44,6 @@ from bpe_llama.model.training.finetuning.conversations import find_formats
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.report.loggers import logger_named
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
 TASKS = ("text", "classification")
@@ -182,7 +182,7 @@ def command(
         if task == "classification" and value:
             raise ValueError(f"{name} is {value!r}; it is for --task text")
     checkpoint_to_resume(out, resume)
-    vocabulary = Tokenizer.from_pretrained(tokenizer or model)
+    vocabulary = vocabulary_of(tokenizer, model)
     labelled: LabelledTexts | None = None
     path = checkpoint_path(model)
 

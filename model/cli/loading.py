@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama._hub.fetching import local_path
 from bpe_llama._progress import reporting
 from bpe_llama.model import training
@@ -32,6 +33,11 @@ def checkpoint_path(name: str) -> Path:
 def adapter_path(name: str) -> Path:
     """Return the path of an adapter that may be a name on the Hub; what it needs is fetched."""
     return local_path(name, files.needed_files)
+
+
+def vocabulary_of(tokenizer: str | None, model: str) -> Tokenizer:
+    """Return the tokenizer that --tokenizer names, or else the model's own."""
+    return Tokenizer.from_pretrained(model) if tokenizer is None else open_tokenizer(tokenizer)
 
 
 def load_model(
@@ -85,7 +91,7 @@ def load_generator(
     projection would change the embedding, and quantized weights cannot be merged with. ``check`` is as of `load_model`.
     """
     check_quantized(quantized)
-    vocabulary = Tokenizer.from_pretrained(tokenizer or model)
+    vocabulary = vocabulary_of(tokenizer, model)
     loaded = load_model(model, dtype, device, check)
     if quantized is not None:
         quantize.quantize(loaded, quantized)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
 from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ResizeOption, describe
@@ -23,7 +24,6 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.parallel import start
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --hidden-size 256 --layers 6 --out run"
 
@@ -72,7 +72,7 @@ def command(
         raise ValueError("a DATA is given twice; give it a larger --weight")
     for path in (*data, *([eval_file] if eval_file else [])):
         training.open_corpus(path)  # before a large model is constructed
-    vocabulary = Tokenizer.from_pretrained(tokenizer)
+    vocabulary = open_tokenizer(tokenizer)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)

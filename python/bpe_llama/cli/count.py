@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, TextArgument, TokenizerName, read_text
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama count --file README.md --tokenizer tokenizer.json"
 
@@ -19,7 +19,7 @@ def command(
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
 ) -> None:
     """Print the number of tokens of a text or of each file."""
-    loaded = Tokenizer.from_pretrained(tokenizer)
+    loaded = open_tokenizer(tokenizer)
     if not file or len(file) == 1:
         typer.echo(loaded.count(read_text(text, file[0] if file else None)))
         return

@@ -8,9 +8,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama._files import atomic_write
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama encode 'Hello world' --tokenizer tokenizer.json"
 
@@ -25,7 +25,7 @@ def command(
     allow_special: Annotated[bool, typer.Option(help="Encode special tokens in the text as their ids.")] = False,
 ) -> None:
     """Print the ids of a text, or save them."""
-    loaded = Tokenizer.from_pretrained(tokenizer)
+    loaded = open_tokenizer(tokenizer)
     content = read_text(text, file)
     ids = loaded.encode(content, bos=bos, eos=eos, allowed_special="all" if allow_special else ())
     if out is None:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama encode-corpus 'corpus/*.jsonl.zst' --tokenizer tokenizer.json --out shards"
 
@@ -57,7 +57,7 @@ def command(
     if dataset is None and (config is not None or split != "train"):
         raise ValueError(f"{'--split' if config is None else '--config'} needs --dataset")
     started = time.perf_counter()
-    loaded = Tokenizer.from_pretrained(tokenizer)
+    loaded = open_tokenizer(tokenizer)
     if ray is not None:
         from bpe_llama import scale
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama inspect 'How is this cut?' --tokenizer tokenizer.json --ids"
 
@@ -39,7 +39,7 @@ def command(
     from bpe_llama import display
 
     console = Console(soft_wrap=True, highlight=False)
-    loaded = Tokenizer.from_pretrained(tokenizer)
+    loaded = open_tokenizer(tokenizer)
     if vocabulary:
         console.print(display.vocabulary_table(loaded))
         return
@@ -58,7 +58,7 @@ def _open(names: Sequence[str], port: int) -> None:
 
     if len(set(names)) < len(names):
         raise ValueError(f"a tokenizer is given twice: {', '.join(names)}")
-    tokenizers = {name: Tokenizer.from_pretrained(name) for name in names}
+    tokenizers = {name: open_tokenizer(name) for name in names}
 
     def ready(url: str) -> None:
         typer.echo(url)

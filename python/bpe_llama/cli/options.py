@@ -13,13 +13,16 @@ TokenizerName = Annotated[
     typer.Option(
         "--tokenizer",
         "-t",
-        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, a folder that holds one, or a name on the "
-        "Hugging Face Hub, such as org/name.",
+        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, a folder that holds one, a published "
+        "vocabulary, such as o200k_base or gpt-4o, or a name on the Hugging Face Hub, such as org/name.",
     ),
 ]
 DEFAULT_TOKENIZER = "tokenizer.json"
 TextArgument = Annotated[str | None, typer.Argument(help="Text; default: --file or standard input.")]
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, notes or warnings, only results.")]
 
 
 def read_text(text: str | None, file: Path | None) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama.cli.options import DEFAULT_TOKENIZER
 from bpe_llama.tokenizer import Tokenizer
 
@@ -79,7 +80,7 @@ def command(
             vocab_size=vocab_size,
             pattern=pattern,
             special_tokens=special or [],
-            base=None if base is None else Tokenizer.from_pretrained(base),
+            base=None if base is None else open_tokenizer(base),
             superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
