@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bpe_llama._gguf.writer import tokenizer_metadata
+from bpe_llama._progress import note
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.cli.loading import (
     average_models,
@@ -53,4 +54,4 @@ def command(
         save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
     else:
         save_with_tokenizer(loaded, vocabulary, out)
-    typer.echo(f"{out}: {sum(weight.numel() for weight in loaded.parameters()):,} parameters")
+    note(f"{out}: {sum(weight.numel() for weight in loaded.parameters()):,} parameters", on_stdout=True)

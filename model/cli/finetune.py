@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bpe_llama._corpus.files import find_files
+from bpe_llama._progress import note
 from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.huggingface import write_config
@@ -242,7 +243,7 @@ def command(
         result, score = finetune_classifier(
             loaded, labelled, config, out, epochs=epochs, resume=resume, callbacks=callbacks
         )
-        typer.echo(describe(result, "text"))
+        note(describe(result, "text"), on_stdout=True)
         report_score(score, labelled.labels, out)
     else:
         assert isinstance(loaded, LlamaForCausalLM)
@@ -268,9 +269,9 @@ def command(
             **keywords,
             **data,
         )
-        typer.echo(describe(result))
+        note(describe(result), on_stdout=True)
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
+        note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=True)
         return EXIT_INTERRUPTED
     model_flags = f"--model {out / 'model'}"
     if not full:
@@ -290,9 +291,9 @@ def command(
             for flag, field in (("--text-field", text_field), ("--label-field", label_field))
             if field is not None
         )
-        typer.echo(f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}")
+        note(f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}", on_stdout=True)
     else:
-        typer.echo(f"try: bpe-llama generate 'Once upon a time' {model_flags}")
+        note(f"try: bpe-llama generate 'Once upon a time' {model_flags}", on_stdout=True)
     return 0
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._hub.fetching import local_path
-from bpe_llama._progress import reporting
+from bpe_llama._progress import note, reporting
 from bpe_llama.model import training
 from bpe_llama.model.adapters import files, lora
 from bpe_llama.model.checkpoints import average, hub_files
@@ -73,7 +72,7 @@ def resize_embeddings(model: Pretrained, source: str, vocabulary: Tokenizer) -> 
     rows = model.config.vocab_size
     pieces = training.token_pieces(Tokenizer.from_pretrained(source), vocabulary, rows)
     model.resize_token_embeddings(max(rows, vocabulary.vocab_size), pieces=pieces)
-    typer.echo(f"embedding: {rows:,} rows, now {model.config.vocab_size:,}; {len(pieces):,} new tokens", err=True)
+    note(f"embedding: {rows:,} rows, now {model.config.vocab_size:,}; {len(pieces):,} new tokens")
 
 
 def load_generator(
@@ -102,7 +101,7 @@ def load_generator(
             lora.merge(loaded)
             lora.remove(loaded)
         elif quantized is None:
-            typer.echo(f"the adapter is not merged, which is slower: {reason}", err=True)
+            note(f"the adapter is not merged, which is slower: {reason}")
     return TextGenerator(loaded, vocabulary)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama._by_name import open_tokenizer
+from bpe_llama._progress import note
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
 from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ResizeOption, describe
@@ -99,7 +100,7 @@ def command(
         )
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
-    typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
+    note(f"{sum(weight.numel() for weight in model.parameters()):,} parameters")
     keywords = run_keywords(
         model,
         vocabulary,
@@ -112,11 +113,11 @@ def command(
         teacher_weight=teacher_weight,
     )
     result = training.train(model, source, train_config, out, eval_file=eval_file, **keywords)
-    typer.echo(describe(result))
+    note(describe(result), on_stdout=True)
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
+        note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=True)
         return EXIT_INTERRUPTED
     if ranks.is_main:
         save_with_tokenizer(model, vocabulary, out / "model")
-    typer.echo(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}")
+    note(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}", on_stdout=True)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
+from bpe_llama._progress import note
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
@@ -105,10 +105,9 @@ def finetune(
         return train(model, token_file, config, out, **options)
     found = read_conversations(files, tokenizer, config.sequence_length, **data)
     if ranks.is_main and (found.truncated or found.dropped):
-        print(
+        note(
             f"{found.truncated} conversations truncated to {config.sequence_length} tokens, {found.dropped} dropped, "
-            "as no token within that length is learned",
-            file=sys.stderr,
+            "as no token within that length is learned"
         )
     examples = found.examples
     if show_example and ranks.is_main:

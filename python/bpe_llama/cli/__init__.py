@@ -15,6 +15,7 @@ import typer
 from bpe_llama import __version__
 from bpe_llama.cli import compare, count, decode, doctor, encode, encode_corpus, inspect, train_tokenizer
 from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, forward
+from bpe_llama.cli.options import with_quiet
 
 EXIT_INTERRUPTED = 130
 
@@ -44,7 +45,7 @@ def _callback(
 
 for _command in (train_tokenizer, encode_corpus, encode, decode, count, inspect, compare, doctor):
     _name = _command.__name__.rpartition(".")[2].replace("_", "-")
-    app.command(_name, epilog=_command.EXAMPLE)(_command.command)
+    app.command(_name, epilog=_command.EXAMPLE)(with_quiet(_command.command))
 
 for _name, _help in MODEL_COMMANDS.items():
     app.command(

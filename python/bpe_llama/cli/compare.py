@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from bpe_llama._corpus.files import find_files
-from bpe_llama.cli.options import JsonOption, QuietOption, read_text
+from bpe_llama._progress import note
+from bpe_llama.cli.options import JsonOption, read_text
 
 EXAMPLE = "Example: bpe-llama compare tokenizer.json gpt2 bert/tokenizer.json --text README.md --plot compare.png"
 
@@ -35,7 +36,6 @@ def command(
         Path | None, typer.Option(help="Plot bytes a token and tokens a word to this .png, .svg or .pdf.")
     ] = None,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Compare tokenizers on texts: tokens, bytes a token, tokens a word, single-byte tokens, speed."""
     from bpe_llama import compare as comparing
@@ -58,8 +58,7 @@ def command(
         Console(highlight=False, width=width).print(comparing.comparison_table(result))
     if plot is not None:
         comparing.save_plot(result, plot)
-        if not quiet:
-            typer.echo(f"{plot}: saved", err=as_json)
+        note(f"{plot}: saved", on_stdout=not as_json)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from bpe_llama._progress import quietly
 
 TokenizerName = Annotated[
     str,
@@ -22,7 +27,21 @@ TextArgument = Annotated[str | None, typer.Argument(help="Text; default: --file 
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, notes or warnings, only results.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; errors remain.")]
+
+
+def with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the option --quiet."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, quiet: bool = False, **options: Any) -> Any:
+        with quietly(quiet):
+            return command(*arguments, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return run
 
 
 def read_text(text: str | None, file: Path | None) -> str:

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from bpe_llama._by_name import open_tokenizer
+from bpe_llama._progress import is_quiet, note
 from bpe_llama.cli.options import DEFAULT_TOKENIZER
+from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|end|>'"
@@ -22,7 +24,8 @@ def command(
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; default: cl100k, or that of --base."
+            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; "
+            f"default: {DEFAULT_PATTERN}, or that of --base."
         ),
     ] = None,
     special: Annotated[list[str] | None, typer.Option(help="A special token; repeatable.")] = None,
@@ -49,7 +52,7 @@ def command(
         bool | None,
         typer.Option(
             "--report/--no-report",
-            help="Encode the corpus and print statistics; default: unless --ray is given.",
+            help="Encode the corpus and print statistics; default: unless --ray or --quiet is given.",
         ),
     ] = None,
 ) -> None:
@@ -63,13 +66,13 @@ def command(
             raise ValueError(f"give {name} or --ray, not both")
     started = time.perf_counter()
     if pattern is None and base is None:
-        pattern = "cl100k"
+        pattern = DEFAULT_PATTERN
     if ray is not None:
         from bpe_llama import scale
 
         with scale.cluster(ray):
             counts = scale.count_files(
-                corpus, pattern=pattern or "cl100k", special_tokens=special or [], on_error=on_error
+                corpus, pattern=pattern or DEFAULT_PATTERN, special_tokens=special or [], on_error=on_error
             )
         tokenizer = Tokenizer.train_from_counts(
             counts, vocab_size=vocab_size, min_frequency=min_frequency, max_token_length=max_token_length
@@ -90,8 +93,8 @@ def command(
     tokenizer.save(out)
     peak = reporting.peak_memory()
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
-    typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}")
-    if report or (report is None and ray is None):
+    note(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}", on_stdout=True)
+    if report or (report is None and ray is None and not is_quiet()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # training has already warned of skipped rows
             result = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
