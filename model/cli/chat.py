@@ -53,7 +53,7 @@ def command(
     regex: sampling.Regex = None,
     choice: sampling.Choice = None,
     grammar: sampling.GrammarFile = None,
-    seed: sampling.Seed = "0",
+    seed: sampling.Seed = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,

@@ -20,15 +20,45 @@ from tests.small_models import tiny_model
 from tests.unit.model_commands.helpers import TEXT, finetune
 
 
-def test_generate_continues_the_prompt_the_same_way_each_time(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "8", "--device", "cpu"]
-    assert main(arguments) == 0
-    first = capsys.readouterr().out
+def test_generate_continues_the_prompt_anew_unless_a_seed_is_given(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "16", "--temperature", "2"]
+
+    def said(*more: str) -> str:
+        assert main([*arguments, "--device", "cpu", *more]) == 0
+        return capsys.readouterr().out
+
+    first = said("--seed", "1")
     assert first.startswith("The quick") and len(first) > len("The quick\n")
-    assert main(arguments) == 0
-    assert capsys.readouterr().out == first
-    assert main([*arguments, "--seed", "1"]) == 0
-    assert capsys.readouterr().out != first
+    assert said("--seed", "1") == first != said("--seed", "2")
+    assert len({said() for _ in range(3)}) > 1
+    assert "[2 of 2, seed " in said("--n", "2") != said("--n", "2")
+
+
+def test_generate_prints_json_and_logprobs(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "4", "--device", "cpu"]
+    assert main([*call, "--json", "--n", "2", "--seed", "5", "--logprobs", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    generator = load_generator(str(made / "run" / "model"), None, "auto", "cpu")
+    texts = generator.generate("The quick", n=2, seed=5, max_new_tokens=4, top_logprobs=2, logprobs=True)
+    assert [choice["text"] for choice in found["choices"]] == texts
+    assert found["prompt"] == "The quick" and found["prompt_tokens"] == len(generator.sequences[0].prompt)
+    for choice, sequence in zip(found["choices"], generator.sequences, strict=True):
+        assert (choice["seed"], choice["finish_reason"], choice["tokens"]) == (sequence.options.seed, "length", 4)
+        assert "".join(token["token"] for token in choice["logprobs"]) == choice["text"]
+        assert [token["logprob"] for token in choice["logprobs"]] == [round(each, 6) for each in sequence.logprobs]
+        assert [[likely["id"] for likely in token["top"]] for token in choice["logprobs"]] == [
+            [token_id for token_id, _ in likely] for likely in sequence.top_logprobs
+        ]
+    assert main([*call, "--seed", "5", "--logprobs", "0"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"The quick{texts[0]}" and len(lines) == 4
+    assert float(lines[0].split()[0]) == round(generator.sequences[0].logprobs[0], 3)
+    assert main([*call, "--json", "--num-beams", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["choices"]) == 1
+    assert main([*call, "--logprobs", "-1"]) == 2
+    assert "top_logprobs is -1; expected at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -46,7 +76,8 @@ def test_generate_quantizes_and_does_not_merge_an_adapter(
     lora.save(adapted, tmp_path / "adapter")
     expected.append(adapted)
 
-    arguments = ["generate", "The quick", "--model", str(tmp_path / "model"), "-n", "12", "--device", "cpu"]
+    arguments = ["generate", "The quick", "--model", str(tmp_path / "model"), "-n", "12", "--seed", "0"]
+    arguments += ["--device", "cpu"]
     said = []
     for more in ([], ["--adapter", str(tmp_path / "adapter")]):
         assert main([*arguments, "--quantize", kind, *more]) == 0
@@ -206,7 +237,7 @@ def opinionated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_generate_uses_the_models_defaults_and_prints_them(
     opinionated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["generate", "The quick", "--model", str(opinionated), "--device", "cpu"]
+    call = ["generate", "The quick", "--model", str(opinionated), "--device", "cpu", "--seed", "0"]
     assert main([*call, "--verbose"]) == 0
     out, err = capsys.readouterr()
     for line in (
@@ -273,7 +304,7 @@ def test_generate_has_several_answers_beams_and_random_seeds(made: Path, capsys:
     words |= {"filter_order": ["top_n_sigma", "temperature"], "dry_sequence_breakers": ["."]}
     flags = ["--bad-words", "fox", "--bad-words", "dog", "--no-repeat-ngram-size", "3", "--dry-multiplier", "0.5"]
     flags += ["--top-n-sigma", "1", "--filter-order", "top_n_sigma, temperature", "--dry-sequence-breaker", "."]
-    assert main([*call, *flags]) == 0
+    assert main([*call, *flags, "--seed", "0"]) == 0
     expected = generator.generate("The quick", max_new_tokens=6, temperature=2.0, **words)
     assert capsys.readouterr().out == f"The quick{expected}\n"
 
