@@ -19,12 +19,14 @@ from bpe_llama.model.cli.classification import is_classifier, load_classifier, r
 from bpe_llama.model.cli.loading import (
     check_quantized,
     checkpoint_path,
+    end_turns,
     load_model,
     resize_embeddings,
     save_with_tokenizer,
     vocabulary_of,
+    with_template,
 )
-from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ChatTemplateOption, ResizeOption, describe
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
     SamplePromptOption,
@@ -85,6 +87,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     resize: ResizeOption = False,
+    chat_template: ChatTemplateOption = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
@@ -178,12 +181,16 @@ def command(
     files = find_files(texts)
     check_task(task, label_field, text_field, data, show_example)
     of_text = {"--sample-prompt": sample_prompt, "--teacher": teacher, "--teacher-weight": teacher_weight}
-    of_text |= {"--z-loss": settings["z_loss"], "--label-smoothing": settings["label_smoothing"]}
+    of_text |= {
+        "--chat-template": chat_template,
+        "--z-loss": settings["z_loss"],
+        "--label-smoothing": settings["label_smoothing"],
+    }
     for name, value in of_text.items():
         if task == "classification" and value:
             raise ValueError(f"{name} is {value!r}; it is for --task text")
     checkpoint_to_resume(out, resume)
-    vocabulary = vocabulary_of(tokenizer, model)
+    vocabulary = with_template(vocabulary_of(tokenizer, model), chat_template, add_tokens=full and resize)
     labelled: LabelledTexts | None = None
     path = checkpoint_path(model)
 
@@ -215,6 +222,8 @@ def command(
         loaded = load_classifier(path, labelled.labels, vocabulary, weights_dtype, device, seed=config.seed)
     if resize:
         resize_embeddings(loaded, model, vocabulary)
+    if chat_template is not None:
+        end_turns(loaded, vocabulary)
     if settings["sequence_length"] is None:
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
@@ -277,6 +286,8 @@ def command(
     if not full:
         if ranks.is_main:
             lora.save(loaded, out / "adapter", base=str(model))
+            if chat_template is not None:
+                vocabulary.save(out / "adapter" / "tokenizer.json")
         model_flags = f"--model {model} --adapter {out / 'adapter'}"
         if labelled is not None and ranks.is_main:
             write_config(loaded, out / "adapter")  # it names the labels

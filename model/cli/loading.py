@@ -13,6 +13,7 @@ import torch
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._hub.fetching import local_path
 from bpe_llama._progress import note, reporting
+from bpe_llama.chat.setting import template_tokens, with_chat_template
 from bpe_llama.model import training
 from bpe_llama.model.adapters import files, lora
 from bpe_llama.model.checkpoints import average, hub_files
@@ -37,6 +38,35 @@ def adapter_path(name: str) -> Path:
 def vocabulary_of(tokenizer: str | None, model: str) -> Tokenizer:
     """Return the tokenizer that --tokenizer names, or else the model's own."""
     return Tokenizer.from_pretrained(model) if tokenizer is None else open_tokenizer(tokenizer)
+
+
+def with_template(vocabulary: Tokenizer, chat_template: str | None, *, add_tokens: bool) -> Tokenizer:
+    """Return a tokenizer with the template of --chat-template.
+
+    Args:
+        vocabulary: The tokenizer.
+        chat_template: A name, a file or None, which changes nothing.
+        add_tokens: Whether the model has, or gets, rows for special tokens that the tokenizer lacks.
+
+    Raises:
+        ValueError: If the tokenizer lacks special tokens of the template, and none may be added.
+    """
+    if chat_template is None:
+        return vocabulary
+    missing = [token for token in template_tokens(chat_template) if token not in vocabulary.special_tokens]
+    if missing and not add_tokens:
+        raise ValueError(
+            f"--chat-template {chat_template} needs {', '.join(missing)}, which the tokenizer lacks; add them with "
+            "--resize-embeddings (finetune: with --full), or give a template of tokens that it has"
+        )
+    return with_chat_template(vocabulary, chat_template, add_tokens=True)
+
+
+def end_turns(model: Pretrained, vocabulary: Tokenizer) -> None:
+    """Make all ends that the tokenizer names, such as the end of an answer, ends of the model as well."""
+    ends = dict.fromkeys((*model.end_ids, *sorted(vocabulary.end_ids)))
+    if set(ends) != set(model.end_ids):
+        model.config = model.config.replace(eos_token_id=list(ends))
 
 
 def load_model(
@@ -86,10 +116,15 @@ def load_generator(
 ) -> TextGenerator:
     """Return a generator over the weights at `model`, with the tokenizer at `tokenizer` or, by default, at `model`.
 
+    A tokenizer beside the adapter, such as one with another chat template, goes before that at `model`.
+
     An adapter is merged into the weights, so that it costs no time, unless it cannot be: merging into a tied output
     projection would change the embedding, and quantized weights cannot be merged with. ``check`` is as of `load_model`.
     """
     check_quantized(quantized)
+    if tokenizer is None and adapter is not None:
+        adapter = adapter_path(str(adapter))
+        tokenizer = tokenizer_of_adapter(adapter)
     vocabulary = vocabulary_of(tokenizer, model)
     loaded = load_model(model, dtype, device, check)
     if quantized is not None:
@@ -103,6 +138,11 @@ def load_generator(
         elif quantized is None:
             note(f"the adapter is not merged, which is slower: {reason}")
     return TextGenerator(loaded, vocabulary)
+
+
+def tokenizer_of_adapter(adapter: Path) -> str | None:
+    """Return the path of the tokenizer that is saved with an adapter, if there is one."""
+    return str(adapter) if (adapter / "tokenizer.json").is_file() else None
 
 
 def check_quantized(kind: str | None) -> None:

@@ -10,8 +10,8 @@ import typer
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import note
 from bpe_llama.model import training
-from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
-from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ResizeOption, describe
+from bpe_llama.model.cli.loading import end_turns, load_model, resize_embeddings, save_with_tokenizer, with_template
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ChatTemplateOption, ResizeOption, describe
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
     SamplePromptOption,
@@ -41,6 +41,7 @@ def command(
     config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
     start_from: Annotated[str | None, typer.Option(help="Initial weights: a folder, .gguf or org/name.")] = None,
     resize: ResizeOption = False,
+    chat_template: ChatTemplateOption = None,
     hidden_size: Annotated[int, typer.Option(help="Hidden size D.")] = 256,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
     heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 8,
@@ -73,7 +74,7 @@ def command(
         raise ValueError("a DATA is given twice; give it a larger --weight")
     for path in (*data, *([eval_file] if eval_file else [])):
         training.open_corpus(path)  # before a large model is constructed
-    vocabulary = open_tokenizer(tokenizer)
+    vocabulary = with_template(open_tokenizer(tokenizer), chat_template, add_tokens=start_from is None or resize)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)
@@ -100,6 +101,8 @@ def command(
         )
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
+    if chat_template is not None:
+        end_turns(model, vocabulary)
     note(f"{sum(weight.numel() for weight in model.parameters()):,} parameters")
     keywords = run_keywords(
         model,

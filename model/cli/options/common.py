@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama._progress import quietly
+from bpe_llama.chat import NAMED_TEMPLATES
 from bpe_llama.model import training
 from bpe_llama.model.device import computing_threads
 
@@ -28,6 +29,14 @@ ResizeOption = Annotated[
     typer.Option(
         "--resize-embeddings",
         help="Add rows to embedding and head for the tokens that --tokenizer adds to the model's own.",
+    ),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="|".join((*NAMED_TEMPLATES, "FILE")),
+        help="Use this chat template in place of the tokenizer's, and save it with the tokenizer.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]

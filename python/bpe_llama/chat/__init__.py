@@ -6,6 +6,7 @@ inside a message is encoded as ordinary text.
 | file | job |
 |---|---|
 | `templates` | read, write and choose a tokenizer's templates |
+| `setting` | set a tokenizer's template, by name or file |
 | `request` | check the options of one rendering |
 | `tool_schema` | convert Python functions to JSON schemas |
 | `renderer`, `compiler` | compile a template, render its text |
@@ -25,8 +26,10 @@ from bpe_llama.chat.encoding import (
     render,
     render_for,
 )
+from bpe_llama.chat.setting import NAMED_TEMPLATES, with_chat_template
 
 __all__ = [
+    "NAMED_TEMPLATES",
     "TRAIN_ON",
     "EncodedChat",
     "encode_chat",
@@ -34,4 +37,5 @@ __all__ = [
     "encode_marked_chat",
     "render",
     "render_for",
+    "with_chat_template",
 ]

@@ -29,6 +29,13 @@ def command(
         ),
     ] = None,
     special: Annotated[list[str] | None, typer.Option(help="A special token; repeatable.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="chatml|llama3|FILE",
+            help="Save this chat template beside tokenizer.json; a named one adds its special tokens.",
+        ),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="A tokenizer to extend; its ids do not change.")] = None,
     superword_from: Annotated[
         int | None, typer.Option(help="SuperBPE: from this many tokens on, merge across words.")
@@ -64,6 +71,13 @@ def command(
     for name, value in (("--threads", threads), ("--base", base), ("--superword-from", superword_from)):
         if ray is not None and value is not None:
             raise ValueError(f"give {name} or --ray, not both")
+    if chat_template is not None:
+        from bpe_llama.chat.setting import template_text, template_tokens, with_chat_template
+
+        template_text(chat_template)  # raises before the corpus is read
+        if out.suffix and out.name != "tokenizer.json":
+            raise ValueError(f"--chat-template is saved beside a tokenizer.json; --out is {out}, expected that name")
+        special = list(dict.fromkeys((*(special or ()), *template_tokens(chat_template))))
     started = time.perf_counter()
     if pattern is None and base is None:
         pattern = DEFAULT_PATTERN
@@ -90,6 +104,8 @@ def command(
             on_error=on_error,
             num_threads=threads,
         )
+    if chat_template is not None:
+        tokenizer = with_chat_template(tokenizer, chat_template)
     tokenizer.save(out)
     peak = reporting.peak_memory()
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
