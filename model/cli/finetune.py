@@ -285,16 +285,14 @@ def command(
     model_flags = f"--model {out / 'model'}"
     if not full:
         if ranks.is_main:
-            lora.save(loaded, out / "adapter", base=str(model))
-            if chat_template is not None:
-                vocabulary.save(out / "adapter" / "tokenizer.json")
+            lora.save(loaded, out / "adapter", base=str(model))  # names the base, too
         model_flags = f"--model {model} --adapter {out / 'adapter'}"
         if labelled is not None and ranks.is_main:
             write_config(loaded, out / "adapter")  # it names the labels
     if merge:
         lora.merge(loaded)
         lora.remove(loaded)
-    if ranks.is_main and (merge or full):
+    if ranks.is_main and (merge or labelled is not None) and (merge or full):
         save_with_tokenizer(loaded, vocabulary, out / "model")
     if labelled is not None:
         fields = "".join(

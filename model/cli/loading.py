@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,10 @@ from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization import quantize
+from bpe_llama.model.training.checkpoints.finished import save_with_tokenizer
 from bpe_llama.tokenizer import Tokenizer
+
+__all__ = ["save_with_tokenizer"]
 
 
 def checkpoint_path(name: str) -> Path:
@@ -149,12 +151,3 @@ def check_quantized(kind: str | None) -> None:
     """Raise a ValueError unless --quantize is one of `QUANTIZED` or absent."""
     if kind is not None and kind not in QUANTIZED:
         raise ValueError(f"--quantize is {kind!r}; expected {' or '.join(QUANTIZED)}")
-
-
-def save_with_tokenizer(model: Pretrained, tokenizer: Tokenizer, folder: Path) -> None:
-    """Save weights, configs and tokenizer to one folder that `generate` and transformers load."""
-    unknown = model.config.unknown_to_transformers
-    if unknown:
-        warnings.warn(f"{folder}: transformers cannot load it, as it does not support {unknown}", stacklevel=2)
-    model.save_pretrained(folder, portable=not unknown)
-    tokenizer.save(folder / "tokenizer.json")

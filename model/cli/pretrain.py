@@ -10,7 +10,7 @@ import typer
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import note
 from bpe_llama.model import training
-from bpe_llama.model.cli.loading import end_turns, load_model, resize_embeddings, save_with_tokenizer, with_template
+from bpe_llama.model.cli.loading import end_turns, load_model, resize_embeddings, with_template
 from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ChatTemplateOption, ResizeOption, describe
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
@@ -101,7 +101,7 @@ def command(
         )
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
-    if chat_template is not None:
+    if chat_template is not None or (start_from is None and config is None):
         end_turns(model, vocabulary)
     note(f"{sum(weight.numel() for weight in model.parameters()):,} parameters")
     keywords = run_keywords(
@@ -115,12 +115,10 @@ def command(
         teacher_temperature=teacher_temperature,
         teacher_weight=teacher_weight,
     )
-    result = training.train(model, source, train_config, out, eval_file=eval_file, **keywords)
+    result = training.train(model, source, train_config, out, eval_file=eval_file, tokenizer=vocabulary, **keywords)
     note(describe(result), on_stdout=True)
     if result.interrupted:
         note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=True)
         return EXIT_INTERRUPTED
-    if ranks.is_main:
-        save_with_tokenizer(model, vocabulary, out / "model")
     note(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}", on_stdout=True)
     return 0

@@ -59,7 +59,8 @@ def finetune(
         tokenizer: Its vocabulary and, for conversations, chat template.
         texts: A file, a folder, a glob pattern, or several of these; all plain text or all rows.
         config: The run's options.
-        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, for plain text, `tokens.npy`.
+        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint, for plain text `tokens.npy`, and at
+            the end `adapter` or, without an adapter, `model`, with the tokenizer.
         epochs: Passes over the data, instead of `config.max_steps`.
         show_example: Print the first example on stderr, with the learned tokens coloured.
         format: As `DataConfig` documents it, like the next three.
@@ -102,7 +103,7 @@ def finetune(
         if ranks.is_main:
             print_trainable_parameters(model)
         config = with_epochs(config, epochs, len(corpus.tokens) / config.sequence_length)
-        return train(model, token_file, config, out, **options)
+        return train(model, token_file, config, out, tokenizer=tokenizer, **options)
     found = read_conversations(files, tokenizer, config.sequence_length, **data)
     if ranks.is_main and (found.truncated or found.dropped):
         note(
@@ -117,4 +118,6 @@ def finetune(
     if ranks.is_main:
         print_trainable_parameters(model)
     config = with_epochs(config, epochs, len(train_examples))
-    return train_on_examples(model, train_examples, config, out, eval_examples=eval_examples, **options)
+    return train_on_examples(
+        model, train_examples, config, out, eval_examples=eval_examples, tokenizer=tokenizer, **options
+    )

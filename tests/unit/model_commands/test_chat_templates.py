@@ -10,7 +10,7 @@ import pytest
 from bpe_llama import Tokenizer
 from bpe_llama.chat import NAMED_TEMPLATES, with_chat_template
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model import LlamaForCausalLM, lora, training
 from bpe_llama.model.cli.loading import load_generator
 from tests.unit.model_commands.helpers import RUN, SHAPE, TEXT
 
@@ -126,3 +126,24 @@ def test_bad_usage_is_said_before_work(made: Path, tmp_path: Path, capsys: pytes
         out, error = capsys.readouterr()
         assert message in error and error.count("\n") == 1 and out == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_training_in_python_leaves_what_the_commands_open(
+    made: Path, road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tok = Tokenizer.from_file(road / "tokenizer.json")
+    model = LlamaForCausalLM.from_pretrained(road / "run" / "model", device="cpu")
+    config = training.TrainConfig(max_steps=2, sequence_length=32, batch_size=2, device="cpu", warmup_steps=0)
+    training.train(model, road / "shards", config, tmp_path / "run", tokenizer=tok, progress=False)
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").config.vocab_size == 290
+    texts = str(road / "talk.jsonl")
+    training.finetune(model, tok, texts, config, tmp_path / "full", progress=False)
+    lora.add(model, rank=2, target_modules=["q_proj"])
+    training.finetune(model, tok, texts, config, tmp_path / "lora", progress=False)
+    adapter = ["--adapter", str(tmp_path / "lora" / "adapter")]
+    for folder, more in (("run", []), ("full", []), ("full", adapter)):
+        call = ["generate", "The quick", "--model", str(tmp_path / folder / "model"), *more, "-n", "3", "--json"]
+        assert main([*call, "--device", "cpu"]) == 0
+        assert json.loads(capsys.readouterr().out.strip())["choices"][0]["tokens"] <= 3
+    assert Tokenizer.from_file(tmp_path / "lora" / "adapter").chat_template == tok.chat_template
