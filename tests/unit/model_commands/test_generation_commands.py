@@ -17,7 +17,7 @@ from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, TextGenerator, lora, quantize
 from bpe_llama.model.cli.loading import load_generator, load_model, save_with_tokenizer
 from tests.small_models import tiny_model
-from tests.unit.model_commands.helpers import TEXT, finetune
+from tests.unit.model_commands.helpers import TEXT, finetune, talker_of
 
 
 def test_generate_continues_the_prompt_anew_unless_a_seed_is_given(
@@ -115,59 +115,7 @@ def test_an_adapter_of_a_tied_head_does_not_change_the_embedding(
 @pytest.fixture(scope="module")
 def talker(made: Path) -> Path:
     """The trained model with a chat template beside it."""
-    folder = made / "run" / "model"
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    return folder
-
-
-def test_a_conversation_accumulates_messages_until_it_is_reset(talker: Path) -> None:
-    from bpe_llama.model.cli.chat import Conversation
-    from bpe_llama.model.cli.loading import load_generator
-
-    options = {"max_new_tokens": 5, "temperature": 0.9, "eos_id": ()}
-    conversation = Conversation(load_generator(talker, None, "auto", "cpu"), "Bark.", options)
-    first = "".join(conversation.answer("Hi"))
-    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
-    assert conversation.messages[-1]["content"] == first
-    assert "".join(conversation.retry()) != first
-    assert len(conversation.messages) == 3
-    stopped = conversation.answer("And then?")
-    said = next(stopped)
-    stopped.close()  # as Ctrl-C does
-    assert conversation.messages[-1] == {"role": "assistant", "content": said}
-    conversation.reset()
-    assert conversation.messages == [{"role": "system", "content": "Bark."}]
-    with pytest.raises(ValueError, match="context"):
-        list(conversation.answer("word " * 100))
-    assert len(conversation.messages) == 1
-
-
-def test_chat_reads_lines_and_commands(
-    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = iter(["Hi", "", "/system Be quiet.", "/retry", "/help", "/what", "Hi", "/quit", "never read"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert main(["chat", "--model", str(talker), "-n", "4", "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "[there is no answer yet]" in said and "/what is no command" in said
-    assert next(lines) == "never read"
-
-
-def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chat", "--model", str(made / "run" / "model"), "-t", str(made / "tokenizer.json")]) == 2
-    assert "has no chat template" in capsys.readouterr().err
-
-
-def test_a_template_that_does_not_compile_is_refused_before_the_first_question(
-    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = Path(shutil.copytree(talker, tmp_path / "model"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for m in messages %}{{ m }"}))
-    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("a question is asked"))
-    assert main(["chat", "--model", str(folder), "--device", "cpu"]) == 2
-    out, error = capsys.readouterr()
-    assert "the chat template failed: " in error and error.count("\n") == 1 and out == ""
+    return talker_of(made)
 
 
 def test_convert_goes_to_gguf_and_back(talker: Path, tmp_path: Path) -> None:
@@ -336,13 +284,3 @@ def test_structured_output_by_flags(made: Path, tmp_path: Path, capsys: pytest.C
         assert main([*arguments, *flag]) == 2
         out, error = capsys.readouterr()
         assert message in error and out == ""
-
-
-def test_a_chat_answers_in_a_grammar(
-    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
-    lines = iter(["Hi", "And?", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert main(["chat", "--model", str(talker), "--regex", "(yes|no)[.]", "--device", "cpu"]) == 0
-    assert all(line in ("yes.", "no.") for line in capsys.readouterr().out.split())
