@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 # What torch reads once, when it is imported; the user's own setting counts.
 ENVIRONMENT = {
@@ -27,6 +29,22 @@ MODEL_COMMANDS = {
     "convert": "Convert weights to another format.",
     "demo": "Train a tokenizer and a small LLaMA on this machine's Python library, then generate.",
 }
+
+
+COMPLETING = "_BPE_LLAMA_COMPLETE"
+"""Set in the environment by the shells' completion scripts."""
+
+
+class ForwardedCommand(TyperCommand):
+    """A command whose options are known only while a shell completes them; else its own module parses them."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, while a shell completes with the options of `bpe_llama.model.cli`."""
+        if COMPLETING not in os.environ:
+            return super().get_params(ctx)
+        from bpe_llama.cli.model_options import parameters_of
+
+        return parameters_of(str(self.name))
 
 
 def forward(context: typer.Context) -> None:
