@@ -44,7 +44,7 @@ from bpe_llama.model.quantization import quantize
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.finetuning.classification import LabelledTexts, finetune_classifier, read_labelled
 from bpe_llama.model.training.finetuning.conversations import find_formats
-from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.finetuning.options import FINETUNE_DEFAULTS, DataConfig, DataOptions
 from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.report.loggers import logger_named
 
@@ -60,17 +60,7 @@ ADAPTED_LAYERS = (
 
 @training_flags(
     without=("max_seconds", "compile", "packing", "document_mask"),
-    defaults={
-        "max_steps": None,
-        "sequence_length": None,
-        "batch_size": 4,
-        "gradient_accumulation": 4,
-        "learning_rate": None,
-        "warmup_steps": 10,
-        "weight_decay": 0.0,
-        "eval_fraction": 0.05,
-        "log_every": 1,
-    },
+    defaults=FINETUNE_DEFAULTS | {"max_steps": None, "sequence_length": None, "learning_rate": None},
     helps={
         "max_steps": "Optimizer steps, instead of --epochs.",
         "sequence_length": "Tokens per sequence, or of a conversation at most.  [default: 512 or the context]",
@@ -207,10 +197,9 @@ def command(
         epochs = None
         settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     settings["checkpoint_activations"] = max(settings["checkpoint_activations"], int(less_memory))
-    own_defaults: dict[str, Any] = {"max_steps": 1, "sequence_length": 512, "learning_rate": 2e-5 if full else 2e-4}
-    config = training.TrainConfig(
-        **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
-    )
+    chosen: dict[str, Any] = {"max_steps": 1}
+    chosen |= {name: value for name, value in settings.items() if value is not None}
+    config = training.finetune_config(full=full, **chosen)
     ranks = start(config.device, config.parallel)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
     loaded: LlamaForCausalLM | LlamaForSequenceClassification

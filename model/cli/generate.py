@@ -20,6 +20,7 @@ from bpe_llama.model.sampling.sequence import Sequence as Generated
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama generate 'def main():' --model demo-out/model --max-new-tokens 200"
+_DEFAULTS = GenerationOptions
 
 
 def command(
@@ -30,11 +31,13 @@ def command(
     ] = ".",
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of new tokens.", 200)] = None,
+    max_new_tokens: Annotated[
+        int | None, sampling.max_new_tokens("Maximum number of new tokens.", _DEFAULTS.max_new_tokens)
+    ] = None,
     min_new_tokens: sampling.MinNewTokens = None,
-    temperature: Annotated[float | None, sampling.temperature(0.8)] = None,
+    temperature: Annotated[float | None, sampling.temperature(_DEFAULTS.temperature)] = None,
     top_k: sampling.TopK = None,
-    top_p: Annotated[float | None, sampling.top_p(0.95)] = None,
+    top_p: Annotated[float | None, sampling.top_p(_DEFAULTS.top_p)] = None,
     min_p: sampling.MinP = None,
     typical_p: sampling.TypicalP = None,
     repetition_penalty: sampling.RepetitionPenalty = None,
@@ -98,7 +101,7 @@ def command(
     given["top_logprobs"] = logprobs or None
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
-    options = sampling.with_defaults(generator, given, {"max_new_tokens": 200})
+    options = sampling.with_defaults(generator, given, {})
     generator.options(**options)  # raises before anything is printed
     if num_beams != 1 and seed is None:
         del options["seed"]  # a search draws nothing

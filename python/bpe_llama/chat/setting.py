@@ -6,15 +6,25 @@ import dataclasses
 import difflib
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from bpe_llama._files import read_text
 from bpe_llama.chat.encoding import encode_conversation
+from bpe_llama.chat.request import ChatTokenizer
 
-if TYPE_CHECKING:
-    from bpe_llama._encoding.tokenizer import EncodingTokenizer
 
-TokenizerT = TypeVar("TokenizerT", bound="EncodingTokenizer")
+class SettableTokenizer(ChatTokenizer, Protocol):
+    """What `with_chat_template` needs of a tokenizer; `bpe_llama.Tokenizer` has it."""
+
+    _settings: Any
+
+    @property
+    def end_ids(self) -> frozenset[int]: ...  # noqa: D102
+
+    def with_special_tokens(self: TokenizerT, tokens: list[str]) -> TokenizerT: ...  # noqa: D102
+
+
+TokenizerT = TypeVar("TokenizerT", bound=SettableTokenizer)
 
 
 class NamedTemplate(NamedTuple):
@@ -131,7 +141,7 @@ def with_chat_template(tokenizer: TokenizerT, template: str, *, add_tokens: bool
     return chosen
 
 
-def _end_of_turn(tokenizer: EncodingTokenizer) -> int | None:
+def _end_of_turn(tokenizer: SettableTokenizer) -> int | None:
     """Return the id of the special token that follows an answer, or None."""
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     ids, learned = encode_conversation(tokenizer, talk)
