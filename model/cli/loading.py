@@ -12,7 +12,8 @@ import torch
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._hub.fetching import local_path
 from bpe_llama._progress import note, reporting
-from bpe_llama.chat.setting import template_tokens, with_chat_template
+from bpe_llama.chat import with_chat_template
+from bpe_llama.chat.templates import template_tokens
 from bpe_llama.model import training
 from bpe_llama.model.adapters import files, lora
 from bpe_llama.model.checkpoints import average, hub_files

@@ -27,7 +27,8 @@ def open_tokenizer(name: PathLike) -> Tokenizer:
     """
     if not isinstance(name, str) or Path(name).exists():
         return Tokenizer.from_pretrained(name)
-    from bpe_llama._loading.published.vocabularies import PUBLISHED, vocabulary_of_model
+    from bpe_llama._loading.published.model_names import vocabulary_of_model
+    from bpe_llama._loading.published.vocabularies import PUBLISHED
 
     if name in PUBLISHED or vocabulary_of_model(name) is not None:
         return Tokenizer.from_name(name)

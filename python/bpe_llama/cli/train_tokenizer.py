@@ -72,7 +72,8 @@ def command(
         if ray is not None and value is not None:
             raise ValueError(f"give {name} or --ray, not both")
     if chat_template is not None:
-        from bpe_llama.chat.setting import template_text, template_tokens, with_chat_template
+        from bpe_llama.chat import with_chat_template
+        from bpe_llama.chat.templates import template_text, template_tokens
 
         template_text(chat_template)  # raises before the corpus is read
         if out.suffix and out.name != "tokenizer.json":
