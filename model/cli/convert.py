@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bpe_llama._gguf.writer import tokenizer_metadata
-from bpe_llama._progress import note
+from bpe_llama._progress import note, reporting
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.cli.loading import (
     average_models,
@@ -51,7 +52,10 @@ def command(
         resize_embeddings(loaded, source, vocabulary)
     check_vocabulary(vocabulary, loaded.config.vocab_size)
     if to_gguf:
-        save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
+        metadata = tokenizer_metadata(vocabulary, vocabulary.chat_template)
+        with reporting(None) as report:
+            progress = None if report is None else partial(report, "save")
+            save_gguf(loaded, out, dtype=dtype, tokenizer=metadata, progress=progress)
     else:
         save_with_tokenizer(loaded, vocabulary, out)
     note(f"{out}: {sum(weight.numel() for weight in loaded.parameters()):,} parameters", on_stdout=True)

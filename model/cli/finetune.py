@@ -281,7 +281,7 @@ def command(
     if merge:
         lora.merge(loaded)
         lora.remove(loaded)
-    if ranks.is_main and (merge or labelled is not None) and (merge or full):
+    if ranks.is_main and (merge or (full and labelled is not None)):
         save_with_tokenizer(loaded, vocabulary, out / "model")
     if labelled is not None:
         fields = "".join(

@@ -145,7 +145,8 @@ def load_generator(
 
 def tokenizer_of_adapter(adapter: Path) -> str | None:
     """Return the path of the tokenizer that is saved with an adapter, if there is one."""
-    return str(adapter) if (adapter / "tokenizer.json").is_file() else None
+    has_one = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return str(adapter) if has_one else None
 
 
 def check_quantized(kind: str | None) -> None:

@@ -15,7 +15,8 @@ class Progress(NamedTuple):
     Attributes:
         stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded,
             ``"encode rows"`` while a data set is; ``"load"`` while weights are read; ``"score"`` or ``"classify"``
-            while a model is evaluated; ``"average"`` while models are averaged.
+            while a model is evaluated; ``"average"`` while models are averaged; ``"save"`` while weights
+            are written.
         done: Bytes read, merges done, rows or tensors read, tokens scored, or texts labelled.
         total: All of them; ``None`` where their number is unknown.
     """
@@ -83,6 +84,7 @@ _LABELS = {
     "encode rows": "encoding rows",
     "load": "loading weights",
     "average": "averaging",
+    "save": "writing weights",
     "score": "scoring tokens",
     "classify": "labelling texts",
 }

@@ -25,11 +25,15 @@ def save_with_tokenizer(model: Pretrained, tokenizer: Tokenizer, folder: Path) -
 def save_finished(model: Pretrained, tokenizer: Tokenizer, out: Path) -> None:
     """Save a trained model and its tokenizer to `out/model`, or its adapter to `out/adapter`.
 
-    Beside an adapter a tokenizer with a chat template is saved, as it may be another one than the base model's.
+    Beside an adapter a tokenizer with a chat template is saved, as it may be another one than the base model's; a
+    warning says if no file can hold it.
     """
     if lora.names(model):
         lora.save(model, out / "adapter")
         if tokenizer.chat_template is not None:
-            tokenizer.save(out / "adapter" / "tokenizer.json")
+            try:
+                tokenizer.save(out / "adapter")
+            except ValueError as error:
+                warnings.warn(f"{out / 'adapter'}: the tokenizer is not saved beside it: {error}", stacklevel=2)
     else:
         save_with_tokenizer(model, tokenizer, out / "model")

@@ -12,6 +12,7 @@ from bpe_llama.chat import NAMED_TEMPLATES, with_chat_template
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, lora, training
 from bpe_llama.model.cli.loading import load_generator
+from bpe_llama.model.cli.serve import adapted
 from tests.unit.model_commands.helpers import RUN, SHAPE, TEXT
 
 TALK = [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Ho"}]
@@ -105,6 +106,9 @@ def test_an_adapter_brings_its_template(
     adapter = str(tmp_path / "t" / "adapter")
     generator = load_generator(str(made / "run" / "model"), None, "auto", "cpu", adapter)
     assert generator.tokenizer.chat_template == (tmp_path / "my.jinja").read_text()
+    base = load_generator(str(made / "run" / "model"), None, "auto", "cpu")
+    assert base.tokenizer.chat_template is None
+    assert adapted(base, adapter).tokenizer.chat_template == generator.tokenizer.chat_template, "of serve --adapter"
     grown = ["--full", "--resize-embeddings", "--chat-template", "chatml", "--out", str(tmp_path / "grown")]
     assert main([*call, *grown]) == 0
     generator = load_generator(str(tmp_path / "grown" / "model"), None, "auto", "cpu")

@@ -169,6 +169,13 @@ def test_a_terminal_shows_the_progress_of_loading(
     shown = capsys.readouterr().err
     tensors = len(loaded.state_dict()) - int(loaded.config.tie_word_embeddings)
     assert "loading weights" in shown and f"{tensors}/{tensors}" in shown
+    assert main(["convert", str(made / "run" / "model"), str(made / "m.gguf")]) == 0
+    assert "writing weights" in capsys.readouterr().err
+    average = ["--average-with", str(made / "run" / "model"), "--quiet"]
+    assert main(["convert", str(made / "run" / "model"), str(made / "mean"), *average]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["convert", str(made / "run" / "model"), str(made / "mean"), *average[:-1]]) == 0
+    assert "averaging" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
