@@ -71,12 +71,12 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         path: A file ending in .png, .svg or .pdf.
 
     Raises:
-        ValueError: If matplotlib, which comes with ``bpe-llama[model]``, is not installed.
+        ValueError: If matplotlib, which comes with ``bpe-llama[plot]``, is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ValueError("a plot needs matplotlib: pip install 'bpe-llama[model]'") from error
+        raise ValueError("a plot needs matplotlib: pip install 'bpe-llama[plot]'") from error
     rows, count = comparison.figures, len(comparison.tokenizers)
     height = 0.8 / count
     charts: list[tuple[str, Callable[[Figures], float]]] = [

@@ -106,7 +106,7 @@ def test_a_file_that_nobody_reads_has_our_message(tmp_path: Path) -> None:
 def test_the_command_prints_a_table_and_draws_a_plot(
     suffix: str, magic: bytes, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="a plot needs matplotlib: pip install 'bpe-llama[model]'")
+    pytest.importorskip("matplotlib", reason="a plot needs matplotlib: pip install 'bpe-llama[plot]'")
     a, b, one, two = files
     plot = tmp_path / f"plot{suffix}"
     assert cli.main(["compare", a, b, "--text", one, "--text", two, "--plot", str(plot)]) == 0
@@ -140,4 +140,4 @@ def test_a_plot_that_cannot_be_drawn_is_one_line(
     assert "missing.txt" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     assert cli.main(["compare", a, b, "--text", one, "--plot", str(tmp_path / "plot.png")]) == 2
-    assert capsys.readouterr().err == "bpe-llama: a plot needs matplotlib: pip install 'bpe-llama[model]'\n"
+    assert capsys.readouterr().err == "bpe-llama: a plot needs matplotlib: pip install 'bpe-llama[plot]'\n"
