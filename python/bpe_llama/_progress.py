@@ -16,7 +16,7 @@ class Progress(NamedTuple):
         stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded,
             ``"encode rows"`` while a data set is; ``"load"`` while weights are read; ``"score"`` or ``"classify"``
             while a model is evaluated; ``"average"`` while models are averaged; ``"save"`` while weights
-            are written.
+            are written; ``"read"`` while conversations are read.
         done: Bytes read, merges done, rows or tensors read, tokens scored, or texts labelled.
         total: All of them; ``None`` where their number is unknown.
     """
@@ -85,6 +85,7 @@ _LABELS = {
     "load": "loading weights",
     "average": "averaging",
     "save": "writing weights",
+    "read": "reading rows",
     "score": "scoring tokens",
     "classify": "labelling texts",
 }

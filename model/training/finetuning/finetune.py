@@ -104,7 +104,9 @@ def finetune(
             print_trainable_parameters(model)
         config = with_epochs(config, epochs, len(corpus.tokens) / config.sequence_length)
         return train(model, token_file, config, out, tokenizer=tokenizer, **options)
-    found = read_conversations(files, tokenizer, config.sequence_length, **data)
+    found = read_conversations(
+        files, tokenizer, config.sequence_length, progress=ranks.is_main and options.get("progress"), **data
+    )
     if ranks.is_main and (found.truncated or found.dropped):
         note(
             f"{found.truncated} conversations truncated to {config.sequence_length} tokens, {found.dropped} dropped, "
