@@ -291,7 +291,8 @@ def command(
         )
         note(f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}", on_stdout=True)
     else:
-        note(f"try: bpe-llama generate 'Once upon a time' {model_flags}", on_stdout=True)
+        what = "generate 'Once upon a time'" if vocabulary.chat_template is None else "chat"
+        note(f"try: bpe-llama {what} {model_flags}", on_stdout=True)
     return 0
 
 
