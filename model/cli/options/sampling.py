@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from bpe_llama._files import read_text
 from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.sampling.params import GenerationOptions
 
@@ -110,8 +111,8 @@ def structured(
         ValueError: If it is not UTF-8.
     """
     if json_schema is not None and not json_schema.lstrip().startswith("{"):
-        json_schema = Path(json_schema).read_text("utf-8")
-    text = None if grammar is None else grammar.read_text("utf-8")
+        json_schema = read_text(Path(json_schema))
+    text = None if grammar is None else read_text(grammar)
     return {"json_schema": json_schema, "regex": regex, "choice": choice, "grammar": text}
 
 

@@ -37,7 +37,7 @@ from bpe_llama._corpus.shards import (
     write_index,
     write_json,
 )
-from bpe_llama._files import PathLike, locked, read_json_object
+from bpe_llama._files import PathLike, locked, read_bytes, read_json_object
 from bpe_llama._progress import ProgressOption, Report, reporting
 
 _SOURCES = "sources.json"
@@ -319,7 +319,7 @@ class _Log:
         """
         found: list[tuple[Shard, Place]] = []
         is_complete, length = False, 0
-        for line in self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []:
+        for line in read_bytes(self._path).splitlines(keepends=True) if self._path.exists() else []:
             try:
                 entry = json.loads(line)
                 if not line.endswith(b"\n"):

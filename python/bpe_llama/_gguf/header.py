@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._files import open_regular
+
 _MAGIC = b"GGUF"
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
@@ -117,7 +119,7 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
         30
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise ValueError(f"{path}: not a GGUF file: it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

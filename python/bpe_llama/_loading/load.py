@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import PathLike
+from bpe_llama._files import PathLike, open_regular
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
@@ -124,7 +124,7 @@ def format_of(path: Path) -> Format:
         FileNotFoundError: If there is no such file.
         ValueError: If the format is unknown.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(4096)
     if head[:4] == b"GGUF":
         return "gguf"

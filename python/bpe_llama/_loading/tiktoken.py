@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import read_json, write_text
+from bpe_llama._files import read_bytes, read_json, write_text
 from bpe_llama._loading.published.cache import vocabulary_file
 from bpe_llama._loading.published.vocabularies import published_by_name, published_by_sha256
 
@@ -60,7 +60,7 @@ def tiktoken_attributes(path: Path) -> Attributes:
             return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
-    published = published_by_sha256(hashlib.sha256(path.read_bytes()).hexdigest())
+    published = published_by_sha256(hashlib.sha256(read_bytes(path)).hexdigest())
     if published is None:
         raise ValueError(
             f"{path}: a .tiktoken file does not hold its splitting pattern, and this is no published vocabulary: "
