@@ -147,12 +147,12 @@ def test_the_shell_completes_commands_and_options(line: str, completed: list[str
 
 def test_the_shell_completes_options_of_the_models_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="needs bpe-llama[model]")
-    from bpe_llama.cli import model_options
+    from bpe_llama.cli import model_commands
 
     monkeypatch.setenv("BPE_LLAMA_CACHE", str(tmp_path))
-    found = {name for each in model_options.parameters_of("generate") for name in each.opts}
+    found = {name for each in model_commands.parameters_of("generate") for name in each.opts}
     assert {"--temperature", "--json", "--quiet", "--model", "-m"} <= found
     kept = (tmp_path / "options.json").read_text()
-    monkeypatch.setattr(model_options, "read_options", lambda: pytest.fail("torch is imported again"))
-    assert {name for each in model_options.parameters_of("generate") for name in each.opts} == found
+    monkeypatch.setattr(model_commands, "read_options", lambda: pytest.fail("torch is imported again"))
+    assert {name for each in model_commands.parameters_of("generate") for name in each.opts} == found
     assert json.loads(kept)["options"].keys() == cli.MODEL_COMMANDS.keys()
