@@ -257,18 +257,34 @@ class LlamaForCausalLM(Pretrained):
         """
         with training_products():
             hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)
-            labels = labels_within_documents(labels, document_ids)
-            loss = chunked_next_token_loss(
+        labels = labels_within_documents(labels, document_ids)
+        loss = self.loss_of_hidden(
+            hidden_BTD, labels, chunk_size, num_items_in_batch, label_smoothing=label_smoothing, z_loss=z_loss
+        )
+        return self._with_routing(loss, labels, attention_mask, num_items_in_batch)
+
+    def loss_of_hidden(
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor,
+        chunk_size: int | None = None,
+        num_items_in_batch: int | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> Tensor:
+        """Return `chunked_next_token_loss` of normalized hidden states and this model's head and logits, float32."""
+        with training_products():
+            return chunked_next_token_loss(
                 hidden_BTD,
                 self.lm_head,
-                labels,
+                labels_BT,
                 chunk_size,
                 num_items_in_batch,
                 finish=self.finish,
                 label_smoothing=label_smoothing,
                 z_loss=z_loss,
             )
-        return self._with_routing(loss, labels, attention_mask, num_items_in_batch)
 
     def _with_routing(
         self, loss: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items_in_batch: int | None

@@ -15,6 +15,7 @@ Read in this order:
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
+| `memory` | memory that one step freed, kept for the next |
 | `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files, conversations and labelled texts |
 """
