@@ -14,8 +14,11 @@ from torch.testing import assert_close
 from triton.runtime import interpreter
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
+from bpe_llama.model.backends import forward
+from bpe_llama.model.backends.cuda.decoder import CudaDecoder
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
-from bpe_llama.model.backends.cuda.triton_step import TritonStep
+from bpe_llama.model.backends.cuda.triton_step import FEW_ROWS, TritonStep
+from bpe_llama.model.backends.cuda.wide_layers import WideLayers, WidePrefill
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -111,6 +114,51 @@ def check_logits() -> None:
         assert (found - exact).norm() < 1.5 * (expected - exact).norm(), kind
 
 
+def check_wide_layers() -> None:
+    """Compare prompts in two chunks, whole and quantized; and a batch in bfloat16 that is too large for fused products."""
+    ids = torch.randint(0, 40, (2, 23), generator=torch.Generator().manual_seed(4))
+    for changes in VARIANTS:
+        model = model_of(**{**changes, "sliding_window": None})
+        cache = KVCache(model.config, 3, 30)
+        prefill, slots = WidePrefill(WideLayers(model)), cache.rows(1, 3)
+        chunks = [prefill.hidden(part, slots) for part in (ids[:, :9], ids[:, 9:])]
+        found = torch.cat([chunk for chunk in chunks if chunk is not None], dim=1)
+        assert_close(model.logits(found), model(ids).logits, rtol=1e-4, atol=1e-4)
+        assert slots.lengths == [23, 23] and not cache.keys[0][0].any()
+        assert_close(
+            model(ids[:, :1], past_key_values=slots).logits[:, 0],
+            by_model(model, list(torch.cat([ids, ids[:, :1]], 1)[:, None])),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    windowed = model_of(sliding_window=6)
+    assert WidePrefill(WideLayers(windowed)).hidden(ids, KVCache(windowed.config, 2, 30)) is None
+    for kind in (None, "int8"):
+        rows = sequences([7] * (FEW_ROWS + 1))
+        narrow = model_of(torch.bfloat16, kind)
+        found, expected = by_kernels(narrow, rows), by_model(narrow, rows)
+        exact = by_model(narrow.float(), rows)
+        assert (found - exact).norm() < 1.5 * (expected - exact).norm(), kind
+
+
+def check_engine() -> None:
+    """Compare ids of an engine whose passes are padded to the size of a graph; slots of a view begin anywhere."""
+    forward.GRAPH_DEVICES, forward.CudaDecoder = ("cpu",), lambda *given: CudaDecoder(*given, triton=True)
+    model, found = model_of(), []
+    for cuda_graph in (False, True):
+        engine = Engine(model, 5, 30, prefill_chunk=4, cuda_graph=cuda_graph)
+        queue = [([5, 9, 11, 39, 3, 8], 6), ([7], 3), ([30, 31, 32], 8), ([4, 4, 4, 4, 4, 4, 4], 2)]
+        served = []
+        while queue or engine.has_unfinished_requests():
+            for prompt, new in queue[:1]:
+                served.append(engine.add_request(prompt, GenerationOptions(seed=new, max_new_tokens=new)))
+            del queue[:1]
+            engine.step()
+        found.append([sequence.new_ids for sequence in served])
+    assert found[0] == found[1]
+    assert {size for size, _ in engine._refreshed.graphs._steps} >= {1, 2, 4}
+
+
 def check_batch_invariance() -> None:
     """In float32 a row has the same logits, bit for bit, alone and in a batch larger than one tile."""
     model, rows = model_of(), sequences([66, *[2] * 16])
@@ -141,8 +189,10 @@ def main() -> None:
     torch.set_grad_enabled(False)
     patch_interpreter()
     check_logits()
+    check_wide_layers()
     check_batch_invariance()
     check_generation()
+    check_engine()
     print("equal")
 
 
