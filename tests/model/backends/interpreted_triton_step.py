@@ -1,7 +1,7 @@
 """Run the Triton kernels of a CUDA graph on the CPU, in Triton's interpreter, and hold them to the model.
 
 A script of its own, which `test_triton_step.py` starts with TRITON_INTERPRET=1: the interpreter is chosen for a
-whole process, when Triton is imported.
+whole process, when Triton is imported. On a GPU, that test calls the same checks in its own process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from bpe_llama.model.backends.cuda.wide_layers import WideLayers, WidePrefill
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
+
+DEVICE = "cpu"
 
 
 def patch_interpreter() -> None:
@@ -58,13 +60,13 @@ def model_of(dtype: torch.dtype = torch.float32, kind: str | None = None, **chan
             weight += 0.2 * torch.randn(weight.shape, generator=generator)
     if kind is not None:
         quantize.quantize(model, kind)
-    return model.to(dtype)
+    return model.to(DEVICE, dtype)
 
 
 def sequences(lengths: list[int]) -> list[torch.Tensor]:
     """Return random sequences, each (1, T) with T one more than the length."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 40, (1, length + 1), generator=generator) for length in lengths]
+    return [torch.randint(0, 40, (1, length + 1), generator=generator).to(DEVICE) for length in lengths]
 
 
 def by_model(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
@@ -74,10 +76,10 @@ def by_model(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
 
 def by_kernels(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
     """Return the kernels' last logits of each row, (B, V), with all but the last id in a cache."""
-    cache = KVCache(model.config, len(rows), max(row.shape[1] for row in rows) + 9, dtype=model.dtype)
+    cache = KVCache(model.config, len(rows), max(row.shape[1] for row in rows) + 9, dtype=model.dtype, device=DEVICE)
     for slot, row in enumerate(rows):
         model(row[:, :-1], past_key_values=cache.rows(slot, slot + 1))
-    positions = torch.tensor([row.shape[1] - 1 for row in rows])
+    positions = torch.tensor([row.shape[1] - 1 for row in rows], device=DEVICE)
     return TritonStep(model, cache).logits(torch.stack([row[0, -1] for row in rows]), positions)
 
 
@@ -116,23 +118,20 @@ def check_logits() -> None:
 
 def check_wide_layers() -> None:
     """Compare prompts in two chunks, and a batch in bfloat16 that is too large for fused products."""
-    ids = torch.randint(0, 40, (2, 23), generator=torch.Generator().manual_seed(4))
+    ids = torch.cat(sequences([22, 22]))
     for changes in VARIANTS:
         model = model_of(**{**changes, "sliding_window": None})
-        cache = KVCache(model.config, 3, 30)
+        cache = KVCache(model.config, 3, 30, device=DEVICE)
         prefill, slots = WidePrefill(WideLayers(model)), cache.rows(1, 3)
         chunks = [prefill.hidden(part, slots) for part in (ids[:, :9], ids[:, 9:])]
         found = torch.cat([chunk for chunk in chunks if chunk is not None], dim=1)
         assert_close(model.logits(found), model(ids).logits, rtol=1e-4, atol=1e-4)
         assert slots.lengths == [23, 23] and not cache.keys[0][0].any()
-        assert_close(
-            model(ids[:, :1], past_key_values=slots).logits[:, 0],
-            by_model(model, list(torch.cat([ids, ids[:, :1]], 1)[:, None])),
-            rtol=1e-4,
-            atol=1e-4,
-        )
+        following, whole = ids[:, :1], torch.cat([ids, ids[:, :1]], dim=1)
+        next_logits = model(following, past_key_values=slots).logits[:, 0]
+        assert_close(next_logits, by_model(model, list(whole[:, None])), rtol=1e-4, atol=1e-4)
     windowed = model_of(sliding_window=6)
-    assert WidePrefill(WideLayers(windowed)).hidden(ids, KVCache(windowed.config, 2, 30)) is None
+    assert WidePrefill(WideLayers(windowed)).hidden(ids, KVCache(windowed.config, 2, 30, device=DEVICE)) is None
     for kind in (None, "int8"):
         rows = sequences([7] * (FEW_ROWS + 1))
         narrow = model_of(torch.bfloat16, kind)
@@ -143,7 +142,7 @@ def check_wide_layers() -> None:
 
 def check_engine() -> None:
     """Compare ids of an engine whose passes are padded to the size of a graph; slots of a view begin anywhere."""
-    forward.GRAPH_DEVICES, forward.CudaDecoder = ("cpu",), lambda *given: CudaDecoder(*given, triton=True)
+    forward.GRAPH_DEVICES, forward.CudaDecoder = (DEVICE,), lambda *given: CudaDecoder(*given, triton=True)
     model, found = model_of(), []
     for cuda_graph in (False, True):
         engine = Engine(model, 5, 30, prefill_chunk=4, cuda_graph=cuda_graph)
@@ -184,15 +183,15 @@ def check_generation() -> None:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
 
 
+CHECKS = [check_logits, check_wide_layers, check_batch_invariance, check_generation, check_engine]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     patch_interpreter()
-    check_logits()
-    check_wide_layers()
-    check_batch_invariance()
-    check_generation()
-    check_engine()
+    for check in CHECKS:
+        check()
     print("equal")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, quantize
+from bpe_llama.model.backends import forward
 from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.engine import Engine
@@ -21,6 +22,7 @@ from bpe_llama.model.sampling.params import GenerationOptions
 
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
 from bench.cuda import kernels
+from tests.model.backends import interpreted_triton_step
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -70,6 +72,18 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
     assert unsupported_by_triton(mixed) == (
         "the kernels have no product with layers that share an input and are Int8Linear, Linear"
     )
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and none is here")
+@pytest.mark.parametrize("check", interpreted_triton_step.CHECKS, ids=lambda check: check.__name__)
+def test_the_kernels_compute_on_a_gpu_what_the_model_does(
+    check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreted_triton_step, "DEVICE", "cuda")
+    for name in ("GRAPH_DEVICES", "CudaDecoder"):
+        monkeypatch.setattr(forward, name, getattr(forward, name))  # the check replaces them
+    check()
 
 
 @pytest.mark.cuda
