@@ -14,7 +14,7 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench docs clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench cuda cuda-wheel docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -117,6 +117,17 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 
 bench: $(VENV)/.bench ## every table of the README; the peers run side by side
 	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done
+
+# The package's wheel, and the small ones that a machine with torch for CUDA may lack; all small enough to be carried.
+CUDA_WHEELS ?= dist/cuda
+cuda-wheel: $(VENV)/.dev ## build the wheels that `make cuda` installs, into dist/cuda
+	rm -rf $(CUDA_WHEELS)
+	$(RUN) maturin build --release --locked --strip --out $(CUDA_WHEELS)
+	$(RUN) pip download --quiet --no-deps --only-binary=:all: --dest $(CUDA_WHEELS) gguf==0.19.0 torchao==0.18.0 rich==14.3.2
+
+# Needs no environment of its own: $(PYTHON) has torch for CUDA. STEPS names some; OUT is the folder of the logs.
+cuda: ## check everything on a CUDA GPU within nine minutes (CUDA_WHEELS, OUT, STEPS)
+	$(PYTHON) bench/cuda/check.py --wheels $(CUDA_WHEELS) $(STEPS)
 
 docs: $(VENV)/.dev ## run the guide's commands, build the Rust documentation
 	$(RUN) pytest tests/unit/test_docs.py
