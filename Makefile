@@ -123,7 +123,7 @@ CUDA_WHEELS ?= dist/cuda
 cuda-wheel: $(VENV)/.dev ## build the wheels that `make cuda` installs, into dist/cuda
 	rm -rf $(CUDA_WHEELS)
 	$(RUN) maturin build --release --locked --strip --out $(CUDA_WHEELS)
-	$(RUN) pip download --quiet --no-deps --only-binary=:all: --dest $(CUDA_WHEELS) gguf==0.19.0 torchao==0.18.0 rich==14.3.2
+	$(RUN) pip download --quiet --no-deps --only-binary=:all: --dest $(CUDA_WHEELS) gguf==0.19.0 torchao==0.18.0 rich==15.0.0
 
 # Needs no environment of its own: $(PYTHON) has torch for CUDA. STEPS names some; OUT is the folder of the logs.
 cuda: ## check everything on a CUDA GPU within nine minutes (CUDA_WHEELS, OUT, STEPS)

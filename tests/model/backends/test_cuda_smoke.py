@@ -13,13 +13,15 @@ from torch.testing import assert_close
 from bpe_llama import Sampler
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
-from bpe_llama.model.backends.cuda.triton_step import FEW_ROWS, TritonStep
-from bpe_llama.model.backends.cuda.wide_layers import WideLayers, WidePrefill
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.params import GenerationOptions
 from tests.model.generation.naive import finish
+
+pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
+from bpe_llama.model.backends.cuda.triton_step import FEW_ROWS, TritonStep
+from bpe_llama.model.backends.cuda.wide_layers import WideLayers, WidePrefill
 
 Make = Callable[..., LlamaForCausalLM]
 SHAPE: dict[str, Any] = {"eos_token_id": None, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}

@@ -163,11 +163,30 @@ def test_a_step_without_memory_is_refused_with_its_sizes(tiny_model: Make, monke
     need = sum(step_bytes(model.config, 3, torch.float32).values())
     monkeypatch.setattr("bpe_llama.model.device.free_memory", lambda device: need)
     engine.refresh()
-    other = Engine(model, 1)
-    other.reserve(1)
     monkeypatch.setattr("bpe_llama.model.device.free_memory", lambda device: need - 1)
     with pytest.raises(ValueError, match=r"a CUDA graph of 3 sequences, .* GB of logits and .* GB of buffers, takes"):
         decoder.CudaDecoder(model, engine.cache)
+    with pytest.raises(ValueError, match=r"a model with weights in float32 takes .* GB, but .* GB are free"):
+        type(model)(model.config)
+
+
+def test_a_server_counts_weights_slots_and_graphs_before_it_takes_them(
+    tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bpe_llama.model.server.scheduler import memory
+
+    config = tiny_model().config
+    empty = LlamaForCausalLM(config, device="meta", dtype=torch.bfloat16)
+    weights = {id(tensor): tensor.nbytes for tensor in (*empty.parameters(), *empty.buffers())}
+    slots = 2 * config.num_hidden_layers * 5 * config.kv_heads * 32 * config.head_size * 2
+    sizes = [sum(weights.values()), slots, *step_bytes(config, 5, torch.bfloat16).values()]
+    for free in (sum(sizes), sum(sizes) - 1):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        if free == sum(sizes):
+            memory.check_fits(empty, torch.device("cuda"), slots=5, max_length=32)
+            continue
+        with pytest.raises(ValueError, match=r"GB of logits of CUDA graphs, .* GB of buffers of CUDA graphs take"):
+            memory.check_fits(empty, torch.device("cuda"), slots=5, max_length=32)
 
 
 @pytest.mark.cuda
