@@ -63,11 +63,11 @@ def steps(folder: Path) -> list[Step]:
     workers = ["-n", "6"] if importlib.util.find_spec("xdist") else []
     demo = [sys.executable, "-m", "bpe_llama.cli", "demo", "--device", "cuda", "--seconds", "15"]
     return [
-        Step("smoke", 45, pytest("-x", "tests/model/backends/test_cuda_smoke.py")),
+        Step("smoke", 60, pytest("-x", "tests/model/backends/test_cuda_smoke.py")),
         Step("tests", 100, pytest(*workers, *cuda_tests())),
-        Step("decode", 145, bench("cuda.decode")),
+        Step("decode", 140, bench("cuda.decode")),
         Step("products", 25, bench("cuda.products")),
-        Step("sampler", 45, bench("sample", "--cuda", "--rounds", "5")),
+        Step("sampler", 35, bench("sample", "--cuda", "--rounds", "5")),
         Step("train", 90, bench("cuda.train")),
         Step("engine", 40, bench("cuda.engine")),
         Step("demo", 40, [*demo, "--out", str(folder / "demo")]),

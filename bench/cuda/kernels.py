@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
 from bench import measure
 from bpe_llama.model.backends.cuda import triton_kernels, triton_step, wide_layers
+from bpe_llama.model.backends.cuda.memory import PARTS
 from bpe_llama.model.quantization import triton_kernels as matmul_kernels
 from bpe_llama.model.quantization.triton_matmul import tile_sizes
 from bpe_llama.model.sampling import kernels as sampling_kernels
@@ -105,13 +107,13 @@ def products() -> Iterator[Variant]:
 
 def others() -> Iterator[Variant]:
     """Yield the other kernels of a step."""
-    for number in ("bf16", "fp32"):
+    for number, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         types = dict.fromkeys(["cos", "sin", "part_outs", "part_stats"], "*fp32") | {"position": "*i64"}
         types |= dict.fromkeys(["query", "qkv", "keys", "values", "out", "norm", "branch", "gate_up"], f"*{number}")
         types |= {"x": "*fp32", "scale": "fp32", "eps": "fp32"}
         types |= dict.fromkeys(["capacity", "window", "size", "tokens"], "i32")
         heads, size = {"HEADS": HEADS, "KV_HEADS": KV_HEADS}, {"SIZE": SIZE, "BLOCK": SIZE}
-        parts = {"CHUNK": triton_step.CHUNK, "PARTS": triton_step.PARTS}
+        parts = {"CHUNK": triton_step.CHUNKS[dtype], "PARTS": PARTS}
         groups = {"KV_HEADS": KV_HEADS, "GROUPS": HEADS // KV_HEADS, "BLOCK_G": 16}
         listed: list[tuple[str, str, dict[str, Any], dict[str, int]]] = [
             ("_apply_rope", "RoPE and cache, decoding", {**heads, **size, "HALF": 64, "tokens": 1}, {"num_warps": 1}),
@@ -174,7 +176,7 @@ def usage(kernel: Any) -> Usage:
         source = Path(folder) / "kernel.ptx"
         source.write_text(kernel.asm["ptx"])
         for assembler in sorted(tools.glob("ptxas*"), reverse=True):  # an older one beside it may not know the dialect
-            command = [assembler, "-v", f"--gpu-name={target}", source, "-o", f"{folder}/kernel.cubin"]
+            command = [str(assembler), "-v", f"--gpu-name={target}", str(source), "-o", f"{folder}/kernel.cubin"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode == 0:
                 break

@@ -98,7 +98,7 @@ def sdpa(
         return short_bfloat16(query_BNTH, key_BKSH, value_BKSH, visible)
     mask = visible.mask
     if visible.causal and 1 < length < key_BKSH.shape[2]:  # torch's own causal flag takes the first key for the first
-        mask = _lower_right(query_BNTH, key_BKSH, visible)
+        mask = _lower_right(query_BNTH, value_BKSH, visible)
     if length == 1:
         grouped = query_BNTH.view(query_BNTH.shape[0], kv_heads, -1, query_BNTH.shape[3])
         out = functional.scaled_dot_product_attention(
@@ -116,10 +116,11 @@ def sdpa(
     )
 
 
-def _lower_right(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) -> Tensor:
+def _lower_right(query_BNTH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
     """Return the causal mask whose last query sees the last key: on CUDA one that flash attention needs not read."""
-    queries, keys = query_BNTH.shape[2], key_BKSH.shape[2]
-    if query_BNTH.is_cuda and query_BNTH.dtype in (torch.float16, torch.bfloat16):
+    (queries, width), keys = query_BNTH.shape[2:], value_BKSH.shape[2]
+    narrow = query_BNTH.dtype in (torch.float16, torch.bfloat16) and width == value_BKSH.shape[3] <= 256
+    if query_BNTH.is_cuda and narrow:  # what flash attention takes
         from torch.nn.attention.bias import causal_lower_right
 
         return causal_lower_right(queries, keys)

@@ -63,7 +63,7 @@ class CudaDecoder:
         with torch.inference_mode(False):
             even = cache.batch_size + cache.batch_size % 2  # so that both rows are aligned alike
             self.inputs_2M = torch.zeros(2, even, dtype=torch.long, device=model.device)
-        self._pool = torch.cuda.graph_pool_handle() if on_cuda else None  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle() if on_cuda else None
         self._steps: dict[tuple[int, int], Callable[[], Tensor]] = {}
 
     def serves(self, cache: KVCache) -> bool:

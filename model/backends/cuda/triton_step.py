@@ -32,8 +32,8 @@ from bpe_llama.model.windows import sliding_windows
 
 FEW_ROWS = 16
 """Rows up to which the fused products serve plain bfloat16 weights: with more, each program normalizes all rows."""
-CHUNK = 64
-"""Keys that a program attends to at a time; registers and shared memory limit it."""
+CHUNKS = {torch.bfloat16: 64, torch.float32: 32}
+"""Keys that a program attends to at a time, limited by registers."""
 
 
 def _product(
@@ -150,7 +150,13 @@ class TritonStep:
         rows, heads, size = query_MNH.shape
         groups, block = heads // self.kv_heads, triton.next_power_of_2(size)
         out_MO = self.attention_MO[:rows]
-        seen = {"position": place_M, "window": self.window, "SIZE": size, "CHUNK": CHUNK, "PARTS": PARTS}
+        seen = {
+            "position": place_M,
+            "window": self.window,
+            "SIZE": size,
+            "CHUNK": CHUNKS[self.model.dtype],
+            "PARTS": PARTS,
+        }
         parts = {"part_outs": self.parts_MNPH, "part_stats": self.stats_MNP2}
         kernels._attend_part[rows * self.kv_heads, PARTS](
             query=query_MNH, keys=self.cache.keys[number], values=self.cache.values[number],
