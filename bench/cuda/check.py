@@ -60,11 +60,11 @@ def bench(module: str, *options: str) -> list[str]:
 
 def steps(folder: Path) -> list[Step]:
     """Return all steps, in their order."""
-    workers = ["-n", "6"] if importlib.util.find_spec("xdist") else []
+    workers = min((os.cpu_count() or 1) // 2, 6) if importlib.util.find_spec("xdist") else 0
     demo = [sys.executable, "-m", "bpe_llama.cli", "demo", "--device", "cuda", "--seconds", "15"]
     return [
         Step("smoke", 60, pytest("-x", "tests/model/backends/test_cuda_smoke.py")),
-        Step("tests", 100, pytest(*workers, *cuda_tests())),
+        Step("tests", 100, pytest(*(["-n", str(workers)] if workers > 1 else []), *cuda_tests())),
         Step("decode", 140, bench("cuda.decode")),
         Step("products", 25, bench("cuda.products")),
         Step("sampler", 35, bench("sample", "--cuda", "--rounds", "5")),
