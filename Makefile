@@ -14,7 +14,8 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench cuda cuda-wheel docs clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench \
+	cuda cuda-wheel docs lessons clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -128,6 +129,9 @@ cuda-wheel: $(VENV)/.dev ## build the wheels that `make cuda` installs, into dis
 # Needs no environment of its own: $(PYTHON) has torch for CUDA. STEPS names some; OUT is the folder of the logs.
 cuda: ## check everything on a CUDA GPU within nine minutes (CUDA_WHEELS, OUT, STEPS)
 	$(PYTHON) bench/cuda/check.py --wheels $(CUDA_WHEELS) $(STEPS)
+
+lessons: $(VENV)/.dev ## execute docs/learn: its pages' outputs, pictures and notebooks anew (NAMES="positions lora")
+	$(RUN) tests.lessons $(NAMES)
 
 docs: $(VENV)/.dev ## build the site into site/, the Rust documentation in site/rust; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build
