@@ -119,7 +119,7 @@ def check_logits() -> None:
 def check_wide_layers() -> None:
     """Compare prompts in two chunks, and a batch in bfloat16 that is too large for fused products."""
     ids = torch.cat(sequences([22, 22]))
-    for changes in VARIANTS:
+    for changes in (*VARIANTS, {"kind": "int4"}):
         model = model_of(**{**changes, "sliding_window": None})
         cache = KVCache(model.config, 3, 30, device=DEVICE)
         prefill, slots = WidePrefill(WideLayers(model)), cache.rows(1, 3)
