@@ -79,7 +79,8 @@ class Refreshed:
         self._decoder = decoder_for(self.model, self._decoder)
         changed = fingerprint_of(self.model) != self._fingerprint
         if self._cuda_graph and (changed or self.graphs is None or not self.graphs.serves(cache)):
-            self.graphs = None  # its memory is free before the next one takes its own
+            self.graphs, self.forward = None, forward_for(self.model, cache, self._decoder)
+            # The memory of the former is free before the next one takes its own.
             if unsupported_by_engine(self.model, cache) is None:
                 self.graphs = CudaDecoder(self.model, cache)  # moves weights that share an input side by side
         if changed:
