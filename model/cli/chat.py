@@ -15,6 +15,7 @@ from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama chat --model SmolLM2-135M-Instruct.Q4_1.gguf --system 'Answer briefly.'"
 
@@ -63,9 +64,10 @@ def command(
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given["seed"] = sampling.read_seed(seed)
     given |= sampling.structured(json_schema, regex, choice, grammar)
+    sampling.check_values(given)
     if seed == "random":
         typer.echo(f"seed: {given['seed']}", err=True)
-    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized, check_tokenizer=check_template)
     defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
     options = sampling.with_defaults(generator, given, defaults)
     generator.options(**options)  # raises before the first question
@@ -75,6 +77,13 @@ def command(
         for line in sampling.describe_options(generator, opening, conversation.options):
             typer.echo(line, err=True)
     repl(conversation)
+
+
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raise `ValueError` for a tokenizer without a chat template, or with one that does not compile."""
+    if tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template: this model continues text, use `bpe-llama generate`")
+    compile_template(choose_template(tokenizer.chat_template, None, has_tools=False))
 
 
 class Conversation:
@@ -92,9 +101,7 @@ class Conversation:
     def __init__(
         self, generator: TextGenerator, system: str | None = None, options: dict[str, Any] | None = None
     ) -> None:
-        if generator.tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template: this model continues text, use `bpe-llama generate`")
-        compile_template(choose_template(generator.tokenizer.chat_template, None, has_tools=False))
+        check_template(generator.tokenizer)
         self.generator = generator
         self.system = system
         self.options = dict(options or {})

@@ -30,6 +30,7 @@ from bpe_llama.model.cli.options.run import (
     TeacherTemperatureOption,
     TeacherWeightOption,
     run_keywords,
+    say_if_nothing_to_resume,
 )
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
@@ -204,6 +205,8 @@ def command(
         **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
     )
     ranks = start(config.device, config.parallel)
+    if ranks.is_main:
+        say_if_nothing_to_resume(out, resume)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
     loaded: LlamaForCausalLM | LlamaForSequenceClassification
     weights_dtype = config.weights_dtype if full else "bfloat16" if half else "float32"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._arguments import check_surrogates, integer
 from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
@@ -79,7 +80,11 @@ def command(
     given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
     given |= sampling.structured(json_schema, regex, choice, grammar)
     given["preset"] = None if preset == "exact" else preset
+    sampling.check_values(given)
+    if answers is not None:
+        integer("--n", answers, 1)
     text = prompt if prompt is not None else read_prompt()
+    check_surrogates("the prompt", text)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
     options = sampling.with_defaults(generator, given, {"max_new_tokens": 200})
     generator.options(**options)  # raises before anything is printed

@@ -17,6 +17,7 @@ from bpe_llama.model import training
 from bpe_llama.model.adapters import files, lora
 from bpe_llama.model.checkpoints import average, hub_files
 from bpe_llama.model.cli.options.common import QUANTIZED
+from bpe_llama.model.device import resolve_device
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
@@ -78,14 +79,22 @@ def load_generator(
     adapter: str | Path | None = None,
     quantized: str | None = None,
     check: Callable[[Pretrained, torch.device], None] | None = None,
+    check_tokenizer: Callable[[Tokenizer], None] | None = None,
 ) -> TextGenerator:
     """Return a generator over the weights at `model`, with the tokenizer at `tokenizer` or, by default, at `model`.
 
     An adapter is merged into the weights, so that it costs no time, unless it cannot be: merging into a tied output
     projection would change the embedding, and quantized weights cannot be merged with. ``check`` is as of `load_model`.
+    What is wrong with the tokenizer, which ``check_tokenizer`` checks too, or with the adapter's config is said first.
     """
     check_quantized(quantized)
+    resolve_device(device)
     vocabulary = Tokenizer.from_pretrained(tokenizer or model)
+    if check_tokenizer is not None:
+        check_tokenizer(vocabulary)
+    if adapter is not None:
+        adapter = adapter_path(str(adapter))
+        lora.AdapterConfig.read(adapter)
     loaded = load_model(model, dtype, device, check)
     if quantized is not None:
         quantize.quantize(loaded, quantized)

@@ -17,6 +17,7 @@ from bpe_llama.model.cli.options.run import (
     TeacherTemperatureOption,
     TeacherWeightOption,
     run_keywords,
+    say_if_nothing_to_resume,
 )
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
@@ -76,6 +77,8 @@ def command(
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)
+    if ranks.is_main and (resume or start_from is not None):
+        say_if_nothing_to_resume(out, resume)
     if start_from is not None:
         model = load_model(start_from, train_config.weights_dtype, "cpu" if ranks.sharded else train_config.device)
         if resize:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from bpe_llama._arguments import boolean, check_keywords, instance, iterator, keywords_of, wrong
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._files import locked
 from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
@@ -73,6 +75,30 @@ class RunOptions(ReportOptions, total=False):
     token_bytes: npt.NDArray[np.int64] | None
 
 
+def check_run(model: object, config: object, out: object, options: Mapping[str, Any], known: type = RunOptions) -> None:
+    """Raise `TypeError` for an argument of a run that is of another type, or an option that there is not.
+
+    Args:
+        model: A model.
+        config: A `TrainConfig`.
+        out: A path.
+        options: Those of ``known``.
+        known: The options of the function.
+    """
+    if not (isinstance(model, torch.nn.Module) and hasattr(model, "config")):
+        raise TypeError(wrong("model", model, "a model"))
+    instance("config", config, TrainConfig, "a TrainConfig")
+    checked_path("out", out)
+    check_keywords("train", options, keywords_of(known))
+    for name in ("resume", "progress"):
+        if options.get(name) is not None:
+            boolean(name, options[name])
+    for place, callback in enumerate(iterator("callbacks", options.get("callbacks", ()), "a list of Callbacks")):
+        instance(f"callbacks[{place}]", callback, Callback, "a Callback, which has the methods on_step, close ...")
+    if not callable(options.get("loss_fn", batch_loss)):
+        raise TypeError(wrong("loss_fn", options["loss_fn"], "a function"))
+
+
 def train(
     model: LlamaForCausalLM,
     data: DataSource,
@@ -113,6 +139,7 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
+    check_run(model, config, out, options)
     opened = open_data(data, model.config, config, eval_file=eval_file)
     held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else ()
     return train_on_batches(model, opened.batches, config, out, held_out=held_out, **options)
@@ -143,6 +170,10 @@ def train_on_examples(
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
     """
+    check_run(model, config, out, options)
+    for name, several in (("examples", examples), ("eval_examples", eval_examples)):
+        for place, example in enumerate(iterator(name, several, "a list of Examples")):
+            instance(f"{name}[{place}]", example, Example, "an Example")
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
@@ -175,6 +206,7 @@ def train_on_batches(
         ValueError: As `train`.
         OSError: As `train`.
     """
+    check_run(model, config, out, options)
     loss_fn, token_bytes = options.get("loss_fn", batch_loss), options.get("token_bytes")
     loss: ScoreFunction = batch_score if loss_fn is batch_loss and token_bytes is not None else loss_fn
     if config.label_smoothing or config.z_loss:

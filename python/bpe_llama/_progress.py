@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import NoneType
 from typing import NamedTuple, TypeAlias
 
 
@@ -39,6 +40,8 @@ def reporting(progress: ProgressOption) -> Iterator[Report | None]:
     if callable(progress):
         call = progress
         yield lambda stage, done, total: _ignore(call(Progress(stage, done, total)))
+    elif not isinstance(progress, (bool, NoneType)):
+        raise TypeError(f"progress must be True, False, None or a function, got {progress!r:.80}")
     elif progress or (progress is None and sys.stderr.isatty()):
         with _bar() as report:
             yield report

@@ -252,6 +252,12 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert complaint.lower() in captured.err.lower()
 
 
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("Usage: bpe-llama") and "\n  train-tokenizer " in out and error == ""
+
+
 def test_a_process_exits_with_the_code_and_no_traceback() -> None:
     done = _run("encode", "text", "--tokenizer", "missing.json")
     assert done.returncode == 2

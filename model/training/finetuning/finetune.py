@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpe_llama._arguments import boolean, wrong
 from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
@@ -21,7 +22,7 @@ from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example, print_trainable_parameters
 from bpe_llama.model.training.parallel import start
-from bpe_llama.model.training.run import RunOptions, train, train_on_examples
+from bpe_llama.model.training.run import RunOptions, check_run, train, train_on_examples
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -81,6 +82,11 @@ def finetune(
     Example:
         >>> finetune(model, tokenizer, "notes/*.txt", TrainConfig(learning_rate=2e-4), "run")  # doctest: +SKIP
     """
+    check_run(model, config, out, options)
+    if not hasattr(tokenizer, "encode_following"):
+        raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
+    boolean("parse_special", parse_special)
+    boolean("show_example", show_example)
     check_vocabulary(tokenizer, model.config.vocab_size)
     with_epochs(config, epochs, 1)  # raises before the files are read
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bpe_llama._arguments import iterator
 from bpe_llama.chat.answers import AnswerFinder
 from bpe_llama.chat.provenance import own_text, untraced
 from bpe_llama.chat.request import TOKEN_VARIABLES, ChatRequest, ChatTokenizer, Message, prepare, prepare_for
@@ -26,14 +27,26 @@ class EncodedChat(NamedTuple):
     is_answer: list[bool]
 
 
-def render(template: str, messages: Sequence[Message], **options: Any) -> str:
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool | None = None,
+    tools: Iterable[Mapping[str, Any] | Callable[..., Any]] | None = None,
+    documents: Iterable[Mapping[str, Any]] | None = None,
+    continue_final_message: bool | str = False,
+    **variables: Any,
+) -> str:
     r"""Return the text of a chat template applied to messages, as transformers renders it.
 
     Args:
         template: The jinja2 source.
         messages: Mappings with a `role` and, usually, a `content`. A field that is None counts as missing.
-        **options: The options of `Tokenizer.apply_chat_template` that change the text, special tokens such as
-            `bos_token`, and variables of the template.
+        add_generation_prompt: As in `Tokenizer.apply_chat_template`, like the next three.
+        tools: Likewise.
+        documents: Likewise.
+        continue_final_message: Likewise.
+        **variables: Special tokens such as `bos_token`, and variables of the template.
 
     Raises:
         ValueError: If a message is no mapping with a role, an option is invalid, or the template is broken, violates
@@ -44,8 +57,18 @@ def render(template: str, messages: Sequence[Message], **options: Any) -> str:
         ...        [{"role": "user", "content": "Hi"}])
         '[user] Hi\n'
     """
-    named_tokens = {name: options.pop(name) for name in TOKEN_VARIABLES & options.keys()}
-    return untraced(prepare(template, named_tokens, messages, **options).render().text)
+    named_tokens = {name: variables.pop(name) for name in TOKEN_VARIABLES & variables.keys()}
+    request = prepare(
+        template,
+        named_tokens,
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
+        documents=documents,
+        continue_final_message=continue_final_message,
+        **variables,
+    )
+    return untraced(request.render().text)
 
 
 def render_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> str:
@@ -87,7 +110,14 @@ def encode_marked_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **
 
 
 def encode_conversation(
-    tokenizer: ChatTokenizer, messages: Sequence[Message], *, train_on: str = "assistant", **options: Any
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Message],
+    *,
+    train_on: str = "assistant",
+    tools: Iterable[Mapping[str, Any] | Callable[..., Any]] | None = None,
+    documents: Iterable[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    **variables: Any,
 ) -> tuple[list[int], list[bool]]:
     r"""Return the ids of a whole conversation and the mask of the ids to train on.
 
@@ -101,7 +131,10 @@ def encode_conversation(
         messages: The conversation; messages of the role "assistant" are answers. An answer with a `weight` of 0 is not
             trained on, as in OpenAI's files; the template does not see the weight.
         train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token.
-        **options: Options of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the template.
+        tools: As in `Tokenizer.apply_chat_template`, like the next two.
+        documents: Likewise.
+        chat_template: Likewise.
+        **variables: Read by the template.
 
     Raises:
         ValueError: As of `encode_chat`; or if `train_on` or a weight has another value, there is no answer to train on,
@@ -119,10 +152,12 @@ def encode_conversation(
     """
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
+    messages = list(iterator("messages", messages, "a list of mappings with a 'role'"))
     unweighted = [
         {key: value for key, value in message.items() if key != "weight"} if isinstance(message, Mapping) else message
         for message in messages
     ]
+    options = {"tools": tools, "documents": documents, "chat_template": chat_template, **variables}
     request = prepare_for(tokenizer, unweighted, add_generation_prompt=False, **options)
     if request.continued is not None:
         raise ValueError("continue_final_message: a conversation is learned whole")

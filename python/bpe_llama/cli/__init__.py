@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 app = typer.Typer(
     name="bpe-llama",
     help="Train a byte-level BPE vocabulary, tokenize, train or load a LLaMA, generate.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -35,11 +35,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _callback(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 for _command in (train_tokenizer, encode_corpus, encode, decode, count, inspect, compare, doctor):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._files import read_bytes
+
 TokenizerName = Annotated[
     str,
     typer.Option(
@@ -30,7 +32,7 @@ def read_text(text: str | None, file: Path | None) -> str:
         return text
     if file is None and sys.stdin.isatty():
         raise ValueError("no text: give it as an argument, with --file, or on standard input")
-    content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    content = sys.stdin.buffer.read() if file is None else read_bytes(file)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -128,6 +128,27 @@ def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.Captu
     assert "has no chat template" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", "a", "--temperature", "-1"], "temperature must be finite and at least 0, got -1"),
+        (["generate", "a", "--n", "0"], "--n is 0; expected at least 1"),
+        (["generate", "a\udcff"], "the prompt holds '\\udcff' at character 1, a lone surrogate"),
+        (["generate", "a", "--adapter", "missing"], "missing"),
+        (["generate", "a", "--device", "gpu"], "device 'gpu' is not known to torch"),
+        (["chat", "--top-p", "2"], "top_p must be in (0, 1], got 2"),
+        (["chat"], "has no chat template"),
+    ],
+)
+def test_mistakes_are_said_before_a_model_is_loaded(
+    made: Path, command: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model is loaded"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main([*command, "--model", str(made / "run" / "model")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_template_that_does_not_compile_is_refused_before_the_first_question(
     talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

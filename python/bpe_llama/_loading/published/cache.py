@@ -15,7 +15,7 @@ from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 
-from bpe_llama._files import atomic_write
+from bpe_llama._files import atomic_write, read_bytes
 from bpe_llama._hub.fetching import fetched
 from bpe_llama._hub.names import HubName
 from bpe_llama._loading.published.vocabularies import Published
@@ -44,7 +44,7 @@ def vocabulary_file(name: str, published: Published) -> Path:
     looked = []
     for path in _places(published):
         if path.is_file():
-            if _sha256(path.read_bytes()) == published.sha256:
+            if _sha256(read_bytes(path)) == published.sha256:
                 return path
             looked.append(f"{path} (its SHA-256 is not {published.sha256})")
         else:
@@ -130,7 +130,7 @@ def _fetch_from_hub(repo: str, revision: str, file: str, sha256: str) -> Path:
         return file
 
     path = fetched(HubName(repo, revision), needed)
-    found = _sha256(path.read_bytes())
+    found = _sha256(read_bytes(path))
     if found != sha256:
         raise ValueError(f"{path}: its content has the SHA-256 {found}, expected {sha256}")
     return path
