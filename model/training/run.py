@@ -25,6 +25,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     load_weights,
     read_state,
 )
+from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from bpe_llama.model.llama import LlamaForCausalLM
     from bpe_llama.model.pretrained import Pretrained
+    from bpe_llama.tokenizer import Tokenizer
 
 
 class ReportOptions(TypedDict, total=False):
@@ -106,11 +108,13 @@ def train(
     out: str | os.PathLike[str],
     *,
     eval_file: str | os.PathLike[str] | None = None,
+    tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on tokens, and return the result.
 
-    `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
+    `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model; with
+    `tokenizer` also `model`, which holds weights and tokenizer.
     The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
     the mean over all of its learned tokens, whatever the micro-batches. A step whose loss or gradient is not finite is
     skipped. Under `torchrun` all ranks call this function and train together, as `config.parallel` says; each has the
@@ -125,6 +129,8 @@ def train(
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_file: Tokens to evaluate on, instead of the end of each corpus.
+        tokenizer: The tokenizer of the ids. With it, a run that ends leaves `out/model`, or `out/adapter` of a model
+            with an adapter: weights and tokenizer, which `generate`, `chat`, `serve` and transformers open.
         options: `resume`, `progress`, `loss_fn`, `callbacks` and `token_bytes`, as `RunOptions` documents them.
 
     Raises:
@@ -135,14 +141,14 @@ def train(
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
-        >>> result = train(model, "tokens.npy", TrainConfig(max_steps=100), "run")  # doctest: +SKIP
+        >>> result = train(model, "tokens.npy", TrainConfig(max_steps=100), "run", tokenizer=tok)  # doctest: +SKIP
         >>> result.loss  # doctest: +SKIP
         3.2
     """
     check_run(model, config, out, options)
     opened = open_data(data, model.config, config, eval_file=eval_file)
     held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else ()
-    return train_on_batches(model, opened.batches, config, out, held_out=held_out, **options)
+    return train_on_batches(model, opened.batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
 def train_on_examples(
@@ -152,6 +158,7 @@ def train_on_examples(
     out: str | os.PathLike[str],
     *,
     eval_examples: Sequence[Example] = (),
+    tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
@@ -165,6 +172,7 @@ def train_on_examples(
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_examples: Held-out examples.
+        tokenizer: As of `train`.
         options: As of `train`.
 
     Raises:
@@ -178,7 +186,7 @@ def train_on_examples(
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
     held_out = held_out_examples(eval_examples, config.batch_size)
-    return train_on_batches(model, batches, config, out, held_out=held_out, **options)
+    return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
 def train_on_batches(
@@ -189,6 +197,7 @@ def train_on_batches(
     *,
     held_out: Sequence[Batch] = (),
     score_fn: ScoreFunction = batch_score,
+    tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on any batches, and return the result; works as `train`.
@@ -200,6 +209,7 @@ def train_on_batches(
         out: Folder of the run; created if it does not exist.
         held_out: Batches to evaluate on.
         score_fn: The loss of a held-out batch.
+        tokenizer: As of `train`.
         options: As of `train`.
 
     Raises:
@@ -271,7 +281,10 @@ def train_on_batches(
             whole=model,
         )
         trainer.resume(state, checkpoint, last)
-        return trainer.run()
+        result = trainer.run()
+        if tokenizer is not None and ranks.is_main and not result.interrupted:
+            save_finished(model, tokenizer, out)
+        return result
 
 
 def _move(model: Pretrained, device: torch.device, dtype: torch.dtype) -> None:

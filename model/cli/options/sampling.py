@@ -92,7 +92,10 @@ GrammarFile: TypeAlias = Annotated[
     Path | None, typer.Option("--grammar", help="Generate text of the grammar in this file, in llguidance's Lark.")
 ]
 Seed: TypeAlias = Annotated[
-    str, typer.Option(metavar="NUMBER|random", help="Random seed; random: a new one, which is printed.")
+    str | None,
+    typer.Option(
+        metavar="NUMBER|random", help="Random seed, for the same text again; random: a new one, which is printed."
+    ),
 ]
 Verbose: TypeAlias = Annotated[
     bool, typer.Option("--verbose", help="Print the first prompt ids, the end ids and all options on stderr.")
@@ -114,17 +117,17 @@ def structured(
     return {"json_schema": json_schema, "regex": regex, "choice": choice, "grammar": text}
 
 
-def read_seed(text: str) -> int:
-    """Return the seed; a new one for "random".
+def read_seed(text: str | None) -> int:
+    """Return the seed; a new one for "random" or None.
 
     Example:
         >>> read_seed("7")
         7
     """
-    if text == "random":
+    if text in (None, "random"):
         return GenerationOptions(seed=None).seed or 0
     try:
-        return int(text)
+        return int(str(text))
     except ValueError:
         raise ValueError(f"--seed is {text!r}; expected a number, or random") from None
 

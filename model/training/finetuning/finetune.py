@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from bpe_llama._arguments import boolean, wrong
 from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
+from bpe_llama._progress import note
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
@@ -60,7 +60,8 @@ def finetune(
         tokenizer: Its vocabulary and, for conversations, chat template.
         texts: A file, a folder, a glob pattern, or several of these; all plain text or all rows.
         config: The run's options.
-        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, for plain text, `tokens.npy`.
+        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint, for plain text `tokens.npy`, and at
+            the end `adapter` or, without an adapter, `model`, with the tokenizer.
         epochs: Passes over the data, instead of `config.max_steps`.
         show_example: Print the first example on stderr, with the learned tokens coloured.
         format: As `DataConfig` documents it, like the next three.
@@ -108,13 +109,14 @@ def finetune(
         if ranks.is_main:
             print_trainable_parameters(model)
         config = with_epochs(config, epochs, len(corpus.tokens) / config.sequence_length)
-        return train(model, token_file, config, out, **options)
-    found = read_conversations(files, tokenizer, config.sequence_length, **data)
+        return train(model, token_file, config, out, tokenizer=tokenizer, **options)
+    found = read_conversations(
+        files, tokenizer, config.sequence_length, progress=ranks.is_main and options.get("progress"), **data
+    )
     if ranks.is_main and (found.truncated or found.dropped):
-        print(
+        note(
             f"{found.truncated} conversations truncated to {config.sequence_length} tokens, {found.dropped} dropped, "
-            "as no token within that length is learned",
-            file=sys.stderr,
+            "as no token within that length is learned"
         )
     examples = found.examples
     if show_example and ranks.is_main:
@@ -124,4 +126,6 @@ def finetune(
     if ranks.is_main:
         print_trainable_parameters(model)
     config = with_epochs(config, epochs, len(train_examples))
-    return train_on_examples(model, train_examples, config, out, eval_examples=eval_examples, **options)
+    return train_on_examples(
+        model, train_examples, config, out, eval_examples=eval_examples, tokenizer=tokenizer, **options
+    )

@@ -14,7 +14,8 @@ import typer
 
 from bpe_llama import __version__
 from bpe_llama.cli import compare, count, decode, doctor, encode, encode_corpus, inspect, train_tokenizer
-from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, forward
+from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, ForwardedCommand, forward
+from bpe_llama.cli.options import with_quiet
 
 EXIT_INTERRUPTED = 130
 
@@ -22,7 +23,6 @@ app = typer.Typer(
     name="bpe-llama",
     help="Train a byte-level BPE vocabulary, tokenize, train or load a LLaMA, generate.",
     invoke_without_command=True,
-    add_completion=False,
     rich_markup_mode=None,
 )
 
@@ -46,11 +46,12 @@ def _callback(
 
 for _command in (train_tokenizer, encode_corpus, encode, decode, count, inspect, compare, doctor):
     _name = _command.__name__.rpartition(".")[2].replace("_", "-")
-    app.command(_name, epilog=_command.EXAMPLE)(_command.command)
+    app.command(_name, epilog=_command.EXAMPLE)(with_quiet(_command.command))
 
 for _name, _help in MODEL_COMMANDS.items():
     app.command(
         _name,
+        cls=ForwardedCommand,
         help=_help,
         add_help_option=False,  # the model's own command answers --help
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},

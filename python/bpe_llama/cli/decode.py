@@ -9,9 +9,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama._files import check_regular, read_bytes
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken"
 
@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """Print the text of ids; a line end is added only on a terminal."""
     token_ids = _read_ids(ids, file)
-    content = Tokenizer.from_pretrained(tokenizer).decode_bytes(token_ids)
+    content = open_tokenizer(tokenizer).decode_bytes(token_ids)
     sys.stdout.buffer.write(content)
     if sys.stdout.isatty() and not content.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")

@@ -30,6 +30,12 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "bpe_llama"
 
 
+def cache_folders() -> list[Path]:
+    """Return the folders that are searched: ours, tiktoken's unless the environment turns it off, the Hub's."""
+    tiktoken = _tiktoken_cache()
+    return [cache_folder(), *([] if tiktoken is None else [tiktoken]), _hub_cache()]
+
+
 def vocabulary_file(name: str, published: Published) -> Path:
     """Return the path of a vocabulary's file, which has the known SHA-256.
 
