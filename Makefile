@@ -14,7 +14,8 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format stubs parity fuzz bench docs site lessons clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format stubs parity fuzz bench \
+	cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -121,6 +122,17 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 
 bench: $(VENV)/.bench ## the tables of docs/benchmarks.md; the peers run side by side
 	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done
+
+# The package's wheel, and the small ones that a machine with torch for CUDA may lack; all small enough to be carried.
+CUDA_WHEELS ?= dist/cuda
+cuda-wheel: $(VENV)/.dev ## build the wheels that `make cuda` installs, into dist/cuda
+	rm -rf $(CUDA_WHEELS)
+	$(RUN) maturin build --release --locked --strip --out $(CUDA_WHEELS)
+	$(RUN) pip download --quiet --no-deps --only-binary=:all: --dest $(CUDA_WHEELS) gguf==0.19.0 torchao==0.18.0 rich==15.0.0
+
+# Needs no environment of its own: $(PYTHON) has torch for CUDA. STEPS names some; OUT is the folder of the logs.
+cuda: ## check everything on a CUDA GPU within nine minutes (CUDA_WHEELS, OUT, STEPS)
+	$(PYTHON) bench/cuda/check.py --wheels $(CUDA_WHEELS) $(STEPS)
 
 lessons: $(VENV)/.dev ## execute docs/learn: its pages' outputs, pictures and notebooks anew (NAMES="positions lora")
 	$(RUN) tests.lessons $(NAMES)

@@ -16,7 +16,7 @@ from bpe_llama._arguments import check_keywords, instance, integer, keywords_of
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._hub.fetching import HUB_OPTIONS, HubOptions, local_path
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.device import check_memory, resolve_device, resolve_dtype
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import backend_named, recording
@@ -56,6 +56,9 @@ class Pretrained(nn.Module):
         device: Device of the weights, by default torch's default device; ``meta`` allocates nothing.
         dtype: Dtype of the weights, by default torch's default dtype.
         seed: Seed of the initialization, which does not use torch's global generator.
+
+    Raises:
+        ValueError: If the weights exceed the device's free memory.
     """
 
     over_ranks: SumOverRanks | None = None
@@ -83,6 +86,9 @@ class Pretrained(nn.Module):
         self.to(dtype)
         self.tie_weights()
         if device.type != "meta":
+            size = sum({id(weight): weight.nbytes for weight in self.parameters()}.values())
+            what = f"a model with weights in {str(self.dtype).removeprefix('torch.')}"
+            check_memory(size, device, what, "use a dtype of fewer bits, or a smaller model")
             self.allocate(device)
             self.reset_parameters(seed)
 

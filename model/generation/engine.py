@@ -49,6 +49,7 @@ class Engine:
         prefix_cache_bytes: Memory of the prefix cache; 0 for none. If RoPE scaling depends on the length, it stores
             only sequences up to the original context.
         isolate_errors: Whether an error in sampling a sequence ends that one alone, with ``finish_reason="error"``.
+        cuda_graph: Whether passes on CUDA replay graphs where the model has them (`model.backends.cuda.decoder`).
 
     Raises:
         ValueError: If a size is below 1, ``max_length`` exceeds the model's context, the model does not support this
@@ -64,6 +65,7 @@ class Engine:
         cache: str = "full",
         prefix_cache_bytes: int = 0,
         isolate_errors: bool = False,
+        cuda_graph: bool = True,
     ) -> None:
         context = model.config.context_length
         max_length = context if max_length is None else max_length
@@ -82,7 +84,7 @@ class Engine:
         """Requests without a slot yet, first come first served."""
         self._prefix_cache: list[list[int]] = [[] for _ in range(slots)]
         """For each free slot the ids whose keys and values it still holds."""
-        self._refreshed = Refreshed(model, self.cache)
+        self._refreshed = Refreshed(model, self.cache, cuda_graph)
         self._recompute_length = recompute_length(model.config)
         self._most_forced = prefill_chunk - 1 if self._recompute_length is None else 0
         self.num_prefilled_tokens = 0
@@ -188,8 +190,7 @@ class Engine:
         free = self.cache.batch_size - len(self.running)
         if len(prompts) * copies > free:
             raise ValueError(f"{len(prompts) * copies} prompts for {free} free slots")
-        admitted = self._validated(prompts, options)
-        first = len(self.running)
+        admitted, first = self._validated(prompts, options), len(self.running)
         if not admitted:
             return admitted
         self.refresh()
@@ -253,6 +254,7 @@ class Engine:
         max_length = min(max_length, self.model.config.context_length)
         if max_length > self.cache.capacity:
             self.cache = self.cache.widened(max_length)
+            self.refresh()
 
     def _validated(
         self, prompts: abc.Sequence[abc.Sequence[int]], options: Iterable[GenerationOptions]
@@ -333,7 +335,7 @@ class Engine:
         if self._refreshed.forward.ragged:
             logits_BV = prefill_ragged(self._refreshed.forward, prompts, cache, self.prefill_chunk)
         else:
-            logits_BV = prefill_padded(self.model, prompts, cache, self.prefill_chunk)
+            logits_BV = prefill_padded(self.model, prompts, cache, self.prefill_chunk, self._refreshed.hidden)
         self.cache.lengths[first:end] = cache.lengths
         return logits_BV
 

@@ -103,6 +103,9 @@ def sdpa(
     kv_heads, length = key_BKSH.shape[1], query_BNTH.shape[2]
     if in_bfloat16 and not dropout and 1 < length <= key_BKSH.shape[2] <= SHORT:
         return short_bfloat16(query_BNTH, key_BKSH, value_BKSH, visible)
+    mask = visible.mask
+    if visible.causal and 1 < length < key_BKSH.shape[2]:  # torch's own causal flag takes the first key for the first
+        mask = _lower_right(query_BNTH, value_BKSH, visible)
     if length == 1:
         grouped = query_BNTH.view(query_BNTH.shape[0], kv_heads, -1, query_BNTH.shape[3])
         out = functional.scaled_dot_product_attention(
@@ -113,11 +116,22 @@ def sdpa(
         query_BNTH,
         key_BKSH,
         value_BKSH,
-        attn_mask=visible.mask,
+        attn_mask=mask,
         dropout_p=dropout,
-        is_causal=visible.causal,
+        is_causal=visible.causal and mask is None,
         enable_gqa=query_BNTH.shape[1] != kv_heads,
     )
+
+
+def _lower_right(query_BNTH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+    """Return the causal mask whose last query sees the last key: on CUDA one that flash attention needs not read."""
+    (queries, width), keys = query_BNTH.shape[2:], value_BKSH.shape[2]
+    narrow = query_BNTH.dtype in (torch.float16, torch.bfloat16) and width == value_BKSH.shape[3] <= 256
+    if query_BNTH.is_cuda and narrow:  # what flash attention takes
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(queries, keys)
+    return visible.as_mask(queries, keys, query_BNTH.device)
 
 
 def _sdpa_of_documents(
