@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 
@@ -41,11 +42,11 @@ CASES = [
 
 
 def parse(family, text, sizes, parallel=True):
-    parser, deltas = ToolParser(family, ["add", "sub"], parallel), []
-    while text:
+    parser, deltas, place = ToolParser(family, ["add", "sub"], parallel), [], 0
+    while place < len(text):
         size = next(sizes)
-        deltas += parser.feed(text[:size])
-        text = text[size:]
+        deltas += parser.feed(text[place : place + size])
+        place += size
     deltas += parser.finish()
     calls: list[list[str]] = []
     for delta in deltas:
@@ -75,6 +76,23 @@ def test_arguments_are_streamed_in_pieces_after_the_name():
     first = parser.feed('ents": {"a"')
     assert [(delta.name, delta.arguments) for delta in first] == [("add", ""), (None, '{"a"')]
     assert [delta.arguments for delta in parser.feed(": 1}}</tool_call>")] == [": 1}"]
+
+
+@pytest.mark.parametrize(
+    ("family", "begin", "rest", "size", "step"),
+    [
+        (HERMES, '<tool_call>{"name": "add", "arguments": {"a": "', "c", 600_000, 600_000),
+        (MISTRAL, "[TOOL_CALLS]", "b", 30_000, 1),
+        (JSON, "[", "[", 600_000, 600_000),
+    ],
+)
+def test_the_cost_is_linear_in_the_text(family, begin, rest, size, step):
+    """Seconds to minutes if each character reads the text before it."""
+    start = time.process_time()
+    parser, length = ToolParser(family, ["add"]), 0
+    for deltas in (parser.feed(begin), *(parser.feed(rest * step) for _ in range(size // step)), parser.finish()):
+        length += sum(len(delta.content + delta.arguments) for delta in deltas)
+    assert length >= size and time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
