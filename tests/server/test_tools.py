@@ -8,7 +8,9 @@ import time
 
 import pytest
 
-from bpe_llama.model.server.api.tools import HERMES, JSON, LLAMA3, MISTRAL, ToolParser, call_schema, family_of
+from bpe_llama.model.generation.structured import Grammars
+from bpe_llama.model.server.api.forced_calls import call_grammar
+from bpe_llama.model.server.api.tools import HERMES, JSON, LLAMA3, MISTRAL, ToolParser, family_of
 
 openai = pytest.importorskip("openai", reason="the server is held to OpenAI's client")
 
@@ -108,12 +110,35 @@ def test_the_template_tells_the_family(template, family):
     assert family_of(template).name == family
 
 
-def test_the_schema_of_a_forced_call():
-    schema = call_schema([{"name": "a", "parameters": {"type": "object"}}, {"name": "b"}])
-    assert [each["properties"]["name"] for each in schema["anyOf"]] == [{"const": "a"}, {"const": "b"}]
-    assert call_schema([{"name": "a"}, {"name": "b"}], "b")["properties"]["name"] == {"const": "b"}
-    several = call_schema([{"name": "a"}], several=True)
-    assert several["items"]["properties"]["name"] == {"const": "a"} and several["minItems"] == 1
+@pytest.mark.parametrize(
+    ("family", "template", "text"),
+    [
+        (HERMES, "", f"<tool_call>\n{CALL}\n</tool_call>"),
+        (MISTRAL, "", f"[TOOL_CALLS][{CALL}]"),
+        (MISTRAL, "[ARGS]", '[TOOL_CALLS]add[ARGS]{"a": 1}'),
+        (LLAMA3, "", CALL.replace("arguments", "parameters")),
+        (JSON, "", f"[{CALL}]"),
+    ],
+)
+def test_the_grammar_of_a_forced_call(server, family, template, text):
+    """It allows what the family's parser reads, several calls only if there may be several, and nothing else."""
+    pytest.importorskip("llguidance", reason="grammars are llguidance's")
+    generator, functions = server.generator, [TOOLS[0]["function"], {"name": "sub"}]
+    grammars = Grammars(generator.tokenizer, generator.model.config.vocab_size)
+
+    def allowed(text, **options):
+        grammar = call_grammar(family, functions, template=template, **options)
+        ids = generator.tokenizer.encode(text)
+        matcher = grammars.constraint({"grammar": grammar}).matcher.deep_copy()
+        return matcher.validate_tokens(ids) == len(ids)
+
+    joined = {HERMES: "\n", LLAMA3: "; "}.get(family, "")
+    twice = text + joined + text if not text.endswith("]") else text[:-1] + ", " + CALL + "]"
+    one = text if family is not JSON else CALL
+    assert allowed(text, several=True) and allowed(twice, several=True) and allowed(one, several=False)
+    assert parse(family, twice, iter([10_000])) == ("", [ADD, ADD]) and not allowed(twice, several=False)
+    assert not allowed(text.replace('"a": 1', '"a": "x"'), several=True)
+    assert not allowed(text.replace("add", "other"), several=True) and not allowed("Well. " + text, several=True)
 
 
 # ---- through the server, with a model that learned to call ----

@@ -17,9 +17,8 @@ from __future__ import annotations
 import json
 import secrets
 import string
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 _ARGUMENTS = ("arguments", "parameters")
 _NAME = frozenset(string.ascii_letters + string.digits + "_.-")
@@ -68,35 +67,6 @@ def new_call_id(family: Family) -> str:
     if family is MISTRAL:
         return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
     return f"call_{secrets.token_hex(12)}"
-
-
-def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None, *, several: bool = False) -> dict[str, Any]:
-    """Return the JSON schema of a call of any of the functions, or of the named one.
-
-    Args:
-        tools: Functions, each with ``name`` and perhaps ``parameters``.
-        name: The name of the function to call; None for any.
-        several: Whether the schema is that of a list of one or more calls.
-
-    Example:
-        >>> call_schema([{"name": "add"}])["properties"]["arguments"]
-        {'type': 'object'}
-    """
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["name"]},
-                "arguments": tool.get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-        if name is None or tool["name"] == name
-    ]
-    call = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {"type": "array", "items": call, "minItems": 1} if several else call
 
 
 @dataclass
