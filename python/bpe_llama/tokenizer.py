@@ -352,8 +352,8 @@ class Tokenizer(EncodingTokenizer):
         """Return a tokenizer for code that expects one of transformers: trainers, data collators, pipelines.
 
         It is a `transformers.TokenizersBackend` (``PreTrainedTokenizerFast``) and gives what that class gives for the
-        files that :meth:`save` writes. Our core encodes and decodes where the results are equal; docs/tokenizer.md
-        lists the rest. As in transformers, special tokens are found in any text.
+        files that :meth:`save` writes. Our core encodes and decodes where the results are equal; the guide
+        to migration lists the rest. As in transformers, special tokens are found in any text.
 
         Args:
             num_threads: For batches: ``None`` for all processors. One if ``TOKENIZERS_PARALLELISM`` is false.

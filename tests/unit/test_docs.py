@@ -1,4 +1,4 @@
-"""The documents: every block of docs/ runs, page by page, in an empty folder; paths and links lead somewhere."""
+"""The documents: every block of a guide runs, page by page, in an empty folder; paths and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ import pytest
 from bpe_llama import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES, ROOT / "bench" / "NOTES.md", ROOT / "bench" / "results" / "cuda.md"]
+GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "bench" / "NOTES.md",
+    ROOT / "bench" / "results" / "cuda.md",
+]
 FOLDERS = [ROOT / name for name in (".cargo", ".ci", "bench", "docs", "model", "python", "rust", "tests")]
 _BLOCK = re.compile(
     r"^(?P<skip><!-- not run: [^\n]+ -->\n)?```(?P<kind>sh|python)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE
@@ -37,7 +42,7 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are for a POSIX shell")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, hub_cache: Path) -> None:
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": programs, "COLUMNS": "120", "HF_HUB_CACHE": str(hub_cache)}
@@ -73,7 +78,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_in_backticks_exist(page: Path) -> None:
     names = set(re.findall(r"`([\w.][\w./-]*)`", _prose(page)))
     paths = {name for name in names if "/" in name and ROOT / name.split("/")[0] in FOLDERS}
@@ -85,7 +90,7 @@ def test_paths_in_backticks_exist(page: Path) -> None:
     assert not missing, f"{page.name} names files that do not exist: {sorted(missing)}"
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for path, _, anchor in (link.partition("#") for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", _prose(page))):
         target = page.parent / path if path else page
@@ -103,8 +108,13 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         ("ARCHITECTURE.md", "8 KiB ahead", "rust/kernels/src/matmul/prefetch_distance.rs", "bytes: 8192,"),
         ("ARCHITECTURE.md", "sixteen lanes", "rust/simd/src/f32x16/vector.rs", "LANES: usize = 16;"),
         ("ARCHITECTURE.md", "spin for 0.1 ms", "rust/kernels/src/thread_pool.rs", "Duration::from_micros(100);"),
-        ("docs/training.md", "2^23 logits", "model/layers/loss/linear_cross_entropy.py", "CHUNK_LOGITS = 1 << 23"),
-        ("docs/tokenizer.md", "60 MiB", "rust/bpe/src/cache/mod.rs", "DEFAULT_LIMIT: usize = 60 << 20;"),
+        (
+            "docs/guide/training.md",
+            "2^23 logits",
+            "model/layers/loss/linear_cross_entropy.py",
+            "CHUNK_LOGITS = 1 << 23",
+        ),
+        ("docs/guide/tokenizer.md", "60 MiB", "rust/bpe/src/cache/mod.rs", "DEFAULT_LIMIT: usize = 60 << 20;"),
     ],
 )
 def test_documents_quote_the_constants_of_the_code(page: str, phrase: str, source: str, constant: str) -> None:

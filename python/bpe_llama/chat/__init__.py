@@ -1,7 +1,7 @@
 """Chat templates: convert messages to the text and ids on which an instruction-tuned model was trained.
 
-A template is an untrusted program, so it runs in a sandbox that limits time and memory. The text of a special token
-inside a message is encoded as ordinary text.
+A template is an untrusted program, so it runs in a sandbox that limits time and memory. Messages are untrusted, too: no
+text of theirs becomes a special token, whatever the template does with it.
 
 | file | job |
 |---|---|
@@ -10,6 +10,7 @@ inside a message is encoded as ordinary text.
 | `tool_schema` | convert Python functions to JSON schemas |
 | `renderer`, `compiler` | compile a template, render its text |
 | `sandbox`, `operations`, `limits` | check each operation of a template against the limits |
+| `provenance` | carry the origin of each character, so that only the template's text becomes a special token |
 | `answers` | find the assistant's answers in rendered text |
 | `encoding` | encode rendered text, for generation and for fine-tuning |
 

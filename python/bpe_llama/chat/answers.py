@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from bpe_llama.chat.provenance import GIVEN, traced
 
 Span = tuple[int, int]
 _OPEN_BRACKET = re.compile(r"(<[^<>]*|\[[^\[\]]*)$")
@@ -24,7 +26,7 @@ class AnswerFinder:
         render: Returns the text of messages, with the generation prompt if its second argument is true.
         whole: The text of all messages.
         placeholder: A character that occurs in none of the texts.
-        tokens: Matches an added or special token, which is never split; ``None`` if there are none.
+        find_tokens: Finds the added and special tokens of the template in a text; they are never split.
     """
 
     def __init__(
@@ -33,10 +35,10 @@ class AnswerFinder:
         render: Render,
         whole: str,
         placeholder: str,
-        tokens: re.Pattern[str] | None,
+        find_tokens: Callable[[str], Iterable[re.Match[str]]],
     ) -> None:
         self.messages, self.render, self.whole = messages, render, whole
-        self.placeholder, self.tokens = placeholder, tokens
+        self.placeholder, self.find_tokens = placeholder, find_tokens
 
     def find(self) -> list[Span]:
         """Return the begin and end of each answer in the text, its closing token included.
@@ -117,7 +119,7 @@ class AnswerFinder:
 
     def _placeholder_message(self, place: int) -> dict[str, Any]:
         """Return a message of the same role with the placeholder as content."""
-        return {"role": self.messages[place]["role"], "content": self.placeholder}
+        return {"role": self.messages[place]["role"], "content": traced(self.placeholder, GIVEN)}
 
     @staticmethod
     def _difference(text: str, other: str) -> Span:
@@ -127,14 +129,12 @@ class AnswerFinder:
 
     def _without_last_token(self, text: str) -> str:
         """Return a text without the token at its end, if any."""
-        ends = [
-            match.start() for match in (self.tokens.finditer(text) if self.tokens else ()) if match.end() == len(text)
-        ]
+        ends = [match.start() for match in self.find_tokens(text) if match.end() == len(text)]
         return text[: ends[0]] if ends else text
 
     def _token_start(self, text: str, place: int) -> int:
         """Return ``place``, or the start of the token that it would split."""
-        for match in self.tokens.finditer(text) if self.tokens else ():
+        for match in self.find_tokens(text):
             if match.start() < place < match.end():
                 return match.start()
         return place

@@ -5,6 +5,9 @@ The calls are methods of `sandbox.ChatEnvironment`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 
@@ -47,6 +50,22 @@ class CheckedCode(CodeGenerator):
                 self.visit(operand.expr, frame)
             self.write(")")
         self.write(")")
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+        """Write a text as text of the template."""
+        if isinstance(node.value, str):
+            self.write(f"environment.own({node.value!r})")
+        else:
+            super().visit_Const(node, frame)
+
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
+        """Write text between tags as text of the template."""
+        self.write("environment.own(")
+        super().visit_TemplateData(node, frame)
+        self.write(")")
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return f"environment.own({super()._output_const_repr(group)})"
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         """Write ``a ~ b`` as a call."""

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpe_llama.chat.answers import AnswerFinder
-from bpe_llama.chat.request import NAMED_TOKENS, ChatRequest, ChatTokenizer, Message, prepare, prepare_for
+from bpe_llama.chat.provenance import own_text, untraced
+from bpe_llama.chat.request import TOKEN_VARIABLES, ChatRequest, ChatTokenizer, Message, prepare, prepare_for
 
 if TYPE_CHECKING:
     from bpe_llama.chat.renderer import Rendered
 
-# Unicode noncharacters have no meaning, so one that occurs in no message can mark places in the text.
-_MARKERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 TRAIN_ON = ("assistant", "last", "all")
 """The tokens of a conversation to train on: all answers, the last one, or every token."""
-_TOKEN_VARIABLES = frozenset(f"{name}_token" for name in NAMED_TOKENS)
 
 
 class EncodedChat(NamedTuple):
@@ -47,8 +44,8 @@ def render(template: str, messages: Sequence[Message], **options: Any) -> str:
         ...        [{"role": "user", "content": "Hi"}])
         '[user] Hi\n'
     """
-    named_tokens = {name: options.pop(name) for name in _TOKEN_VARIABLES & options.keys()}
-    return prepare(template, named_tokens, messages, **options).render().text
+    named_tokens = {name: options.pop(name) for name in TOKEN_VARIABLES & options.keys()}
+    return untraced(prepare(template, named_tokens, messages, **options).render().text)
 
 
 def render_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> str:
@@ -57,21 +54,19 @@ def render_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options:
     Raises:
         ValueError: As of `render`; or if the tokenizer has no chat template.
     """
-    return prepare_for(tokenizer, messages, **options).render().text
+    return untraced(prepare_for(tokenizer, messages, **options).render().text)
 
 
 def encode_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
     """Return the ids of `tokenizer.chat_template` applied to messages; `options` are those of `render`.
 
-    Special tokens of the template become their ids. Inside a message, a tool or a document the same text does not:
-    markers split it while the template runs and are removed afterwards.
+    Only text of the template becomes a special token: no part of a message, a tool, a document or a variable does.
 
     Raises:
-        ValueError: As of `render`; or if the messages hold every noncharacter that could be a marker, or a special
-            token's text in them changes the template's text elsewhere.
+        ValueError: As of `render`; or if the template makes a special token from text of unknown origin.
     """
-    marked = _Marked(tokenizer, prepare_for(tokenizer, messages, **options))
-    return marked.encode(marked.render().text)
+    encoder = _Encoder(tokenizer, prepare_for(tokenizer, messages, **options))
+    return encoder.encode(encoder.render().text)
 
 
 def encode_marked_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> EncodedChat:
@@ -87,8 +82,8 @@ def encode_marked_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **
         raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
     if not request.marks_answers:
         raise ValueError("the chat template has no {% generation %} block, so the assistant's tokens are unknown")
-    marked = _Marked(tokenizer, request)
-    return marked.encode_answers(marked.render())
+    encoder = _Encoder(tokenizer, request)
+    return encoder.encode_answers(encoder.render())
 
 
 def encode_conversation(
@@ -131,12 +126,12 @@ def encode_conversation(
     request = prepare_for(tokenizer, unweighted, add_generation_prompt=False, **options)
     if request.continued is not None:
         raise ValueError("continue_final_message: a conversation is learned whole")
-    marked = _Marked(tokenizer, request)
-    rendered = marked.render()
+    encoder = _Encoder(tokenizer, request)
+    rendered = encoder.render()
     whole = rendered.text
     wanted = _learned_answers(messages, train_on)
     if train_on == "all" and all(wanted):
-        ids = marked.encode(whole)
+        ids = encoder.encode(whole)
         return ids, [True] * len(ids)
     if not wanted:
         raise ValueError("no message has the role 'assistant'; there is no answer to learn from")
@@ -154,13 +149,13 @@ def encode_conversation(
                 "blocks of the answers to learn are unknown"
             )
     else:
-        spans = marked.find_answers(whole)
+        spans = encoder.find_answers(whole)
     ids, learned = [], []
     other = train_on == "all"
     end = 0
     for (begin, after), want in [*zip(spans, wanted, strict=True), ((len(whole), len(whole)), False)]:
         for start, stop, is_learned in ((end, begin, other), (begin, after, want)):
-            part = marked.encode(whole[start:stop], whole[:start])
+            part = encoder.encode(whole[start:stop], whole[:start])
             ids += part
             learned += [is_learned] * len(part)
         end = after
@@ -183,50 +178,31 @@ def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
     return wanted
 
 
-class _Marked:
-    """Renders and encodes a request in which markers split the text of special tokens."""
+class _Encoder:
+    """Renders a request and encodes its text: only text of the template becomes a special token."""
 
     def __init__(self, tokenizer: ChatTokenizer, request: ChatRequest) -> None:
         self.tokenizer = tokenizer
-        self.request = self.unmarked = request
-        self.marker = ""
+        self.request = request
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self.special = self.written = re.compile("|".join(map(re.escape, special))) if special else None
-        if self.special is None:
-            return
-        given = {name: value for name, value in request.variables.items() if name not in _TOKEN_VARIABLES}
-        strings = list(_strings([request.messages, given]))
-        if not any(map(self.special.search, strings)):
-            return
-        content = "\n".join(strings)
-        marker = next((mark for mark in _MARKERS if mark not in content and f"{ord(mark):04x}" not in content), None)
-        if marker is None:
-            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; remove one")
-        self.marker = marker
-        # A marker after each character distinguishes such text from the text of the template.
-        self.written = re.compile(f"(?:{self.special.pattern})(?!{marker})")
-        self.request = replace(
-            request,
-            messages=_map_strings(request.messages, self._break),
-            variables=request.variables | _map_strings(given, self._break),
-        )
-
-    def _break(self, text: str) -> str:
-        assert self.special is not None  # or nothing was mapped; for the type checker
-        return self.special.sub(lambda match: "".join(character + self.marker for character in match[0]), text)
+        self.special = _any_of(special)
+        self.filler = _unused("".join(special))
 
     def render(self) -> Rendered:
         """Return the rendered request.
 
         Raises:
-            ValueError: If the markers change more of the text than themselves.
+            ValueError: If a special token in its text holds a character of unknown origin.
         """
-        rendered = self.request.render(self.marker)
-        if self.marker and rendered.text.replace(self.marker, "") != self.unmarked.render().text:
-            raise ValueError(
-                "the messages hold the text of a special token, and the chat template acts on it, so it cannot be "
-                "kept as ordinary text; remove it"
-            )
+        rendered = self.request.render()
+        text = rendered.text
+        own = {found.span() for found in self.special.finditer(own_text(text, self.filler))}
+        for found in self.special.finditer(own_text(text, self.filler, unknown=True)):
+            if found.span() not in own:
+                raise ValueError(
+                    f"the chat template makes the special token {found[0]!r} from text of unknown origin, such as a "
+                    "role of another name, a number or a formatted text; only its own text may become a special token"
+                )
         return rendered
 
     def find_answers(self, whole: str) -> list[tuple[int, int]]:
@@ -235,54 +211,54 @@ class _Marked:
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
             variables = self.request.variables | {"add_generation_prompt": add_generation_prompt}
             changed = replace(self.request, messages=[dict(message) for message in messages], variables=variables)
-            return changed.render(self.marker).text
+            return changed.render().text
 
-        content = whole + "".join(_strings(self.request.messages))
-        placeholder = next((mark for mark in _MARKERS if mark not in content and mark != self.marker), None)
-        if placeholder is None:
-            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; remove one")
-        tokens = "|".join(map(re.escape, sorted(self.tokenizer.added_tokens | self.tokenizer.special_tokens)[::-1]))
-        pattern = re.compile(f"(?:{tokens})" + (f"(?!{self.marker})" if self.marker else "")) if tokens else None
-        return AnswerFinder(self.request.messages, render, whole, placeholder, pattern).find()
+        def find_tokens(text: str) -> Iterable[re.Match[str]]:
+            return tokens.finditer(own_text(text, self.filler))
+
+        placeholder = _unused(whole + "".join(_strings(self.request.messages)))
+        tokens = _any_of(sorted(self.tokenizer.added_tokens | self.tokenizer.special_tokens, reverse=True))
+        return AnswerFinder(self.request.messages, render, whole, placeholder, find_tokens).find()
 
     def encode(self, text: str, before: str = "") -> list[int]:
         """Return the ids of rendered text, or of a part of it that follows the text ``before``."""
-        if not self.marker and not before:
-            return self.tokenizer.encode(text, allowed_special="all")
+        if not before and self._is_own(text):
+            return self.tokenizer.encode(untraced(text), allowed_special="all")
         return [token_id for part in self._encode_parts(text, before) for token_id in part[1]]
 
+    def _is_own(self, text: str) -> bool:
+        """Return whether all special tokens in a text are the template's own."""
+        own = self.special.finditer(own_text(text, self.filler))
+        return [found.span() for found in own] == [found.span() for found in self.special.finditer(text)]
+
     def _encode_parts(self, text: str, before: str) -> Iterable[tuple[str, list[int]]]:
-        """Yield special tokens and the text between them, without markers, and their ids."""
+        """Yield special tokens and the text between them, and their ids."""
         tokenizer = self.tokenizer
+        own, plain = own_text(text, self.filler), untraced(text)
         end = 0
-        passed = None if before.endswith(tuple(tokenizer.special_tokens)) else before
-        for match in self.written.finditer(text) if self.written else ():
-            part = self._without_marker(text[end : match.start()])
+        ends_special = own_text(before, self.filler).endswith(tuple(tokenizer.special_tokens))
+        passed = None if ends_special else untraced(before)
+        for match in self.special.finditer(own):
+            part = plain[end : match.start()]
             yield part, tokenizer.encode_following(part, passed)
             yield match[0], [tokenizer.special_tokens[match[0]]]
             end, passed = match.end(), None
-        part = self._without_marker(text[end:])
-        yield part, tokenizer.encode_following(part, passed)
-
-    def _without_marker(self, text: str) -> str:
-        return text.replace(self.marker, "") if self.marker else text
+        yield plain[end:], tokenizer.encode_following(plain[end:], passed)
 
     def encode_answers(self, rendered: Rendered) -> EncodedChat:
         """Return the ids of rendered text, and the mask of the ids in its answers."""
-        text = self._without_marker(rendered.text)
-        marks = [place for place, character in enumerate(rendered.text) if character == self.marker]
+        text = rendered.text
         is_answer = bytearray(len(text) + 1)
-        for span in rendered.find_answers():
-            begin, end = (place - bisect_left(marks, place) for place in span)
+        for begin, end in rendered.find_answers():
             is_answer[begin:end] = b"\1" * (end - begin)
-        if self.marker:
-            ids, offsets = self._encode_with_offsets(rendered.text)
+        if self._is_own(text):
+            ids, offsets = self.tokenizer.encode_with_offsets(untraced(text), allowed_special="all")
         else:
-            ids, offsets = self.tokenizer.encode_with_offsets(text, allowed_special="all")
+            ids, offsets = self._encode_with_offsets(text)
         return EncodedChat(ids, [is_answer.find(1, start, max(end, start + 1)) >= 0 for start, end in offsets])
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of marked text and their character ranges in the text without markers."""
+        """Return the ids of text and their character ranges."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         place = 0
@@ -312,11 +288,11 @@ def _strings(value: Any) -> Iterable[str]:
             yield from _strings(item)
 
 
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map_strings(item, change) for item in value)
-    return value
+def _any_of(texts: list[str]) -> re.Pattern[str]:
+    """Return a pattern that matches the first of these texts that is found at a place; none matches nothing."""
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+
+
+def _unused(text: str) -> str:
+    """Return a character that a text does not hold: a noncharacter of Unicode, if it holds not all of them."""
+    return next(mark for mark in map(chr, chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0x110000))) if mark not in text)

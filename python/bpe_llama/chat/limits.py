@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from jinja2.utils import Namespace
 
+from bpe_llama.chat.provenance import Traced
+
 Value = TypeVar("Value")
 
 _SCALARS = frozenset({int, float, bool, complex, type(None)})
@@ -100,7 +102,7 @@ class Meter:
 
         This is the cost to print, compare, hash or write it as JSON. With shared lists it can grow exponentially.
         """
-        if type(value) is str:
+        if isinstance(value, str):
             return len(value)
         if type(value) in _SCALARS:
             return 1
@@ -145,7 +147,7 @@ class Meter:
             length = len(value)
             if length < 2:
                 return value
-            size = 200 + sys.getsizeof(value)
+            size = 200 + sys.getsizeof(value) + (40 + length if isinstance(value, Traced) else 0)
             self.charge(length >> 10)
         elif isinstance(value, dict):
             length = len(value)

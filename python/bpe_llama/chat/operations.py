@@ -5,13 +5,13 @@ Each check estimates the size of the result or the time of an operation, and cou
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from jinja2.runtime import Undefined
 
+from bpe_llama.chat import provenance
 from bpe_llama.chat.limits import LimitError, Meter
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -331,5 +331,5 @@ def write_json(meter: Meter, value: Any, ensure_ascii: bool, indent: Any, separa
         width = len(indent) if isinstance(indent, str) else indent if isinstance(indent, int) else 0
         meter.check_length(size + meter.items * (max(width, 0) * meter.depth + sum(map(_length, separators or ()))))
     meter.charge(size >> 6)
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = provenance.write_json(value, sort_keys, ensure_ascii=ensure_ascii, indent=indent, separators=separators)
     return meter.keep(text)

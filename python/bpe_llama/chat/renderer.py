@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import meta, nodes
 
 from bpe_llama.chat.limits import LimitError, Limits, Meter
+from bpe_llama.chat.provenance import Traced, concatenated
 from bpe_llama.chat.sandbox import ChatEnvironment
 
 LONGEST_TEMPLATE = 100_000  # characters; published templates have at most about 10,000
@@ -40,11 +41,11 @@ class Rendered(NamedTuple):
     """A rendered template.
 
     Attributes:
-        text: The whole text.
+        text: The whole text, with the origin of each character.
         blocks: The character offset and the text of each ``{% generation %}`` block.
     """
 
-    text: str
+    text: Traced
     blocks: list[tuple[int, str]]
 
     def find_answers(self) -> list[tuple[int, int]]:
@@ -82,16 +83,15 @@ def compile_template(source: str) -> Template:
 
 
 def render_template(
-    source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: datetime, marker: str = ""
+    source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: datetime
 ) -> Rendered:
     """Return a chat template rendered with messages that `plain` returned.
 
     Args:
         source: The jinja2 text.
-        messages: Its variable ``messages``.
-        variables: Its other variables.
+        messages: Its variable ``messages``, traced.
+        variables: Its other variables, traced.
         now: The time for `strftime_now`.
-        marker: A character of the messages that stays unescaped in the text.
 
     Raises:
         ValueError: If the template is broken, rejects the messages, violates the sandbox, or exceeds the `Limits` for
@@ -102,16 +102,16 @@ def render_template(
     try:
         size = unbounded.measure([messages, dict(variables)])
         meter = Meter(Limits().scaled(len(messages), size))
-        environment = ChatEnvironment(meter, now, marker)
+        environment = ChatEnvironment(meter, now)
         program = environment.template_class.from_code(environment, template.code, environment.make_globals(None))
         pieces = []
         for piece in program.generate(messages=messages, **variables):
-            pieces.append(environment.restore_marker(piece))
+            pieces.append(piece)
             environment.written += len(pieces[-1])
             meter.check_length(environment.written)
     except Exception as error:
         raise failure(error) from error
-    return Rendered("".join(pieces), environment.blocks)
+    return Rendered(concatenated(pieces), environment.blocks)
 
 
 def failure(error: Exception) -> ValueError:

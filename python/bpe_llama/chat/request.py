@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bpe_llama.chat.provenance import GIVEN, TEMPLATE, UNKNOWN, traced
 from bpe_llama.chat.templates import ChatTemplate, choose_template
 
 if TYPE_CHECKING:
@@ -19,9 +20,15 @@ Message = Mapping[str, Any]
 
 # The special tokens that templates read by name, as ``bos_token``.
 NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+TOKEN_VARIABLES = frozenset(f"{name}_token" for name in NAMED_TOKENS)
+# Roles that a template may make part of a special token, as in ``<|{{ message.role }}|>``.
+_ROLES = frozenset(
+    {"assistant", "context", "developer", "environment", "function", "human", "ipython", "model", "observation"}
+    | {"system", "tool", "tool_response", "tools", "user"}
+)
 # transformers appends this tag to the message to continue, and truncates the text there. Its last space shows whether
 # the template trims messages.
-_CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
+_CONTINUED = traced("CONTINUE_FINAL_MESSAGE_TAG ", GIVEN)
 # The fields of a message for its reasoning: gpt-oss's template reads the second, other templates the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -60,8 +67,8 @@ class ChatRequest:
 
     Attributes:
         source: The template.
-        messages: Its variable `messages`.
-        variables: Its other variables.
+        messages: Its variable `messages`, traced.
+        variables: Its other variables, traced.
         continued: The field of the last message at whose end the text ends; ``None`` for the whole text.
         marks_answers: Whether the template has a ``{% generation %}`` block.
         now: The time for `strftime_now`.
@@ -74,14 +81,14 @@ class ChatRequest:
     marks_answers: bool
     now: datetime
 
-    def render(self, marker: str = "") -> Rendered:
+    def render(self) -> Rendered:
         """Return the text; if the last message is continued, up to its end."""
         from bpe_llama.chat.renderer import render_template
 
         if self.continued is None:
-            return render_template(self.source, self.messages, self.variables, self.now, marker)
+            return render_template(self.source, self.messages, self.variables, self.now)
         messages, tagged = _tag_last_message(self.messages, self.continued, self.source)
-        rendered = render_template(self.source, messages, self.variables, self.now, marker)
+        rendered = render_template(self.source, messages, self.variables, self.now)
         place = rendered.text.rfind(_CONTINUED.strip())
         if place < 0 or tagged.strip() not in rendered.text:
             raise ValueError("continue_final_message: the chat template does not write the last message unchanged")
@@ -200,6 +207,7 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         reasoning = next((fields[name] for name in _REASONING if fields.get(name) is not None), None)
         if reasoning is not None:
             fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+        fields["role"] = traced(message["role"], TEMPLATE if message["role"] in _ROLES else UNKNOWN)
         copies.append(fields)
     if not copies:
         raise ValueError("there are no messages; a chat template needs at least one")
@@ -210,7 +218,10 @@ def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
     from bpe_llama.chat.renderer import plain
 
     try:
-        return {key: plain(item) for key, item in value.items()}
+        return {
+            traced(key, GIVEN): traced(plain(item), TEMPLATE if key in TOKEN_VARIABLES else GIVEN)
+            for key, item in value.items()
+        }
     except RecursionError:
         raise ValueError(f"{where} nests too deeply") from None
 

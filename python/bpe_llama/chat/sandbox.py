@@ -18,18 +18,19 @@ from typing import Any, cast
 from jinja2 import TemplateError, nodes, pass_context, pass_eval_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
-from jinja2.filters import FILTERS
+from jinja2.filters import FILTERS, do_join
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext, Macro
+from jinja2.runtime import Context, LoopContext, Macro, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.tests import TESTS
 from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup
 
-from bpe_llama.chat import operations
+from bpe_llama.chat import operations, provenance
 from bpe_llama.chat.compiler import CheckedCode
 from bpe_llama.chat.limits import LimitError, Meter
 from bpe_llama.chat.operations import write_json
+from bpe_llama.chat.provenance import Traced, attributed, concatenated, untraced
 
 _MAX_ARGUMENTS = 1000  # of a call, which may store them all
 
@@ -51,7 +52,7 @@ class Generation(Extension):
         text = caller()
         environment = self.environment
         assert isinstance(environment, ChatEnvironment)
-        environment.blocks.append((environment.written, environment.restore_marker(text)))
+        environment.blocks.append((environment.written, text))
         return text
 
 
@@ -115,13 +116,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     Args:
         meter: Counts the cost.
         now: The time for ``strftime_now``.
-        marker: A character in the messages. If ``tojson`` or a printed list escapes it, the escape is undone.
     """
 
     code_generator_class = CheckedCode
+    own = staticmethod(provenance.own)
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
-    def __init__(self, meter: Meter, now: datetime, marker: str = "") -> None:
+    def __init__(self, meter: Meter, now: datetime) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -130,7 +131,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         )
         self.meter = meter
         self.now = now
-        self.marker = marker
         self.keep = meter.keep
         self.count_step = meter.charge
         self.written = 0
@@ -147,13 +147,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             dict=_ChatDict(),
         )
 
-    def restore_marker(self, text: str) -> str:
-        """Return rendered text with the marker in place of its escape."""
-        return text.replace(f"\\u{ord(self.marker):04x}", self.marker) if self.marker else text
-
     def check_key(self, key: Any) -> Any:
         """Return the key of a mapping after a check that hashing it takes bounded time."""
-        if type(key) is not str:
+        if not isinstance(key, str):
             self.meter.measure(key)
         return key
 
@@ -164,18 +160,19 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def concatenate(self, join: Callable[[Iterable[Any]], str], items: tuple[Any, ...]) -> str:
         """Return the text of ``a ~ b``."""
         self.meter.check_length(sum(map(self.meter.measure, items)))
-        return self.keep(join(items))
+        texts = [item if isinstance(item, str) else attributed(str(item), item) for item in items]
+        return self.keep(concatenated(texts) if join is str_join else join(items))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return ``obj[argument]`` or an undefined value, as the sandbox allows."""
-        if type(argument) not in (str, int):
+        if not isinstance(argument, (str, int)):
             self.meter.measure(argument)
         return super().getitem(obj, argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Return the result of a binary operator, after a check of its size."""
         operations.check_operator(self.meter, operator, left, right)
-        return self.keep(super().call_binop(context, operator, left, right))
+        return self.keep(attributed(super().call_binop(context, operator, left, right), [left, right]))
 
     def call(__self, __context: Context, __function: Any, *args: Any, **options: Any) -> Any:
         """Return the result of a call from the template, after a check of its cost."""
@@ -190,7 +187,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             elif isinstance(owner, LoopContext):
                 for value in args:
                     meter.measure(value)
-        result = super().call(__context, __function, *args, **options)
+        owner = getattr(__function, "__self__", None)
+        result = attributed(super().call(__context, __function, *args, **options), [owner, args, options])
         if type(result) is list:  # usually of ``split``, so of texts
             meter.check_length(8 * len(result))
             return meter.keep(result, item_size=64)
@@ -214,7 +212,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                 if isinstance(text, Markup)
                 else _CheckedFormatter(self)
             )
-            return self.keep(type(text)(formatter.vformat(text, args, options)))
+            made = formatter.vformat(text, args, options)
+            return self.keep(text.formatted(made, args, options) if isinstance(text, Traced) else type(text)(made))
 
         return update_wrapper(format_checked, value)
 
@@ -224,7 +223,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(value, str):
             return value
         self.meter.measure(value)
-        return self.keep(str(value))
+        return self.keep(attributed(str(value), value))
 
     def _join_output(self, pieces: Iterable[str]) -> str:
         """Return the text of a macro, a block or a ``{% set %}`` body."""
@@ -233,10 +232,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             length += len(piece)
             self.meter.check_length(length)
             parts.append(piece)
-        return self.keep("".join(parts))
+        return self.keep(concatenated(parts))
 
     def _refuse(self, message: Any) -> None:
-        raise TemplateError(self._print(None, message))
+        raise TemplateError(untraced(self._print(None, message)))
 
     def _write_time(self, form: str) -> str:
         if len(form) > 1000:
@@ -282,14 +281,14 @@ def _pass_first(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, 
 def _check_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a filter with a check before it."""
     pass_first = _pass_first(function)
-    item_size = 80 if name == "list" else 8  # the characters of a text are texts themselves
+    item_size = 160 if name == "list" else 8  # the characters of a text are texts themselves
 
     @pass_context
     def filter_checked(context: Context, *args: Any, **options: Any) -> Any:
         meter = cast(ChatEnvironment, context.environment).meter
         depth = args[0]._depth + 1 if args and isinstance(args[0], _Lazy) else 0
         args = operations.check_filter(meter, name, args, options)
-        result = function(*pass_first(context), *args, **options)
+        result = attributed(function(*pass_first(context), *args, **options), [args, options])
         return _Lazy(meter, result, depth) if isinstance(result, types.GeneratorType) else meter.keep(result, item_size)
 
     return filter_checked
@@ -320,6 +319,14 @@ def _to_json(
     return write_json(meter, value, ensure_ascii, indent, separators, sort_keys)
 
 
-_FILTERS: dict[str, Any] = {name: _check_filter(name, function) for name, function in FILTERS.items()}
+@pass_eval_context
+def _join(context: Any, value: Any, d: str = Traced("", b""), attribute: Any = None) -> str:
+    joined: str = do_join(context, value, d, attribute)
+    return joined
+
+
+_FILTERS: dict[str, Any] = {
+    name: _check_filter(name, function) for name, function in {**FILTERS, "join": _join}.items()
+}
 _FILTERS["tojson"] = _to_json
 _TESTS: dict[str, Any] = {name: _check_test(name, cast(Any, function)) for name, function in TESTS.items()}

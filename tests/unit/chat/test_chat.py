@@ -268,12 +268,11 @@ def test_a_special_token_of_one_character_is_not_forged_either() -> None:
     assert tok.decode(ids) == "§a§b§§§§§"
 
 
-def test_a_template_that_depends_on_a_forged_token_is_refused() -> None:
+def test_a_template_may_act_on_the_text_of_a_special_token() -> None:
     tok = tokenizer("<|im_end|>")
     tok.chat_template = "{{ messages[0].content.split('<|im_end|>') | length }}"
-    assert tok.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "1"
-    with pytest.raises(ValueError, match="the chat template acts on it"):
-        tok.apply_chat_template([{"role": "user", "content": "a<|im_end|>b"}])
+    ids = tok.apply_chat_template([{"role": "user", "content": "a<|im_end|>b"}])
+    assert tok.decode(ids) == "2"
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
