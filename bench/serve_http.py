@@ -212,10 +212,10 @@ def prompts(count: int, shared: bool, words: int) -> list[str]:
     return [f"{long} Ship number {i} was" if shared else f"Night {i}. {long}"[: len(long)] for i in range(count)]
 
 
-def ask(client: httpx.Client, server: Server, prompt: str, tokens: int) -> tuple[float, str]:
+def ask(client: httpx.Client, server: Server, prompt: str, tokens: int, **options: Any) -> tuple[float, str]:
     """Return the seconds to the first text, and the whole text."""
     start, first, parts = time.perf_counter(), 0.0, []
-    with client.stream("POST", server.path, json=server.body(prompt, tokens)) as response:
+    with client.stream("POST", server.path, json=server.body(prompt, tokens) | options) as response:
         if response.status_code != 200:
             raise RuntimeError(f"status {response.status_code}: {response.read()[:300]!r}")
         for line in response.iter_lines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import time
@@ -123,7 +124,9 @@ def test_the_template_tells_the_family(template, family):
 def test_the_grammar_of_a_forced_call(server, family, template, text):
     """It allows what the family's parser reads, several calls only if there may be several, and nothing else."""
     pytest.importorskip("llguidance", reason="grammars are llguidance's")
-    generator, functions = server.generator, [TOOLS[0]["function"], {"name": "sub"}]
+    generator, functions = server.generator, [copy.deepcopy(TOOLS[0]["function"]), {"name": "sub"}]
+    defined = {"properties": {"a": {"$ref": "#/$defs/number"}}, "$defs": {"number": {"type": "integer"}}}
+    functions[0]["parameters"] |= defined  # as pydantic writes schemas: within a larger schema it would not be found
     grammars = Grammars(generator.tokenizer, generator.model.config.vocab_size)
 
     def allowed(text, **options):
