@@ -2,6 +2,7 @@
 
 Engine and server run the same model with the same slots and threads, in turn, round after round; the medians are shown.
 All prompts of a round are new to both prefix caches. Clients run in this process, so they take time from the server.
+The processor time of a token, of engine or server, tells on a busy machine what tokens a second do not (Linux).
 
 python -m bench.serve_overhead --rounds 5 --clients 32 --tokens 64
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,19 +34,47 @@ ANY_TEXT: dict[str, Any] = {"structured_outputs": {"regex": r"(.|\n)*"}}
 """A constraint that allows all text, so that the number of tokens stays the same."""
 
 
-def engine_alone(engine: Engine, prompts: list[list[int]], tokens: int) -> float:
-    """Return the new tokens a second of the engine, with no scheduler and no text."""
+@dataclass
+class Rate:
+    """What one run took."""
+
+    tokens: float
+    """Per second."""
+    processor: float
+    """Milliseconds of all processors for a token."""
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a process so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def measured(pid: int, run: Callable[[], int]) -> Rate:
+    """Return what a run takes that generates so many tokens in a process."""
+    start, begun = clock(), processor_seconds(pid)
+    tokens = run()
+    return Rate(tokens / (clock() - start), 1000 * (processor_seconds(pid) - begun) / tokens)
+
+
+def engine_alone(engine: Engine, prompts: list[list[int]], tokens: int) -> int:
+    """Return the new tokens of the engine, run without scheduler and text, in a thread of its own as in the server."""
     options = GenerationOptions(max_new_tokens=tokens, temperature=0.0, eos_id=())
-    start = clock()
-    for prompt in prompts:
-        engine.add_request(prompt, options)
-    while engine.has_unfinished_requests():
-        engine.step()
-    return len(prompts) * tokens / (clock() - start)
+
+    def run() -> None:
+        for prompt in prompts:
+            engine.add_request(prompt, options)
+        while engine.has_unfinished_requests():
+            engine.step()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return len(prompts) * tokens
 
 
-def served(client: httpx.Client, server: Server, prompts: list[str], tokens: int, **options: Any) -> float:
-    """Return the new tokens a second of the server, each prompt sent by a client of its own."""
+def served(client: httpx.Client, server: Server, prompts: list[str], tokens: int, **options: Any) -> int:
+    """Return the new tokens of the server, each prompt sent by a client of its own."""
 
     def one(prompt: str) -> int:
         body = server.body(prompt, tokens) | options
@@ -53,15 +84,14 @@ def served(client: httpx.Client, server: Server, prompts: list[str], tokens: int
         return int(response["usage"]["completion_tokens"])
 
     with ThreadPoolExecutor(len(prompts)) as pool:
-        start = clock()
-        generated = sum(pool.map(one, prompts))
-        return generated / (clock() - start)
+        return sum(pool.map(one, prompts))
 
 
 def prefilled_tokens(client: httpx.Client) -> int:
     """Return how many prompt tokens the server has computed."""
     lines = client.get("/metrics").text.splitlines()
-    return int(float(next(line for line in lines if "scheduler_prefilled_tokens_total " in line).split()[1]))
+    name = "bpe_llama_scheduler_prefilled_tokens_total "
+    return int(float(next(line for line in lines if line.startswith(name)).split()[1]))
 
 
 def main() -> None:
@@ -90,24 +120,26 @@ def main() -> None:
         bpe_llama(Path(), gguf, args.threads) as server,
         httpx.Client(base_url=server.url, timeout=600, limits=limits) as client,
     ):
-        runs: dict[str, Callable[[], float]] = {
-            "engine alone": lambda: engine_alone(engine, [tokenizer.encode(p) for p in prompts()], args.tokens),
-            "HTTP": lambda: served(client, server, prompts(), args.tokens, stream=False),
-            "HTTP, streamed": lambda: served(client, server, prompts(), args.tokens),
-            "HTTP, structured": lambda: served(client, server, prompts(), args.tokens, stream=False, **ANY_TEXT),
+        size = args.tokens
+        runs: dict[str, tuple[int, Callable[[], int]]] = {
+            "engine alone": (
+                os.getpid(),
+                lambda: engine_alone(engine, [tokenizer.encode(prompt) for prompt in prompts()], size),
+            ),
+            "HTTP": (server.pid, lambda: served(client, server, prompts(), size, stream=False)),
+            "HTTP, streamed": (server.pid, lambda: served(client, server, prompts(), size)),
+            "HTTP, structured": (server.pid, lambda: served(client, server, prompts(), size, stream=False, **ANY_TEXT)),
         }
-        for run in runs.values():  # warm
-            run()
-        rates: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(args.rounds):
-            for name, run in runs.items():
-                rates[name].append(run())
+        rates: dict[str, list[Rate]] = {name: [] for name in runs}
+        for number in range(args.rounds + 1):
+            for name, (pid, run) in runs.items():
+                rate = measured(pid, run)
+                if number:  # the first round warms up
+                    rates[name].append(rate)
         for name, found in rates.items():
-            ratio = median(rate / base for rate, base in zip(found, rates["engine alone"], strict=True))
-            each = " ".join(f"{rate:.0f}" for rate in found)
-            print(f"{name:<18}{median(found):>8.1f} tokens/s, {ratio:.1%} of the engine, median of rounds ({each})")
-        cost = 1 - median(s / h for s, h in zip(rates["HTTP, structured"], rates["HTTP"], strict=True))
-        print(f"structured output costs {cost:.1%}")
+            tokens, processor = median(rate.tokens for rate in found), median(rate.processor for rate in found)
+            each = " ".join(f"{rate.tokens:.0f}" for rate in found)
+            print(f"{name:<18}{tokens:>8.1f} tokens/s ({each}), {processor:.1f} ms of processors a token", flush=True)
 
         system = "You are the keeper of a lighthouse. " + STORY * (1000 // len(tokenizer.encode(STORY)))
         before = prefilled_tokens(client)
