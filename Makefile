@@ -14,7 +14,7 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench docs clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench docs lessons clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -117,6 +117,9 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 
 bench: $(VENV)/.bench ## every table of the README; the peers run side by side
 	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done
+
+lessons: $(VENV)/.dev ## execute docs/learn: its pages' outputs, pictures and notebooks anew (NAMES="positions lora")
+	$(RUN) tests.lessons $(NAMES)
 
 docs: $(VENV)/.dev ## build the site into site/, the Rust documentation in site/rust; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build

@@ -81,7 +81,7 @@ def prepare(page: Path, folder: Path, fetch: Callable[..., Any]) -> None:
     text = page.read_text("utf-8")
     if GGUF in text:
         (folder / GGUF).symlink_to(fetch(data.smollm2_gguf))
-    for name in ("cl100k", "o200k"):
+    for name in ("r50k", "cl100k", "o200k"):
         if f'"{name}_base"' in text:
             fetch(data.vocabulary, name)  # found in the cache by its name
 
@@ -91,11 +91,11 @@ def execute(page: Path, folder: Path) -> list[str]:
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell fails.
-        ValueError: If a cell warns.
+        ValueError: If a cell warns, or has an output other than what it prints.
     """
     quiet = {"IPYTHONDIR": str(folder / ".ipython"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     drawing = {"MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
-    environment = {**os.environ, **quiet, **drawing, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **quiet, **drawing, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     notebook = notebook_of(page)
     client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}})
     with warnings.catch_warnings():
@@ -107,8 +107,9 @@ def execute(page: Path, folder: Path) -> list[str]:
             continue
         texts = {"stdout": "", "stderr": ""}
         for output in cell.outputs:
-            if output.output_type == "stream":
-                texts[output.name] += output.text
+            if output.output_type != "stream":
+                raise ValueError(f"{page.name} has an output that its page cannot show: {output}\n{cell.source}")
+            texts[output.name] += output.text
         if texts["stderr"]:
             raise ValueError(f"{page.name} warns: {texts['stderr']}\n{cell.source}")
         printed.append(texts["stdout"])

@@ -7,7 +7,6 @@ Shapes: ``B`` batch, ``T`` length, ``N`` heads, ``H`` head_dim, ``R`` rotated fe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -216,25 +215,3 @@ class SinusoidalEmbedding(nn.Module):
         pair = torch.arange(0, self.width, 2, device=positions_BT.device)
         angles = positions_BT[..., None].float() * 10_000.0 ** (-pair / self.width)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.width]
-
-
-def draw_rotation(config: LlamaConfig, path: str | Path, positions: int | None = None) -> None:
-    """Write an image of the cosine of each pair's angle at each position.
-
-    Args:
-        config: Config of the model.
-        path: The image file; its suffix selects the format.
-        positions: The number of positions; by default the context length.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-
-    cos, _ = RotaryEmbedding(config)(torch.arange(positions or config.context_length)[None])
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(cos[0].T.numpy(), aspect="auto", origin="lower", cmap="RdBu", vmin=-1, vmax=1)
-    axes.set(xlabel="position", ylabel="pair", title=f"cosine of the angle, {config.rope['rope_type']} RoPE")
-    figure.colorbar(image, ax=axes)
-    figure.savefig(path)

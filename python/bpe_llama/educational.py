@@ -306,4 +306,5 @@ def _draw_merge(stream: TextIO, index: int, pair: Pair, count: int, words: Seque
 
 
 def _console(stream: TextIO) -> Console:
-    return Console(file=stream, soft_wrap=True, highlight=False)
+    # In a notebook, rich would show its own output and leave the stream empty.
+    return Console(file=stream, soft_wrap=True, highlight=False, force_jupyter=False)

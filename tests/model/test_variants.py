@@ -17,7 +17,7 @@ from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequ
 from bpe_llama.model.layers import attention_backends
 from bpe_llama.model.layers.attention_backends import Visible, attention_weights, sdpa
 from bpe_llama.model.layers.moe import MixtureOfExperts, load_balancing_loss, router_z_loss
-from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope, draw_rotation
+from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from tests import small_models as small
 
 Make = Callable[..., LlamaForCausalLM]
@@ -219,11 +219,6 @@ def test_other_position_encodings(tiny_model: Make, ids: Tensor, kind: str, tmp_
     assert not list(tmp_path.iterdir())
     model.save_pretrained(tmp_path, portable=False)
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, logits)
-
-
-def test_draw_rotation(tiny_model: Make, tmp_path: Path) -> None:
-    draw_rotation(tiny_model().config, tmp_path / "rope.png")
-    assert (tmp_path / "rope.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- experts

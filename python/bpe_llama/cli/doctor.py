@@ -22,6 +22,7 @@ _EXTRAS = {
     "parquet": ("pyarrow",),
     "scale": ("ray",),
     "eval": ("lm-eval",),
+    "plot": ("matplotlib",),
     "transformers": ("transformers",),
     "float8": ("torchao",),
     "tensorboard": ("tensorboard",),

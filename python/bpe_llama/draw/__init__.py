@@ -1,7 +1,7 @@
 """Pictures of what a tokenizer and a model do, each a function that returns a `matplotlib.figure.Figure`.
 
-The functions take arrays, or tensors on the CPU, and need ``pip install 'bpe-llama[plot]'``. In a notebook a figure
-shows itself; elsewhere ``figure.savefig("name.svg")`` writes it.
+The functions take arrays or tensors, and need ``pip install 'bpe-llama[plot]'``. ``figure.savefig("name.svg")`` writes
+a figure; a notebook shows it after ``%matplotlib inline``.
 """
 
 from bpe_llama.draw.attention import draw_attention

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpe_llama.draw.figures import new_figure
+from bpe_llama.draw.figures import as_array, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def draw_attention(
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['Hello', '·world']
     """
-    heads = np.asarray(weights, dtype=np.float32)
+    heads = as_array(weights)
     heads = heads[None] if heads.ndim == 2 else heads
     keys = tokens if keys is None else keys
     if heads.ndim != 3 or not heads.size or heads.shape[1:] != (len(tokens), len(keys)):
@@ -53,23 +53,24 @@ def draw_attention(
 
     columns = min(_COLUMNS, len(heads))
     rows = math.ceil(len(heads) / columns)
-    side = max(0.21 * max(heads.shape[1:]), 1.5)  # of a panel, in inches: room for a label of 9 points a token
-    figure = new_figure(columns * side + 2.0, rows * side + 1.2)
+    side = max(0.2 * max(heads.shape[1:]), 1.5)  # of a panel, in inches: room for a label a token
+    figure = new_figure(columns * side + (2.0 if columns == 1 else 1.2), rows * side + (1.2 if columns == 1 else 1.8))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(heads) :]:
         panel.remove()
     for head, title, panel in zip(heads, titles, panels.flat, strict=False):
         image = panel.imshow(head, cmap="viridis", vmin=0, vmax=float(heads.max()), aspect="equal")
         panel.set_title(title, fontsize=10)
-        panel.set_xticks(range(len(keys)), list(map(_shown, keys)), rotation=90, fontsize=9)
-        panel.set_yticks(range(len(tokens)), list(map(_shown, tokens)), fontsize=9)
+        panel.set_xticks(range(len(keys)), list(map(_shown, keys)), rotation=90)
+        panel.set_yticks(range(len(tokens)), list(map(_shown, tokens)))
         panel.tick_params(length=0)
         panel.label_outer()
     for panel in panels[:, 0]:
         panel.set_ylabel("query")
     for panel in panels[-1]:
         panel.set_xlabel("key")
-    figure.colorbar(image, ax=list(panels.flat[: len(heads)]), label="attention weight", shrink=0.8)
+    place = "right" if columns == 1 else "top"
+    figure.colorbar(image, ax=list(panels.flat[: len(heads)]), label="attention weight", shrink=0.8, location=place)
     return figure
 
 

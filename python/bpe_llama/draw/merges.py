@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bpe_llama.display import visible
@@ -44,7 +45,7 @@ def draw_merges(tokenizer: Tokenizer | EducationalTokenizer, text: str) -> Figur
     # Row by row: what each pre-token is at that time, and the token that the row's merge has made.
     rows: list[tuple[str, list[list[bytes]], int, bytes]] = [("bytes", [steps[0] for steps in pieces], -1, b"")]
     for which, steps in enumerate(pieces):
-        for before, after in zip(steps, steps[1:], strict=False):
+        for before, after in pairwise(steps):
             left, right = _merged(before, after)
             now = [*rows[-1][1]]
             now[which] = after

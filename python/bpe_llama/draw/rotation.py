@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpe_llama.draw.figures import new_figure
+from bpe_llama.draw.figures import as_array, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def draw_rotation(inv_freq: Any, positions: int = 64) -> Figure:
         >>> [axes.get_title() for axes in figure.axes[:2]]
         ['pair 0', 'pair 1']
     """
-    frequencies = np.asarray(inv_freq, dtype=np.float64)
+    frequencies = as_array(inv_freq)
     if frequencies.ndim != 1 or not frequencies.size:
         raise ValueError(f"inv_freq has shape {frequencies.shape}; expected one frequency a pair, (R/2,)")
     if positions < 1:
@@ -46,15 +46,16 @@ def draw_rotation(inv_freq: Any, positions: int = 64) -> Figure:
     grid = figure.add_gridspec(2, len(pairs), height_ratios=(1, 1.3))
     from matplotlib import colormaps
 
+    circle = np.linspace(0, 2 * np.pi, 100)
     colours = colormaps["viridis"](np.linspace(0, 0.9, _HANDS))
     for column, pair in enumerate(pairs):
         dial = figure.add_subplot(grid[0, column])
         angles = np.arange(_HANDS) * frequencies[pair]
-        dial.plot(*np.array([np.cos(t := np.linspace(0, 2 * np.pi, 100)), np.sin(t)]), color="0.7", linewidth=1)
+        dial.plot(np.cos(circle), np.sin(circle), color="0.7", linewidth=1)
         for angle, colour in reversed(list(zip(angles, colours, strict=True))):
             dial.plot([0, np.cos(angle)], [0, np.sin(angle)], color=colour, linewidth=2.5, solid_capstyle="round")
         dial.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], title=f"pair {pair}")
-        dial.set_xlabel(f"{_rounded(np.degrees(frequencies[pair]))}° a step")
+        dial.set_xlabel(f"{_rounded(np.degrees(frequencies[pair]))}°\na position")
         dial.spines[:].set_visible(False)
     axes = figure.add_subplot(grid[1, :])
     cosines = np.cos(frequencies[:, None] * np.arange(positions))
