@@ -276,6 +276,7 @@ def main() -> None:
                     with leave_out(name, servers):
                         result = load(server, clients, texts, args.tokens, tokenizer)
                         found.setdefault((shared, clients, name), []).append(result)
+                        print(f"{name:<14}{'shared' if shared else 'own':<8}{clients:>4} clients: {result}", flush=True)
         print(f"{'server':<14}{'prompts':<10}{'clients':>8}{'requests/s':>12}{'tokens/s':>10}{'first token':>13}")
         for (shared, clients, name), results in sorted(found.items()):
             rates = [median(getattr(result, field) for result in results) for field in ("requests", "tokens", "first")]
