@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from bpe_llama._arguments import instance
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
@@ -32,6 +33,11 @@ from bpe_llama.model.layers.rope import (
     rotations_of_layers,
 )
 from bpe_llama.model.pretrained import Pretrained, check_ids
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerateKeywords
 
 
 class DecoderLayer(nn.Module):
@@ -212,6 +218,8 @@ class LlamaForCausalLM(Pretrained):
             ValueError: If shapes do not fit, an id or label is outside the vocabulary, the cache is full, or there are
                 both a cache and `document_ids`.
         """
+        if labels is not None:
+            instance("labels", labels, Tensor, "a tensor, (batch, length)")
         hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values, document_ids)
         logits_BTV = self.logits(hidden_BTD[:, -logits_to_keep:] if logits_to_keep else hidden_BTD)
         loss = None
@@ -274,8 +282,16 @@ class LlamaForCausalLM(Pretrained):
             return loss + routing
         return loss
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """Return prompts and generated ids, int64 (B, T + new); see `bpe_llama.model.generation.generate`."""
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Unpack[GenerateKeywords]
+    ) -> Tensor:
+        """Return prompts and generated ids, int64 (B, T + new); see `bpe_llama.model.generation.generate`.
+
+        Args:
+            input_ids: int64 (B, T), rows padded on the left.
+            attention_mask: (B, T), zero where a row is padded.
+            **options: Those of that function, such as ``max_new_tokens``, ``temperature``, ``top_p``, ``num_beams``.
+        """
         from bpe_llama.model.generation.generate import generate
 
         return generate(self, input_ids, attention_mask, **options)

@@ -31,7 +31,7 @@ from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
-from bpe_llama.model.training.finetuning.options import DataConfig
+from bpe_llama.model.training.finetuning.options import DataConfig, finetune_config
 from bpe_llama.model.training.initial.identity import start_as_identity
 from bpe_llama.model.training.initial.vocabulary import token_pieces
 from bpe_llama.model.training.loop import Trainer
@@ -64,6 +64,7 @@ __all__ = [
     "evaluate",
     "evaluate_examples",
     "finetune",
+    "finetune_config",
     "learning_rate_at",
     "open_corpus",
     "open_tokens",
