@@ -22,7 +22,7 @@ from bpe_llama.model.backends.forward import Refreshed, prefill_padded, prefill_
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.admission import SharedPrefixes, admissible, joinable, prefill_shares
-from bpe_llama.model.generation.logprobs import SCORED_CHUNK, record_logprobs, record_prompt_logprobs, record_scored
+from bpe_llama.model.generation.logprobs import SCORED_CHUNK, prefill_scored, record_logprobs, record_scored
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.sampler_dispatch import append_id, fast_forward, sample_isolated, sample_next_ids
 from bpe_llama.model.layers.rope_scaling import recompute_length
@@ -300,11 +300,11 @@ class Engine:
         start = time.perf_counter()
         end = first + len(admitted) * copies
         cached_ids, self._prefix_cache[first:end] = self._prefix_cache[first], [[] for _ in range(first, end)]
-        if self.cache.wraps:  # one by one: padding would overwrite keys that the window still covers
+        # One by one: padding would overwrite keys that a window still covers, and the logits of prompts are large.
+        if self.cache.wraps or any(sequence.scores_prompt for sequence in admitted):
             logits_BV = torch.cat([self._prefill([sequence], first + row) for row, sequence in enumerate(admitted)])
         else:
             logits_BV = self._prefill(admitted, first, cached_ids)
-        record_prompt_logprobs(self.model, admitted)
         if copies > 1:
             admitted = [sequence.copy(copy) for sequence in admitted for copy in range(copies)]
             for place in reversed(range(1, len(admitted))):  # from the end, so that no source is overwritten too soon
@@ -328,11 +328,13 @@ class Engine:
         end = first + len(admitted)
         before, self.cache.prompt_lengths[first:end] = self.cache.prompt_lengths[first], lengths
         cached = 0
-        if len(admitted) == 1 and not self.cache.wraps:
+        if len(admitted) == 1 and not self.cache.wraps and not admitted[0].scores_prompt:
             cached = admitted[0].num_cached_tokens = self.prefixes.common(admitted[0].prompt, cached_ids, before)
         self.cache.lengths[first:end] = [cached] * len(admitted)
         prompts, cache = [sequence.prompt for sequence in admitted], self._slots(first, end)
-        if self._refreshed.forward.ragged:
+        if admitted[0].scores_prompt:  # then it is alone
+            logits_BV = prefill_scored(self._refreshed.forward, admitted[0], cache, self.prefill_chunk)
+        elif self._refreshed.forward.ragged:
             logits_BV = prefill_ragged(self._refreshed.forward, prompts, cache, self.prefill_chunk)
         else:
             logits_BV = prefill_padded(self.model, prompts, cache, self.prefill_chunk, self._refreshed.hidden)
