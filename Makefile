@@ -14,7 +14,7 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format stubs parity fuzz bench \
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity fuzz bench \
 	cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
 
@@ -92,9 +92,17 @@ lint-python: $(VENV)/.dev
 	MYPYPATH=python $(RUN) mypy.stubtest --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allow.txt bpe_llama._core
 	$(BIN)/lint-imports
 
-deny: ## licences, advisories and duplicates of Rust dependencies (installs cargo-deny: minutes)
+deny: ## licences, sources and duplicates of Rust dependencies (installs cargo-deny: minutes)
 	$(CARGO) deny --version || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check bans licenses sources
+
+# Extras of users, in the newest versions that they allow. RustSec's advisories come from github.com, Python's from pypi.org.
+EXTRAS := model parquet hub plot structured serve transformers tensorboard trackio wandb
+audit: $(VENV)/.tools ## known vulnerabilities in what the crates and the package depend on
+	$(CARGO) deny --version || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check advisories
+	$(UV) pip compile --quiet $(addprefix --extra ,$(EXTRAS)) --output-file $(VENV)/requirements.txt pyproject.toml
+	$(UV) tool run pip-audit@2.10.1 --disable-pip --no-deps --requirement $(VENV)/requirements.txt
 
 format: $(VENV)/.dev ## rewrite the sources as lint wants them
 	$(CARGO) fmt --all

@@ -86,6 +86,7 @@ def test_a_wheel_holds_the_package_and_the_model(distributions: dict[str, set[st
     assert {f"bpe_llama/{name}" for name in PACKAGE_FILES} <= names
     assert any(re.fullmatch(r"bpe_llama/_core\S*\.(so|pyd)", name) for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(re.search(r"\.dist-info/sboms/.*\.cyclonedx\.json$", name) for name in names), "the list of crates"
     top = {name.split("/")[0] for name in names}
     assert top == {"bpe_llama", next(name for name in top if name.endswith(".dist-info"))}
     _assert_no_litter(names)
