@@ -14,7 +14,8 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format parity fuzz bench docs lessons clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity fuzz bench \
+	cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -75,7 +76,7 @@ platforms: ## type-check the Rust code for Windows and macOS
 	CC_aarch64_apple_darwin=true AR_aarch64_apple_darwin=true \
 		$(CARGO) check --target aarch64-apple-darwin --workspace --locked
 
-lint: lint-rust lint-python ## formatting, clippy, crates, ruff, types, stubs, import rules
+lint: lint-rust lint-python site ## formatting, clippy, crates, ruff, types, stubs, import rules, the site
 
 lint-rust:
 	$(CARGO) fmt --all --check
@@ -108,6 +109,10 @@ format: $(VENV)/.dev ## rewrite the sources as lint wants them
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
+stubs: $(VENV)/.dev ## copy the docstrings of the compiled module to _core.pyi
+	$(BIN)/python rust/python/stub_docs.py
+	$(RUN) ruff format --quiet python/bpe_llama/_core.pyi
+
 parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a peer or its data is missing
 	BPE_LLAMA_REQUIRE_DATA=1 BPE_LLAMA_FULL=1 $(RUN) pytest tests/parity tests/model
 
@@ -123,16 +128,29 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 		-max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=../../tests/fuzz/regressions/$*/
 	-rmdir tests/fuzz/regressions/$* tests/fuzz/regressions 2>/dev/null
 
-bench: $(VENV)/.bench ## every table of the README; the peers run side by side
+bench: $(VENV)/.bench ## the tables of docs/benchmarks.md; the peers run side by side
 	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done
+
+# The package's wheel, and the small ones that a machine with torch for CUDA may lack; all small enough to be carried.
+CUDA_WHEELS ?= dist/cuda
+cuda-wheel: $(VENV)/.dev ## build the wheels that `make cuda` installs, into dist/cuda
+	rm -rf $(CUDA_WHEELS)
+	$(RUN) maturin build --release --locked --strip --out $(CUDA_WHEELS)
+	$(RUN) pip download --quiet --no-deps --only-binary=:all: --dest $(CUDA_WHEELS) gguf==0.19.0 torchao==0.18.0 rich==15.0.0
+
+# Needs no environment of its own: $(PYTHON) has torch for CUDA. STEPS names some; OUT is the folder of the logs.
+cuda: ## check everything on a CUDA GPU within nine minutes (CUDA_WHEELS, OUT, STEPS)
+	$(PYTHON) bench/cuda/check.py --wheels $(CUDA_WHEELS) $(STEPS)
 
 lessons: $(VENV)/.dev ## execute docs/learn: its pages' outputs, pictures and notebooks anew (NAMES="positions lora")
 	$(RUN) tests.lessons $(NAMES)
 
-docs: $(VENV)/.dev ## build the site into site/, the Rust documentation in site/rust; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build
+docs: site ## build the site into site/, the Rust documentation in site/rust; warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CRATES) --no-deps --locked
 	cp -r $(or $(CARGO_TARGET_DIR),target)/doc site/rust
+
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet
 
 clean: ## remove what was built here
 	rm -rf target dist demo-out site $(VENV)

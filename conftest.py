@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _KERNELS = [
     *(f"python/bpe_llama/model/sampling/{name}.py" for name in ("kernels", "on_cuda")),
     *(f"python/bpe_llama/model/quantization/{name}.py" for name in ("triton_kernels", "triton_matmul")),
-    *(f"python/bpe_llama/model/backends/cuda/{name}.py" for name in ("triton_kernels", "triton_step")),
+    *(f"python/bpe_llama/model/backends/cuda/{name}.py" for name in ("triton_kernels", "triton_step", "wide_layers")),
     *(f"tests/model/{name}.py" for name in ("sampling/interpreted_sampling", "backends/interpreted_triton_step")),
 ]
 collect_ignore = [] if importlib.util.find_spec("triton") else _KERNELS

@@ -52,13 +52,15 @@ def stacked(model: Any, name: str, weight: Any) -> list[int]:
 
 
 def ours(config: dict[str, Any], dtype: str) -> Step:
-    """Return a step of `bpe_llama.model.training`."""
+    """Return a step of `bpe_llama.model.training`, which keeps freed memory, as a run of `train` does."""
     import torch
 
     from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+    from bpe_llama.model.training.memory import keep_freed_memory
     from bpe_llama.model.training.optimizers.adamw import adamw
     from bpe_llama.model.training.step import TensorBatch, batch_loss, gradient_norm
 
+    keep_freed_memory()
     model = LlamaForCausalLM(LlamaConfig(**config)).train()
     draw(model)
     optimizer = adamw(model, learning_rate=1e-3)

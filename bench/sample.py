@@ -2,6 +2,7 @@
 
     python -m bench.sample                 # the table, and bench/results/sample.jsonl
     python -m bench.sample --rounds 5      # quicker, noisier
+    python -m bench.sample --cuda          # the GPU alone, beside the bar
 
 One thread, p = 0.9, T = 0.8; with a GPU, also the torch twin in a CUDA graph. Peers take turns within each round, and
 the best round is reported. torch.logsumexp, one pass over the logits, is the lower bound. Before anything is timed, all
@@ -19,6 +20,7 @@ import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from bench import measure
+from bench.cuda.bars import about, beside_bar, require_cuda
 from bpe_llama import Sampler
 from bpe_llama.model.sampling import sample_logits
 
@@ -134,8 +136,14 @@ def on_cuda(rows: int, dtype: torch.dtype, row: np.ndarray, rounds: int) -> dict
     for name, job in samplers.items():
         job()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            job()
+        try:
+            with torch.cuda.graph(graph):
+                job()
+        except RuntimeError as error:
+            if name == "bpe_llama":
+                raise
+            print(f"{name} cannot be captured: {str(error).splitlines()[0]}")
+            continue
 
         def replay(graph: torch.cuda.CUDAGraph = graph) -> None:
             for _ in range(100):
@@ -147,11 +155,30 @@ def on_cuda(rows: int, dtype: torch.dtype, row: np.ndarray, rounds: int) -> dict
     return {"job": f"cuda, {rows} x {len(row):,} {str(dtype).removeprefix('torch.')}", "times": times}
 
 
+def print_graphs(rounds: int) -> list[dict[str, Any]]:
+    """Print and return the times of the sampler's CUDA graphs, microseconds a step."""
+    graphs = []
+    for size in (1, 64):
+        for dtype in (torch.bfloat16, torch.float32):
+            graphs.append(on_cuda(size, dtype, flat_row(128_256), rounds))
+            _, *others = (f"{name} {best:.0f}us" for name, (best, _) in graphs[-1]["times"].items())
+            said = beside_bar(graphs[-1]["times"]["bpe_llama"][0], "sampler")
+            print(f"{graphs[-1]['job']}: {', '.join([said, *others])}", flush=True)
+    return graphs
+
+
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--cuda", action="store_true", help="only the sampler's CUDA graphs")
+    chosen = parser.parse_args()
+    rounds = chosen.rounds
     torch.set_num_threads(1)
+    if chosen.cuda:
+        require_cuda("cuda")
+        print(about("cuda"))
+        print_graphs(rounds)
+        return
     results = []
     for vocab_size in (1_024, 49_152, 128_256):
         for kind, make in (("real", real_row), ("flat", flat_row)):
@@ -171,12 +198,9 @@ def main() -> None:
         print(f"| {result['job']} | " + " | ".join(cells) + " |")
     one, two = (together["times"][f"{n} threads"][0] for n in (1, 2))
     print(f"\n{together['job']}: {one:,.0f} us on one thread, {two:,.0f} on two: {one / two:.2f}x")
-    graphs = []
+    graphs: list[dict[str, Any]] = []
     if torch.cuda.is_available():
-        for size in (1, 64):
-            for dtype in (torch.bfloat16, torch.float32):
-                graphs.append(on_cuda(size, dtype, flat_row(128_256), rounds))
-                print(f"{graphs[-1]['job']}: {graphs[-1]['times']}")
+        graphs = print_graphs(rounds)
     else:
         print("No CUDA device: the table omits batches of 1 and 64 rows on a GPU.")
 

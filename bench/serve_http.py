@@ -10,10 +10,12 @@ to a fixed number of new tokens. With shared prompts all requests begin with the
 | transformers | ``transformers serve`` |
 | plain | FastAPI around transformers' ``generate``, one request at a time |
 
-A server that cannot be started is named, with the reason, and left out. Prompts of all servers have the same text;
-tokens are counted by our tokenizer, so that servers are compared by the text they produce.
+All servers run at once and are asked in turn, so that a busy machine is busy for all; only one works at a time. The
+medians of the rounds are shown. A server that cannot be started, or fails, is named with the reason and left out.
+Prompts of all servers have the same text, which no earlier request had; tokens are counted by our tokenizer, so that
+servers are compared by the text they produce.
 
-python -m bench.serve_http --requests 32 --tokens 32
+python -m bench.serve_http --requests 32 --tokens 32 --rounds 3
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,6 +93,7 @@ class Server:
     url: str
     path: str = "/v1/completions"
     extra: tuple[tuple[str, Any], ...] = ()
+    pid: int = 0
 
     def body(self, prompt: str, tokens: int) -> dict[str, Any]:
         """Return a request of one prompt."""
@@ -160,7 +164,7 @@ def bpe_llama(folder: Path, gguf: Path, threads: int) -> Iterator[Server]:
     """Run ours."""
     command = [sys.executable, "-m", "bpe_llama.cli", "serve", str(gguf), "--port", "0", "--slots", "32"]
     with process([*command, "--threads", str(threads)]) as started:
-        yield Server(first_line(started), extra=(("ignore_eos", True),))
+        yield Server(first_line(started), extra=(("ignore_eos", True),), pid=started.pid)
 
 
 @contextlib.contextmanager
@@ -206,16 +210,16 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def prompts(count: int, shared: bool, words: int) -> list[str]:
-    """Return prompts of about so many words, which begin alike or differ from the first word on."""
+def prompts(numbers: Sequence[int], shared: bool, words: int) -> list[str]:
+    """Return a prompt of about so many words for each number; they begin alike or differ from the first word on."""
     long = STORY * (words // len(STORY.split()) + 1)
-    return [f"{long} Ship number {i} was" if shared else f"Night {i}. {long}"[: len(long)] for i in range(count)]
+    return [f"{long} Ship number {i} was" if shared else f"Night {i}. {long}"[: len(long)] for i in numbers]
 
 
-def ask(client: httpx.Client, server: Server, prompt: str, tokens: int) -> tuple[float, str]:
+def ask(client: httpx.Client, server: Server, prompt: str, tokens: int, **options: Any) -> tuple[float, str]:
     """Return the seconds to the first text, and the whole text."""
     start, first, parts = time.perf_counter(), 0.0, []
-    with client.stream("POST", server.path, json=server.body(prompt, tokens)) as response:
+    with client.stream("POST", server.path, json=server.body(prompt, tokens) | options) as response:
         if response.status_code != 200:
             raise RuntimeError(f"status {response.status_code}: {response.read()[:300]!r}")
         for line in response.iter_lines():
@@ -246,6 +250,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=32, help="per number of clients; 1 client sends a quarter")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--words", type=int, default=200, help="of a prompt")
     parser.add_argument("--servers", nargs="+", choices=list(SERVERS), default=list(SERVERS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -256,23 +261,37 @@ def main() -> None:
         folder = Path(scratch) / "smollm2"
         if {"transformers", "plain"} & set(args.servers):
             write_folder(gguf, folder)
+        found: dict[tuple[bool, int, str], list[Result]] = {}
+        with contextlib.ExitStack() as stack:
+            servers: dict[str, Server] = {}
+            for name in args.servers:
+                with leave_out(name, servers):
+                    servers[name] = stack.enter_context(SERVERS[name](folder, gguf, args.threads))
+            asked = 0
+            for _, shared, clients in product(range(args.rounds), (False, True), args.clients):
+                count = max(args.requests if clients > 1 else args.requests // 4, 1)
+                texts = prompts(range(asked, asked + count), shared, args.words)
+                asked += count
+                for name, server in list(servers.items()):
+                    with leave_out(name, servers):
+                        result = load(server, clients, texts, args.tokens, tokenizer)
+                        found.setdefault((shared, clients, name), []).append(result)
+                        print(f"{name:<14}{'shared' if shared else 'own':<8}{clients:>4} clients: {result}", flush=True)
         print(f"{'server':<14}{'prompts':<10}{'clients':>8}{'requests/s':>12}{'tokens/s':>10}{'first token':>13}")
-        for name in args.servers:
-            try:
-                with SERVERS[name](folder, gguf, args.threads) as server:
-                    for shared in (False, True):
-                        for clients in args.clients:
-                            count = max(args.requests if clients > 1 else args.requests // 4, 1)
-                            texts = prompts(count, shared, args.words)
-                            found = load(server, clients, texts, args.tokens, tokenizer)
-                            kind = "shared" if shared else "own"
-                            print(
-                                f"{name:<14}{kind:<10}{clients:>8}{found.requests:>12.2f}{found.tokens:>10.1f}"
-                                f"{found.first:>11.3f} s",
-                                flush=True,
-                            )
-            except (RuntimeError, OSError, httpx.HTTPError, data.DataUnavailable) as error:
-                print(f"{name:<14}left out: {error}", flush=True)
+        for (shared, clients, name), results in sorted(found.items()):
+            rates = [median(getattr(result, field) for result in results) for field in ("requests", "tokens", "first")]
+            kind = "shared" if shared else "own"
+            print(f"{name:<14}{kind:<10}{clients:>8}{rates[0]:>12.2f}{rates[1]:>10.1f}{rates[2]:>11.3f} s")
+
+
+@contextlib.contextmanager
+def leave_out(name: str, servers: dict[str, Server]) -> Iterator[None]:
+    """Take a server out of the comparison, and say why, if the block fails."""
+    try:
+        yield
+    except (RuntimeError, OSError, httpx.HTTPError, data.DataUnavailable) as error:
+        servers.pop(name, None)
+        print(f"{name:<14}left out: {error}", flush=True)
 
 
 def write_folder(gguf: Path, folder: Path) -> None:

@@ -28,6 +28,8 @@ from bpe_llama.model import LlamaForCausalLM, TextGenerator
 
 PROMPTS = [f"{STORY * (i % 3)}Night {i}. The" for i in range(12)]
 TOKENS = (4, 16, 48)
+KINDS = {"whole": 5, "stream": 5, "structured": 2, "cancel": 3, "vanish": 2, "broken": 2, "oversized": 1}
+"""The requests of a client, with their weights."""
 BROKEN = (
     b"{",
     b'{"prompt": 5}',
@@ -59,9 +61,7 @@ class Soak:
         draw = random.Random(self.seed * 1000 + number)
         with httpx.Client(base_url=self.url, timeout=300) as client:
             while not self.stop.is_set():
-                kind = draw.choices(("whole", "stream", "cancel", "vanish", "broken", "oversized"), (5, 5, 3, 2, 2, 1))[
-                    0
-                ]
+                (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
                 try:
                     getattr(self, kind)(client, draw)
                 except httpx.HTTPError as error:
@@ -94,6 +94,14 @@ class Soak:
                 if line.startswith("data: {"):
                     text += json.loads(line[6:])["choices"][0]["text"]
             self.check(response.status_code, text, expected)
+
+    def structured(self, client: httpx.Client, draw: random.Random) -> None:
+        """Ask for one of several numbers, by more grammars than the server keeps."""
+        body, _ = self.body(draw)
+        choice = [str(draw.randrange(200)), "none"]
+        response = client.post("/v1/completions", json=body | {"structured_outputs": {"choice": choice}})
+        text = response.json()["choices"][0]["text"] if response.status_code == 200 else response.text
+        self.check(response.status_code, text, text if text in choice else str(choice))
 
     def cancel(self, client: httpx.Client, draw: random.Random) -> None:
         """Close a stream after a few events."""
@@ -155,6 +163,9 @@ def main() -> int:
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < args.minutes * 60 and server.poll() is None:
             memory.append((passed, resident_bytes(server.pid)))
+            if len(memory) % 10 == 1:
+                size, seen = memory[-1][1] >> 20, sum(soak.seen.values())
+                print(f"{passed:7.0f} s: {size} MiB, {seen} requests, {len(soak.wrong)} wrong", flush=True)
             time.sleep(max(args.minutes * 60 / 200, 0.2))
         soak.stop.set()
         for thread in threads:
@@ -167,7 +178,10 @@ def main() -> int:
         before, after = max(settled[:tenth]), max(settled[-tenth:])
         growth = after / before - 1
         print(f"requests: {dict(soak.seen)}")
-        print(f"memory: {before >> 20} MiB after a fifth of the time, {after >> 20} MiB at the end ({growth:+.1%})")
+        print(
+            f"memory: {memory[0][1] >> 20} MiB at the start, {before >> 20} MiB after a fifth of the time, "
+            f"{after >> 20} MiB at the end ({growth:+.1%})"
+        )
         print(f"choices left: {left}; wrong answers: {len(soak.wrong)}")
         for line in soak.wrong[:10]:
             print(f"  {line}")

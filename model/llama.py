@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from bpe_llama._arguments import instance
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
@@ -32,6 +33,11 @@ from bpe_llama.model.layers.rope import (
     rotations_of_layers,
 )
 from bpe_llama.model.pretrained import Pretrained, check_ids
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerateKeywords
 
 
 class DecoderLayer(nn.Module):
@@ -212,6 +218,8 @@ class LlamaForCausalLM(Pretrained):
             ValueError: If shapes do not fit, an id or label is outside the vocabulary, the cache is full, or there are
                 both a cache and `document_ids`.
         """
+        if labels is not None:
+            instance("labels", labels, Tensor, "a tensor, (batch, length)")
         hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values, document_ids)
         logits_BTV = self.logits(hidden_BTD[:, -logits_to_keep:] if logits_to_keep else hidden_BTD)
         loss = None
@@ -249,18 +257,34 @@ class LlamaForCausalLM(Pretrained):
         """
         with training_products():
             hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)
-            labels = labels_within_documents(labels, document_ids)
-            loss = chunked_next_token_loss(
+        labels = labels_within_documents(labels, document_ids)
+        loss = self.loss_of_hidden(
+            hidden_BTD, labels, chunk_size, num_items_in_batch, label_smoothing=label_smoothing, z_loss=z_loss
+        )
+        return self._with_routing(loss, labels, attention_mask, num_items_in_batch)
+
+    def loss_of_hidden(
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor,
+        chunk_size: int | None = None,
+        num_items_in_batch: int | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> Tensor:
+        """Return `chunked_next_token_loss` of normalized hidden states and this model's head and logits, float32."""
+        with training_products():
+            return chunked_next_token_loss(
                 hidden_BTD,
                 self.lm_head,
-                labels,
+                labels_BT,
                 chunk_size,
                 num_items_in_batch,
                 finish=self.finish,
                 label_smoothing=label_smoothing,
                 z_loss=z_loss,
             )
-        return self._with_routing(loss, labels, attention_mask, num_items_in_batch)
 
     def _with_routing(
         self, loss: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items_in_batch: int | None
@@ -274,8 +298,16 @@ class LlamaForCausalLM(Pretrained):
             return loss + routing
         return loss
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """Return prompts and generated ids, int64 (B, T + new); see `bpe_llama.model.generation.generate`."""
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Unpack[GenerateKeywords]
+    ) -> Tensor:
+        """Return prompts and generated ids, int64 (B, T + new); see `bpe_llama.model.generation.generate`.
+
+        Args:
+            input_ids: int64 (B, T), rows padded on the left.
+            attention_mask: (B, T), zero where a row is padded.
+            **options: Those of that function, such as ``max_new_tokens``, ``temperature``, ``top_p``, ``num_beams``.
+        """
         from bpe_llama.model.generation.generate import generate
 
         return generate(self, input_ids, attention_mask, **options)

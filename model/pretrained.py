@@ -5,15 +5,18 @@ Shapes: ``B`` batch, ``T`` length, ``N`` heads.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._hub.fetching import HUB_OPTIONS, local_path
+from bpe_llama._arguments import check_keywords, instance, integer, keywords_of
+from bpe_llama._arguments import path as checked_path
+from bpe_llama._hub.fetching import HUB_OPTIONS, HubOptions, local_path
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import check_memory, resolve_device, resolve_dtype
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import backend_named, recording
@@ -21,7 +24,28 @@ from bpe_llama.model.layers.moe import SumOverRanks
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import RotaryEmbedding
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Model = TypeVar("Model", bound="Pretrained")
+
+
+class LoaderOptions(TypedDict, total=False):
+    """Further options of `bpe_llama.model.checkpoints.load`.
+
+    Attributes:
+        progress: Called after each tensor with the tensors read so far and their total.
+        check: Called with the model on the meta device and its device, before memory is allocated.
+        num_labels: The number of labels of a classifier instead of the config's.
+    """
+
+    progress: Callable[[int, int], None] | None
+    check: Callable[[Pretrained, torch.device], None] | None
+    num_labels: int | None
+
+
+class PretrainedOptions(HubOptions, LoaderOptions, total=False):
+    """The options of `Pretrained.from_pretrained`: those of a repository, and those of the loader."""
 
 
 class Pretrained(nn.Module):
@@ -32,6 +56,9 @@ class Pretrained(nn.Module):
         device: Device of the weights, by default torch's default device; ``meta`` allocates nothing.
         dtype: Dtype of the weights, by default torch's default dtype.
         seed: Seed of the initialization, which does not use torch's global generator.
+
+    Raises:
+        ValueError: If the weights exceed the device's free memory.
     """
 
     over_ranks: SumOverRanks | None = None
@@ -44,18 +71,24 @@ class Pretrained(nn.Module):
         config: LlamaConfig,
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        device = torch.get_default_device() if device is None else torch.device(device)
+        instance("config", config, LlamaConfig, "a LlamaConfig; from_pretrained takes a path")
+        integer("seed", seed)
+        device = torch.get_default_device() if device is None else resolve_device(device)
+        dtype = torch.get_default_dtype() if dtype is None else resolve_dtype(dtype)
         with torch.device("meta"):  # torch's own initialization would use the global generator
             self.build(config)
         self.config = config
         self.generation_config = GenerationConfig()
-        self.to(dtype or torch.get_default_dtype())
+        self.to(dtype)
         self.tie_weights()
         if device.type != "meta":
+            size = sum({id(weight): weight.nbytes for weight in self.parameters()}.values())
+            what = f"a model with weights in {str(self.dtype).removeprefix('torch.')}"
+            check_memory(size, device, what, "use a dtype of fewer bits, or a smaller model")
             self.allocate(device)
             self.reset_parameters(seed)
 
@@ -248,6 +281,7 @@ class Pretrained(nn.Module):
 
         Less memory, more time.
         """
+        integer("every", every, 1)
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = every if enable else 0  # type: ignore[assignment]
@@ -258,7 +292,7 @@ class Pretrained(nn.Module):
         path: str | Path,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
-        **options: Any,
+        **options: Unpack[PretrainedOptions],
     ) -> Model:
         """Return the model of a path or of a repository on the Hugging Face Hub, in evaluation mode.
 
@@ -269,7 +303,7 @@ class Pretrained(nn.Module):
             dtype: ``"auto"`` is the checkpoint's.
             device: ``"auto"`` is CUDA if available, else the CPU.
             **options: For a repository ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``,
-                as in transformers. Others are the loader's: see `bpe_llama.model.checkpoints.load`.
+                as in transformers; and ``progress``, ``check`` and ``num_labels``: see `LoaderOptions`.
 
         Of a repository the config and the weights in one format are fetched, safetensors before others.
 
@@ -280,8 +314,10 @@ class Pretrained(nn.Module):
         from bpe_llama.model.checkpoints import load  # loaders import models
         from bpe_llama.model.checkpoints.hub_files import needed_files
 
-        hub: Any = {name: options.pop(name) for name in HUB_OPTIONS & options.keys()}
-        return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **options)
+        check_keywords("from_pretrained", options, keywords_of(PretrainedOptions))
+        hub: Any = {name: value for name, value in options.items() if name in HUB_OPTIONS}
+        own: Any = {name: value for name, value in options.items() if name not in HUB_OPTIONS}
+        return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **own)
 
     def save_pretrained(self, folder: str | Path, portable: bool = True) -> None:
         """Write config, generation config and weights into a folder; see `checkpoints.huggingface.save`.
@@ -305,7 +341,7 @@ class Pretrained(nn.Module):
         """
         from bpe_llama.model.checkpoints.huggingface import save
 
-        save(self, folder, portable)
+        save(self, checked_path("folder", folder), portable)
 
 
 def _is_head(module: nn.Module | None) -> bool:
@@ -343,6 +379,7 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:
         ValueError: If ``input_ids`` is not two-dimensional or is empty, or an id is outside the vocabulary.
         TypeError: If the dtype is not an integer type.
     """
+    instance("input_ids", input_ids, Tensor, "a tensor of ids, (batch, length)")
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
     if input_ids.is_floating_point():

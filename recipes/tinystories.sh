@@ -36,4 +36,4 @@ bpe-llama pretrain "$out/shards" --tokenizer "$out/tokenizer.json" --out "$out/r
 
 # 4. Another format, and a story.
 bpe-llama convert "$out/run/model" "$out/model.gguf"
-bpe-llama generate 'Once upon a time' --model "$out/model.gguf"
+bpe-llama generate 'Once upon a time' --model "$out/model.gguf" --seed 0

@@ -1,7 +1,7 @@
 """The lessons of docs/learn: their notebooks, how they are executed, and what they print and draw.
 
 ``python -m tests.lessons NAME ...`` brings what belongs to a lesson up to date after its page was edited: the expected
-output in the page, the notebook and the pictures.
+output in the page, the notebook and the pictures. Lessons of `LONGER` take minutes.
 """
 
 from __future__ import annotations
@@ -27,27 +27,37 @@ FOLDER = Path(__file__).parents[1] / "docs" / "learn"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.stem != "index")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-# A code block, and the output that is expected of it: where that is measured, only its words are.
+LONGER = {"from-scratch": ("steps = 40\n", "steps = 2000\n")}
+"""Lessons that show a longer run than the one that is tested, and the line that makes it longer."""
+
+# A code block, and the output that is expected of it. If that is measured, only its words are; if it varies, only that
+# there is some.
 _BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n"
-    r"(?:\n(?P<measured><!-- measured: [^\n]+ -->\n)?```text\n(?P<output>.*?)^```\n)?",
+    r"(?:\n(?P<mark><!-- (?:measured|varies): [^\n]+ -->\n)?```text\n(?P<output>.*?)^```\n)?",
     re.DOTALL | re.MULTILINE,
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 class Block(NamedTuple):
-    """A code block of a page: its code, the output that the page shows, and whether figures in that are measured."""
+    """A code block of a page: its code, the output that the page shows, and the comment that stands above that."""
 
     code: str
     output: str
-    measured: bool
+    mark: str
+
+    def prints(self, text: str) -> bool:
+        """Return whether the text that the code printed is what the page shows."""
+        if "varies:" in self.mark:
+            return bool(text)
+        return same_output(self.output, text, measured=bool(self.mark))
 
 
 def blocks_of(page: Path) -> list[Block]:
     """Return the Python blocks of a page, in order."""
     found = _BLOCK.finditer(page.read_text("utf-8"))
-    return [Block(match["code"], match["output"] or "", bool(match["measured"])) for match in found]
+    return [Block(match["code"], match["output"] or "", match["mark"] or "") for match in found]
 
 
 def pictures_of(page: Path) -> set[str]:
@@ -86,8 +96,10 @@ def prepare(page: Path, folder: Path, fetch: Callable[..., Any]) -> None:
             fetch(data.vocabulary, name)  # found in the cache by its name
 
 
-def execute(page: Path, folder: Path) -> list[str]:
+def execute(page: Path, folder: Path, longer: bool = False) -> list[str]:
     """Execute the page's notebook in a folder and return what each code cell printed.
+
+    With ``longer``, lessons of `LONGER` run as long as their pages show.
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell fails.
@@ -97,7 +109,12 @@ def execute(page: Path, folder: Path) -> list[str]:
     drawing = {"MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
     environment = {**os.environ, **quiet, **drawing, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     notebook = notebook_of(page)
-    client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}})
+    timeout: int | None = 200
+    if longer and page.stem in LONGER:
+        for cell in notebook.cells:
+            cell.source = f"{cell.source}\n".replace(*LONGER[page.stem])
+        timeout = None
+    client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(folder)}})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the event loop of Jupyter's client
         client.execute(env=environment)
@@ -140,7 +157,7 @@ def update(page: Path, printed: list[str], folder: Path) -> None:
 
     def with_output(match: re.Match[str]) -> str:
         code, output = f"```python\n{match['code']}```\n", next(outputs)
-        return code + (f"\n{match['measured'] or ''}```text\n{output.rstrip()}\n```\n" if output else "")
+        return code + (f"\n{match['mark'] or ''}```text\n{output.rstrip()}\n```\n" if output else "")
 
     page.write_text(_BLOCK.sub(with_output, page.read_text("utf-8")), "utf-8")
     page.with_suffix(".ipynb").write_text(notebook_text(page), "utf-8")
@@ -155,7 +172,7 @@ def main(names: list[str]) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             prepare(page, Path(folder), lambda function, *arguments: function(*arguments))
-            update(page, execute(page, Path(folder)), Path(folder))
+            update(page, execute(page, Path(folder), longer=True), Path(folder))
 
 
 if __name__ == "__main__":

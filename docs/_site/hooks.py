@@ -13,6 +13,7 @@ from typer.main import get_command
 ROOT = Path(__file__).parents[2]
 COMMANDS_HERE = "<!-- commands -->"
 _NO_MARKUP, _ESCAPED = re.compile(r"[<\[]"), r"\\\g<0>"  # neither a tag nor a link
+_TYPE = re.compile(r"<(?:list\[)?(\w+)\]?>")  # of an option's value, as typer writes it
 _LINK = re.compile(r"(\]\()(\.\.?/[^)#\s]+)")
 
 
@@ -37,8 +38,8 @@ def _commands() -> Iterator[str]:
     from bpe_llama.cli.model_commands import MODEL_COMMANDS
     from bpe_llama.model.cli import app as model_app
 
-    commands = {**get_command(app).commands, **get_command(model_app).commands}  # type: ignore[attr-defined]
-    for name in [*(name for name in get_command(app).commands if name not in MODEL_COMMANDS), *MODEL_COMMANDS]:  # type: ignore[attr-defined]
+    commands = {**get_command(app).commands, **get_command(model_app).commands}
+    for name in [*(name for name in get_command(app).commands if name not in MODEL_COMMANDS), *MODEL_COMMANDS]:
         yield from _command(name, commands[name])
 
 
@@ -55,6 +56,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
         record = parameter.get_help_record(context)
         if record:
             names, text = (_text(cell).replace("|", r"\|") for cell in record)
+            names = _TYPE.sub(lambda found: found[1].upper(), names)
             yield f"| `{names}` | {_NO_MARKUP.sub(_ESCAPED, text)} |"
     yield ""
 

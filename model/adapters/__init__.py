@@ -2,6 +2,7 @@
 
 | file | what it does |
 |---|---|
+| `arguments` | the arguments of the public functions, checked |
 | `config` | reads ``adapter_config.json``; refuses fields that are not honoured |
 | `layers` | computes the adapted layers |
 | `files` | reads and writes an adapter's tensors, and checks them against a model |

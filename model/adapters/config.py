@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._files import read_json_object
+
 CONFIG = "adapter_config.json"
 DEFAULT_TARGETS = ("q_proj", "v_proj")
 """peft's default target modules of LLaMA, Mistral and Mixtral, if ``target_modules`` is null."""
@@ -129,7 +131,7 @@ class AdapterConfig:
         """
         source = folder / CONFIG
         try:
-            described = json.loads(source.read_text(encoding="utf-8"))
+            described = read_json_object(source)
             kind = described["peft_type"]
             missing = [name for name in ("r", "lora_alpha") if described[name] is None]
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bpe_llama._files import atomic_write, write_text
+from bpe_llama._files import write_text
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
@@ -25,6 +23,8 @@ from bpe_llama.model.adapters.layers import (
     base_modules,
     is_linear,
 )
+from bpe_llama.model.checkpoints.tensor_files import read_all
+from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -66,17 +66,15 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
         source = folder / PICKLED
     if not source.is_file():
         raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {PICKLED}")
-    try:
-        if source.name == WEIGHTS:
-            tensors = load_file(source)
-        else:
+    if source.name == WEIGHTS:
+        tensors = read_all(source)
+    else:
+        try:
             tensors = dict(torch.load(source, map_location="cpu", weights_only=True))
-    except SafetensorError as error:
-        raise ValueError(f"{source}: damaged or not a safetensors file ({error})") from error
-    except Exception as error:
-        if isinstance(error, OSError):
+        except OSError:
             raise
-        raise ValueError(f"{source}: damaged, or holds more than tensors ({error!r:.200})") from error
+        except Exception as error:  # of torch's unpickler
+            raise ValueError(f"{source}: damaged, or holds more than tensors ({error!r:.200})") from error
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -373,8 +371,7 @@ def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base
         for key, tensor in {**part.update, **own}.items():
             tensors[f"{PREFIX}{path}.{key}"] = tensor.detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     write_text(folder / CONFIG, config.to_json(base))
 
 

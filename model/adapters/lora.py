@@ -15,7 +15,6 @@ Example:
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._arguments import iterator, string
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._hub.fetching import local_path
 from bpe_llama.model.adapters import files, inject, weighted
+from bpe_llama.model.adapters.arguments import AdapterFields, check_fused, check_module, check_new, target_names
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.files import WEIGHTS, ModuleTensors
 from bpe_llama.model.adapters.layers import (
@@ -80,7 +82,7 @@ def add(
     name: str = "default",
     dropout: float = 0.0,
     seed: int = 0,
-    **fields: Any,
+    **fields: Unpack[AdapterFields],
 ) -> AnyModel:
     """Add a new adapter to the model, activate it, freeze all other weights, and return the model.
 
@@ -103,15 +105,15 @@ def add(
         UserWarning: If a target is also the name of weights of all experts in one tensor, which are not adapted.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If a field is not honoured or out of range, the name is taken or contains a dot, or no layer
             matches. The model is then unchanged.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not 0 <= dropout < 1:
-        raise ValueError(f"rank is {rank} and dropout {dropout}; expected at least 1, and a number in [0, 1)")
+    check_new(model, name, rank, alpha, dropout, seed, fields)
     _check_name(model, name)
     bases = dict(base_modules(model))
-    targets: str | list[str] = target_modules if isinstance(target_modules, str) else sorted(target_modules)
-    _check_fused(targets, bases, fused_weights(model))
+    targets = target_names(target_modules)
+    check_fused(targets, bases, fused_weights(model))
     if isinstance(targets, list):  # only names that the model has are saved
         targets = [last for last in targets if any(f".{path}".endswith(f".{last}") for path in bases)] or targets
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
@@ -129,25 +131,6 @@ def add(
     return model
 
 
-def _check_fused(targets: str | list[str], bases: Mapping[str, nn.Module], weights: list[str]) -> None:
-    """Refuse a name that only weights of all experts in one tensor have; warn if linear layers have it, too."""
-    for name in [targets] if isinstance(targets, str) else targets:
-        named = AdapterConfig(target_modules=name if isinstance(targets, str) else (name,))
-        found = [path for path in weights if named.targets(path)]
-        if found and not files.targeted(named, bases):
-            raise ValueError(
-                f"target_modules names {name}, but {found[0]} has the weights of all experts in one tensor, which is "
-                "not adapted; expected names of linear layers"
-            )
-        if found:
-            warnings.warn(
-                f"target_modules names {name}: {found[0]} and {len(found) - 1} others have the weights of all experts "
-                "in one tensor, and are not adapted, as in peft",
-                UserWarning,
-                stacklevel=3,
-            )
-
-
 def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None) -> None:
     """Activate these adapters and no others: their updates add up, and only they are trained.
 
@@ -161,11 +144,14 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
             not one weight for each.
     """
     known = _names(model)
+    for name in names:
+        string("a name of an adapter", name)
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"no adapter is named {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
     if len(set(names)) < len(names):
         raise ValueError(f"adapters {', '.join(names)} are given; expected each once")
+    weights = None if weights is None else list(iterator("weights", weights, "a list of numbers"))
     if weights is not None and (len(weights) != len(names) or not all(map(math.isfinite, weights))):
         raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {len(names)} adapters")
     layers = dict(adapted_layers(model))
@@ -191,6 +177,7 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
 
 def remove(model: AnyModel) -> AnyModel:
     """Remove all adapters and return the model; merged weights stay merged."""
+    check_module(model)
     for path, layer in reversed(list(adapted_layers(model))):
         parent, last = parent_of(model, path)
         setattr(parent, last, layer.base_layer)
@@ -200,6 +187,7 @@ def remove(model: AnyModel) -> AnyModel:
 
 def names(model: nn.Module) -> list[str]:
     """Return the sorted names of the model's adapters."""
+    check_module(model)
     return sorted({name for _, layer in adapted_layers(model) for name in layer.names()})
 
 
@@ -219,7 +207,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", base: str 
         ValueError: If there is no such adapter.
     """
     _check_known(model, name)
-    files.write(model, Path(folder), name, _configs(model)[name], base)
+    files.write(model, checked_path("folder", folder), name, _configs(model)[name], base)
 
 
 def load(model: AnyModel, folder: str | Path, name: str = "default", **hub: Unpack[HubOptions]) -> AnyModel:
@@ -238,6 +226,7 @@ def load(model: AnyModel, folder: str | Path, name: str = "default", **hub: Unpa
         ValueError: If a file is damaged, a field of the config is not honoured, or the adapter does not fit the model;
             it names the file, the field or tensor, and the expectation. The model is then unchanged.
     """
+    check_module(model)
     folder = local_path(folder, files.needed_files, **hub)
     config, parts = _read(model, folder)
     _check_name(model, name)
@@ -255,7 +244,7 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     """
     _check_known(model, name)
     own = _tensors(files.stored_parts(model, name))
-    config, parts = _read(model, Path(folder))
+    config, parts = _read(model, checked_path("folder", folder))
     scales = {path: layer.adapter(name).scale for path, layer in adapted_layers(model) if name in layer.adapters}
     found = _tensors(parts)
     wrong = sorted({path for path, _ in found.keys() ^ own.keys()})
@@ -306,7 +295,7 @@ def add_weighted_adapter(
     Raises:
         ValueError: If an adapter is unknown or not plain LoRA, the name is taken, or the combination type is unknown.
     """
-    for name in adapters:
+    for name in iterator("adapters", adapters, "a list of names"):
         _check_known(model, name)
     _check_name(model, adapter_name)
     if combination_type not in weighted.KINDS:
@@ -393,7 +382,7 @@ def _check_known(model: nn.Module, name: str) -> None:
 
 
 def _check_name(model: nn.Module, name: str) -> None:
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
+    if not string("name", name) or "." in name or hasattr(nn.ModuleDict, name):
         raise ValueError(f"an adapter cannot be named {name!r}: a dot, or a method of ModuleDict")
     if name in names(model):
         raise ValueError(f"an adapter named {name!r} exists already")

@@ -1,8 +1,8 @@
-"""Which code runs the forward pass of a step: the CPU decoder, or the modules of `llama.py`."""
+"""Which code runs the forward pass of a step: the CPU decoder, CUDA graphs, or the modules of `llama.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import Any, Protocol
 
@@ -11,8 +11,13 @@ from torch import Tensor
 
 from bpe_llama.model.backends.cpu.decoder import CpuDecoder
 from bpe_llama.model.backends.cpu.dispatch import can_decode, decoder_serves
+from bpe_llama.model.backends.cuda.decoder import CudaDecoder
+from bpe_llama.model.backends.cuda.dispatch import unsupported_by_engine
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
+
+GRAPH_DEVICES = ("cuda",)
+"""Devices on which an engine runs `CudaDecoder`."""
 
 
 class Forward(Protocol):
@@ -43,28 +48,52 @@ def decoder_for(model: LlamaForCausalLM, previous: CpuDecoder | None = None) -> 
     return previous
 
 
-def forward_for(model: LlamaForCausalLM, cache: KVCache, decoder: CpuDecoder | None) -> Forward:
+def forward_for(
+    model: LlamaForCausalLM, cache: KVCache, decoder: CpuDecoder | None, graphs: CudaDecoder | None = None
+) -> Forward:
     """Return what runs a model over this form of cache."""
-    if decoder is not None and type(cache) is KVCache:
+    if decoder is not None and graphs is None and type(cache) is KVCache:
         return decoder
-    return _ByLength(model, decoder)
+    return _ByLength(model, decoder, graphs)
 
 
 class Refreshed:
-    """The forward pass of a model that may change: other weights, adapters or layers."""
+    """The forward pass of a model that may change: other weights, adapters or layers.
 
-    def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
+    Args:
+        model: The model.
+        cache: All slots of the engine.
+        cuda_graph: Whether CUDA graphs may run it.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, cache: KVCache, cuda_graph: bool = True) -> None:
         self.model = model
         self.forward: Forward = forward_for(model, cache, None)
+        self.graphs: CudaDecoder | None = None
+        self._cuda_graph = cuda_graph and model.device.type in GRAPH_DEVICES
         self._decoder: CpuDecoder | None = None
         self._fingerprint: list[object] = []
 
     def refresh(self, cache: KVCache) -> bool:
         """Use the model as it is now, over this form of cache; return whether it changed since the last call."""
         self._decoder = decoder_for(self.model, self._decoder)
-        self.forward = forward_for(self.model, cache, self._decoder)
-        before, self._fingerprint = self._fingerprint, fingerprint_of(self.model)
-        return self._fingerprint != before
+        changed = fingerprint_of(self.model) != self._fingerprint
+        if self._cuda_graph and (changed or self.graphs is None or not self.graphs.serves(cache)):
+            self.graphs, self.forward = None, forward_for(self.model, cache, self._decoder)
+            # The memory of the former is free before the next one takes its own.
+            if unsupported_by_engine(self.model, cache) is None:
+                self.graphs = CudaDecoder(self.model, cache)  # moves weights that share an input side by side
+        if changed:
+            self._fingerprint = fingerprint_of(self.model)
+        self.forward = forward_for(self.model, cache, self._decoder, self.graphs)
+        return changed
+
+    def hidden(self, ids_BT: Tensor, cache: KVCache) -> Tensor:
+        """Return the normalized hidden states of prompts, (B, T, D), and extend the cache."""
+        found = None if self.graphs is None else self.graphs.hidden(ids_BT, cache)
+        if found is None:
+            found = self.model.model(ids_BT, past_key_values=cache)
+        return found
 
 
 class _ByLength:
@@ -72,8 +101,8 @@ class _ByLength:
 
     ragged = False
 
-    def __init__(self, model: LlamaForCausalLM, decoder: CpuDecoder | None) -> None:
-        self.model, self.decoder = model, decoder
+    def __init__(self, model: LlamaForCausalLM, decoder: CpuDecoder | None, graphs: CudaDecoder | None) -> None:
+        self.model, self.decoder, self.graphs = model, decoder, graphs
 
     def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
         runs = [list(run) for _, run in groupby(ids, len)]
@@ -87,6 +116,9 @@ class _ByLength:
         return torch.cat(parts)
 
     def _uniform(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool) -> Tensor:
+        found = None if self.graphs is None else self.graphs(ids, cache, every)
+        if found is not None:
+            return found
         if self.decoder is not None and decoder_serves(cache, len(ids) * len(ids[0]), len(ids[0]), every):
             return self.decoder(ids, cache, every)
         ids_BT = torch.tensor(ids, device=self.model.device)
@@ -95,7 +127,13 @@ class _ByLength:
 
 
 @torch.no_grad()
-def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache: KVCache, chunk: int) -> Tensor:
+def prefill_padded(
+    model: LlamaForCausalLM,
+    prompts: Sequence[list[int]],
+    cache: KVCache,
+    chunk: int,
+    hidden: Callable[[Tensor, KVCache], Tensor] | None = None,
+) -> Tensor:
     """Prefill prompts by the model's modules, and return the logits after each prompt's last id, (B, V).
 
     Rows are padded on the right, so the causal mask alone hides padding. Its keys and values are dropped at the end.
@@ -105,13 +143,14 @@ def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache:
         prompts: Whole prompts; the first ``cache.lengths[0]`` ids of each are in the cache already.
         cache: One slot for each prompt.
         chunk: Prompt tokens of each row per forward pass.
+        hidden: Replaces the modules: `Refreshed.hidden`.
     """
     lengths = [len(prompt) for prompt in prompts]
     ids_BT = torch.tensor([prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]).to(model.device)
     last_BD: Any = None
     for start in range(cache.lengths[0], max(lengths), chunk):
         chunk_BT = ids_BT[:, start : start + chunk]
-        hidden_BTD = model.model(chunk_BT, past_key_values=cache)
+        hidden_BTD = model.model(chunk_BT, past_key_values=cache) if hidden is None else hidden(chunk_BT, cache)
         last_BD = hidden_BTD.new_empty(len(prompts), hidden_BTD.shape[-1]) if last_BD is None else last_BD
         for row, length in enumerate(lengths):
             if start < length <= start + chunk_BT.shape[1]:

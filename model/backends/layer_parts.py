@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -320,7 +320,7 @@ def _is_known(layer: Any) -> bool:
     if _computation_of(layer) not in LAYERS or not _computes(attention, Attention, "positioned", "dropout"):
         return False
     kind = type(attention)
-    known = (ATTENTIONS, PROJECTS, ROTATES, ATTENDS)
+    known: tuple[Collection[Any], ...] = (ATTENTIONS, PROJECTS, ROTATES, ATTENDS)
     methods = (kind.forward, kind.project, kind.rotate, kind.attend)
     if attention.backend is not sdpa or not all(method in table for method, table in zip(methods, known, strict=True)):
         return False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from bpe_llama.model.checkpoints.averaging import average
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.pretrained import Model
+from bpe_llama.model.pretrained import LoaderOptions, Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["average", "load"]
 
@@ -21,7 +24,7 @@ def load(
     model_class: type[Model],
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
-    **options: Any,
+    **options: Unpack[LoaderOptions],
 ) -> Model:
     """Return the model of a folder or file, in evaluation mode.
 
@@ -31,13 +34,13 @@ def load(
         model_class: The class of the result; GGUF, Meta and Mistral files hold causal LMs only.
         dtype: ``"auto"`` is the checkpoint's.
         device: ``"auto"`` is CUDA if available, else the CPU.
-        **options: Options of the format's loader.
+        **options: As `LoaderOptions` documents them; ``num_labels`` for a Hugging Face folder alone.
 
     Raises:
         FileNotFoundError: If ``path`` does not exist, or a folder has no checkpoint.
         ValueError: If the format is unknown, or the file is damaged or of another model class.
     """
-    path = Path(path)
+    path, own = Path(path), cast("dict[str, Any]", options)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
@@ -53,13 +56,13 @@ def load(
         has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
         if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):
             _check_causal(model_class, path)
-            return cast(Model, meta.load(path, dtype=dtype, device=device, **options))
-        return huggingface.load(path, model_class, dtype=dtype, device=device, **options)
+            return cast(Model, meta.load(path, dtype=dtype, device=device, **own))
+        return huggingface.load(path, model_class, dtype=dtype, device=device, **own)
     if path.suffix == ".gguf":
         from bpe_llama.model.checkpoints import gguf
 
         _check_causal(model_class, path)
-        return cast(Model, gguf.load_gguf(path, dtype=dtype, device=device, **options))
+        return cast(Model, gguf.load_gguf(path, dtype=dtype, device=device, **own))
     raise ValueError(f"{path}: expected a folder with config.json or params.json, or a .gguf file")
 
 

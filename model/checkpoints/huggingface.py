@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from bpe_llama._files import atomic_write, read_json_object, write_text
+from bpe_llama._files import read_json, read_json_object, write_text
 from bpe_llama.model.checkpoints.assemble import check_plain, check_shapes, empty_model, expected_shapes, fill
 from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
+from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_json import text_part
 from bpe_llama.model.device import resolve_device, resolve_dtype
@@ -190,8 +190,7 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in expected}
     check_plain(model, expected)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     write_config(model, folder)
     if not model.generation_config.values:
         (folder / FILE).unlink(missing_ok=True)  # another model's
@@ -287,7 +286,7 @@ def shards_of(index: Path) -> dict[str, list[str]]:
     """
     shards: dict[str, list[str]] = {}
     try:
-        for tensor, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+        for tensor, file in read_json(index)["weight_map"].items():
             if Path(file).name != file:
                 raise ValueError(f"{file!r} is not a plain file name")
             shards.setdefault(file, []).append(tensor)

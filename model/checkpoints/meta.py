@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama._files import read_json_object
 from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill, half_split_rows
 from bpe_llama.model.checkpoints.tensor_files import (
     FLOATS,
@@ -179,7 +179,7 @@ def _translate(name: str) -> tuple[str, int | None]:
 def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
     path = folder / "params.json"
     try:
-        params: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        params: dict[str, Any] = read_json_object(path)
         for key, value in params.items():
             if key not in _KNOWN.split() and value not in (None, False) and (key, value) != ("causal", True):
                 raise ValueError(f"{key} is {value!r}, a key that is not known and may change the computation")

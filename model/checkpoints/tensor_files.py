@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from bpe_llama._files import atomic_write, check_regular
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 _SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 REMAPPINGS = 32
 """A PyTorch file is mapped again after each 1/32 of its bytes, since a mapping keeps the pages it read in memory."""
 
@@ -34,6 +40,7 @@ def stored_in(path: Path) -> dict[str, Stored]:
     Raises:
         ValueError: If the file is damaged, or has entries that are not tensors.
     """
+    check_regular(path)
     if path.suffix != ".safetensors":
         return {
             name: Stored(path, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -68,6 +75,38 @@ def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
             tensors, read_bytes = open_pickled(path), 0
         yield name, tensors[name]
         read_bytes += tensors[name].nbytes
+
+
+def read_all(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged; the message names it.
+    """
+    check_regular(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; the message has the size of the tensors.
+    """
+    with atomic_write(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            found = _OS_ERROR.search(str(error))
+            if found is None:
+                raise
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            number = int(found[1])
+            raise OSError(number, f"{os.strerror(number)}; the tensors are {size:,} bytes", str(path)) from None
 
 
 def remap_after(paths: Sequence[Path]) -> float:

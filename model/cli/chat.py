@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import json
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bpe_llama._files import write_text
+from bpe_llama._loading.published.cache import cache_folder
+from bpe_llama._progress import note
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.templates import choose_template
 from bpe_llama.model.cli.loading import load_generator
@@ -15,14 +24,20 @@ from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama chat --model SmolLM2-135M-Instruct.Q4_1.gguf --system 'Answer briefly.'"
 
 HELP = """/system TEXT  set the system prompt and clear the conversation
 /reset        clear the conversation
 /retry        answer the last message again, with another seed
+/save FILE    write the conversation to a .json file, which finetune reads
+/stats        count the tokens of the conversation
 /help         show this
-/quit         end (also Ctrl-D)"""
+/quit         end (also Ctrl-D)
+A message of several lines begins and ends with \"\"\", or its lines end with \\."""
+COMMANDS = ("/system", "/reset", "/retry", "/save", "/stats", "/help", "/quit", "/exit")
+HISTORY_LINES = 1000
 
 
 def command(
@@ -53,7 +68,7 @@ def command(
     regex: sampling.Regex = None,
     choice: sampling.Choice = None,
     grammar: sampling.GrammarFile = None,
-    seed: sampling.Seed = "0",
+    seed: sampling.Seed = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
@@ -63,9 +78,10 @@ def command(
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given["seed"] = sampling.read_seed(seed)
     given |= sampling.structured(json_schema, regex, choice, grammar)
+    sampling.check_values(given)
     if seed == "random":
         typer.echo(f"seed: {given['seed']}", err=True)
-    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized, check_tokenizer=check_template)
     defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
     options = sampling.with_defaults(generator, given, defaults)
     generator.options(**options)  # raises before the first question
@@ -74,7 +90,50 @@ def command(
         opening = generator.tokenizer.apply_chat_template([*conversation.messages, {"role": "user", "content": ""}])
         for line in sampling.describe_options(generator, opening, conversation.options):
             typer.echo(line, err=True)
-    repl(conversation)
+    if sys.stdin.isatty():
+        note(banner(model, generator))
+        with line_editing():
+            repl(conversation)
+    else:
+        repl(conversation)
+
+
+def banner(name: str, generator: TextGenerator) -> str:
+    """Return a line about the model, and one about the commands."""
+    model = generator.model
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return (
+        f"{Path(name).name}: {parameters:,} parameters, {str(model.dtype).removeprefix('torch.')} on {model.device}, "
+        f"context of {model.config.context_length:,} tokens\n"
+        "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends"
+    )
+
+
+@contextmanager
+def line_editing() -> Iterator[None]:
+    """Edit lines with the arrow keys, and keep a history of them in the cache folder, where Python has readline."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        yield
+        return
+    history = cache_folder() / "chat_history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        readline.set_history_length(HISTORY_LINES)
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            history.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(history)
+
+
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raise `ValueError` for a tokenizer without a chat template, or with one that does not compile."""
+    if tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template: this model continues text, use `bpe-llama generate`")
+    compile_template(choose_template(tokenizer.chat_template, None, has_tools=False))
 
 
 class Conversation:
@@ -92,9 +151,7 @@ class Conversation:
     def __init__(
         self, generator: TextGenerator, system: str | None = None, options: dict[str, Any] | None = None
     ) -> None:
-        if generator.tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template: this model continues text, use `bpe-llama generate`")
-        compile_template(choose_template(generator.tokenizer.chat_template, None, has_tools=False))
+        check_template(generator.tokenizer)
         self.generator = generator
         self.system = system
         self.options = dict(options or {})
@@ -124,6 +181,22 @@ class Conversation:
             if parts:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
 
+    def last_answer(self) -> str:
+        """Return the numbers of tokens of the last answer, and its speed."""
+        last = self.generator.last
+        if last is None:
+            return "no answer yet"
+        cached = f", {last.num_cached_tokens:,} of them cached" if last.num_cached_tokens else ""
+        seconds = last.prefill_seconds + last.decode_seconds
+        rate = f", {len(last.new_ids) / seconds:.1f} tokens/s" if seconds else ""
+        return f"{len(last.prompt):,} prompt tokens{cached}; {len(last.new_ids):,} new{rate}"
+
+    def statistics(self) -> str:
+        """Return the number of messages, and of the tokens that the next prompt begins with."""
+        tokens = len(self.generator.tokenizer.apply_chat_template(self.messages)) if self.messages else 0
+        room = self.generator.model.config.context_length
+        return f"{len(self.messages)} messages, {tokens:,} of {room:,} tokens; last answer: {self.last_answer()}"
+
     def retry(self) -> Iterator[str]:
         """Yield another answer to the last message.
 
@@ -144,24 +217,48 @@ def repl(conversation: Conversation) -> None:
     interactive = sys.stdin.isatty()
     while True:
         try:
-            line = input("> " if interactive else "").strip()
+            text = read_message(interactive)
         except EOFError:
+            if interactive:
+                print()  # the shell's prompt begins a line of its own
             return
         except KeyboardInterrupt:
             print()
             continue
-        if not line:
+        if not text:
             continue
-        if line.startswith("/"):
-            if not _command(conversation, line):
+        if text.startswith("/"):
+            if not _command(conversation, text):
                 return
         else:
-            _print_answer(conversation.answer(line))
+            _print_answer(conversation, conversation.answer(text))
+
+
+def read_message(interactive: bool) -> str:
+    """Return one message: a line, or several within triple quotes or with a backslash at their ends.
+
+    Raises:
+        EOFError: If there is no more input.
+    """
+    line = input("> " if interactive else "")
+    more = "... " if interactive else ""
+    if line.lstrip().startswith('"""'):
+        lines = [line.lstrip()[3:]]
+        while not lines[-1].rstrip().endswith('"""'):
+            lines.append(input(more))
+        lines[-1] = lines[-1].rstrip()[:-3]
+        return "\n".join(lines).strip()
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input(more))
+    return "\n".join(lines).strip()
 
 
 def _command(conversation: Conversation, line: str) -> bool:
     """Run a /command; return whether the conversation continues."""
     name, _, rest = line.partition(" ")
+    rest = rest.strip()
     if name in ("/quit", "/exit"):
         return False
     if name == "/reset":
@@ -170,13 +267,34 @@ def _command(conversation: Conversation, line: str) -> bool:
         conversation.system = rest or None
         conversation.reset()
     elif name == "/retry":
-        _print_answer(conversation.retry())
+        _print_answer(conversation, conversation.retry())
+    elif name == "/save":
+        _save(conversation, rest)
+    elif name == "/stats":
+        print(conversation.statistics())
+    elif name == "/help":
+        print(HELP)
     else:
-        print(HELP if name == "/help" else f"{name} is no command\n{HELP}")
+        alike = difflib.get_close_matches(name, COMMANDS, n=1)
+        print(f"{name} is no command; " + (f"did you mean {alike[0]}?" if alike else f"there are:\n{HELP}"))
     return True
 
 
-def _print_answer(pieces: Iterator[str]) -> None:
+def _save(conversation: Conversation, name: str) -> None:
+    """Write the conversation to a file, and print the file's name or the error."""
+    path = Path(name or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    if path.suffix != ".json":
+        print(f"[{path}: expected a name that ends in .json]")
+        return
+    try:
+        write_text(path, json.dumps({"messages": conversation.messages}, ensure_ascii=False, indent=2) + "\n")
+    except OSError as error:
+        print(f"[{path}: {error.strerror or error}]")
+    else:
+        print(f"{path}: {len(conversation.messages)} messages")
+
+
+def _print_answer(conversation: Conversation, pieces: Iterator[str]) -> None:
     try:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -185,8 +303,12 @@ def _print_answer(pieces: Iterator[str]) -> None:
         sys.stdout.write(" [stopped]")
     except ValueError as error:
         sys.stdout.write(f"[{error}]")
+        print(flush=True)
+        return
     finally:
         close = getattr(pieces, "close", None)
         if close is not None:
             close()
     print(flush=True)
+    if sys.stdin.isatty():
+        note(f"[{conversation.last_answer()}]")

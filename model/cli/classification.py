@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from bpe_llama._files import read_json_object, write_text
+from bpe_llama._progress import note
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.loading import load_model
@@ -94,5 +93,5 @@ def is_classifiers_adapter(folder: Path | None) -> bool:
 def report_score(score: ClassifierScore | None, labels: Sequence[str], out: Path) -> None:
     """Print accuracy and confusion matrix of the held-out texts, and write them to ``evaluation.json``."""
     if score is not None:
-        typer.echo(score.describe(labels))
+        note(score.describe(labels), on_stdout=True)
         write_text(out / "evaluation.json", json.dumps(score.to_dict(labels), indent=2) + "\n")

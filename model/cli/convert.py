@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bpe_llama._gguf.writer import tokenizer_metadata
+from bpe_llama._progress import note, reporting
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
-from bpe_llama.model.cli.loading import average_models, load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.loading import (
+    average_models,
+    load_model,
+    resize_embeddings,
+    save_with_tokenizer,
+    vocabulary_of,
+)
 from bpe_llama.model.cli.options.common import ResizeOption
 from bpe_llama.model.generation.prompts import check_vocabulary
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
 
@@ -34,7 +41,7 @@ def command(
     """Convert weights and tokenizer to another file format or dtype; average checkpoints, or add tokens."""
     to_gguf = out.suffix == ".gguf"
     load_as = "auto" if to_gguf else dtype
-    vocabulary = Tokenizer.from_pretrained(tokenizer or source)
+    vocabulary = vocabulary_of(tokenizer, source)
     if average_with:
         loaded = average_models([source, *average_with], weight, load_as)
     elif weight:
@@ -45,7 +52,10 @@ def command(
         resize_embeddings(loaded, source, vocabulary)
     check_vocabulary(vocabulary, loaded.config.vocab_size)
     if to_gguf:
-        save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
+        metadata = tokenizer_metadata(vocabulary, vocabulary.chat_template)
+        with reporting(None) as report:
+            progress = None if report is None else partial(report, "save")
+            save_gguf(loaded, out, dtype=dtype, tokenizer=metadata, progress=progress)
     else:
         save_with_tokenizer(loaded, vocabulary, out)
-    typer.echo(f"{out}: {sum(weight.numel() for weight in loaded.parameters()):,} parameters")
+    note(f"{out}: {sum(weight.numel() for weight in loaded.parameters()):,} parameters", on_stdout=True)

@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from bpe_llama._progress import is_quiet, note
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import save_with_tokenizer
 from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, DeviceOption
@@ -94,9 +95,7 @@ def _train_tokenizer(files: list[Path], path: Path) -> Tokenizer:
     raw_bytes = sum(file.stat().st_size for file in files)
     _say(f"1. A vocabulary of {VOCAB_SIZE:,} tokens from {len(files):,} files of Python's library, {_mb(raw_bytes)}")
     began = time.perf_counter()
-    tokenizer = Tokenizer.train(
-        [str(file) for file in files], vocab_size=VOCAB_SIZE, pattern="cl100k", special_tokens=[END_OF_TEXT]
-    )
+    tokenizer = Tokenizer.train([str(file) for file in files], vocab_size=VOCAB_SIZE, special_tokens=[END_OF_TEXT])
     tokenizer.save(path)
     words = [token for token in tokenizer.mergeable_ranks if token.strip().isalpha()]
     longest = sorted(words, key=lambda token: (-len(token), token))[:5]
@@ -171,12 +170,14 @@ def _held_out_bits(out: Path) -> float:
 def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int) -> None:
     _say("4. A sample:\n")
     parts = [PROMPT]
-    sys.stdout.write(PROMPT)
+    if not is_quiet():
+        sys.stdout.write(PROMPT)
     generator = TextGenerator(model, tokenizer)
     for piece in generator.stream(PROMPT, max_new_tokens=250, temperature=0.7, top_p=0.9, seed=seed, eos_id=()):
         parts.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        if not is_quiet():
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     path.write_text("".join(parts), encoding="utf-8")
     _say("\n")
 
@@ -194,7 +195,7 @@ def _say_next(out: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    note(text, on_stdout=True)
 
 
 def _mb(count: int) -> str:

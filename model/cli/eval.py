@@ -11,10 +11,10 @@ import typer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.documents import read_documents
 from bpe_llama._corpus.files import find_files
-from bpe_llama._progress import reporting
+from bpe_llama._progress import note, reporting
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, is_classifiers_adapter, load_adapted_classifier
-from bpe_llama.model.cli.loading import adapter_path, check_quantized, checkpoint_path, load_generator
+from bpe_llama.model.cli.loading import adapter_path, check_quantized, checkpoint_path, load_generator, vocabulary_of
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.evaluation.classification import ClassifierScore, evaluate_classifier
 from bpe_llama.model.evaluation.perplexity import DEFAULT_WINDOW
@@ -92,7 +92,7 @@ def command(
         if wrong is not None:
             raise ValueError(f"the model is a classifier, and {wrong} is for models that predict text")
         check_quantized(quantized)
-        vocabulary = Tokenizer.from_pretrained(tokenizer or model)
+        vocabulary = vocabulary_of(tokenizer, model)
         judge = load_adapted_classifier(path, adapter_folder, vocabulary, dtype, device, quantized)
         label_score, labels = score_rows_of(
             judge, vocabulary, paths, field, label_field or "label", on_error, window, batch_size
@@ -155,7 +155,7 @@ def score_rows_of(
         paths, tokenizer, longest, text_field=text_field, label_field=label_field, labels=names, on_error=on_error
     )
     if data.truncated:
-        typer.echo(f"{data.truncated} texts truncated to {longest} tokens", err=True)
+        note(f"{data.truncated} texts truncated to {longest} tokens")
     done = 0
     with reporting(None) as report:
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bpe_llama._corpus.files import find_files
+from bpe_llama._progress import note
 from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.huggingface import write_config
@@ -18,11 +19,14 @@ from bpe_llama.model.cli.classification import is_classifier, load_classifier, r
 from bpe_llama.model.cli.loading import (
     check_quantized,
     checkpoint_path,
+    end_turns,
     load_model,
     resize_embeddings,
     save_with_tokenizer,
+    vocabulary_of,
+    with_template,
 )
-from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ChatTemplateOption, ResizeOption, describe
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
     SamplePromptOption,
@@ -30,6 +34,7 @@ from bpe_llama.model.cli.options.run import (
     TeacherTemperatureOption,
     TeacherWeightOption,
     run_keywords,
+    say_if_nothing_to_resume,
 )
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
@@ -40,10 +45,9 @@ from bpe_llama.model.quantization import quantize
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.finetuning.classification import LabelledTexts, finetune_classifier, read_labelled
 from bpe_llama.model.training.finetuning.conversations import find_formats
-from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.finetuning.options import FINETUNE_DEFAULTS, DataConfig, DataOptions
 from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.report.loggers import logger_named
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
 TASKS = ("text", "classification")
@@ -57,17 +61,7 @@ ADAPTED_LAYERS = (
 
 @training_flags(
     without=("max_seconds", "compile", "packing", "document_mask"),
-    defaults={
-        "max_steps": None,
-        "sequence_length": None,
-        "batch_size": 4,
-        "gradient_accumulation": 4,
-        "learning_rate": None,
-        "warmup_steps": 10,
-        "weight_decay": 0.0,
-        "eval_fraction": 0.05,
-        "log_every": 1,
-    },
+    defaults=FINETUNE_DEFAULTS | {"max_steps": None, "sequence_length": None, "learning_rate": None},
     helps={
         "max_steps": "Optimizer steps, instead of --epochs.",
         "sequence_length": "Tokens per sequence, or of a conversation at most.  [default: 512 or the context]",
@@ -84,6 +78,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     resize: ResizeOption = False,
+    chat_template: ChatTemplateOption = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
@@ -177,12 +172,16 @@ def command(
     files = find_files(texts)
     check_task(task, label_field, text_field, data, show_example)
     of_text = {"--sample-prompt": sample_prompt, "--teacher": teacher, "--teacher-weight": teacher_weight}
-    of_text |= {"--z-loss": settings["z_loss"], "--label-smoothing": settings["label_smoothing"]}
+    of_text |= {
+        "--chat-template": chat_template,
+        "--z-loss": settings["z_loss"],
+        "--label-smoothing": settings["label_smoothing"],
+    }
     for name, value in of_text.items():
         if task == "classification" and value:
             raise ValueError(f"{name} is {value!r}; it is for --task text")
     checkpoint_to_resume(out, resume)
-    vocabulary = Tokenizer.from_pretrained(tokenizer or model)
+    vocabulary = with_template(vocabulary_of(tokenizer, model), chat_template, add_tokens=full and resize)
     labelled: LabelledTexts | None = None
     path = checkpoint_path(model)
 
@@ -199,11 +198,12 @@ def command(
         epochs = None
         settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     settings["checkpoint_activations"] = max(settings["checkpoint_activations"], int(less_memory))
-    own_defaults: dict[str, Any] = {"max_steps": 1, "sequence_length": 512, "learning_rate": 2e-5 if full else 2e-4}
-    config = training.TrainConfig(
-        **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
-    )
+    chosen: dict[str, Any] = {"max_steps": 1}
+    chosen |= {name: value for name, value in settings.items() if value is not None}
+    config = training.finetune_config(full=full, **chosen)
     ranks = start(config.device, config.parallel)
+    if ranks.is_main:
+        say_if_nothing_to_resume(out, resume)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
     loaded: LlamaForCausalLM | LlamaForSequenceClassification
     weights_dtype = config.weights_dtype if full else "bfloat16" if half else "float32"
@@ -214,6 +214,8 @@ def command(
         loaded = load_classifier(path, labelled.labels, vocabulary, weights_dtype, device, seed=config.seed)
     if resize:
         resize_embeddings(loaded, model, vocabulary)
+    if chat_template is not None:
+        end_turns(loaded, vocabulary)
     if settings["sequence_length"] is None:
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
@@ -242,7 +244,7 @@ def command(
         result, score = finetune_classifier(
             loaded, labelled, config, out, epochs=epochs, resume=resume, callbacks=callbacks
         )
-        typer.echo(describe(result, "text"))
+        note(describe(result, "text"), on_stdout=True)
         report_score(score, labelled.labels, out)
     else:
         assert isinstance(loaded, LlamaForCausalLM)
@@ -268,21 +270,21 @@ def command(
             **keywords,
             **data,
         )
-        typer.echo(describe(result))
+        note(describe(result), on_stdout=True)
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
+        note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=True)
         return EXIT_INTERRUPTED
     model_flags = f"--model {out / 'model'}"
     if not full:
         if ranks.is_main:
-            lora.save(loaded, out / "adapter", base=str(model))
+            lora.save(loaded, out / "adapter", base=str(model))  # names the base, too
         model_flags = f"--model {model} --adapter {out / 'adapter'}"
         if labelled is not None and ranks.is_main:
             write_config(loaded, out / "adapter")  # it names the labels
     if merge:
         lora.merge(loaded)
         lora.remove(loaded)
-    if ranks.is_main and (merge or full):
+    if ranks.is_main and (merge or (full and labelled is not None)):
         save_with_tokenizer(loaded, vocabulary, out / "model")
     if labelled is not None:
         fields = "".join(
@@ -290,9 +292,10 @@ def command(
             for flag, field in (("--text-field", text_field), ("--label-field", label_field))
             if field is not None
         )
-        typer.echo(f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}")
+        note(f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}", on_stdout=True)
     else:
-        typer.echo(f"try: bpe-llama generate 'Once upon a time' {model_flags}")
+        what = "generate 'Once upon a time'" if vocabulary.chat_template is None else "chat"
+        note(f"try: bpe-llama {what} {model_flags}", on_stdout=True)
     return 0
 
 

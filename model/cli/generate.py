@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from bpe_llama._arguments import check_surrogates, integer
+from bpe_llama._progress import note
 from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.cli.speed import describe_speed
+from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence as Generated
+from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama generate 'def main():' --model demo-out/model --max-new-tokens 200"
+_DEFAULTS = GenerationOptions
 
 
 def command(
@@ -25,11 +32,13 @@ def command(
     ] = ".",
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of new tokens.", 200)] = None,
+    max_new_tokens: Annotated[
+        int | None, sampling.max_new_tokens("Maximum number of new tokens.", _DEFAULTS.max_new_tokens)
+    ] = None,
     min_new_tokens: sampling.MinNewTokens = None,
-    temperature: Annotated[float | None, sampling.temperature(0.8)] = None,
+    temperature: Annotated[float | None, sampling.temperature(_DEFAULTS.temperature)] = None,
     top_k: sampling.TopK = None,
-    top_p: Annotated[float | None, sampling.top_p(0.95)] = None,
+    top_p: Annotated[float | None, sampling.top_p(_DEFAULTS.top_p)] = None,
     min_p: sampling.MinP = None,
     typical_p: sampling.TypicalP = None,
     repetition_penalty: sampling.RepetitionPenalty = None,
@@ -63,7 +72,14 @@ def command(
     grammar: sampling.GrammarFile = None,
     num_beams: Annotated[int, typer.Option(help="Above 1: beam search instead of sampling.")] = 1,
     answers: Annotated[int | None, typer.Option("--n", help="Number of continuations, each with its own seed.")] = None,
-    seed: sampling.Seed = "0",
+    seed: sampling.Seed = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Also print the log-probability of each new token, and of this many most likely ones; 0: of none.",
+        ),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
@@ -73,30 +89,43 @@ def command(
         typer.Option("--speed", help="Print tokens per second and the fraction of the roofline (memory bandwidth)."),
     ] = False,
     verbose: sampling.Verbose = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: prompt, and text, seed and end of each continuation.")
+    ] = False,
 ) -> None:
     """Print a prompt and stream its continuation."""
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
     given |= sampling.structured(json_schema, regex, choice, grammar)
     given["preset"] = None if preset == "exact" else preset
+    sampling.check_values(given)
+    if answers is not None:
+        integer("--n", answers, 1)
+    given["logprobs"] = logprobs is not None or None
+    given["top_logprobs"] = logprobs or None
     text = prompt if prompt is not None else read_prompt()
+    check_surrogates("the prompt", text)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
-    options = sampling.with_defaults(generator, given, {"max_new_tokens": 200})
+    options = sampling.with_defaults(generator, given, {})
     generator.options(**options)  # raises before anything is printed
-    if num_beams != 1:
-        options = {name: value for name, value in options.items() if (name, value) != ("seed", 0)}
+    if num_beams != 1 and seed is None:
+        del options["seed"]  # a search draws nothing
     if verbose:
         for line in sampling.describe_options(generator, generator.encode(text), options):
             typer.echo(line, err=True)
-    if answers is not None or num_beams != 1:
+    if as_json or answers is not None or num_beams != 1:
         found = generator.generate(
             text, n=1 if answers is None else answers, num_beams=num_beams, stop=stop or None, **options
         )
-        for number, (answer, sequence) in enumerate(zip(found, generator.sequences, strict=True), start=1):
-            if answers is not None:
-                seeded = "" if num_beams != 1 else f", seed {sequence.options.seed}"
-                sys.stdout.write(f"[{number} of {answers}{seeded}]\n")
-            sys.stdout.write(f"{text}{answer}\n")
+        if as_json:
+            typer.echo(json.dumps(as_object(generator, text, found), ensure_ascii=False, indent=2))
+        else:
+            for number, (answer, sequence) in enumerate(zip(found, generator.sequences, strict=True), start=1):
+                if answers is not None:
+                    seeded = "" if num_beams != 1 else f", seed {sequence.options.seed}"
+                    sys.stdout.write(f"[{number} of {answers}{seeded}]\n")
+                sys.stdout.write(f"{text}{answer}\n")
+                print_logprobs(generator, sequence)
     else:
         pieces = generator.stream(text, stop=stop or None, **options)
         sys.stdout.write(text + next(pieces, ""))  # raises before anything is printed
@@ -105,13 +134,58 @@ def command(
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
+        if generator.last is not None:
+            print_logprobs(generator, generator.last)
     sys.stdout.flush()
     if seed == "random":
-        typer.echo(f"seed: {options['seed']}", err=True)
+        note(f"seed: {options['seed']}")
     if generator.last is not None and verbose:
         typer.echo(f"finish_reason: {generator.last.finish_reason} after {len(generator.last.new_ids)} ids", err=True)
     if speed and generator.last is not None:
         typer.echo(describe_speed(generator.model, generator.last), err=True)
+
+
+def as_object(generator: TextGenerator, prompt: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the prompt and its continuations for JSON."""
+    choices = []
+    for text, sequence in zip(texts, generator.sequences, strict=True):
+        choice: dict[str, Any] = {
+            "text": text,
+            "finish_reason": sequence.finish_reason,
+            "seed": sequence.options.seed,
+            "tokens": len(sequence.new_ids),
+        }
+        if sequence.logprobs:
+            choice["logprobs"] = scored_tokens(generator, sequence)
+        choices.append(choice)
+    return {"prompt": prompt, "prompt_tokens": len(generator.sequences[0].prompt), "choices": choices}
+
+
+def scored_tokens(generator: TextGenerator, sequence: Generated) -> list[dict[str, Any]]:
+    """Return id, token and log-probability of each new id, and the same of the most likely ids."""
+
+    def scored(token_id: int, logprob: float) -> dict[str, Any]:
+        return {"id": token_id, "token": shown_token(generator.tokenizer, token_id), "logprob": round(logprob, 6)}
+
+    found = []
+    for place, (token_id, logprob) in enumerate(zip(sequence.new_ids, sequence.logprobs, strict=True)):
+        token = scored(token_id, logprob)
+        if sequence.top_logprobs:
+            token["top"] = [scored(*likely) for likely in sequence.top_logprobs[place]]
+        found.append(token)
+    return found
+
+
+def shown_token(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return a token as text, with U+FFFD for bytes of an incomplete character; "" where an id has no token."""
+    return tokenizer.id_to_bytes(token_id).decode("utf-8", "replace") if has_token(tokenizer, token_id) else ""
+
+
+def print_logprobs(generator: TextGenerator, sequence: Generated) -> None:
+    """Print a line for each new token that has a log-probability."""
+    for token in scored_tokens(generator, sequence) if sequence.logprobs else ():
+        others = ", ".join(f"{likely['token']!r} {likely['logprob']:.3f}" for likely in token.get("top", ()))
+        sys.stdout.write(f"{token['logprob']:>9.3f}  {token['token']!r}{'  of ' if others else ''}{others}\n")
 
 
 def read_prompt() -> str:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
-import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama._hub.fetching import local_path
-from bpe_llama._progress import reporting
+from bpe_llama._progress import note, reporting
+from bpe_llama.chat import with_chat_template
+from bpe_llama.chat.templates import template_tokens
 from bpe_llama.model import training
 from bpe_llama.model.adapters import files, lora
 from bpe_llama.model.checkpoints import average, hub_files
 from bpe_llama.model.cli.options.common import QUANTIZED
+from bpe_llama.model.device import resolve_device
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization import quantize
+from bpe_llama.model.training.checkpoints.finished import save_with_tokenizer
 from bpe_llama.tokenizer import Tokenizer
+
+__all__ = ["save_with_tokenizer"]
 
 
 def checkpoint_path(name: str) -> Path:
@@ -32,6 +37,40 @@ def checkpoint_path(name: str) -> Path:
 def adapter_path(name: str) -> Path:
     """Return the path of an adapter that may be a name on the Hub; what it needs is fetched."""
     return local_path(name, files.needed_files)
+
+
+def vocabulary_of(tokenizer: str | None, model: str) -> Tokenizer:
+    """Return the tokenizer that --tokenizer names, or else the model's own."""
+    return Tokenizer.from_pretrained(model) if tokenizer is None else open_tokenizer(tokenizer)
+
+
+def with_template(vocabulary: Tokenizer, chat_template: str | None, *, add_tokens: bool) -> Tokenizer:
+    """Return a tokenizer with the template of --chat-template.
+
+    Args:
+        vocabulary: The tokenizer.
+        chat_template: A name, a file or None, which changes nothing.
+        add_tokens: Whether the model has, or gets, rows for special tokens that the tokenizer lacks.
+
+    Raises:
+        ValueError: If the tokenizer lacks special tokens of the template, and none may be added.
+    """
+    if chat_template is None:
+        return vocabulary
+    missing = [token for token in template_tokens(chat_template) if token not in vocabulary.special_tokens]
+    if missing and not add_tokens:
+        raise ValueError(
+            f"--chat-template {chat_template} needs {', '.join(missing)}, which the tokenizer lacks; add them with "
+            "--resize-embeddings (finetune: with --full), or give a template of tokens that it has"
+        )
+    return with_chat_template(vocabulary, chat_template, add_tokens=True)
+
+
+def end_turns(model: Pretrained, vocabulary: Tokenizer) -> None:
+    """Make all ends that the tokenizer names, such as the end of an answer, ends of the model as well."""
+    ends = dict.fromkeys((*model.end_ids, *sorted(vocabulary.end_ids)))
+    if set(ends) != set(model.end_ids):
+        model.config = model.config.replace(eos_token_id=list(ends))
 
 
 def load_model(
@@ -67,7 +106,7 @@ def resize_embeddings(model: Pretrained, source: str, vocabulary: Tokenizer) -> 
     rows = model.config.vocab_size
     pieces = training.token_pieces(Tokenizer.from_pretrained(source), vocabulary, rows)
     model.resize_token_embeddings(max(rows, vocabulary.vocab_size), pieces=pieces)
-    typer.echo(f"embedding: {rows:,} rows, now {model.config.vocab_size:,}; {len(pieces):,} new tokens", err=True)
+    note(f"embedding: {rows:,} rows, now {model.config.vocab_size:,}; {len(pieces):,} new tokens")
 
 
 def load_generator(
@@ -78,14 +117,25 @@ def load_generator(
     adapter: str | Path | None = None,
     quantized: str | None = None,
     check: Callable[[Pretrained, torch.device], None] | None = None,
+    check_tokenizer: Callable[[Tokenizer], None] | None = None,
 ) -> TextGenerator:
     """Return a generator over the weights at `model`, with the tokenizer at `tokenizer` or, by default, at `model`.
 
+    A tokenizer beside the adapter, such as one with another chat template, goes before that at `model`.
+
     An adapter is merged into the weights, so that it costs no time, unless it cannot be: merging into a tied output
     projection would change the embedding, and quantized weights cannot be merged with. ``check`` is as of `load_model`.
+    What is wrong with the tokenizer, which ``check_tokenizer`` checks too, or with the adapter's config is said first.
     """
     check_quantized(quantized)
-    vocabulary = Tokenizer.from_pretrained(tokenizer or model)
+    resolve_device(device)
+    if adapter is not None:
+        adapter = adapter_path(str(adapter))
+        lora.AdapterConfig.read(adapter)
+        tokenizer = tokenizer or tokenizer_of_adapter(adapter)
+    vocabulary = vocabulary_of(tokenizer, model)
+    if check_tokenizer is not None:
+        check_tokenizer(vocabulary)
     loaded = load_model(model, dtype, device, check)
     if quantized is not None:
         quantize.quantize(loaded, quantized)
@@ -96,20 +146,17 @@ def load_generator(
             lora.merge(loaded)
             lora.remove(loaded)
         elif quantized is None:
-            typer.echo(f"the adapter is not merged, which is slower: {reason}", err=True)
+            note(f"the adapter is not merged, which is slower: {reason}")
     return TextGenerator(loaded, vocabulary)
+
+
+def tokenizer_of_adapter(adapter: Path) -> str | None:
+    """Return the path of the tokenizer that is saved with an adapter, if there is one."""
+    has_one = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return str(adapter) if has_one else None
 
 
 def check_quantized(kind: str | None) -> None:
     """Raise a ValueError unless --quantize is one of `QUANTIZED` or absent."""
     if kind is not None and kind not in QUANTIZED:
         raise ValueError(f"--quantize is {kind!r}; expected {' or '.join(QUANTIZED)}")
-
-
-def save_with_tokenizer(model: Pretrained, tokenizer: Tokenizer, folder: Path) -> None:
-    """Save weights, configs and tokenizer to one folder that `generate` and transformers load."""
-    unknown = model.config.unknown_to_transformers
-    if unknown:
-        warnings.warn(f"{folder}: transformers cannot load it, as it does not support {unknown}", stacklevel=2)
-    model.save_pretrained(folder, portable=not unknown)
-    tokenizer.save(folder / "tokenizer.json")

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
+from bpe_llama._progress import note
 from bpe_llama.model import training
-from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
-from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ResizeOption, describe
+from bpe_llama.model.cli.loading import end_turns, load_model, resize_embeddings, with_template
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ChatTemplateOption, ResizeOption, describe
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
     SamplePromptOption,
@@ -17,13 +19,13 @@ from bpe_llama.model.cli.options.run import (
     TeacherTemperatureOption,
     TeacherWeightOption,
     run_keywords,
+    say_if_nothing_to_resume,
 )
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.parallel import start
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --hidden-size 256 --layers 6 --out run"
 
@@ -40,6 +42,7 @@ def command(
     config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
     start_from: Annotated[str | None, typer.Option(help="Initial weights: a folder, .gguf or org/name.")] = None,
     resize: ResizeOption = False,
+    chat_template: ChatTemplateOption = None,
     hidden_size: Annotated[int, typer.Option(help="Hidden size D.")] = 256,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
     heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 8,
@@ -72,10 +75,12 @@ def command(
         raise ValueError("a DATA is given twice; give it a larger --weight")
     for path in (*data, *([eval_file] if eval_file else [])):
         training.open_corpus(path)  # before a large model is constructed
-    vocabulary = Tokenizer.from_pretrained(tokenizer)
+    vocabulary = with_template(open_tokenizer(tokenizer), chat_template, add_tokens=start_from is None or resize)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)
+    if ranks.is_main and (resume or start_from is not None):
+        say_if_nothing_to_resume(out, resume)
     if start_from is not None:
         model = load_model(start_from, train_config.weights_dtype, "cpu" if ranks.sharded else train_config.device)
         if resize:
@@ -99,7 +104,9 @@ def command(
         )
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
-    typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
+    if chat_template is not None or (start_from is None and config is None):
+        end_turns(model, vocabulary)
+    note(f"{sum(weight.numel() for weight in model.parameters()):,} parameters")
     keywords = run_keywords(
         model,
         vocabulary,
@@ -111,12 +118,10 @@ def command(
         teacher_temperature=teacher_temperature,
         teacher_weight=teacher_weight,
     )
-    result = training.train(model, source, train_config, out, eval_file=eval_file, **keywords)
-    typer.echo(describe(result))
+    result = training.train(model, source, train_config, out, eval_file=eval_file, tokenizer=vocabulary, **keywords)
+    note(describe(result), on_stdout=True)
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
+        note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=True)
         return EXIT_INTERRUPTED
-    if ranks.is_main:
-        save_with_tokenizer(model, vocabulary, out / "model")
-    typer.echo(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}")
+    note(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}", on_stdout=True)
     return 0

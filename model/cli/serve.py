@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama.model.adapters import lora
-from bpe_llama.model.cli.loading import load_generator
+from bpe_llama.model.cli.loading import adapter_path, load_generator, tokenizer_of_adapter
 from bpe_llama.model.cli.options.common import DeviceOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama serve SmolLM2-135M-Instruct.Q4_1.gguf --port 8000"
 _NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
@@ -125,5 +126,7 @@ def adapted(base: TextGenerator, adapter: str) -> TextGenerator:
 
     The adapter is not merged, since merging would change the weights for the other models.
     """
-    model = lora.load(lora.copy_sharing_weights(base.model), adapter)
-    return TextGenerator(model.eval(), base.tokenizer)
+    folder = adapter_path(adapter)
+    model = lora.load(lora.copy_sharing_weights(base.model), folder)
+    own = tokenizer_of_adapter(folder)
+    return TextGenerator(model.eval(), base.tokenizer if own is None else Tokenizer.from_file(own))

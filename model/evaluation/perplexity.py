@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bpe_llama._arguments import integer, iterator, wrong
 from bpe_llama.model.evaluation.scoring import Ids, Row, score_rows
 from bpe_llama.model.llama import LlamaForCausalLM
 
@@ -33,6 +34,7 @@ def perplexity(
         stride: 1 to ``window - 1``, the default, with which windows overlap by one token.
 
     Raises:
+        TypeError: If ``model`` or ``ids`` is something else.
         ValueError: If the text is too short, ``window`` or ``stride`` is out of range, or an id is not an integer or
             outside the vocabulary.
 
@@ -48,7 +50,13 @@ def perplexity(
         >>> round(perplexity(LlamaForCausalLM(config), [1, 5, 7, 9]), 3)  # uniform over 32 tokens
         32.0
     """
-    tokens_T = torch.as_tensor(ids)
+    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
+        raise TypeError(wrong("model", model, "a LlamaForCausalLM"))
+    iterator("ids", ids, "a list of ids")
+    try:
+        tokens_T = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(wrong("ids", ids, "a list of ids")) from error
     if tokens_T.ndim != 1 or len(tokens_T) < 2:
         raise ValueError(f"ids have shape {tuple(tokens_T.shape)}; expected (length,) with at least 2 tokens")
     if tokens_T.is_floating_point():
@@ -69,10 +77,10 @@ def check_windows(window: int | None, stride: int | None, context: int) -> tuple
         >>> check_windows(None, None, context=8192)
         (1024, 1023)
     """
-    window = min(DEFAULT_WINDOW, context) if window is None else window
+    window = min(DEFAULT_WINDOW, context) if window is None else integer("window", window)
     if not 2 <= window <= context:
         raise ValueError(f"window is {window}; expected 2 to the model's context of {context}")
-    stride = window - 1 if stride is None else stride
+    stride = window - 1 if stride is None else integer("stride", stride)
     if not 1 <= stride < window:
         raise ValueError(f"stride is {stride}; expected at least 1 and less than the window of {window}")
     return window, stride

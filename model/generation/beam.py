@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bpe_llama._arguments import number
 from bpe_llama.model.backends.forward import decoder_for, forward_for, prefill_padded
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
@@ -79,7 +80,7 @@ def beam_search(
     """
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}; expected at least 1")
-    if not abs(length_penalty) <= LARGEST_PENALTY:  # NaN too
+    if not abs(number("length_penalty", length_penalty)) <= LARGEST_PENALTY:  # NaN too
         raise ValueError(f"length_penalty is {length_penalty}; expected {-LARGEST_PENALTY} to {LARGEST_PENALTY}")
     if early_stopping not in (True, False, "never"):
         raise ValueError(f"early_stopping is {early_stopping!r}; expected True, False or 'never'")

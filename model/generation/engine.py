@@ -22,7 +22,7 @@ from bpe_llama.model.backends.forward import Refreshed, prefill_padded, prefill_
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.admission import SharedPrefixes, admissible, joinable, prefill_shares
-from bpe_llama.model.generation.logprobs import SCORED_CHUNK, record_logprobs, record_prompt_logprobs, record_scored
+from bpe_llama.model.generation.logprobs import SCORED_CHUNK, prefill_scored, record_logprobs, record_scored
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.sampler_dispatch import append_id, fast_forward, sample_isolated, sample_next_ids
 from bpe_llama.model.layers.rope_scaling import recompute_length
@@ -49,6 +49,7 @@ class Engine:
         prefix_cache_bytes: Memory of the prefix cache; 0 for none. If RoPE scaling depends on the length, it stores
             only sequences up to the original context.
         isolate_errors: Whether an error in sampling a sequence ends that one alone, with ``finish_reason="error"``.
+        cuda_graph: Whether passes on CUDA replay graphs where the model has them (`model.backends.cuda.decoder`).
 
     Raises:
         ValueError: If a size is below 1, ``max_length`` exceeds the model's context, the model does not support this
@@ -64,6 +65,7 @@ class Engine:
         cache: str = "full",
         prefix_cache_bytes: int = 0,
         isolate_errors: bool = False,
+        cuda_graph: bool = True,
     ) -> None:
         context = model.config.context_length
         max_length = context if max_length is None else max_length
@@ -82,7 +84,7 @@ class Engine:
         """Requests without a slot yet, first come first served."""
         self._prefix_cache: list[list[int]] = [[] for _ in range(slots)]
         """For each free slot the ids whose keys and values it still holds."""
-        self._refreshed = Refreshed(model, self.cache)
+        self._refreshed = Refreshed(model, self.cache, cuda_graph)
         self._recompute_length = recompute_length(model.config)
         self._most_forced = prefill_chunk - 1 if self._recompute_length is None else 0
         self.num_prefilled_tokens = 0
@@ -188,8 +190,7 @@ class Engine:
         free = self.cache.batch_size - len(self.running)
         if len(prompts) * copies > free:
             raise ValueError(f"{len(prompts) * copies} prompts for {free} free slots")
-        admitted = self._validated(prompts, options)
-        first = len(self.running)
+        admitted, first = self._validated(prompts, options), len(self.running)
         if not admitted:
             return admitted
         self.refresh()
@@ -253,6 +254,7 @@ class Engine:
         max_length = min(max_length, self.model.config.context_length)
         if max_length > self.cache.capacity:
             self.cache = self.cache.widened(max_length)
+            self.refresh()
 
     def _validated(
         self, prompts: abc.Sequence[abc.Sequence[int]], options: Iterable[GenerationOptions]
@@ -298,11 +300,11 @@ class Engine:
         start = time.perf_counter()
         end = first + len(admitted) * copies
         cached_ids, self._prefix_cache[first:end] = self._prefix_cache[first], [[] for _ in range(first, end)]
-        if self.cache.wraps:  # one by one: padding would overwrite keys that the window still covers
+        # One by one: padding would overwrite keys that a window still covers, and the logits of prompts are large.
+        if self.cache.wraps or any(sequence.scores_prompt for sequence in admitted):
             logits_BV = torch.cat([self._prefill([sequence], first + row) for row, sequence in enumerate(admitted)])
         else:
             logits_BV = self._prefill(admitted, first, cached_ids)
-        record_prompt_logprobs(self.model, admitted)
         if copies > 1:
             admitted = [sequence.copy(copy) for sequence in admitted for copy in range(copies)]
             for place in reversed(range(1, len(admitted))):  # from the end, so that no source is overwritten too soon
@@ -326,14 +328,16 @@ class Engine:
         end = first + len(admitted)
         before, self.cache.prompt_lengths[first:end] = self.cache.prompt_lengths[first], lengths
         cached = 0
-        if len(admitted) == 1 and not self.cache.wraps:
+        if len(admitted) == 1 and not self.cache.wraps and not admitted[0].scores_prompt:
             cached = admitted[0].num_cached_tokens = self.prefixes.common(admitted[0].prompt, cached_ids, before)
         self.cache.lengths[first:end] = [cached] * len(admitted)
         prompts, cache = [sequence.prompt for sequence in admitted], self._slots(first, end)
-        if self._refreshed.forward.ragged:
+        if admitted[0].scores_prompt:  # then it is alone
+            logits_BV = prefill_scored(self._refreshed.forward, admitted[0], cache, self.prefill_chunk)
+        elif self._refreshed.forward.ragged:
             logits_BV = prefill_ragged(self._refreshed.forward, prompts, cache, self.prefill_chunk)
         else:
-            logits_BV = prefill_padded(self.model, prompts, cache, self.prefill_chunk)
+            logits_BV = prefill_padded(self.model, prompts, cache, self.prefill_chunk, self._refreshed.hidden)
         self.cache.lengths[first:end] = cache.lengths
         return logits_BV
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bpe_llama._arguments import boolean, integer
 from bpe_llama.model.backends.cuda.dispatch import (
     graph_backend,
     options_unsupported_by_cuda_graph,
@@ -23,7 +24,13 @@ from bpe_llama.model.backends.cuda.dispatch import (
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.beam import EarlyStopping, beam_search
 from bpe_llama.model.generation.engine import Engine
-from bpe_llama.model.generation.prompts import inferred_padding_id, padding_id, unpad
+from bpe_llama.model.generation.prompts import (
+    check_model,
+    check_tensors,
+    inferred_padding_id,
+    padding_id,
+    unpad,
+)
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import DRAWING_OPTIONS, GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -84,6 +91,10 @@ def generate(
         >>> generate(LlamaForCausalLM(config), torch.tensor([[1, 5, 7]]), max_new_tokens=4, eos_id=()).shape
         torch.Size([1, 7])
     """
+    check_model(model)
+    check_tensors(input_ids=input_ids, attention_mask=attention_mask)
+    num_beams = integer("num_beams", num_beams, 1)
+    num_return_sequences = integer("num_return_sequences", num_return_sequences, 1)
     if cuda_graph and num_beams != 1:
         raise ValueError(f"cuda_graph is True and num_beams {num_beams}, but a beam search does not use one")
     given = with_do_sample(model, dict(options), do_sample)
@@ -107,8 +118,6 @@ def generate(
         chosen = search_options(model, given, search["do_sample"], input_ids.shape[-1:].numel())
         if cache != "full":
             raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
-        if num_beams < 1:
-            raise ValueError(f"num_beams is {num_beams}; expected at least 1")
         if not 1 <= num_return_sequences <= num_beams:
             raise ValueError(f"num_return_sequences is {num_return_sequences}; expected 1 to num_beams ({num_beams})")
         rows: list[list[int]] = []
@@ -138,6 +147,7 @@ def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: 
     """
     if do_sample is None:
         return options
+    boolean("do_sample", do_sample, "True, False or None")
     if not do_sample:
         return {"temperature": 0.0, **options}
     said = model.generation_config.values

@@ -11,7 +11,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.backends.forward import Forward
+from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.sampling.sequence import Sequence
 
 SCORED_CHUNK = 256
@@ -41,6 +42,23 @@ def record_scored(running: abc.Sequence[Sequence], ids: abc.Sequence[abc.Sequenc
     return logits_MV[[end - 1 for end in ends]]
 
 
+def prefill_scored(forward: Forward, sequence: Sequence, cache: KVCache, chunk: int) -> Tensor:
+    """Prefill a prompt and record the log-probabilities of its ids; return the logits after the last, (1, V).
+
+    Args:
+        forward: Runs the model.
+        sequence: Its prompt is prefilled as a whole.
+        cache: An empty slot.
+        chunk: Ids of a pass at most.
+    """
+    sequence.num_prompt_tokens_left = len(sequence.prompt)
+    while sequence.num_prompt_tokens_left:
+        ids = sequence.next_prompt_ids(min(chunk, SCORED_CHUNK))
+        logits_1V = record_scored([sequence], [ids], forward([ids], cache, every=True))
+        sequence.num_prompt_tokens_left -= len(ids)
+    return logits_1V
+
+
 def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int], logits_BV: Tensor) -> None:
     """Append log-probabilities of new ids, and of the most likely ids, to the sequences that ask for them.
 
@@ -57,33 +75,6 @@ def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int]
         sequences[row].logprobs.append(logprob)
         if sequences[row].options.top_logprobs:
             sequences[row].top_logprobs.append(_most_likely(logprobs_V, sequences[row].options.top_logprobs))
-
-
-def record_prompt_logprobs(model: LlamaForCausalLM, sequences: abc.Sequence[Sequence]) -> None:
-    """Store the log-probabilities of prompts' ids, and of the most likely ids at each position, where asked for.
-
-    Cost: one more pass over each prompt that does not have them yet, and logits of `SCORED_CHUNK` positions at a time.
-    Sequences with the same prompt share it.
-    """
-    done: list[Sequence] = []
-    for sequence in sequences:
-        if sequence.options.prompt_logprobs and not sequence.prompt_logprobs:
-            count = sequence.options.top_logprobs
-            same = (s for s in done if s.options.top_logprobs == count and s.prompt == sequence.prompt)
-            if (source := next(same, None)) is None:
-                _record_prompt_logprobs(model, sequence)
-                done.append(sequence)
-            else:
-                sequence.prompt_logprobs = source.prompt_logprobs
-                sequence.prompt_top_logprobs = source.prompt_top_logprobs
-
-
-def _record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
-    hidden_TD = model.model(torch.tensor(sequence.prompt, device=model.device)[None])[0]
-    sequence.prompt_logprobs, sequence.prompt_top_logprobs = [None], [[]]
-    for begin in range(0, len(sequence.prompt) - 1, SCORED_CHUNK):
-        next_ids = sequence.prompt[begin + 1 : begin + 1 + SCORED_CHUNK]
-        _append_prompt_logprobs(sequence, next_ids, model.logits(hidden_TD[begin : begin + len(next_ids)]))
 
 
 def _append_prompt_logprobs(sequence: Sequence, next_ids: list[int], logits_TV: Tensor) -> None:

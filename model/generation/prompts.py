@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from operator import index
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from bpe_llama._arguments import instance, iterator, wrong
+from bpe_llama._core import shown
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
 
@@ -48,8 +50,8 @@ def check_vocabulary(tokenizer: Vocabulary, vocab_size: int) -> None:
             f"{said}, and not all of those beyond are added tokens; model.resize_token_embeddings, or "
             "`bpe-llama convert --resize-embeddings`, adds rows for them"
         )
-    shown = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
-    warnings.warn(f"{said}; added tokens lie beyond ({shown}), and are refused where they are used", stacklevel=3)
+    first = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+    warnings.warn(f"{said}; added tokens lie beyond ({first}), and are refused where they are used", stacklevel=3)
 
 
 def unpad(input_ids: Tensor, attention_mask: Tensor | None = None, padding: int | None = None) -> list[list[int]]:
@@ -68,6 +70,7 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None, padding: int 
         >>> unpad(torch.tensor([[0, 0, 5], [6, 7, 8]]), torch.tensor([[0, 0, 1], [1, 1, 1]]))
         [[5], [6, 7, 8]]
     """
+    check_tensors(input_ids=input_ids, attention_mask=attention_mask)
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
     if input_ids.is_floating_point() or input_ids.is_complex():
@@ -93,11 +96,24 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None, padding: int 
     return rows
 
 
-def whole_ids(prompt: Sequence[int], row: int = 0) -> list[int]:
+def check_model(model: object) -> None:
+    """Raise `TypeError` for what is no causal LM, such as a tokenizer in its place."""
+    if not (isinstance(model, nn.Module) and hasattr(model, "generation_config")):
+        raise TypeError(wrong("model", model, "a LlamaForCausalLM"))
+
+
+def check_tensors(**tensors: object) -> None:
+    """Raise `TypeError` for an argument that is neither a tensor nor None."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            instance(name, tensor, Tensor, "a torch.Tensor")
+
+
+def whole_ids(prompt: Sequence[int], name: str = "prompt 0") -> list[int]:
     """Return the ids of a prompt as ints, NumPy's and torch's among them.
 
     Raises:
-        TypeError: If one is something else, such as a float; ``row`` names the prompt.
+        TypeError: If one is something else, such as a float, or the prompt is no sequence; ``name`` is the prompt's.
 
     Example:
         >>> whole_ids([1, 2.0])
@@ -106,11 +122,13 @@ def whole_ids(prompt: Sequence[int], row: int = 0) -> list[int]:
         TypeError: prompt 0 holds 2.0 at index 1; expected ids, which are ints
     """
     ids: list[int] = []
-    for place, value in enumerate(prompt):
+    for place, value in enumerate(iterator(name, prompt, "a str or a list of ids")):
         try:
             ids.append(index(value))
         except TypeError:
-            raise TypeError(f"prompt {row} holds {value!r} at index {place}; expected ids, which are ints") from None
+            hint = "; generate_batch takes several texts" if isinstance(value, str) else ""
+            what = f"{name} holds {shown(value)} at index {place}"
+            raise TypeError(f"{what}; expected ids, which are ints{hint}") from None
     return ids
 
 
@@ -131,7 +149,7 @@ def checked_prompts(prompts: Sequence[Sequence[int]], capacity: int) -> list[lis
             ...
         ValueError: prompt 0 has 3 ids, which leaves no room in a context of 3
     """
-    checked = [whole_ids(prompt, row) for row, prompt in enumerate(prompts)]
+    checked = [whole_ids(prompt, f"prompt {row}") for row, prompt in enumerate(prompts)]
     for row, prompt in enumerate(checked):
         if not prompt:
             raise ValueError(f"prompt {row} is empty; expected at least one id")

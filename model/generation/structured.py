@@ -12,8 +12,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -33,6 +36,9 @@ MAX_GRAMMAR_BYTES = 1 << 17
 
 MAX_INTERSECTED = 12
 """Patterns that one string of a schema may have to match at once: the time of compilation doubles with each."""
+
+MAX_REMAINDERS = 20_000
+"""Product of the ``multipleOf`` of one number. It becomes an automaton of so many states; llguidance has no limit."""
 
 
 class Grammars:
@@ -71,7 +77,9 @@ class Grammars:
             raise TypeError(f"json_object is {options[option]!r}; expected True or False")
         text = _READERS[option](options[option])
         if option == "json_schema":
-            _check_intersections(json.loads(text))
+            _check_intersections(json.loads(text), option)
+        elif option == "grammar":
+            _check_schemas_within(text)
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
@@ -158,29 +166,37 @@ def _schema_text(schema: Any) -> str:
         raise TypeError(text if text.startswith("json_schema") else f"json_schema is no JSON: {text}") from None
 
 
-def _check_intersections(schema: Any) -> None:
+def _check_intersections(schema: Any, option: str) -> None:
     """Raise a ValueError if one text would have to match over `MAX_INTERSECTED` patterns at once.
 
-    What stands beside ``$ref`` and in the branches of ``allOf`` holds together; of all other keywords the largest count
-    is taken, so that the count may be too high for schemas of objects, never too low.
+    The same for one number and `MAX_REMAINDERS`. What stands beside ``$ref`` and in the branches of ``allOf`` holds
+    together; of all other keywords the largest count is taken, so that the count may be too high for schemas of
+    objects, never too low.
     """
-    known: dict[str, int] = {}
+    known: dict[str, tuple[int, int]] = {}
 
-    def count(part: Any) -> int:
+    def count(part: Any) -> tuple[int, int]:
+        """Return the number of patterns, and the product of ``multipleOf``, that hold together."""
         if isinstance(part, list):
-            return max(map(count, part), default=0)
+            return largest(map(count, part))
         if not isinstance(part, dict):
-            return 0
-        together = int(isinstance(part.get("pattern"), str))
+            return 0, 1
+        together = [(int(isinstance(part.get("pattern"), str)), _remainders(part.get("multipleOf")))]
         if isinstance(part.get("allOf"), list):
-            together += sum(map(count, part["allOf"]))
+            together += map(count, part["allOf"])
         if isinstance(part.get("$ref"), str):
-            together += count_ref(part["$ref"])
-        return together + max((count(part[name]) for name in part if name not in ("allOf", "$defs")), default=0)
+            together.append(count_ref(part["$ref"]))
+        together.append(largest(count(part[name]) for name in part if name not in ("allOf", "$defs")))
+        patterns, remainders = zip(*together, strict=True)
+        return sum(patterns), min(math.prod(remainders), MAX_REMAINDERS + 1)
 
-    def count_ref(ref: str) -> int:
+    def largest(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
+        patterns, remainders = zip((0, 1), *counts, strict=True)
+        return max(patterns), max(remainders)
+
+    def count_ref(ref: str) -> tuple[int, int]:
         if ref not in known:
-            known[ref] = 0  # of itself
+            known[ref] = 0, 1  # of itself
             found = schema
             for name in ref.removeprefix("#").split("/")[1:]:
                 found = found.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
@@ -188,13 +204,34 @@ def _check_intersections(schema: Any) -> None:
         return known[ref]
 
     try:
-        found = count(schema)
+        patterns, remainders = count(schema)
     except RecursionError:
-        raise ValueError("json_schema is nested too deeply") from None
-    if found > MAX_INTERSECTED:
+        raise ValueError(f"{option} is nested too deeply") from None
+    if patterns > MAX_INTERSECTED:
         raise ValueError(
-            f"json_schema has {found} patterns that one text must match at once; expected at most {MAX_INTERSECTED}"
+            f"{option} has {patterns} patterns that one text must match at once; expected at most {MAX_INTERSECTED}"
         )
+    if remainders > MAX_REMAINDERS:
+        raise ValueError(
+            f"{option} has a multipleOf over {MAX_REMAINDERS:,}, or several of one number with that product"
+        )
+
+
+def _remainders(multiple: Any) -> int:
+    """Return the remainders that a ``multipleOf`` leaves in its last digit: 25 for 0.25."""
+    if not isinstance(multiple, int | float) or not 0 < multiple < math.inf:
+        return 1
+    return min(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits))), MAX_REMAINDERS + 1)
+
+
+def _check_schemas_within(grammar: str) -> None:
+    """Check the schemas of a grammar (``%json {...}``), as `_check_intersections`."""
+    for found in re.finditer(r"%json\s*", grammar):
+        try:
+            schema, _ = json.JSONDecoder().raw_decode(grammar, found.end())
+        except (ValueError, RecursionError):
+            continue  # llguidance says what is wrong
+        _check_intersections(schema, "grammar")
 
 
 def _choice_text(choice: Any) -> str:

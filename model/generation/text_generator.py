@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 
+from bpe_llama._arguments import check_surrogates, integer, iterator, string, wrong
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
-from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
-from bpe_llama.model.generation.text_options import TextOptions
+from bpe_llama.model.generation.prompts import check_model, check_vocabulary, whole_ids
+from bpe_llama.model.generation.text_options import OF_TEXT, TextOptions, check_keywords, check_prompt, stop_strings
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -20,12 +21,13 @@ from bpe_llama.model.sampling.sequence import Sequence
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from bpe_llama.model.sampling.keywords import TextAndSearchKeywords, TextKeywords
+    from bpe_llama.model.sampling.keywords import BatchKeywords, TextAndSearchKeywords, TextKeywords
     from bpe_llama.tokenizer import Tokenizer
 
 
+Prompt: TypeAlias = "str | abc.Sequence[int]"
+Prompts: TypeAlias = "abc.Sequence[Prompt]"
 _SEARCH = ("num_beams", "length_penalty", "early_stopping", "do_sample")
-_OF_TEXT = ("stop", "bos", "allowed_special", "reuse")
 
 
 class TextGenerator:
@@ -47,10 +49,14 @@ class TextGenerator:
         UserWarning: If added tokens have ids beyond the model's.
 
     Raises:
+        TypeError: If one of them is something else, as where they are swapped.
         ValueError: If other tokens do.
     """
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+        check_model(model)
+        if not hasattr(tokenizer, "decode_stream"):
+            raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
         check_vocabulary(tokenizer, model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
@@ -77,9 +83,14 @@ class TextGenerator:
                 itself, as text by a chat template may, gets no second one.
             allowed_special: As of ``Tokenizer.encode``.
 
+        Raises:
+            TypeError: If the prompt is no `str`.
+            ValueError: If it holds a lone surrogate, which no model has seen: `Tokenizer.encode` takes it for U+FFFD.
+
         Example:
             >>> generator.encode("Once upon a time")  # doctest: +SKIP
         """
+        check_surrogates("the prompt", string("text", text))
         begin = self.tokenizer.bos_id
         if bos is not None:
             return whole_ids(self.tokenizer.encode(text, bos=bos, allowed_special=allowed_special))
@@ -93,15 +104,11 @@ class TextGenerator:
         return ids
 
     @overload
-    def generate(
-        self, prompt: str | abc.Sequence[int], *, n: None = None, **options: Unpack[TextAndSearchKeywords]
-    ) -> str: ...
+    def generate(self, prompt: Prompt, *, n: None = None, **options: Unpack[TextAndSearchKeywords]) -> str: ...
     @overload
+    def generate(self, prompt: Prompt, *, n: int, **options: Unpack[TextAndSearchKeywords]) -> list[str]: ...
     def generate(
-        self, prompt: str | abc.Sequence[int], *, n: int, **options: Unpack[TextAndSearchKeywords]
-    ) -> list[str]: ...
-    def generate(
-        self, prompt: str | abc.Sequence[int], *, n: int | None = None, **options: Unpack[TextAndSearchKeywords]
+        self, prompt: Prompt, *, n: int | None = None, **options: Unpack[TextAndSearchKeywords]
     ) -> str | list[str]:
         """Return the continuation of one prompt; arguments and errors are those of `stream`.
 
@@ -114,14 +121,13 @@ class TextGenerator:
             **options: As of `stream`.
         """
         given: dict[str, Any] = dict(options)
-        if given.get("num_beams", 1) != 1:
+        if integer("num_beams", given.get("num_beams", 1), 1) != 1:
             return self._search(prompt, n, given)
         given = with_do_sample(self.model, given, given.pop("do_sample", None))
         given = {name: value for name, value in given.items() if name not in _SEARCH}
         if n is None:
             return "".join(self.stream(prompt, **given))
-        if n < 1:
-            raise ValueError(f"n is {n}; expected at least 1")
+        n = integer("n", n, 1)
         requests = [self.request(prompt, given) for _ in range(n)]
         engine = Engine(self.model, n, requests[0].room(self.model))
         self.sequences = engine.prefill([requests[0].prompt], [requests[0].options], copies=n)
@@ -135,7 +141,7 @@ class TextGenerator:
                 request.read(engine)
         return ["".join(request.parts) for request in requests]
 
-    def _search(self, prompt: str | abc.Sequence[int], n: int | None, options: dict[str, Any]) -> str | list[str]:
+    def _search(self, prompt: Prompt, n: int | None, options: dict[str, Any]) -> str | list[str]:
         """Return the best answers of a beam search."""
         given = {name: options.pop(name) for name in _SEARCH if name in options}
         do_sample = given.get("do_sample")
@@ -144,7 +150,7 @@ class TextGenerator:
         asked = self._generation_options(options)
         search["do_sample"] = search_draws(self.model, asked, do_sample)
         search_options(self.model, asked, search["do_sample"])
-        if not 1 <= (n or 1) <= search["num_beams"]:
+        if n is not None and not 1 <= integer("n", n) <= search["num_beams"]:
             raise ValueError(f"n is {n}; expected 1 to num_beams ({search['num_beams']})")
         request = self.request(prompt, options)
         found = beam_search(self.model, request.prompt, request.options, **search)
@@ -164,14 +170,14 @@ class TextGenerator:
 
     @overload
     def generate_batch(
-        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: None = None, **options: Any
+        self, prompts: Prompts, *, slots: int = 16, n: None = None, **options: Unpack[BatchKeywords]
     ) -> list[str]: ...
     @overload
     def generate_batch(
-        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: int, **options: Any
+        self, prompts: Prompts, *, slots: int = 16, n: int, **options: Unpack[BatchKeywords]
     ) -> list[list[str]]: ...
     def generate_batch(
-        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: int | None = None, **options: Any
+        self, prompts: Prompts, *, slots: int = 16, n: int | None = None, **options: Unpack[BatchKeywords]
     ) -> list[str] | list[list[str]]:
         """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
 
@@ -182,25 +188,24 @@ class TextGenerator:
             **options: As of `stream`; ``seed`` may be a list with one for each prompt. With None each prompt draws its
                 own.
         """
-        if slots < 1:
-            raise ValueError(f"slots is {slots}; expected at least 1")
-        seeds = options.get("seed", 0)
-        if isinstance(seeds, abc.Sequence):
+        prompts = list(iterator("prompts", prompts, "a list of texts or of ids; generate takes one prompt"))
+        slots = integer("slots", slots, 1)
+        given: dict[str, Any] = dict(options)
+        seeds = given.get("seed", 0)
+        if isinstance(seeds, abc.Sequence) and not isinstance(seeds, str):
             if len(seeds) != len(prompts):
                 raise ValueError(f"seed holds {len(seeds)} numbers for {len(prompts)} prompts; expected one for each")
-            each = [options | {"seed": seed} for seed in seeds]
+            each = [given | {"seed": seed} for seed in seeds]
         else:
-            each = [options] * len(prompts)
+            each = [given] * len(prompts)
+        copies = 1 if n is None else integer("n", n, 1)
         if n is not None:
-            if n < 1:
-                raise ValueError(f"n is {n}; expected at least 1")
             first = [self.options(**chosen).seed or 0 for chosen in each]
-            seeds = [seed + copy for seed in first for copy in range(n)]
-            found = self.generate_batch(
-                [p for p in prompts for _ in range(n)], slots=slots, **options | {"seed": seeds}
-            )
-            return [found[start : start + n] for start in range(0, len(found), n)]
-        requests = [self.request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
+            each = [each[place] | {"seed": seed + copy} for place, seed in enumerate(first) for copy in range(copies)]
+        requests = [
+            self.request(prompts[place // copies], chosen, f"prompts[{place // copies}]")
+            for place, chosen in enumerate(each)
+        ]
         self.sequences = []
         if not requests:
             return []
@@ -213,9 +218,10 @@ class TextGenerator:
             for sequence in engine.step():
                 by_sequence[sequence].read(engine)
         self.last = self.sequences[-1]
-        return ["".join(request.parts) for request in requests]
+        texts = ["".join(request.parts) for request in requests]
+        return texts if n is None else [texts[start : start + copies] for start in range(0, len(texts), copies)]
 
-    def stream(self, prompt: str | abc.Sequence[int], **options: Unpack[TextKeywords]) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **options: Unpack[TextKeywords]) -> Iterator[str]:
         """Yield the continuation of one prompt, piece by piece, as it is generated.
 
         Every piece is valid text: bytes of an incomplete character are held back, and so is the beginning of a possible
@@ -268,9 +274,8 @@ class TextGenerator:
 
     def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return those of `GenerationOptions`, as ids, with all ids that end a text."""
-        if "n" in options:
-            raise ValueError(f"n is {options['n']!r}, but a stream is one answer; generate and generate_batch take it")
-        options = {name: value for name, value in options.items() if name not in _OF_TEXT}
+        check_keywords(options)
+        options = {name: value for name, value in options.items() if name not in OF_TEXT}
         if options.get("eos_id") is None:
             options["eos_id"] = self.end_ids
         return self._text_options.to_ids(options)
@@ -288,25 +293,16 @@ class TextGenerator:
             engine.reserve(max(room, 2 * engine.cache.capacity))
         return engine
 
-    def request(self, prompt: str | abc.Sequence[int], options: dict[str, Any]) -> TextRequest:
-        """Return a prompt with its options, checked, as `stream` would run it."""
+    def request(self, prompt: Prompt, options: dict[str, Any], name: str = "the prompt") -> TextRequest:
+        """Return a prompt with its options, checked, as `stream` would run it; errors call the prompt ``name``."""
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
         by_default = () if of_ids.get("constraint") else self.model.generation_config.stop_strings
-        stop = by_default if stop is None else stop
-        ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt)
+        ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt, name)
         if not ids:
-            raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
-        vocab_size = self.model.config.vocab_size
-        beyond = next((new_id for new_id in ids if vocab_size <= new_id < self.tokenizer.vocab_size), None)
-        if beyond is not None:
-            token = self.tokenizer.id_to_token(beyond)
-            raise ValueError(f"the prompt holds {token!r}, whose id {beyond} is beyond the model's {vocab_size:,}")
-        stops = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
-        if not all(isinstance(each, str) for each in stops):
-            raise TypeError(f"stop is {stop!r}; expected a string or several")
-        if "" in stops:
-            raise ValueError("a stop string is empty; it would end every text before it begins")
+            raise ValueError(f"{name} is empty, and the tokenizer has no beginning-of-text id to start from")
+        check_prompt(ids, name, self.model.config, self.tokenizer)
+        stops = stop_strings(by_default if stop is None else stop)
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
         request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
         # What continues a text keeps its first space, which a grammar counts in any case.

@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama._arguments import boolean, iterator, keywords_of
+from bpe_llama._arguments import check_keywords as check_names
+from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.structured import STRUCTURED, Grammars
+from bpe_llama.model.sampling.keywords import TextAndSearchKeywords
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
+_KEYWORDS = keywords_of(TextAndSearchKeywords)
+OF_TEXT = ("stop", "bos", "allowed_special", "reuse")
+"""Options of text that no sequence of ids has."""
 DRY_BREAKERS = ("\n", ":", '"', "*")
 """DRY's default sequence breakers, those of llama.cpp."""
+
+
+def check_keywords(options: Mapping[str, Any]) -> None:
+    """Raise for a keyword that `TextGenerator` does not have, or one that is no bool."""
+    if "n" in options:
+        raise ValueError(f"n is {options['n']!r}, but a stream is one answer; generate and generate_batch take it")
+    check_names("generate", options, _KEYWORDS)
+    for name in ("bos", "reuse"):
+        if options.get(name) is not None:
+            boolean(name, options[name], "True, False or None")
+
+
+def check_prompt(ids: Sequence[int], name: str, config: LlamaConfig, tokenizer: Tokenizer) -> None:
+    """Raise `ValueError` for a prompt that leaves no room, or has an added token beyond the model's ids.
+
+    Args:
+        ids: The ids.
+        name: What the message calls the prompt.
+        config: The model's.
+        tokenizer: Its names of tokens.
+    """
+    if len(ids) >= config.context_length:
+        raise ValueError(f"{name} has {len(ids)} ids, which leaves no room in a context of {config.context_length}")
+    size = config.vocab_size
+    beyond = next((new_id for new_id in ids if size <= new_id < tokenizer.vocab_size), None)
+    if beyond is not None:
+        token = tokenizer.id_to_token(beyond)
+        raise ValueError(f"{name} holds {token!r}, whose id {beyond} is beyond the model's {size:,}")
+
+
+def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:
+    """Return one stop string or several as a tuple.
+
+    Raises:
+        TypeError: If one is no string.
+        ValueError: If one is empty.
+    """
+    stops = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
+    if not all(isinstance(each, str) for each in stops):
+        raise TypeError(f"stop is {stop!r}; expected a string or several")
+    if "" in stops:
+        raise ValueError("a stop string is empty; it would end every text before it begins")
+    return stops
 
 
 class TextOptions:
@@ -37,11 +87,13 @@ class TextOptions:
         if options.get("bad_words") is not None:
             if isinstance(options["bad_words"], str):
                 raise TypeError(f"bad_words is {options['bad_words']!r}; expected a list of words")
+            iterator("bad_words", options["bad_words"], "a list of words, or of sequences of ids")
             words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
             options["bad_words"] = [ids for several in words for ids in several]
         if options.get("dry_multiplier"):
             given = options.get("dry_sequence_breakers")
             given = DRY_BREAKERS if given is None else (given,) if isinstance(given, str) else given
+            iterator("dry_sequence_breakers", given, "strings, or sequences of ids")
             breakers = [self._ids_containing(part) if isinstance(part, str) else [part] for part in given]
             options["dry_sequence_breakers"] = [ids for several in breakers for ids in several]
         return options

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._arguments import instance
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention_backends import Backend, Visible, sdpa
@@ -52,6 +53,8 @@ def visible_keys(
         if window is not None:
             mask_BTS &= is_near(window, query_BT1, key_B1S)
         return Visible(mask=mask_BTS[:, None])
+    if attention_mask is not None:
+        instance("attention_mask", attention_mask, Tensor, "a tensor, (batch, length)")
     if attention_mask is not None and attention_mask.shape[-1] != end:
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
@@ -68,7 +71,7 @@ def visible_keys(
         return Visible(mask=mask_B1TT | torch.eye(length, dtype=torch.bool, device=device))
     window_covers_all = window is None or most_keys(window) >= end
     if attention_mask is None and window_covers_all and (columns is None or columns.uniform):
-        if end == length:
+        if end == length or (length > 1 and device.type == "cuda"):  # whose kernels then read no mask
             return Visible(causal=True)
         if length == 1:
             return Visible()

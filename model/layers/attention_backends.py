@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama.model.layers.documents import Documents
+from bpe_llama.model.layers.matmul import products
 from bpe_llama.model.windows import is_near, most_keys
 
 
@@ -81,7 +82,8 @@ def sdpa(
 
     Keys and values are not repeated for the query heads that share them. At T = 1 the ``G`` query heads of a KV head
     become ``G`` queries of one head, so that each key is read once. Packed documents are computed one by one on the
-    CPU, and by FlexAttention on CUDA. Short training sequences of bfloat16 on a CPU are computed by `short_bfloat16`.
+    CPU, and by FlexAttention on CUDA. Short training sequences of bfloat16 on a CPU are computed by `short_bfloat16`;
+    a CPU without instructions for bfloat16 computes them in float32, and rounds the result.
     Torch's function has no ``softcap``: with one, `soft_capped` computes instead.
 
     Example:
@@ -91,11 +93,19 @@ def sdpa(
     """
     if visible.documents is not None:
         return _sdpa_of_documents(query_BNTH, key_BKSH, value_BKSH, visible.documents, dropout, softcap)
+    in_bfloat16 = query_BNTH.requires_grad and _is_bfloat16(query_BNTH, key_BKSH)
+    if in_bfloat16 and products.bfloat16_is_emulated():
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = (part.float() for part in (query_BNTH, key_BKSH, value_BKSH))
+            return sdpa(query, key, value, visible, dropout, softcap).bfloat16()
     if softcap is not None:
         return soft_capped(query_BNTH, key_BKSH, value_BKSH, visible, dropout, softcap)
     kv_heads, length = key_BKSH.shape[1], query_BNTH.shape[2]
-    if query_BNTH.requires_grad and _is_short_bfloat16(query_BNTH, key_BKSH) and not dropout:
+    if in_bfloat16 and not dropout and 1 < length <= key_BKSH.shape[2] <= SHORT:
         return short_bfloat16(query_BNTH, key_BKSH, value_BKSH, visible)
+    mask = visible.mask
+    if visible.causal and 1 < length < key_BKSH.shape[2]:  # torch's own causal flag takes the first key for the first
+        mask = _lower_right(query_BNTH, value_BKSH, visible)
     if length == 1:
         grouped = query_BNTH.view(query_BNTH.shape[0], kv_heads, -1, query_BNTH.shape[3])
         out = functional.scaled_dot_product_attention(
@@ -106,11 +116,22 @@ def sdpa(
         query_BNTH,
         key_BKSH,
         value_BKSH,
-        attn_mask=visible.mask,
+        attn_mask=mask,
         dropout_p=dropout,
-        is_causal=visible.causal,
+        is_causal=visible.causal and mask is None,
         enable_gqa=query_BNTH.shape[1] != kv_heads,
     )
+
+
+def _lower_right(query_BNTH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+    """Return the causal mask whose last query sees the last key: on CUDA one that flash attention needs not read."""
+    (queries, width), keys = query_BNTH.shape[2:], value_BKSH.shape[2]
+    narrow = query_BNTH.dtype in (torch.float16, torch.bfloat16) and width == value_BKSH.shape[3] <= 256
+    if query_BNTH.is_cuda and narrow:  # what flash attention takes
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(queries, keys)
+    return visible.as_mask(queries, keys, query_BNTH.device)
 
 
 def _sdpa_of_documents(
@@ -148,11 +169,11 @@ SHORT = 256
 """The longest sequence whose attention weights fit beside the other activations of a layer."""
 
 
-def _is_short_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor) -> bool:
+def _is_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor) -> bool:
+    """Return whether both are bfloat16 on a CPU; under autocast a cache may have keys of float32."""
     if query_BNTH.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    both = query_BNTH.dtype == key_BKSH.dtype == torch.bfloat16  # under autocast a cache may have keys of float32
-    return both and 1 < query_BNTH.shape[2] <= key_BKSH.shape[2] <= SHORT
+    return query_BNTH.dtype == key_BKSH.dtype == torch.bfloat16
 
 
 def short_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama._arguments import boolean, instance, integer, iterator, one_of
 from bpe_llama._core import Linear, has_avx512
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.moe.fused import FusedExperts, SplitExperts
@@ -285,8 +286,12 @@ def quantize(
         ValueError: If the kind is unknown or the group size does not divide a layer's inputs. The model is then
             unchanged.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    instance("model", model, nn.Module, "a torch.nn.Module")
+    one_of("kind", kind, KINDS)
+    boolean("per_row", per_row)
+    if kind == "int4":
+        integer("group_size", group_size)
+    skip = tuple(iterator("skip", skip, "a list of names"))
     layers = _layers(model, skip)
     if kind == "int4":
         for path, layer in layers.items():
@@ -354,6 +359,8 @@ def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> Q
 
 def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
     """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model."""
+    instance("model", model, nn.Module, "a torch.nn.Module")
+    instance("dtype", dtype, torch.dtype, "a torch.dtype")
     for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
         plain.weight = nn.Parameter(module.dequantized().to(dtype))

@@ -29,7 +29,7 @@ def _accumulate(
     else:
         pair = start // 2 + tl.arange(0, BLOCK_I // 2)
         codes = tl.load(weight + outs[:, None] * pitch + pair[None, :], mask=is_row & (pair < pitch)[None, :], other=0)
-        SHARING: tl.constexpr = min(GROUP, BLOCK_I)
+        SHARING: tl.constexpr = GROUP if GROUP < BLOCK_I else BLOCK_I  # Triton 3.5 has no `min` of constants
         group = (start + tl.arange(0, BLOCK_I // SHARING) * SHARING) // GROUP
         groups = inputs // GROUP
         # Two bfloat16 in one word: the low half is the scale, the high half the zero point, the value of code 8.

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from bpe_llama.model.quantization import triton_kernels as kernels
 
+FEWEST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5) else 16
+"""The fewest rows of a tile: before Triton 3.5 no operand of a product on tensor cores may be smaller than 16."""
+
 
 class TritonMatmul:
     """The product with one weight matrix, or with several matrices whose rows are concatenated.
@@ -85,7 +88,7 @@ def tile_sizes(rows: int, outputs: int, constants: dict[str, Any]) -> dict[str, 
         constants: `TritonMatmul.constants`.
     """
     few, narrow = rows <= 16, outputs <= 4096
-    block_m = min(max(triton.next_power_of_2(rows), 8), 64)
+    block_m = min(max(triton.next_power_of_2(rows), FEWEST), 64)
     if constants["DTYPE"] == tl.float32:
         block_m, block_o, block_i, warps = 16, 16, 64, 4
     elif few:

@@ -46,7 +46,6 @@ class _SharedKeywords(SamplerKeywords, total=False):
     max_new_tokens: int
     min_new_tokens: int
     eos_id: int | Sequence[int] | None
-    seed: int | None
     logprobs: bool
     top_logprobs: int
     prompt_logprobs: bool
@@ -56,13 +55,24 @@ class _SharedKeywords(SamplerKeywords, total=False):
 class GenerationKeywords(_SharedKeywords, total=False):
     """Options of `GenerationOptions`."""
 
+    seed: int | None
     bad_words: Sequence[Sequence[int]] | None
     dry_sequence_breakers: Sequence[Sequence[int]] | None
 
 
-class TextKeywords(_SharedKeywords, total=False):
-    """Options of `TextGenerator.stream`."""
+class GenerateKeywords(GenerationKeywords, total=False):
+    """Options of `LlamaForCausalLM.generate`, which `bpe_llama.model.generation.generate` documents."""
 
+    num_return_sequences: int
+    num_beams: int
+    length_penalty: float | None
+    early_stopping: bool | Literal["never"] | None
+    cache: str
+    cuda_graph: bool
+    do_sample: bool | None
+
+
+class _TextKeywords(_SharedKeywords, total=False):
     bad_words: Sequence[str | Sequence[int]] | None
     dry_sequence_breakers: str | Sequence[str | Sequence[int]] | None
     stop: str | Iterable[str] | None
@@ -74,6 +84,18 @@ class TextKeywords(_SharedKeywords, total=False):
     regex: str | None
     choice: Sequence[str] | None
     grammar: str | None
+
+
+class TextKeywords(_TextKeywords, total=False):
+    """Options of `TextGenerator.stream`."""
+
+    seed: int | None
+
+
+class BatchKeywords(_TextKeywords, total=False):
+    """Options of `TextGenerator.generate_batch`."""
+
+    seed: int | Sequence[int | None] | None
 
 
 class TextAndSearchKeywords(TextKeywords, total=False):

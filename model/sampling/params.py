@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import index
@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from bpe_llama._arguments import boolean, check_keywords, iterator
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.checks import check_count, check_ending_ids, check_number, sequences_of_ids
 from bpe_llama.model.sampling.constraint import Constraint
 from bpe_llama.model.sampling.filters import Filters
 from bpe_llama.model.sampling.ordered import FILTER_OPTIONS, FILTERS, LLAMA_CPP_FILTERS
@@ -135,13 +137,13 @@ class SamplingParams(SamplerParams):
 
     def __post_init__(self) -> None:
         for name in ("no_repeat_ngram_size", "dry_allowed_length"):
-            _check_count(name, getattr(self, name), 0)
-        _check_count("dry_penalty_last_n", self.dry_penalty_last_n, -1)
+            check_count(name, getattr(self, name), 0)
+        check_count("dry_penalty_last_n", self.dry_penalty_last_n, -1)
         for name in ("dry_multiplier", "top_n_sigma", "mirostat_tau", "mirostat_eta"):
-            _check_number(name, getattr(self, name), 0, math.inf)
-        _check_number("dry_base", self.dry_base, 1, math.inf)
+            check_number(name, getattr(self, name), 0, math.inf)
+        check_number("dry_base", self.dry_base, 1, math.inf)
         for name in ("xtc_probability", "xtc_threshold"):
-            _check_number(name, getattr(self, name), 0, 1)
+            check_number(name, getattr(self, name), 0, 1)
         for option in fields(SamplerParams):  # the sampler checks their ranges
             value = getattr(self, option.name)
             if isinstance(option.default, float) and not hasattr(value, "__float__"):
@@ -150,7 +152,7 @@ class SamplingParams(SamplerParams):
             raise ValueError(f"penalty_scope is {self.penalty_scope!r}; expected one of {', '.join(PENALTY_SCOPES)}")
         for name in ("bad_words", "dry_sequence_breakers"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _sequences(name, getattr(self, name)))
+                object.__setattr__(self, name, sequences_of_ids(name, getattr(self, name)))
         self._check_filters()
         _ = self.sampler, self.processors  # raise for values out of range, before any work is done
 
@@ -185,8 +187,9 @@ class SamplingParams(SamplerParams):
     @cached_property
     def processors(self) -> tuple[LogitsProcessor, ...]:
         """Return the callables of ``logits_processor``."""
-        given = self.logits_processor
-        several = () if given is None else (given,) if callable(given) else tuple(given)
+        name, given = "logits_processor", self.logits_processor
+        expected = "a function of ids and logits, or several"
+        several = (given,) if callable(given) else tuple(() if given is None else iterator(name, given, expected))
         for processor in several:
             if not callable(processor):
                 raise TypeError(f"logits_processor holds {processor!r}; expected callables of ids and logits")
@@ -283,8 +286,8 @@ class GenerationOptions(SamplingParams):
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
-        _check_count("max_new_tokens", self.max_new_tokens, 1)
-        _check_count("min_new_tokens", self.min_new_tokens, 0)
+        check_count("max_new_tokens", self.max_new_tokens, 1)
+        check_count("min_new_tokens", self.min_new_tokens, 0)
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
@@ -293,7 +296,11 @@ class GenerationOptions(SamplingParams):
             object.__setattr__(self, "seed", secrets.randbits(32))
         elif isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
             raise TypeError(f"seed is {self.seed!r}; expected an integer, or None for a fresh one")
-        _check_count("top_logprobs", self.top_logprobs, 0)
+        check_count("top_logprobs", self.top_logprobs, 0)
+        for name in ("logprobs", "prompt_logprobs"):
+            boolean(name, getattr(self, name))
+        if self.eos_id is not None:
+            check_ending_ids(self.eos_id)
         super().__post_init__()
 
     @classmethod
@@ -339,6 +346,7 @@ class GenerationOptions(SamplingParams):
         if "min_new_tokens" in defaults:  # the caller's limit goes before the file's least
             limit = options.get("max_new_tokens", defaults.get("max_new_tokens", cls.max_new_tokens))
             defaults["min_new_tokens"] = min(defaults["min_new_tokens"], limit)
+        check_keywords("generate", options, cls.__dataclass_fields__)
         try:
             return cls(**(defaults | dict(options)))
         except (ValueError, TypeError) as error:
@@ -372,29 +380,3 @@ DRAWING_OPTIONS = {
     *("seed", "filter_order", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
 }
 """Options that only matter where ids are drawn, not where the most likely are taken."""
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r}; expected an integer")
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least}")
-
-
-def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; expected a number")
-    if not least <= value <= most or math.isinf(value):
-        expected = f"a finite number of at least {least}" if math.isinf(most) else f"{least} to {most}"
-        raise ValueError(f"{name} is {value}; expected {expected}")
-
-
-def _sequences(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
-    """Return sequences of ids as tuples of ints."""
-    try:
-        several = tuple(tuple(index(token_id) for token_id in one) for one in given)
-    except TypeError:
-        raise TypeError(f"{name} is {given!r}; expected sequences of ids, such as [[5], [6, 7]]") from None
-    if () in several:
-        raise ValueError(f"{name} holds an empty sequence; expected one id at least in each")
-    return several

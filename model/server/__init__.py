@@ -6,7 +6,7 @@ the answer or its events.
 
 | file | job |
 |---|---|
-| `app`, `running` | the application; its socket, signals and shutdown |
+| `app`, `running`, `connections` | the application; its socket, signals and shutdown; slow clients |
 | `endpoints/` | chat, completions, responses, embeddings |
 | `page` | the page in the browser, and the endpoints that describe a model |
 | `api/` | OpenAI's requests, answers and errors |

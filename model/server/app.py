@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +24,7 @@ from bpe_llama.model.server.generation import ClientGoneError, Service
 from bpe_llama.model.server.metrics import Metrics
 from bpe_llama.model.server.scheduler import Scheduler
 from bpe_llama.model.server.security import Guard
+from bpe_llama.playground.bodies import check_containers
 from bpe_llama.playground.errors import JsonResponse
 
 _STATUSES = {
@@ -63,16 +66,17 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        scheduler.start()
+        service.start()
         yield
         await service.end()
 
     app = FastAPI(title="bpe_llama", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.router.route_class = _BoundedRoute
     app.state.service = service
     errors.install(app)
     _add_endpoints(app, service)
     app.router.routes.extend(routes)
-    app.add_middleware(Guard, config=config)
+    app.add_middleware(Guard, service=service)
     app.add_middleware(Measured, service=service)
     if config.cors_origins:
         app.add_middleware(
@@ -137,6 +141,23 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "owned_by": "bpe_llama",
         "max_model_len": service.scheduler.context(name),
     }
+
+
+class _BoundedRoute(APIRoute):
+    """A route that refuses a body with too many lists and objects before it is parsed."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function that answers a request."""
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            try:
+                check_containers(await request.body())
+            except ClientDisconnect:
+                return Response(status_code=499)
+            return await handle(request)
+
+        return bounded
 
 
 class Measured:

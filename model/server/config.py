@@ -33,8 +33,12 @@ class Limits:
     """Strings of ``bad_words`` and of ``dry_sequence_breakers``."""
     word_length: int = 1000
     """Characters of each."""
+    header_seconds: float = 30.0
+    """Seconds in which the head of a request must have come."""
     body_seconds: float = 60.0
     """Seconds in which a body must have come."""
+    reading_seconds: float = 60.0
+    """Seconds in which a client must read what waits for it in the socket."""
     inputs: int = 2048
     """Texts of one embeddings request; OpenAI's limit."""
     schema_bytes: int = 64 << 10

@@ -35,18 +35,21 @@ class Service:
     grace: float = 30.0
     """Seconds that running requests have once the server shuts down."""
     created: int = field(default_factory=lambda: int(time.time()))
+    closing: asyncio.Future[None] = field(init=False)
+    """Done once the server shuts down."""
     _ending: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Start the scheduler; called by the event loop of the server."""
+        self.closing = asyncio.get_running_loop().create_future()
+        self.scheduler.start()
 
     async def end(self) -> None:
         """Shut the scheduler down; a second call waits for the first."""
         if self._ending is None:
+            self.closing.set_result(None)
             self._ending = asyncio.ensure_future(self.scheduler.shutdown(self.grace))
         await self._ending
-
-    @property
-    def ending(self) -> bool:
-        """Return whether the server shuts down."""
-        return self._ending is not None
 
     @property
     def generators(self) -> Mapping[str, TextGenerator]:
@@ -187,7 +190,7 @@ class Generation:
             self.completion_tokens += len(update.new_ids)
             metrics.completion_tokens(model, len(update.new_ids))
             if update.finish_reason == "timeout":
-                if not self.service.ending:
+                if not self.service.closing.done():
                     raise ApiError(408, f"the request took over {self.service.config.timeout:g} s", code="timeout")
                 update.finish_reason = "length"  # the server shuts down: the client gets the text so far
             yield number, update

@@ -14,7 +14,8 @@ from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.server.scheduler import Scheduler
-from bpe_llama.playground.app import Strict, answering, playground_routes
+from bpe_llama.playground.app import answering, playground_routes
+from bpe_llama.playground.bodies import Strict
 from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 from bpe_llama.playground.tokens import describe_token
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from bpe_llama.model.server.connections import BoundedConnection
 from bpe_llama.model.server.generation import Service
 from bpe_llama.playground.running import ReadyServer, bound_socket, url_of
 
@@ -30,26 +31,37 @@ def run(app: FastAPI, host: str, port: int, *, announce: Callable[[str], None]) 
     Raises:
         OSError: If the address is in use or not one of this machine; the message names address and port.
     """
-    service: Service = app.state.service
     listening = bound_socket(host, port)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=round(service.grace) + 5,
-        server_header=False,
-        timeout_keep_alive=30,
-    )
     _log_to_stderr()
-    server = _Server(config, service, lambda: announce(url_of(host, listening.getsockname()[1])))
+    server = Server(app, lambda: announce(url_of(host, listening.getsockname()[1])))
     server.run(sockets=[listening])
 
 
-class _Server(ReadyServer):
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], object]) -> None:
+class Server(ReadyServer):
+    """uvicorn with our connections and our shutdown.
+
+    Args:
+        app: The application.
+        ready: Called once connections are accepted.
+    """
+
+    def __init__(self, app: FastAPI, ready: Callable[[], object]) -> None:
+        self._service: Service = app.state.service
+
+        class Connection(BoundedConnection):
+            limits = self._service.config.limits
+
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=round(self._service.grace) + 5,
+            server_header=False,
+            timeout_keep_alive=30,
+        )
         super().__init__(config, ready)
-        self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running requests end; after ``grace`` seconds the scheduler ends them with what they have so far."""

@@ -9,12 +9,14 @@ import asyncio
 import hashlib
 import hmac
 import time
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bpe_llama.model.server.config import ServerConfig, is_loopback
+from bpe_llama.model.server.config import is_loopback
+from bpe_llama.model.server.generation import Service
 from bpe_llama.playground.errors import ApiError
 
 PUBLIC = ("/", "/health", "/openapi.json")
@@ -30,12 +32,12 @@ class Guard:
 
     Args:
         app: The application, which gets the other requests.
-        config: Keys, origins and limits.
+        service: Its ``config`` has keys, origins and limits.
     """
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
-        self.app, self.config = app, config
-        self._keys = [key.encode("ascii") for key in config.api_keys]
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service, self.config = app, service, service.config
+        self._keys = [key.encode("ascii") for key in self.config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer with an error."""
@@ -101,7 +103,10 @@ class Guard:
         return ApiError(413, f"the body has more than {self.config.limits.body_bytes:,} bytes", code="body_too_large")
 
     def _limited(self, receive: Receive, bounded: bool) -> Receive:
-        """Return a ``receive`` that raises once the body has more bytes, or takes more time, than the limits allow."""
+        """Return a ``receive`` that raises once the body has more bytes, or takes more time, than the limits allow.
+
+        It also raises if the server shuts down before the body is complete.
+        """
         limits = self.config.limits
         size, complete = 0, False
         deadline = time.monotonic() + limits.body_seconds
@@ -110,10 +115,19 @@ class Guard:
             nonlocal size, complete
             if complete:  # what comes now is that the client goes
                 return await receive()
+            closing = self.service.closing
+            arriving: asyncio.Future[Any] = asyncio.ensure_future(receive())
             try:
-                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
-            except asyncio.TimeoutError:
-                raise HTTPException(408, f"the body took over {limits.body_seconds:g} s") from None
+                seconds = max(deadline - time.monotonic(), 0)
+                await asyncio.wait([arriving, closing], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                arriving.cancel()  # does nothing if it is done
+            if arriving.done():
+                message: Message = arriving.result()
+            elif closing.done():
+                raise HTTPException(503, "the server is shutting down")
+            else:
+                raise HTTPException(408, f"the body took over {limits.body_seconds:g} s")
             if message["type"] == "http.request":
                 complete = not message.get("more_body", False)
                 size += len(message.get("body", b""))

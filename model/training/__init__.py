@@ -15,6 +15,7 @@ Read in this order:
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
+| `memory` | memory that one step freed, kept for the next |
 | `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files, conversations and labelled texts |
 """
@@ -31,7 +32,7 @@ from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
-from bpe_llama.model.training.finetuning.options import DataConfig
+from bpe_llama.model.training.finetuning.options import DataConfig, finetune_config
 from bpe_llama.model.training.initial.identity import start_as_identity
 from bpe_llama.model.training.initial.vocabulary import token_pieces
 from bpe_llama.model.training.loop import Trainer
@@ -64,6 +65,7 @@ __all__ = [
     "evaluate",
     "evaluate_examples",
     "finetune",
+    "finetune_config",
     "learning_rate_at",
     "open_corpus",
     "open_tokens",

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._arguments import boolean, integer, number, string, wrong
+
 CHOICES = {
     "packing": ("concatenate", "best_fit"),
     "schedule": ("cosine", "warmup_stable_decay", "constant"),
@@ -112,6 +114,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check each field; the error names it."""
+        for option in dataclasses.fields(self):
+            self._check_type(option.name, option.default)
         for field, least in (
             ("max_steps", 1),
             ("sequence_length", 2),
@@ -143,7 +147,7 @@ class TrainConfig:
         for field in ("ema_decay", "label_smoothing"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected 0 up to 1")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(0 <= number("betas", beta) < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas!r}, expected two numbers from 0 up to 1")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
@@ -155,6 +159,24 @@ class TrainConfig:
             raise ValueError("master_weights is True and weights_dtype 'float32', expected weights_dtype bfloat16")
         if self.optimizer == "muon" and self.weights_dtype == "bfloat16":
             raise ValueError("optimizer is 'muon' and weights_dtype 'bfloat16', expected weights_dtype float32")
+
+    def _check_type(self, field: str, default: object) -> None:
+        """Raise `TypeError` for a value of another type than that of the field's default."""
+        value = getattr(self, field)
+        if field in ("max_seconds", "document_mask"):
+            if value is not None:
+                (boolean if field == "document_mask" else number)(field, value)
+        elif isinstance(default, bool):
+            boolean(field, value)
+        elif isinstance(default, int):
+            integer(field, value)
+        elif isinstance(default, float):
+            number(field, value)
+        elif isinstance(default, tuple):
+            if not isinstance(value, (tuple, list)):
+                raise TypeError(wrong(field, value, "two numbers"))
+        elif field not in CHOICES:
+            string(field, value)
 
     @property
     def masks_documents(self) -> bool:
@@ -196,7 +218,7 @@ def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> Train
     """
     if epochs is None:
         return config
-    if not (math.isfinite(epochs) and epochs > 0):
+    if not (math.isfinite(number("epochs", epochs)) and epochs > 0):
         raise ValueError(f"epochs is {epochs}, expected a positive number")
     steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
     return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))

@@ -22,6 +22,7 @@ from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.evaluate import held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
+from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
 from bpe_llama.model.training.optimizers.average import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
@@ -101,6 +102,8 @@ class Trainer:
         """Train until the end of the run, or until Ctrl-C or SIGTERM, and save a checkpoint."""
         config = self.config
         with contextlib.ExitStack() as closing, interrupts() as stop, torch.enable_grad():
+            keep_freed_memory()
+            closing.callback(return_freed_memory)
             for callback in self.callbacks:
                 closing.callback(callback.close)
             if self.ranks.world > 1:

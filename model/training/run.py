@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from bpe_llama._arguments import boolean, check_keywords, instance, iterator, keywords_of, wrong
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._files import locked
 from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
@@ -23,6 +25,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     load_weights,
     read_state,
 )
+from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
     from bpe_llama.model.llama import LlamaForCausalLM
     from bpe_llama.model.pretrained import Pretrained
+    from bpe_llama.tokenizer import Tokenizer
 
 
 class ReportOptions(TypedDict, total=False):
@@ -73,6 +77,30 @@ class RunOptions(ReportOptions, total=False):
     token_bytes: npt.NDArray[np.int64] | None
 
 
+def check_run(model: object, config: object, out: object, options: Mapping[str, Any], known: type = RunOptions) -> None:
+    """Raise `TypeError` for an argument of a run that is of another type, or an option that there is not.
+
+    Args:
+        model: A model.
+        config: A `TrainConfig`.
+        out: A path.
+        options: Those of ``known``.
+        known: The options of the function.
+    """
+    if not (isinstance(model, torch.nn.Module) and hasattr(model, "config")):
+        raise TypeError(wrong("model", model, "a model"))
+    instance("config", config, TrainConfig, "a TrainConfig")
+    checked_path("out", out)
+    check_keywords("train", options, keywords_of(known))
+    for name in ("resume", "progress"):
+        if options.get(name) is not None:
+            boolean(name, options[name])
+    for place, callback in enumerate(iterator("callbacks", options.get("callbacks", ()), "a list of Callbacks")):
+        instance(f"callbacks[{place}]", callback, Callback, "a Callback, which has the methods on_step, close ...")
+    if not callable(options.get("loss_fn", batch_loss)):
+        raise TypeError(wrong("loss_fn", options["loss_fn"], "a function"))
+
+
 def train(
     model: LlamaForCausalLM,
     data: DataSource,
@@ -80,11 +108,13 @@ def train(
     out: str | os.PathLike[str],
     *,
     eval_file: str | os.PathLike[str] | None = None,
+    tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on tokens, and return the result.
 
-    `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
+    `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model; with
+    `tokenizer` also `model`, which holds weights and tokenizer.
     The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
     the mean over all of its learned tokens, whatever the micro-batches. A step whose loss or gradient is not finite is
     skipped. Under `torchrun` all ranks call this function and train together, as `config.parallel` says; each has the
@@ -99,6 +129,8 @@ def train(
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_file: Tokens to evaluate on, instead of the end of each corpus.
+        tokenizer: The tokenizer of the ids. With it, a run that ends leaves `out/model`, or `out/adapter` of a model
+            with an adapter: weights and tokenizer, which `generate`, `chat`, `serve` and transformers open.
         options: `resume`, `progress`, `loss_fn`, `callbacks` and `token_bytes`, as `RunOptions` documents them.
 
     Raises:
@@ -109,13 +141,14 @@ def train(
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
-        >>> result = train(model, "tokens.npy", TrainConfig(max_steps=100), "run")  # doctest: +SKIP
+        >>> result = train(model, "tokens.npy", TrainConfig(max_steps=100), "run", tokenizer=tok)  # doctest: +SKIP
         >>> result.loss  # doctest: +SKIP
         3.2
     """
+    check_run(model, config, out, options)
     opened = open_data(data, model.config, config, eval_file=eval_file)
     held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else ()
-    return train_on_batches(model, opened.batches, config, out, held_out=held_out, **options)
+    return train_on_batches(model, opened.batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
 def train_on_examples(
@@ -125,6 +158,7 @@ def train_on_examples(
     out: str | os.PathLike[str],
     *,
     eval_examples: Sequence[Example] = (),
+    tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
@@ -138,16 +172,21 @@ def train_on_examples(
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_examples: Held-out examples.
+        tokenizer: As of `train`.
         options: As of `train`.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
     """
+    check_run(model, config, out, options)
+    for name, several in (("examples", examples), ("eval_examples", eval_examples)):
+        for place, example in enumerate(iterator(name, several, "a list of Examples")):
+            instance(f"{name}[{place}]", example, Example, "an Example")
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
     held_out = held_out_examples(eval_examples, config.batch_size)
-    return train_on_batches(model, batches, config, out, held_out=held_out, **options)
+    return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
 def train_on_batches(
@@ -158,6 +197,7 @@ def train_on_batches(
     *,
     held_out: Sequence[Batch] = (),
     score_fn: ScoreFunction = batch_score,
+    tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
     """Train `model` in place on any batches, and return the result; works as `train`.
@@ -169,12 +209,14 @@ def train_on_batches(
         out: Folder of the run; created if it does not exist.
         held_out: Batches to evaluate on.
         score_fn: The loss of a held-out batch.
+        tokenizer: As of `train`.
         options: As of `train`.
 
     Raises:
         ValueError: As `train`.
         OSError: As `train`.
     """
+    check_run(model, config, out, options)
     loss_fn, token_bytes = options.get("loss_fn", batch_loss), options.get("token_bytes")
     loss: ScoreFunction = batch_score if loss_fn is batch_loss and token_bytes is not None else loss_fn
     if config.label_smoothing or config.z_loss:
@@ -239,7 +281,10 @@ def train_on_batches(
             whole=model,
         )
         trainer.resume(state, checkpoint, last)
-        return trainer.run()
+        result = trainer.run()
+        if tokenizer is not None and ranks.is_main and not result.interrupted:
+            save_finished(model, tokenizer, out)
+        return result
 
 
 def _move(model: Pretrained, device: torch.device, dtype: torch.dtype) -> None:

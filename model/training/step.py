@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.evaluation.scoring import token_nats
-from bpe_llama.model.layers.loss import chunked_next_token_loss, labels_within_documents
+from bpe_llama.model.layers.loss import labels_within_documents
 from bpe_llama.model.layers.matmul.products import training_products
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.data.batches import Batch
@@ -148,15 +148,9 @@ def batch_score(
     labels_BT, text_nats = labels_within_documents(batch.labels, batch.document_ids), None
     with training_products():
         hidden_BTD = model.model(batch.ids, mask, document_ids=batch.document_ids)
-        loss = chunked_next_token_loss(
-            hidden_BTD,
-            model.lm_head,
-            labels_BT,
-            num_items_in_batch=learned,
-            finish=model.finish,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-        )
+    loss = model.loss_of_hidden(
+        hidden_BTD, labels_BT, num_items_in_batch=learned, label_smoothing=label_smoothing, z_loss=z_loss
+    )
     if batch.without_bytes is not None and not label_smoothing and not z_loss:
         places = batch.without_bytes
         hidden_MD, labels_M = hidden_BTD[:, :-1].flatten(0, 1)[places], labels_BT[:, 1:].flatten()[places]

@@ -1,10 +1,12 @@
-"""Report the progress of a long call: a bar on the terminal, or the caller's function."""
+"""Report the progress of a long call: a bar on the terminal, or the caller's function; print notes unless quiet."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import NoneType
 from typing import NamedTuple, TypeAlias
 
 
@@ -14,7 +16,8 @@ class Progress(NamedTuple):
     Attributes:
         stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded,
             ``"encode rows"`` while a data set is; ``"load"`` while weights are read; ``"score"`` or ``"classify"``
-            while a model is evaluated.
+            while a model is evaluated; ``"average"`` while models are averaged; ``"save"`` while weights
+            are written; ``"read"`` while conversations are read.
         done: Bytes read, merges done, rows or tensors read, tokens scored, or texts labelled.
         total: All of them; ``None`` where their number is unknown.
     """
@@ -28,18 +31,45 @@ ProgressOption: TypeAlias = "bool | Callable[[Progress], object] | None"
 Report: TypeAlias = Callable[[str, int, "int | None"], None]
 
 
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Print no notes and show no progress within the block, except progress that is asked for: ``--quiet``."""
+    token = _QUIET.set(quiet)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def is_quiet() -> bool:
+    """Return whether this code runs within `quietly`."""
+    return _QUIET.get()
+
+
+def note(text: str, *, on_stdout: bool = False) -> None:
+    """Print a line for a person, on stderr unless told otherwise; nothing within `quietly`."""
+    if not is_quiet():
+        print(text, file=sys.stdout if on_stdout else sys.stderr, flush=True)
+
+
 @contextmanager
 def reporting(progress: ProgressOption) -> Iterator[Report | None]:
     """Yield the function that the core calls to report progress, or ``None``.
 
     Args:
         progress: ``None`` shows a bar if stderr is a terminal, ``True`` always, ``False`` never; a function is called
-            with a :class:`Progress` about ten times a second and at the end of each stage.
+            with a :class:`Progress` about ten times a second and at the end of each stage. Within `quietly`, ``None``
+            shows nothing.
     """
     if callable(progress):
         call = progress
         yield lambda stage, done, total: _ignore(call(Progress(stage, done, total)))
-    elif progress or (progress is None and sys.stderr.isatty()):
+    elif not isinstance(progress, (bool, NoneType)):
+        raise TypeError(f"progress must be True, False, None or a function, got {progress!r:.80}")
+    elif progress or (progress is None and sys.stderr.isatty() and not is_quiet()):
         with _bar() as report:
             yield report
     else:
@@ -50,27 +80,57 @@ def _ignore(_result: object) -> None:
     """Drop what a caller's function returns."""
 
 
+_LABELS = {
+    "count": "counting words",
+    "merge": "merging pairs",
+    "encode": "encoding",
+    "encode rows": "encoding rows",
+    "load": "loading weights",
+    "average": "averaging",
+    "save": "writing weights",
+    "read": "reading rows",
+    "score": "scoring tokens",
+    "classify": "labelling texts",
+}
+_OF_BYTES = ("count", "encode")
+
+
 @contextmanager
 def _bar() -> Iterator[Report]:
-    """Show one line a stage on stderr."""
+    """Show one line a stage on stderr: amount, rate, and the time left."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
     from rich.progress import Progress as Bars
     from rich.table import Column
+    from rich.text import Text
 
     class Amount(DownloadColumn):
         """Bytes for text, a plain number for merges and tensors."""
 
         def render(self, task):  # type: ignore[no-untyped-def]  # rich's own types vary between versions
-            is_text = task.fields["stage"] in ("count", "encode")
-            return super().render(task) if is_text else MofNCompleteColumn().render(task)
+            return super().render(task) if task.fields["stage"] in _OF_BYTES else MofNCompleteColumn().render(task)
 
-    labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding", "encode rows": "encoding rows"}
-    labels |= {"load": "loading weights", "score": "scoring tokens", "classify": "labelling texts"}
+    class Rate(TransferSpeedColumn):
+        """Bytes or plain numbers a second."""
+
+        def render(self, task):  # type: ignore[no-untyped-def]
+            speed = task.finished_speed or task.speed
+            if speed is None or task.fields["stage"] in _OF_BYTES:
+                return super().render(task)
+            return Text(f"{speed:,.0f}/s", style="progress.data.speed")
+
     columns = (
         TextColumn("{task.description}", table_column=Column(width=15)),
         BarColumn(),
         Amount(),
+        Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     tasks = {}
@@ -78,7 +138,7 @@ def _bar() -> Iterator[Report]:
 
         def report(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(labels[stage], stage=stage)
+                tasks[stage] = bars.add_task(_LABELS[stage], stage=stage)
             bars.update(tasks[stage], completed=done, total=total)
 
         yield report

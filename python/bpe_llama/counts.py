@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bpe_llama._arguments import instance, integer, iterator, wrong
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import WordCounts as CoreWordCounts
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, is_parquet, read_parquet, reading_of
@@ -40,7 +41,8 @@ class WordCounts:
 
     def __init__(self, counts: CoreWordCounts) -> None:
         """Wrap compiled counts; users call the class methods instead."""
-        self._counts = counts
+        expected = "compiled counts; WordCounts.from_files, from_iterator and load return WordCounts"
+        self._counts = instance("counts", counts, CoreWordCounts, expected)
 
     @classmethod
     def from_files(
@@ -124,11 +126,11 @@ class WordCounts:
         Raises:
             ValueError: If the file is damaged or does not hold counts.
         """
-        return cls(CoreWordCounts.load(os.fspath(path)))
+        return cls(CoreWordCounts.load(checked_path("path", path)))
 
     def save(self, path: PathLike) -> None:
         """Write the counts to a file, atomically. Equal counts give equal files."""
-        self._counts.save(os.fspath(path))
+        self._counts.save(checked_path("path", path))
 
     def merge(self, other: WordCounts) -> Self:
         """Return the sum, as ``+`` does.
@@ -136,7 +138,7 @@ class WordCounts:
         Raises:
             ValueError: If the patterns or special tokens differ.
         """
-        return type(self)(self._counts + other._counts)
+        return type(self)(self._counts + instance("other", other, WordCounts, "WordCounts")._counts)
 
     def __add__(self, other: object) -> Self:
         """Return the counts of both texts together."""
@@ -183,9 +185,7 @@ class WordCounts:
             >>> sum(map(len, counts.split(4))) == len(counts)
             True
         """
-        if parts < 1:
-            raise ValueError(f"parts is {parts}; it must be at least 1")
-        return [type(self)(counts) for counts in self._counts.split(parts)]
+        return [type(self)(counts) for counts in self._counts.split(integer("parts", parts, 1))]
 
     def pruned(self, min_count: int) -> Self:
         """Return the counts of the words that occur ``min_count`` times or more.
@@ -203,9 +203,7 @@ class WordCounts:
             >>> WordCounts.from_iterator(["low low low"], progress=False).pruned(2).most_common()
             [(b' low', 2)]
         """
-        if min_count < 1:
-            raise ValueError(f"min_count is {min_count}; it must be at least 1")
-        return type(self)(self._counts.pruned(min_count))
+        return type(self)(self._counts.pruned(integer("min_count", min_count, 1)))
 
     def to_bytes(self) -> bytes:
         """Return what :meth:`save` writes."""
@@ -257,30 +255,26 @@ def splitting_of(pattern: str, special_tokens: Sequence[str], num_threads: int |
 
     Raises:
         TypeError: If a special token is no ``str``.
-        ValueError: If ``num_threads`` is less than 1, or a special token is empty or repeated.
+        ValueError: If a special token is empty or repeated.
     """
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None for all processors")
     return {"pattern": pattern, "special_tokens": check_special_tokens(special_tokens), "num_threads": num_threads}
 
 
 def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     """Return the special tokens as a list, checked."""
-    if isinstance(special_tokens, str):
-        raise TypeError(f"special_tokens is the str {special_tokens!r}; expected a list of them")
-    tokens = list(special_tokens)
+    tokens = list(iterator("special_tokens", special_tokens, "a list of str, which get the last ids"))
     for index, token in enumerate(tokens):
         if not isinstance(token, str):
-            raise TypeError(f"special token {index} is {token!r}; expected a str")
+            raise TypeError(wrong(f"special_tokens[{index}]", token, "a str"))
         if not token:
-            raise ValueError(f"special token {index} is empty")
+            raise ValueError(f"special_tokens[{index}] is empty; expected text")
         if token in tokens[:index]:
-            raise ValueError(f"special token {token!r} is given twice")
+            raise ValueError(f"special_tokens: {token!r} is given twice; expected each once")
     return tokens
 
 
 def check_texts(texts: Iterable[str]) -> Iterable[str]:
     """Return the texts; raise ``TypeError`` for a single text, which would be read letter by letter."""
     if isinstance(texts, (str, bytes)):
-        raise TypeError(f"expected an iterable of str, got one {type(texts).__name__}; put it in a list")
+        raise TypeError(wrong("texts", texts, "an iterable of str, such as a list of one"))
     return texts

@@ -6,7 +6,7 @@ The functions return `rich` renderables, which are plain text if the output is n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -80,5 +80,34 @@ def vocabulary_table(tokenizer: Tokenizer, longest: int = 10) -> Table:
     table.add_row("vocabulary", f"{tokenizer.vocab_size:,} tokens")
     table.add_row("special", Text(", ".join(f"{name} = {i}" for name, i in tokenizer.special_tokens.items()) or "none"))
     table.add_row("pattern", Text(str(tokenizer.pattern)))
+    if tokenizer.chat_template is not None:
+        table.add_row("chat template", "yes")
     table.add_row("longest", Text(" ".join(repr(visible(token)) for token in by_length[:longest])))
     return table
+
+
+def describe_tokens(tokenizer: Tokenizer, text: str) -> dict[str, Any]:
+    """Return the tokens of a text for JSON: id, text and bytes in hexadecimal of each, and the size of the text.
+
+    The text of a token that is no whole character has U+FFFD in its place.
+    """
+    ids = tokenizer.encode_ordinary(text)
+    pieces = [tokenizer.id_to_bytes(token_id) for token_id in ids]
+    tokens = [
+        {"id": token_id, "text": piece.decode("utf-8", "replace"), "bytes": piece.hex()}
+        for token_id, piece in zip(ids, pieces, strict=True)
+    ]
+    return {"tokens": tokens, "characters": len(text), "bytes": len(text.encode("utf-8", "replace"))}
+
+
+def describe_vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a tokenizer's size, pattern, special tokens and chat template for JSON."""
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "pattern": tokenizer.pattern_name or tokenizer.pattern,
+        "special_tokens": tokenizer.special_tokens,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "end_ids": sorted(tokenizer.end_ids),
+        "chat_template": tokenizer.chat_template,
+    }

@@ -19,7 +19,7 @@ from rich.text import Text
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._corpus.token_files import encode_files
-from bpe_llama._files import PathLike
+from bpe_llama._files import PathLike, open_regular
 from bpe_llama._progress import Progress, ProgressOption, reporting
 from bpe_llama.display import visible
 from bpe_llama.tokenizer import Tokenizer
@@ -169,7 +169,7 @@ def _occurrences(path: Path, vocab_size: int) -> npt.NDArray[np.int64]:
     """Return the number of occurrences of each id in a file of ids."""
     counts = np.zeros(vocab_size, np.int64)
     file_format: Any = np.lib.format  # typed in some versions of NumPy only
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file_format.read_magic(file)
         _, _, dtype = file_format.read_array_header_1_0(file)
         while len(ids := np.fromfile(file, dtype, 1 << 20)):

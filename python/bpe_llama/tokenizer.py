@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama._arguments import instance
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.tokenizer import EncodingTokenizer
 from bpe_llama._files import PathLike
@@ -219,7 +220,7 @@ class Tokenizer(EncodingTokenizer):
         """
         from bpe_llama._loading.tiktoken import read_tokenizer
 
-        return cls(read_tokenizer(Path(path), pattern, special_tokens))
+        return cls(read_tokenizer(path, pattern, special_tokens))
 
     @classmethod
     def from_ranks(
@@ -242,7 +243,8 @@ class Tokenizer(EncodingTokenizer):
         """
         from bpe_llama._loading.tiktoken import checked_ids
 
-        return cls(CoreTokenizer.build_from_ranks(dict(ranks), pattern, checked_ids(special_tokens)))
+        ranks = dict(instance("ranks", ranks, Mapping, "a mapping of bytes to id"))
+        return cls(CoreTokenizer.build_from_ranks(ranks, pattern, checked_ids(special_tokens)))
 
     @classmethod
     def from_gguf(cls, path: PathLike) -> Self:
@@ -280,7 +282,7 @@ class Tokenizer(EncodingTokenizer):
             ValueError: If the suffix is unknown, or the format cannot express this vocabulary.
             OSError: If it cannot be written.
         """
-        path = Path(path)
+        path = checked_path("path", path)
         if path.suffix == ".json":
             self.save_huggingface(path)
         elif path.suffix == ".tiktoken":

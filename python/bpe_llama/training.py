@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
+from bpe_llama._arguments import check_keywords, instance, integer, keywords_of
 from bpe_llama._core import SUPERWORD_PATTERN as _SUPERWORD_PATTERN
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import train_from_files, train_merges
@@ -126,6 +127,13 @@ class _Training:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "special_tokens", check_special_tokens(self.special_tokens))
+        if self.base is not None:
+            instance("base", self.base, CoreTokenizer, "a Tokenizer, or None")
+        integer("vocab_size", self.vocab_size)
+        integer("min_frequency", self.min_frequency, 0)
+        for name in ("max_token_length", "superword_from"):
+            if (value := getattr(self, name)) is not None:
+                integer(name, value, 1)
         new = len(self.new_special_tokens)
         if self.base is not None:
             size = self.base.vocab_size
@@ -136,10 +144,6 @@ class _Training:
             parts = f"256 bytes and {new} special tokens"
         if self.vocab_size < least:
             raise ValueError(f"vocab_size is {self.vocab_size}; it must be at least {least}: {parts}")
-        if self.min_frequency < 0:
-            raise ValueError(f"min_frequency is {self.min_frequency}; it must not be negative")
-        if self.max_token_length is not None and self.max_token_length < 1:
-            raise ValueError(f"max_token_length is {self.max_token_length}; it must be positive, or None")
         if self.tie_order not in ("ids", "bytes"):
             raise ValueError(f"tie_order is {self.tie_order!r}; expected 'ids' or 'bytes'")
 
@@ -208,7 +212,7 @@ def train(paths: PathLike | Iterable[PathLike], vocab_size: int, **options: Unpa
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.
         Superwords: Liu et al. 2025, arXiv:2503.13423, section 2.
     """
-    _check_names("train", options, FileOptions)
+    check_keywords("train", options, keywords_of(FileOptions))
     training = _Training(vocab_size=vocab_size, **options)
     bad_rows = BadRows(training.on_error)
     files = find_files(paths)
@@ -252,7 +256,7 @@ def train_from_iterator(texts: Iterable[str], vocab_size: int, **options: Unpack
         >>> train_from_iterator(["by the way"] * 9, 264, superword_from=260, progress=False).id_to_bytes(263)
         b'by the'
     """
-    _check_names("train_from_iterator", options, TextOptions)
+    check_keywords("train_from_iterator", options, keywords_of(TextOptions))
     training = _Training(vocab_size=vocab_size, **options)
     texts = check_texts(texts)
     if training.superword_from is not None and iter(texts) is texts:
@@ -290,18 +294,11 @@ def train_from_counts(
         >>> train_from_counts(counts, vocab_size=259, progress=False).special_tokens
         {'<|end|>': 258}
     """
-    _check_names("train_from_counts", options, MergeOptions)
+    check_keywords("train_from_counts", options, keywords_of(MergeOptions))
+    instance("counts", counts, WordCounts, "WordCounts")
     special = counts.special_tokens if special_tokens is None else special_tokens
     training = _Training(vocab_size=vocab_size, special_tokens=special, pattern=counts.pattern, **options)
     return _in_stages(lambda pattern, stage: stage.merge(counts, pattern), training)
-
-
-def _check_names(function: str, options: Mapping[str, object], known: type) -> None:
-    """Raise what Python raises for a keyword that a function does not have."""
-    names: frozenset[str] = known.__optional_keys__  # type: ignore[attr-defined]  # every TypedDict has it
-    for name in options:
-        if name not in names:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}; expected {sorted(names)}")
 
 
 def _in_stages(learn: _Learn, training: _Training) -> CoreTokenizer:

@@ -45,26 +45,12 @@ def ids() -> torch.Tensor:
     return torch.randint(3, 97, (3, 20), generator=torch.Generator().manual_seed(5))
 
 
-MULTIPLES_OF_16 = ("inputs", "outputs", "pitch", "capacity", "vocab_size", "row_stride", "chunk")
-
-
 @pytest.fixture
 def compiled_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that compiles a Triton kernel to machine code; Triton's own assembler needs no GPU."""
-    triton = pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
-    from triton.backends.compiler import GPUTarget
+    """Return a function that compiles a variant of a Triton kernel to machine code, which needs no GPU."""
+    from bench.cuda.kernels import compiled
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-
-    def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> Any:
-        signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-        constexprs = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-        # A launch specializes on the alignment of torch's memory and on the sizes of real models.
-        aligned = [n for n, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name in MULTIPLES_OF_16]
-        attributes = {(n,): [["tt.divisibility", 16]] for n in aligned}
-        source = triton.compiler.ASTSource(kernel, signature, constexprs=constexprs, attrs=attributes)
-        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True, **options})
-
     return compiled
 
 

@@ -128,7 +128,7 @@ def test_adapters_train_over_quantized_weights(tiny_model: Make, ids: Tensor) ->
     ("options", "message"),
     [
         ({"rank": 0}, "rank is 0"),
-        ({"dropout": 1.0}, r"dropout 1\.0"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and less than 1, got 1\.0"),
         ({"target_modules": ("q_project",)}, "no linear layer is named q_project"),
         ({"name": "a.b"}, "cannot be named 'a.b'"),
     ],

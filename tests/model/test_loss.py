@@ -243,3 +243,44 @@ def test_a_product_takes_any_strides() -> None:
     close(products.product(x[:, ::2], weight[::2].T), x[:, ::2] @ weight[::2])
     close(products.product(x[:, :9], weight[:9, 3:8].T), x[:, :9] @ weight[:9, 3:8])
     assert products.product(x[:0], weight.T).shape == (0, 30)
+
+
+class Products(TorchDispatchMode):
+    """Records the dtypes of matrix products and of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in str(func) for name in ("mm", "_linear_pointwise", "attention")):
+            self.dtypes |= {part.dtype for part in args if isinstance(part, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("library", ["onednn", "mkl"])
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_emulated_bfloat16_is_computed_in_float32(
+    tiny_model: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, library: str, softcap: float | None
+) -> None:
+    if library == "onednn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: library == "onednn")
+    model = tiny_model(attention_bias=True).train()
+    for layer in model.model.layers:
+        backend = layer.self_attn.backend
+        layer.self_attn.backend = lambda *heads, backend=backend: backend(*heads, softcap)
+
+    def step(emulated: bool) -> tuple[Tensor, list[Tensor], set[torch.dtype]]:
+        monkeypatch.setattr(products, "bfloat16_is_emulated", lambda: emulated)
+        with Products() as seen:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model.loss(ids, ids)
+            return loss, list(torch.autograd.grad(loss, list(model.parameters()))), seen.dtypes
+
+    loss, gradients, dtypes = step(emulated=True)
+    expected, in_bfloat16, _ = step(emulated=False)
+    assert dtypes == {torch.float32}
+    close(loss, expected, rtol=1e-3, atol=1e-3)
+    for gradient, other in zip(gradients, in_bfloat16, strict=True):
+        assert (gradient - other).norm() < 0.05 * other.norm() + 1e-4

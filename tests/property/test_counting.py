@@ -250,7 +250,7 @@ def test_bad_arguments_are_named(toks: list[Tokenizer]) -> None:
         tok.truncate("a", -1, side="left")
     with pytest.raises(TypeError, match=r"max_tokens must be an int, got 2\.5"):
         tok.split_by_tokens("a", 2.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="expected a str, got b'a'"):
+    with pytest.raises(TypeError, match="text must be a str, got b'a'"):
         tok.appender().push(b"a")  # type: ignore[arg-type]
     assert tok.split_by_tokens("", 1) == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -83,23 +82,21 @@ class Running:
 
 def serve(generators: dict[str, TextGenerator], config: Any = None, **options: Any) -> Iterator[Running]:
     """Run a server on a free port until the generator is closed."""
-    import uvicorn
-
     from bpe_llama.model.server.app import create_app
     from bpe_llama.model.server.page import page_routes
+    from bpe_llama.model.server.running import Server
     from bpe_llama.model.server.scheduler import Scheduler
+    from bpe_llama.playground.running import bound_socket, url_of
 
     scheduler = Scheduler(generators, **{"slots": 8} | options)
     app = create_app(scheduler, config, routes=page_routes(scheduler), grace=5)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    started = threading.Event()
+    server = Server(app, started.set)
+    listening = bound_socket("127.0.0.1", 0)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < deadline, "the server does not start"
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Running(f"http://127.0.0.1:{port}", generators, scheduler, app)
+    assert started.wait(30), "the server does not start"
+    yield Running(url_of(*listening.getsockname()), generators, scheduler, app)
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive()

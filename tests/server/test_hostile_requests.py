@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import json
 import socket
+import threading
 import time
 import weakref
 from pathlib import Path
 
 import pytest
 
+from bpe_llama.playground.app import MAX_UPLOADS
 from bpe_llama.playground.library import Library
 from tests.server.conftest import SPECIAL, Running, make_generator, serve
 
@@ -19,6 +23,7 @@ httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator  # noqa: E402
 from bpe_llama.model.generation.structured import MAX_INTERSECTED, Grammars  # noqa: E402
 from bpe_llama.model.server.config import Limits, ServerConfig  # noqa: E402
+from bpe_llama.model.server.scheduler.compiling import CompileThreads  # noqa: E402
 
 CHAT, TEXT, EMBED, RESPOND = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
 USER = {"role": "user", "content": "the fox"}
@@ -40,7 +45,7 @@ def padded():
         bos_token_id=tokenizer.special_tokens["<s>"],
         eos_token_id=tokenizer.special_tokens["<|end|>"],
     )
-    limits = ServerConfig(limits=Limits(body_seconds=0.3))
+    limits = ServerConfig(limits=Limits(header_seconds=0.5, body_seconds=0.3, reading_seconds=0.5))
     yield from serve({"padded": TextGenerator(LlamaForCausalLM(config, seed=1).eval(), tokenizer)}, limits)
 
 
@@ -58,8 +63,10 @@ MANY = 200_000
             "logit_bias.0",
         ),
         (CHAT, '{"messages": [' + ",".join(["1"] * MANY) + "]}", "messages[0]"),
-        (EMBED, '{"input": [' + ",".join(["{}"] * MANY) + "]}", "input[0]"),
-        ("/tokenize", '{"messages": [' + ",".join(["1"] * MANY) + "]}", "messages.0"),
+        (EMBED, '{"input": [' + ",".join(["{}"] * 90_000) + "]}", "input[0]"),
+        ("/tokenize", '{"messages": [' + ",".join(["1"] * MANY) + "]}", "messages[0]"),
+        (CHAT, '{"messages": [{"role": "user", "content": [' + ",".join(["[]"] * 2_700_000) + "]}]}", None),
+        ("/tokenize", '{"messages": [' + ",".join(["{}"] * 600_000) + "]}", None),
     ],
 )
 def test_a_body_of_many_errors_names_one(server: Running, path: str, content: str, param: str) -> None:
@@ -134,6 +141,59 @@ def test_a_body_that_does_not_come_is_given_up(padded: Running) -> None:
             assert client.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def connected(server: Running) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def dripping(client: socket.socket, seconds: float) -> bool:
+    """Send a byte every 50 ms; return whether the server closes the connection before the time is over."""
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            client.sendall(b"a")
+            time.sleep(0.05)
+    except OSError:
+        return True
+    return False
+
+
+def test_a_head_that_does_not_come_is_given_up(padded: Running) -> None:
+    with connected(padded) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+        assert dripping(client, 5)
+    with connected(padded) as client:  # after an answer as well
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        assert dripping(client, 5)
+    with connected(padded) as client:  # the rest of a body that was refused
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 415")
+        assert dripping(client, 5)
+
+
+def test_a_client_that_does_not_read_is_given_up(padded: Running) -> None:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(10)
+        host, port = padded.url.removeprefix("http://").split(":")
+        client.connect((host, int(port)))
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400)  # over all buffers together
+        assert dripping(client, 20)
+    assert httpx.get(padded.url + "/health").status_code == 200
+
+
+def test_few_tokenizers_are_received_at_once(padded: Running) -> None:
+    head = "POST /playground/tokenizers?name=a.json HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += "Content-Type: application/octet-stream\r\nContent-Length: 50\r\n\r\n{"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(padded)) for _ in range(MAX_UPLOADS + 1)]
+        for client in clients:
+            client.sendall(head.encode())
+        statuses = sorted(client.recv(1000)[9:12] for client in clients)
+        assert statuses == [b"408"] * MAX_UPLOADS + [b"429"]
+
+
 def test_a_client_that_goes_within_its_body_is_no_error_of_the_server(padded: Running) -> None:
     address = padded.url.removeprefix("http://").split(":")
     head = "POST /playground/tokens HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -162,6 +222,52 @@ def test_patterns_that_must_match_at_once_are_bounded(server: Running) -> None:
     grammars = Grammars(server.generator.tokenizer, server.generator.model.config.vocab_size)
     properties = {f"p{i}": {"type": "string", "pattern": "^a+$"} for i in range(30)}
     assert grammars.constraint({"json_schema": {"type": "object", "properties": properties}}) is not None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"json": {"type": "integer", "multipleOf": 1000003}},
+        {"json": {"properties": {"a": {"allOf": [{"multipleOf": multiple} for multiple in (97, 89, 8.3)]}}}},
+        {"grammar": 'start: %json {"type": "integer", "multiple\\u004ff": 1000003}'},
+    ],
+)
+def test_remainders_of_a_number_are_bounded(server: Running, given: dict) -> None:
+    """llguidance makes a state of each remainder, without end and without a limit."""
+    error = httpx.post(server.url + TEXT, json={"prompt": "a", "structured_outputs": given}).json()["error"]
+    assert "has a multipleOf over 20,000, or several of one number with that product" in error["message"]
+    fine = {"json": {"type": "number", "multipleOf": 0.01}}
+    body = {"prompt": "a", "max_tokens": 1, "structured_outputs": fine}
+    assert httpx.post(server.url + TEXT, json=body).status_code == 200
+
+
+def test_slow_grammars_delay_nobody_else() -> None:
+    async def main() -> None:
+        threads, go, ran = CompileThreads(2, 0.3), threading.Event(), []
+        threads.start()
+        slow = [asyncio.create_task(threads.run(lambda: go.wait(20))) for _ in range(2)]
+        gone = asyncio.create_task(threads.run(lambda: ran.append("gone")))
+        await asyncio.sleep(0.1)
+        gone.cancel()  # before a thread is free
+        for task in slow:
+            with pytest.raises(ValueError, match=r"was not compiled within 0.3 s"):
+                await task
+        go.set()
+        assert await threads.run(lambda: 5) == 5 and not ran
+        with pytest.raises(ZeroDivisionError):
+            await threads.run(lambda: 1 // 0)
+        threads.close()
+
+    asyncio.run(main())
+
+
+def test_a_grammar_that_compiles_too_long_is_refused() -> None:
+    patterns = " & ".join(f"/.*a.{{{size}}}/" for size in range(1, 15))
+    for running in serve({"small": make_generator()}, slots=2, compile_seconds=0.05):
+        body = {"prompt": "a", "structured_outputs": {"grammar": f"start: T\nT: {patterns}"}}
+        error = httpx.post(running.url + TEXT, json=body).json()["error"]
+        assert error["message"] == "the schema or grammar was not compiled within 0.05 s"
+        assert httpx.post(running.url + TEXT, json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
 
 def test_dropped_tokenizers_leave_no_twin_behind(server: Running, tmp_path: Path) -> None:

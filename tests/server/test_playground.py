@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from bpe_llama import Tokenizer
-from bpe_llama.playground import app, library, playground
+from bpe_llama.playground import app, library, playground, tokens
 
 FILE = {"Content-Type": "application/octet-stream"}
 TEXT = "low lower lowest, slow slower slowest; 你好 🙂 <|end|>"
@@ -110,6 +110,14 @@ def test_merges_end_with_the_ids_of_the_tokenizer(client: TestClient, tokenizers
     assert [piece["steps"] for piece in long] == [[]]
 
 
+def test_the_merges_of_a_text_are_bounded(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_STEPPED", 1000)
+    text = " ".join(["low" * 60] * 11)
+    pieces = client.post("/playground/merges", json={"tokenizer": "large", "text": text}).json()["pieces"]
+    assert pieces[0]["steps"] and not pieces[-1]["steps"]
+    assert sum(len(step) for piece in pieces for step in piece["steps"]) <= 1000
+
+
 def test_a_dropped_tokenizer_is_used_and_the_oldest_forgotten(
     client: TestClient, tokenizers: dict[str, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +152,19 @@ def test_merges_are_those_of_the_tokenizer_that_was_dropped_last(
     assert len(page._twins) == 3
 
 
+def test_dropped_tokenizers_are_bounded_by_their_size(
+    tokenizers: dict[str, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = library.Library(tokenizers)
+    tokenizers["small"].save(tmp_path / "x.json")
+    content = (tmp_path / "x.json").read_bytes()
+    monkeypatch.setattr(library, "MAX_DROPPED_BYTES", 2 * len(content) + 10)
+    names = [page.drop("x.json", content + b" " * spaces)[0] for spaces in range(3)]
+    with pytest.raises(KeyError):
+        page.get(names[0])
+    assert [page.get(name).vocab_size for name in names[1:]] == [262, 262]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -173,7 +194,7 @@ def test_a_dropped_file_that_is_no_tokenizer_is_refused(
         ("/playground/merges", {"text": "a" * 2001}, "text"),
         ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
         ("/tokenize", {"messages": [], "add_special_tokens": True}, "add_special_tokens"),
-        ("/detokenize", {"tokens": [-1]}, "tokens.0"),
+        ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
         ("/detokenize", {"tokens": [10**6]}, "tokens"),
         ("/detokenize", {"tokens": [10**30]}, "tokens"),
         ("/playground/tokens", b"{", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,13 +69,18 @@ def test_from_start_to_end(folder):
             lora.load(model, folder / "poet")
             adapted = TextGenerator(model, tokenizer).generate("the quick", temperature=0, max_new_tokens=12)
             assert [text.json()["choices"][0]["text"] for text in texts] == [own, adapted] and own != adapted
-            # Ctrl-C lets a running request end.
+            # Ctrl-C lets a running request end, and a body that is still to come is refused.
+            late = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30)
+            head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            late.sendall(f"{head}Authorization: {KEY['Authorization']}\r\nContent-Length: 50\r\n\r\n{{".encode())
             long = body | {"max_tokens": 300, "ignore_eos": True, "stream": True}
             with client.stream("POST", "/v1/completions", json=long) as stream:
                 events = stream.iter_lines()
                 next(events)
                 process.send_signal(signal.SIGINT)
                 assert "data: [DONE]" in list(events)
+            with late:
+                assert late.recv(1000).startswith(b"HTTP/1.1 503")
         assert process.wait(60) == 0
         reader.join()
         assert lines.empty() and process.stderr.read() == ""
@@ -101,8 +107,6 @@ def test_bad_usage_is_one_line(folder, capsys, arguments, says):
 
 
 def test_a_port_in_use_is_named(folder, capsys):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", str(folder), "--port", str(port)]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -170,15 +171,18 @@ def test_calls_that_are_cut_off_or_none(client, script, server, family) -> None:
 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_calls_that_are_required(client, script, family) -> None:
-    """One or more as a JSON list, or exactly one: the grammar holds them, and they are no text of the answer."""
+    """The grammar holds them to the form of the family, one or several, and they are no text of the answer."""
     pytest.importorskip("llguidance", reason="calls are forced by llguidance")
     ask = {"model": family, "messages": [{"role": "user", "content": "the fox"}], "tools": TOOLS, "temperature": 0}
     named = {"type": "function", "function": {"name": "sub"}}
+    texts = [text for name, text, _, calls in CASES if name == family and calls == ONE]
+    add, both = texts[0], next(text for name, text, _, calls in CASES if name == family and calls == BOTH)
+    sub = add.replace(json.dumps(ADD, ensure_ascii=False), json.dumps(SUB)).replace("add", "sub")
     for text, calls, options in (
-        (f"[{dumped('add', ADD)}, {dumped('sub', SUB)}]", BOTH, {"tool_choice": "required"}),
-        (f"[{dumped('add', ADD)}]", ONE, {"tool_choice": "required", "parallel_tool_calls": True}),
-        (dumped("add", ADD), ONE, {"tool_choice": "required", "parallel_tool_calls": False}),
-        (dumped("sub", SUB), [("sub", SUB)], {"tool_choice": named}),
+        (both.removeprefix("Well.\n"), BOTH, {"tool_choice": "required"}),
+        (add, ONE, {"tool_choice": "required", "parallel_tool_calls": True}),
+        (add, ONE, {"tool_choice": "required", "parallel_tool_calls": False}),
+        (sub, [("sub", SUB)], {"tool_choice": named}),
     ):
         script(family, text)
         choice = client.chat.completions.create(**ask, **options).choices[0]
@@ -186,18 +190,20 @@ def test_calls_that_are_required(client, script, family) -> None:
         assert arguments_of(choice.message.tool_calls) == calls
         chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**ask, **options, stream=True)]
         assert not any(chunk.delta.content for chunk in chunks) and chunks[-1].finish_reason == "tool_calls"
+    script(family, both.removeprefix("Well.\n"))  # the answer ends after a call, or cannot go on
+    with contextlib.suppress(openai.BadRequestError):
+        one = client.chat.completions.create(**ask, tool_choice="required", parallel_tool_calls=False).choices[0]
+        assert arguments_of(one.message.tool_calls) == ONE
     script(family, f"[{dumped('add', ADD)}]")
-    with pytest.raises(openai.BadRequestError):  # the grammar has no list, whatever the model wants to write
-        client.chat.completions.create(**ask, tool_choice="required", parallel_tool_calls=False)
+    with pytest.raises(openai.BadRequestError):  # nor JSON without the marks of the family
+        client.chat.completions.create(**ask, tool_choice="required")
 
 
 @pytest.mark.parametrize("options", [{}, {"tool_choice": "required"}])
 def test_several_calls_of_the_responses_endpoint(client, script, options) -> None:
     if options:
         pytest.importorskip("llguidance", reason="calls are forced by llguidance")
-        script("mistral", f"[{dumped('add', ADD)}, {dumped('sub', SUB)}]")
-    else:
-        script("mistral", f"[TOOL_CALLS] [{dumped('add', ADD)}, {dumped('sub', SUB)}]")
+    script("mistral", f"[TOOL_CALLS] [{dumped('add', ADD)}, {dumped('sub', SUB)}]")
     flat = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
     ask = {"model": "mistral", "input": "the fox", "tools": flat, "temperature": 0} | options
     calls = client.responses.create(**ask).output

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+import time
 
 import pytest
 
-from bpe_llama.model.server.api.tools import HERMES, JSON, LLAMA3, MISTRAL, ToolParser, call_schema, family_of
+from bpe_llama.model.generation.structured import Grammars
+from bpe_llama.model.server.api.forced_calls import call_grammar
+from bpe_llama.model.server.api.tools import HERMES, JSON, LLAMA3, MISTRAL, ToolParser, family_of
 
 openai = pytest.importorskip("openai", reason="the server is held to OpenAI's client")
 
@@ -41,11 +45,11 @@ CASES = [
 
 
 def parse(family, text, sizes, parallel=True):
-    parser, deltas = ToolParser(family, ["add", "sub"], parallel), []
-    while text:
+    parser, deltas, place = ToolParser(family, ["add", "sub"], parallel), [], 0
+    while place < len(text):
         size = next(sizes)
-        deltas += parser.feed(text[:size])
-        text = text[size:]
+        deltas += parser.feed(text[place : place + size])
+        place += size
     deltas += parser.finish()
     calls: list[list[str]] = []
     for delta in deltas:
@@ -78,6 +82,23 @@ def test_arguments_are_streamed_in_pieces_after_the_name():
 
 
 @pytest.mark.parametrize(
+    ("family", "begin", "rest", "size", "step"),
+    [
+        (HERMES, '<tool_call>{"name": "add", "arguments": {"a": "', "c", 600_000, 600_000),
+        (MISTRAL, "[TOOL_CALLS]", "b", 30_000, 1),
+        (JSON, "[", "[", 600_000, 600_000),
+    ],
+)
+def test_the_cost_is_linear_in_the_text(family, begin, rest, size, step):
+    """Seconds to minutes if each character reads the text before it."""
+    start = time.process_time()
+    parser, length = ToolParser(family, ["add"]), 0
+    for deltas in (parser.feed(begin), *(parser.feed(rest * step) for _ in range(size // step)), parser.finish()):
+        length += sum(len(delta.content + delta.arguments) for delta in deltas)
+    assert length >= size and time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
     ("template", "family"),
     [
         ("{{ '<tool_call>' }}", "hermes"),
@@ -90,12 +111,37 @@ def test_the_template_tells_the_family(template, family):
     assert family_of(template).name == family
 
 
-def test_the_schema_of_a_forced_call():
-    schema = call_schema([{"name": "a", "parameters": {"type": "object"}}, {"name": "b"}])
-    assert [each["properties"]["name"] for each in schema["anyOf"]] == [{"const": "a"}, {"const": "b"}]
-    assert call_schema([{"name": "a"}, {"name": "b"}], "b")["properties"]["name"] == {"const": "b"}
-    several = call_schema([{"name": "a"}], several=True)
-    assert several["items"]["properties"]["name"] == {"const": "a"} and several["minItems"] == 1
+@pytest.mark.parametrize(
+    ("family", "template", "text"),
+    [
+        (HERMES, "", f"<tool_call>\n{CALL}\n</tool_call>"),
+        (MISTRAL, "", f"[TOOL_CALLS][{CALL}]"),
+        (MISTRAL, "[ARGS]", '[TOOL_CALLS]add[ARGS]{"a": 1}'),
+        (LLAMA3, "", CALL.replace("arguments", "parameters")),
+        (JSON, "", f"[{CALL}]"),
+    ],
+)
+def test_the_grammar_of_a_forced_call(server, family, template, text):
+    """It allows what the family's parser reads, several calls only if there may be several, and nothing else."""
+    pytest.importorskip("llguidance", reason="grammars are llguidance's")
+    generator, functions = server.generator, [copy.deepcopy(TOOLS[0]["function"]), {"name": "sub"}]
+    defined = {"properties": {"a": {"$ref": "#/$defs/number"}}, "$defs": {"number": {"type": "integer"}}}
+    functions[0]["parameters"] |= defined  # as pydantic writes schemas: within a larger schema it would not be found
+    grammars = Grammars(generator.tokenizer, generator.model.config.vocab_size)
+
+    def allowed(text, **options):
+        grammar = call_grammar(family, functions, template=template, **options)
+        ids = generator.tokenizer.encode(text)
+        matcher = grammars.constraint({"grammar": grammar}).matcher.deep_copy()
+        return matcher.validate_tokens(ids) == len(ids)
+
+    joined = {HERMES: "\n", LLAMA3: "; "}.get(family, "")
+    twice = text + joined + text if not text.endswith("]") else text[:-1] + ", " + CALL + "]"
+    one = text if family is not JSON else CALL
+    assert allowed(text, several=True) and allowed(twice, several=True) and allowed(one, several=False)
+    assert parse(family, twice, iter([10_000])) == ("", [ADD, ADD]) and not allowed(twice, several=False)
+    assert not allowed(text.replace('"a": 1', '"a": "x"'), several=True)
+    assert not allowed(text.replace("add", "other"), several=True) and not allowed("Well. " + text, several=True)
 
 
 # ---- through the server, with a model that learned to call ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import itertools
+import json
 import os
 import re
 import signal
@@ -125,11 +126,22 @@ def test_count(tok: Tokenizer, saved: str, tmp_path: Path, capsys: pytest.Captur
     assert total == [str(sum(int(row[0]) for row in rows)), "total"]
 
 
-def test_doctor_describes_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--torch"]) == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+def test_doctor_describes_this_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BPE_LLAMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    (tmp_path / "file").write_bytes(bytes(2_000_000))
+    assert cli.main(["doctor"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
     assert lines["bpe-llama"] == __version__ and lines["instructions"].startswith(simd_tier())
     assert "model (installed)" in lines["extras"] and lines["torch"].startswith(importlib.metadata.version("torch"))
+    assert f"{tmp_path}: 2.0 MB" in lines["caches"]
+    assert "native kernels" in lines["CPU"] and lines["CUDA"].startswith(("none: torch", "1"))
+    assert cli.main(["doctor", "--no-torch", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "torch" not in found and found["extras"]["model"] == "installed"
+    assert found["caches"][str(tmp_path)] == 2_000_000 and found["caches"][str(tmp_path / "none")] is None
 
 
 def test_doctor_knows_all_extras() -> None:
@@ -138,7 +150,7 @@ def test_doctor_knows_all_extras() -> None:
     declared = {
         extra: {re.split(r"[^\w-]", requirement)[0] for requirement in requirements} - {"bpe-llama"}
         for extra, requirements in project["optional-dependencies"].items()
-        if extra not in ("dev", "bench", "docs")
+        if extra not in ("dev", "bench", "docs")  # these are for its developers
     }
     assert {extra: set(packages) for extra, packages in doctor._EXTRAS.items()} == declared
 
@@ -250,6 +262,12 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert captured.out == ""
     assert captured.err.startswith("bpe-llama: ") and captured.err.count("\n") == 1
     assert complaint.lower() in captured.err.lower()
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("Usage: bpe-llama") and "\n  train-tokenizer " in out and error == ""
 
 
 def test_a_process_exits_with_the_code_and_no_traceback() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bpe_llama import Tokenizer
+from tests.block_runner import BlockRunner
+from tests.small_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
-GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
+GUIDES = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -27,10 +29,8 @@ _BLOCK = re.compile(
 
 
 @pytest.fixture(scope="module")
-def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache in the layout of the Hugging Face Hub's, in which the pages' repository is a small model."""
-    from tests.small_models import tiny_model
-
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlockRunner]:
+    """Yield what runs blocks, with a cache in the layout of the Hugging Face Hub's that has the guides' repository."""
     cache = tmp_path_factory.mktemp("hub")
     repo = cache / "models--HuggingFaceTB--SmolLM2-135M-Instruct"
     (repo / "refs").mkdir(parents=True)
@@ -38,34 +38,20 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
     tiny_model(vocab_size=256).save_pretrained(repo / "snapshots" / ("0" * 40))
     tokenizer.save(repo / "snapshots" / ("0" * 40))
-    return cache
+    with tempfile.TemporaryDirectory() as folder:
+        found = BlockRunner(Path(folder), {"HF_HUB_CACHE": str(cache)})
+        yield found
+        found.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are for a POSIX shell")
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, hub_cache: Path) -> None:
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": programs, "COLUMNS": "120", "HF_HUB_CACHE": str(hub_cache)}
-    ran = 0
-    for block in _BLOCK.finditer(page.read_text("utf-8")):
-        if block["skip"]:
-            continue
-        script = tmp_path / f"block{ran}.{'py' if block['kind'] == 'python' else 'sh'}"
-        script.write_text(block["body"], "utf-8")
-        command = [sys.executable, str(script)] if block["kind"] == "python" else ["bash", "-eu", str(script)]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-        )
-        script.unlink()
-        assert done.returncode == 0, f"{page.name}, block {ran}:\n{block['body']}\n{done.stdout}{done.stderr}"
-        ran += 1
-    assert ran, f"{page.name} holds nothing that runs"
+def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, runner: BlockRunner) -> None:
+    blocks = [block for block in _BLOCK.finditer(page.read_text("utf-8")) if not block["skip"]]
+    for block in blocks:
+        done = runner.run(block["kind"], block["body"], tmp_path)
+        assert done.returncode == 0, f"{page.name}:\n{block['body']}\n{done.stdout}{done.stderr}"
+    assert blocks, f"{page.name} holds nothing that runs"
 
 
 def _prose(page: Path) -> str:
@@ -109,7 +95,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         ("ARCHITECTURE.md", "sixteen lanes", "rust/simd/src/f32x16/vector.rs", "LANES: usize = 16;"),
         ("ARCHITECTURE.md", "spin for 0.1 ms", "rust/kernels/src/thread_pool.rs", "Duration::from_micros(100);"),
         (
-            "docs/guide/training.md",
+            "docs/guide/pretrain.md",
             "2^23 logits",
             "model/layers/loss/linear_cross_entropy.py",
             "CHUNK_LOGITS = 1 << 23",

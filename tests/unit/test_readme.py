@@ -1,14 +1,18 @@
-"""Every Python block of the README runs, in order, in one folder."""
+"""The README: every block runs, in order, in one folder; the picture shows the figures of docs/benchmarks.md."""
 
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from bench import data
+from bench import chart, data
+from tests.block_runner import BlockRunner
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"### ([^\n]*)\n(?:(?!###).)*?```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
 def prepare(folder: Path, real) -> None:
@@ -17,22 +21,31 @@ def prepare(folder: Path, real) -> None:
     for name in ("argparse.py", "typing.py", "inspect.py"):
         source = Path(re.__file__).parents[1] / name
         (folder / "corpus" / name).with_suffix(".txt").write_bytes(source.read_bytes())
-    for name in ("cl100k_base.tiktoken", "mine.tiktoken"):
-        (folder / name).symlink_to(real(data.vocabulary, "cl100k"))
-    (folder / "mistral").mkdir()
-    (folder / "mistral" / "tokenizer.model").symlink_to(real(data.vocabulary, "mistral"))
     real(data.vocabulary, "o200k")  # found in the cache by its name
     (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(real(data.smollm2_gguf))
 
 
 @pytest.mark.slow
-def test_every_block_runs(tmp_path, monkeypatch, real, capsys):
-    assert len(BLOCKS) >= 6
+@pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a POSIX shell")
+def test_every_block_runs(tmp_path: Path, real) -> None:
+    assert len(BLOCKS) == 6
     prepare(tmp_path, real)
-    monkeypatch.chdir(tmp_path)
-    for title, code in BLOCKS:
-        if title == "Load a known vocabulary":
-            (tmp_path / "folder/with").mkdir(parents=True)
-            (tmp_path / "folder/with/tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
-        exec(compile(code, f"README.md, {title}", "exec"), {})
-    assert "Paris" in capsys.readouterr().out
+    output = ""
+    with tempfile.TemporaryDirectory() as folder:
+        runner = BlockRunner(Path(folder), {})
+        for kind, body in BLOCKS:
+            done = runner.run(kind, body, tmp_path)
+            assert done.returncode == 0, f"{body}\n{done.stdout}{done.stderr}"
+            output += done.stdout
+        runner.close()
+    assert output.count("Paris") >= 2  # from Python and from the terminal
+
+
+def test_the_picture_shows_the_figures_of_the_tables() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    assert chart.PICTURE.read_text("utf-8") == chart.svg(text), "run `python -m bench.chart`"
+    said = " ".join(re.search(r"!\[(.*?)\]", README, re.DOTALL)[1].split())
+    for job in chart.JOBS:
+        for name, rate in chart.bars(text, job):
+            shown = chart.number(rate)
+            assert shown in said or f"{rate:.0f}" in said, f"the picture's text lacks {shown} of {name}"

@@ -3,6 +3,7 @@
 | step | needs |
 |---|---|
 | a CUDA graph of Triton kernels | both functions below return None for the model |
+| the graphs of a running engine | `unsupported_by_engine` returns None |
 | a CUDA graph of PyTorch operations | `unsupported_by_cuda_graph` and `options_unsupported_by_cuda_graph` return None |
 | the modules of `llama.py`, kernel by kernel | nothing |
 """
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from bpe_llama.model.backends.layer_parts import has_known_layers, layer_parts
+from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import eager, sdpa
@@ -23,6 +25,42 @@ from bpe_llama.model.quantization.quantize import Float8Linear, Int4Linear, Int8
 from bpe_llama.model.sampling.params import GenerationOptions
 
 TRITON_LINEARS = (nn.Linear, Int8Linear, Int4Linear, Float8Linear)
+
+
+def batch_sizes(slots: int) -> list[int]:
+    """Return the batch sizes of an engine's graphs: powers of two and the number of slots; a pass is padded up to one.
+
+    A step of few sequences reads the same weights whatever their number, so padding costs little.
+
+    Example:
+        >>> batch_sizes(24)
+        [1, 2, 4, 8, 16, 24]
+    """
+    return [*(1 << power for power in range((slots - 1).bit_length())), slots]
+
+
+def unsupported_by_engine(model: LlamaForCausalLM, cache: KVCache) -> str | None:
+    """Return why an engine cannot decode a model by CUDA graphs of its own accord; None if it can.
+
+    A graph repeats the branches that it was captured with, so nothing may change them unnoticed.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> unsupported_by_engine(LlamaForCausalLM(config).train(), KVCache(config, 1, 8))
+        'the model is in training mode'
+    """
+    if type(cache) is not KVCache:
+        return f"the cache is a {type(cache).__name__}"
+    if model.training:
+        return "the model is in training mode"
+    for name, module in model.named_modules():
+        if hasattr(module, "active"):
+            return f"{name} has adapters"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has hooks"
+    return unsupported_by_cuda_graph(model)
 
 
 def graph_backend(model: LlamaForCausalLM) -> str | None:

@@ -20,27 +20,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from bpe_llama.model.backends.cuda.capture import captured
 from bpe_llama.model.backends.cuda.dispatch import (
     options_unsupported_by_cuda_graph,
     unsupported_by_cuda_graph,
     unsupported_by_triton,
 )
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.layers.attention_backends import Visible
+from bpe_llama.model.backends.cuda.memory import check_step_fits
+from bpe_llama.model.backends.cuda.module_step import ModuleStep
+from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 from bpe_llama.model.sampling.uniform import SEED_BITS, as_word
-from bpe_llama.model.windows import is_near
 
 if TYPE_CHECKING:
     from bpe_llama.model.backends.cuda.triton_step import TritonStep
-
-SHORTEST = 256
-"""Keys of a step are rounded up to this times a power of two, or to the cache's capacity; each length has a graph."""
 
 
 class CudaGraphDecoder:
@@ -76,10 +73,10 @@ class CudaGraphDecoder:
         self.place_B, self.drawn_B, self.seed_B = (torch.zeros(batch, dtype=torch.long, device=device) for _ in "123")
         """Position of the last id; number of new ids; the seeds' bits."""
         self.ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
-        self._key_S = torch.arange(capacity, device=device)
         self._is_eos_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         self._program: Callable[[int], None] = self._step
-        self._kernels: TritonStep | None = None
+        check_step_fits(model.config, batch, model.dtype, device)
+        self._layers: TritonStep | ModuleStep = ModuleStep(model, cache)
         self._through_triton = backend == "triton"
         if backend is not None and not self._through_triton:
             self._program = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
@@ -99,7 +96,7 @@ class CudaGraphDecoder:
                 raise ValueError(f"no Triton kernels: {reason}")
             from bpe_llama.model.backends.cuda.triton_step import TritonStep
 
-            self._kernels = TritonStep(self.model, self.cache)
+            self._layers = TritonStep(self.model, self.cache)
         self._known = self._places_of_weights()
 
     def _places_of_weights(self) -> list[object]:
@@ -180,7 +177,7 @@ class CudaGraphDecoder:
         """Add an id to every unfinished sequence; attention covers the first ``end`` columns of the cache."""
         options = self.options
         last_B1 = self.ids_BS.gather(1, self.place_B[:, None])
-        logits_BV = self._logits(last_B1[:, 0].clamp(min=0), end)
+        logits_BV = self._layers.logits(last_B1[:, 0].clamp(min=0), self.place_B, end)
         if options.min_new_tokens:
             barred_BV = self._is_eos_V & (self.drawn_B < options.min_new_tokens)[:, None]
             logits_BV = logits_BV.masked_fill(barred_BV, -torch.inf)
@@ -198,29 +195,9 @@ class CudaGraphDecoder:
         self.ended_B |= (new_B < 0) | self._is_eos_V[new_B.clamp(min=0)]
         self.ended_B |= (self.drawn_B >= options.max_new_tokens) | (self.place_B >= self.cache.capacity - 1)
 
-    def _logits(self, ids_B: Tensor, end: int) -> Tensor:
-        """Return the logits after each id, (B, V), by Triton kernels or the model's modules."""
-        if self._kernels is not None:
-            return self._kernels.logits(ids_B, self.place_B)
-        stack, place_B1 = self.model.model, self.place_B[:, None]
-        mask_BS = self._key_S[:end] <= place_B1
-        windows, visible = self.model.config.windows, {}
-        for window in set(windows):
-            near_BS = mask_BS if window is None else mask_BS & is_near(window, place_B1, self._key_S[:end])
-            visible[window] = Visible(mask=near_BS[:, None, None])
-        places = CacheColumns(0, end, place_B1)
-        x_B1D = stack.embed_tokens(ids_B[:, None])
-        for layer, rotation, window in zip(stack.layers, stack.rotations(place_B1), windows, strict=True):
-            x_B1D = layer(x_B1D, rotation, visible[window], self.cache, places)
-        return self.model.logits(stack.norm(x_B1D))[:, 0]
-
     def _step_of(self, longest: int) -> Callable[[], None]:
         """Return the step whose attention covers at least ``longest`` columns, as a graph where there are graphs."""
-        end = SHORTEST
-        while end < longest:
-            end *= 2
-        # Triton kernels attend to each sequence's own length, so one graph serves all.
-        end = min(end, self.cache.capacity) if self._kernels is None else self.cache.capacity
+        end = self._layers.keys_of(longest)
         if (end, self._kind) not in self._steps:
             start = time.perf_counter()
             step = self._capture(end) if self.fallback_reason is None else partial(self._program, end)
@@ -231,16 +208,8 @@ class CudaGraphDecoder:
     def _capture(self, end: int) -> Callable[[], None]:
         state = (self.ids_BS, self.place_B, self.drawn_B, self.ended_B)
         before = [tensor.clone() for tensor in state]
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(self.model.device):
-                warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                warm_up.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(warm_up):  # compiles kernels and allocates memory, which a capture must not
-                    self._program(end)
-                torch.cuda.current_stream().wait_stream(warm_up)
-                with torch.cuda.graph(graph):
-                    self._program(end)
+            graph, _ = captured(partial(self._program, end), self.model.device)
         except RuntimeError as error:
             self.fallback_reason = str(error).partition("\n")[0]
             warnings.warn(

@@ -2,10 +2,11 @@
 
 It computes what `llama.py` does. Norms, residuals and SwiGLU are fused into the products; queries, keys and values are
 one product; attention is split among programs over the keys. Hidden states are float32 between the products. No launch
-depends on the lengths of the sequences, so one CUDA graph serves all lengths.
+depends on the lengths of the sequences, so one CUDA graph serves all lengths. For more than `FEW_ROWS` sequences in
+bfloat16 the products are cuBLAS's (`wide_layers`).
 
 Shapes: ``M`` rows, one a sequence, ``D`` hidden_size, ``N`` heads, ``K`` KV heads, ``H`` head_dim, ``I`` inputs,
-``O`` outputs, ``C`` chunks of the keys, ``F`` intermediate_size, ``V`` vocab_size.
+``O`` outputs, ``P`` parts of the keys, ``F`` intermediate_size, ``V`` vocab_size.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from bpe_llama.model.backends.adjacent import make_adjacent
 from bpe_llama.model.backends.cuda import triton_kernels as kernels
+from bpe_llama.model.backends.cuda.memory import PARTS
+from bpe_llama.model.backends.cuda.wide_layers import WideLayers, rotated_queries
 from bpe_llama.model.backends.layer_parts import GatedBlock, LayerParts, layer_parts
 from bpe_llama.model.backends.norms import Norm
 from bpe_llama.model.cache.kv_cache import KVCache
@@ -26,6 +29,11 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import Float8Linear, PackedLinear
 from bpe_llama.model.quantization.triton_matmul import TritonMatmul
 from bpe_llama.model.windows import sliding_windows
+
+FEW_ROWS = 16
+"""Rows up to which the fused products serve plain bfloat16 weights: with more, each program normalizes all rows."""
+CHUNKS = {torch.bfloat16: 64, torch.float32: 32}
+"""Keys that a program attends to at a time, limited by registers."""
 
 
 def _product(
@@ -69,73 +77,91 @@ class _Layer:
 
 
 class TritonStep:
-    """The weights of a model and the memory that its step for ``M`` sequences writes to.
+    """The weights of a model and the memory that its step for the first slots of a cache writes to.
 
     Args:
         model: One for which `unsupported_by_triton` is None. Weights of layers that share an input are moved side by
             side; the parameters stay the same objects.
-        cache: A full one, a slot for each sequence.
+        cache: A full one.
+        wide: The model's layers for many rows; by default made here, if the weights are plain bfloat16.
     """
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
+    def __init__(self, model: LlamaForCausalLM, cache: KVCache, wide: WideLayers | None = None) -> None:
         self.model, self.cache, config = model, cache, model.config
         self.layers = [_Layer(layer, model.dtype) for layer in layer_parts(model)]
         self.head = _product([model.lm_head], model.dtype, Norm(model.model.norm))
         rows, size = cache.batch_size, config.head_size
+        plain = all(type(linear) is nn.Linear for layer in layer_parts(model) for linear in layer.linears)
+        self.wide = None
+        if plain and model.dtype == torch.bfloat16 and rows > FEW_ROWS:
+            self.wide = wide or WideLayers(model)
         self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads
-        self.chunk = 64 if model.dtype == torch.float32 else 128  # keys of one program, limited by registers
-        self.chunks = triton.cdiv(cache.capacity, self.chunk)
         self.window = sliding_windows(config.windows)[0] or 0
         empty = partial(torch.empty, dtype=model.dtype, device=model.device)
-        wide = partial(torch.empty, dtype=torch.float32, device=model.device)
+        full = partial(torch.empty, dtype=torch.float32, device=model.device)
         self.qkv_MO = empty(rows, (self.heads + 2 * self.kv_heads) * size)
-        self.query_MNH = empty(rows, self.heads, size)
-        self.parts_MNCH = wide(rows, self.heads, self.chunks, size)
-        self.extents_MNC2 = wide(rows, self.heads, self.chunks, 2)
+        self.parts_MNPH = full(rows, self.heads, PARTS, size)
+        self.stats_MNP2 = full(rows, self.heads, PARTS, 2)
         self.attention_MO = empty(rows, self.heads * size)
         self.gated_MF = empty(rows, config.intermediate_size)
         self.logits_MV = empty(rows, config.vocab_size)
 
-    def logits(self, ids_M: Tensor, place_M: Tensor) -> Tensor:
+    def keys_of(self, longest: int) -> int:
+        """Return the cache's capacity: the kernels attend to each sequence's own length, so one graph serves all."""
+        return self.cache.capacity
+
+    def logits(self, ids_M: Tensor, place_M: Tensor, end: int = 0) -> Tensor:
         """Return the logits after each id, (M, V), in memory that the next step overwrites.
 
         Args:
-            ids_M: int64.
-            place_M: int64; the position of each, at which its keys and values are written to the cache.
+            ids_M: int64; one of each of the first slots.
+            place_M: int64; the position of each, at which its keys and values are written to the cache. A row without
+                a sequence has -1: it reads and writes nothing of its slot.
+            end: Has no effect.
         """
         with torch.cuda.device_of(ids_M):  # type: ignore[no-untyped-call]  # Triton launches on the current device
             return self._logits(ids_M, place_M)
 
     def _logits(self, ids_M: Tensor, place_M: Tensor) -> Tensor:
-        stack = self.model.model
-        x_MD = stack.embed_tokens(ids_M).float()
+        stack, rows = self.model.model, len(ids_M)
         cos_MR, sin_MR = (part[:, 0].contiguous() for part in stack.rotary_emb(place_M[:, None]))
-        for number, layer in enumerate(self.layers):
-            layer.qkv.into(x_MD, self.qkv_MO)
-            self._attend(number, cos_MR, sin_MR, place_M)
-            layer.out.into(self.attention_MO, x_MD, add=True)
-            layer.gate_up.into(x_MD, self.gated_MF)
-            layer.down.into(self.gated_MF, x_MD, add=True)
-        self.head.into(x_MD, self.logits_MV)
-        return self.logits_MV
 
-    def _attend(self, number: int, cos_MR: Tensor, sin_MR: Tensor, place_M: Tensor) -> None:
-        """Apply RoPE, extend the cache, and write the attention output."""
-        rows, heads, kv_heads, size = len(place_M), self.heads, self.kv_heads, self.query_MNH.shape[2]
-        keys, values = self.cache.keys[number], self.cache.values[number]
-        block = triton.next_power_of_2(size)
-        seen = {"position": place_M, "window": self.window, "SIZE": size, "CHUNK": self.chunk}
-        kernels._apply_rope[rows, heads + 2 * kv_heads](
-            query=self.query_MNH, qkv=self.qkv_MO, cos=cos_MR, sin=sin_MR, keys=keys, values=values, position=place_M,
-            capacity=self.cache.capacity, HEADS=heads, KV_HEADS=kv_heads, SIZE=size, HALF=cos_MR.shape[1], BLOCK=block,
-            num_warps=1,
+        def attend(number: int, qkv_MO: Tensor) -> Tensor:
+            query_MNH = rotated_queries(self.model, qkv_MO, (cos_MR, sin_MR), self.cache, number, place_M, 1)
+            return self._attention(number, query_MNH, place_M)
+
+        if self.wide is not None and rows > FEW_ROWS:
+            logits: Tensor = self.model.lm_head(self.wide.hidden(ids_M, attend))
+            return logits
+        x_MD = stack.embed_tokens(ids_M).float()
+        qkv_MO, gated_MF, logits_MV = self.qkv_MO[:rows], self.gated_MF[:rows], self.logits_MV[:rows]
+        for number, layer in enumerate(self.layers):
+            layer.qkv.into(x_MD, qkv_MO)
+            layer.out.into(attend(number, qkv_MO), x_MD, add=True)
+            layer.gate_up.into(x_MD, gated_MF)
+            layer.down.into(gated_MF, x_MD, add=True)
+        self.head.into(x_MD, logits_MV)
+        return logits_MV
+
+    def _attention(self, number: int, query_MNH: Tensor, place_M: Tensor) -> Tensor:
+        """Return the attention output of one new token a slot, (M, N * H)."""
+        rows, heads, size = query_MNH.shape
+        groups, block = heads // self.kv_heads, triton.next_power_of_2(size)
+        out_MO = self.attention_MO[:rows]
+        seen = {
+            "position": place_M,
+            "window": self.window,
+            "SIZE": size,
+            "CHUNK": CHUNKS[self.model.dtype],
+            "PARTS": PARTS,
+        }
+        parts = {"part_outs": self.parts_MNPH, "part_stats": self.stats_MNP2}
+        kernels._attend_part[rows * self.kv_heads, PARTS](
+            query=query_MNH, keys=self.cache.keys[number], values=self.cache.values[number],
+            capacity=self.cache.capacity, scale=size**-0.5, KV_HEADS=self.kv_heads, GROUPS=groups,
+            BLOCK_G=max(triton.next_power_of_2(groups), 16), BLOCK=max(block, 16), num_stages=2, **seen, **parts,
         )  # fmt: skip
-        partial = {"chunk_outs": self.parts_MNCH, "chunk_stats": self.extents_MNC2, "chunks": self.chunks}
-        kernels._attend_chunk[rows * kv_heads, self.chunks](
-            query=self.query_MNH, keys=keys, values=values, capacity=self.cache.capacity, scale=size**-0.5,
-            KV_HEADS=kv_heads, GROUPS=heads // kv_heads, BLOCK_G=max(triton.next_power_of_2(heads // kv_heads), 16),
-            BLOCK=max(block, 16), **seen, **partial,
-        )  # fmt: skip
-        kernels._combine_chunks[rows * heads,](out=self.attention_MO, HEADS=heads, BLOCK=block, **seen, **partial)
+        kernels._combine_parts[rows * heads,](out=out_MO, HEADS=heads, BLOCK=block, **seen, **parts)
+        return out_MO

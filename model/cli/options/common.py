@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bpe_llama._progress import quietly
+from bpe_llama.chat import NAMED_TEMPLATES
 from bpe_llama.model import training
 from bpe_llama.model.device import computing_threads
 
@@ -29,6 +31,14 @@ ResizeOption = Annotated[
         help="Add rows to embedding and head for the tokens that --tokenizer adds to the model's own.",
     ),
 ]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="|".join((*NAMED_TEMPLATES, "FILE")),
+        help="Use this chat template in place of the tokenizer's, and save it with the tokenizer.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
 
 ThreadsOption = Annotated[
@@ -36,19 +46,26 @@ ThreadsOption = Annotated[
 ]
 
 
-def with_threads(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command with the option --threads, which sets the threads of torch and of the native kernels."""
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; errors remain.")]
+
+
+def with_common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with --threads, which sets the threads of torch and of the native kernels, and --quiet."""
 
     @functools.wraps(command)
-    def run(*arguments: Any, threads: int | None = None, **options: Any) -> Any:
-        with computing_threads(threads):
+    def run(*arguments: Any, threads: int | None = None, quiet: bool = False, **options: Any) -> Any:
+        with quietly(quiet), computing_threads(threads):
             return command(*arguments, **options)
 
     signature = inspect.signature(command, eval_str=True)
     found = list(signature.parameters.values())
-    option = inspect.Parameter("threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ThreadsOption)
+    only = inspect.Parameter.KEYWORD_ONLY
+    options = [
+        inspect.Parameter("threads", only, default=None, annotation=ThreadsOption),
+        inspect.Parameter("quiet", only, default=False, annotation=QuietOption),
+    ]
     named = [parameter for parameter in found if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    run.__signature__ = signature.replace(parameters=[*named, option])  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
     return run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from bpe_llama.model.evaluation.bits_per_byte import token_bytes
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training import TrainConfig, batch_loss, distillation_loss, token_pieces
 from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
 from bpe_llama.model.training.report.samples import Samples
 from bpe_llama.model.training.run import RunOptions
@@ -37,6 +39,16 @@ TeacherTemperatureOption = Annotated[
 TeacherWeightOption = Annotated[
     float | None, typer.Option(help="Weight of the teacher's part of the loss, 0 to 1.  [default: 0.5]")
 ]
+
+
+def say_if_nothing_to_resume(out: Path, resume: bool) -> None:
+    """Print on stderr that --resume finds no checkpoint, so that a wrong --out is seen at once.
+
+    Raises:
+        ValueError: If `out` holds a run and --resume is not given.
+    """
+    if checkpoint_to_resume(out, resume) is None and resume:
+        typer.echo(f"--resume: {out} holds no checkpoint; the run starts at step 0", err=True)
 
 
 def run_keywords(

@@ -5,12 +5,14 @@ Without a flag, an option has the model's default (`generation_config.json`), or
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from bpe_llama._files import read_text
 from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.sampling.params import GenerationOptions
 
@@ -90,7 +92,10 @@ GrammarFile: TypeAlias = Annotated[
     Path | None, typer.Option("--grammar", help="Generate text of the grammar in this file, in llguidance's Lark.")
 ]
 Seed: TypeAlias = Annotated[
-    str, typer.Option(metavar="NUMBER|random", help="Random seed; random: a new one, which is printed.")
+    str | None,
+    typer.Option(
+        metavar="NUMBER|random", help="Random seed, for the same text again; random: a new one, which is printed."
+    ),
 ]
 Verbose: TypeAlias = Annotated[
     bool, typer.Option("--verbose", help="Print the first prompt ids, the end ids and all options on stderr.")
@@ -107,34 +112,48 @@ def structured(
         ValueError: If it is not UTF-8.
     """
     if json_schema is not None and not json_schema.lstrip().startswith("{"):
-        json_schema = Path(json_schema).read_text("utf-8")
-    text = None if grammar is None else grammar.read_text("utf-8")
+        json_schema = read_text(Path(json_schema))
+    text = None if grammar is None else read_text(grammar)
     return {"json_schema": json_schema, "regex": regex, "choice": choice, "grammar": text}
 
 
-def read_seed(text: str) -> int:
-    """Return the seed; a new one for "random".
+def read_seed(text: str | None) -> int:
+    """Return the seed; a new one for "random" or None.
 
     Example:
         >>> read_seed("7")
         7
     """
-    if text == "random":
+    if text in (None, "random"):
         return GenerationOptions(seed=None).seed or 0
     try:
-        return int(text)
+        return int(str(text))
     except ValueError:
         raise ValueError(f"--seed is {text!r}; expected a number, or random") from None
 
 
-def with_defaults(generator: TextGenerator, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options given as flags, and the command's defaults for options without a default of the model.
+def check_values(given: Mapping[str, Any]) -> None:
+    """Raise for a flag that is out of range, before a model is loaded: for all that need no tokenizer.
 
-    None and empty values mean that a flag is absent, except for the seed.
+    Raises:
+        ValueError: If one is out of range.
     """
-    options = {name: o for name, o in given.items() if name == "seed" or (o is not None and o != [] and o != {})}
+    of_text = ("bad_words", "dry_sequence_breakers", *STRUCTURED)
+    values = {name: value for name, value in _given(given).items() if name not in of_text}
+    GenerationOptions(**{"max_new_tokens": sys.maxsize} | values)
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that are there: None and empty values mean that one is absent, except for the seed."""
+    options = {name: o for name, o in flags.items() if name == "seed" or (o is not None and o != [] and o != {})}
     if isinstance(options.get("filter_order"), str):
         options["filter_order"] = [name.strip() for name in options["filter_order"].split(",")]
+    return options
+
+
+def with_defaults(generator: TextGenerator, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options given as flags, and the command's defaults for options without a default of the model."""
+    options = _given(given)
     of_model = set(generator.model.generation_config.sampling_defaults)
     if generator.model.generation_config.max_length is not None:
         of_model.add("max_new_tokens")

@@ -4,7 +4,7 @@
 |---|---|
 | `schemas`, `options` | the fields of requests; as options of `TextGenerator` |
 | `prompts` | conversations as ids |
-| `tools` | tool calls in what a model writes |
+| `tools`, `forced_calls` | tool calls in what a model writes; the grammar of an answer that must call |
 | `answers` | log-probabilities, tool calls and event streams of answers |
 | `errors` | errors in OpenAI's shape |
 """

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +11,7 @@ from starlette.responses import Response
 
 from bpe_llama.model.generation.sampler_dispatch import LogitsError
 from bpe_llama.model.server.scheduler import QueueFullError, ShuttingDownError
+from bpe_llama.playground.bodies import validation_error
 from bpe_llama.playground.errors import ApiError, bad
 
 logger = logging.getLogger("bpe_llama.server")
@@ -52,48 +50,6 @@ def unexpected(error: BaseException) -> ApiError:
 def _failure(error: BaseException) -> ApiError:
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
-
-
-_UNION_MEMBER = re.compile(
-    r"(str|int|float|bool|none|constrained.*|(list|dict|literal|function|nullable)\W.*|[A-Z]\w*)"
-)
-
-
-def field_path(location: Sequence[str | int]) -> str:
-    """Return a place in a body as a client writes it, without pydantic's names for the members of a union.
-
-    Example:
-        >>> field_path(("body", "messages", 0, "content", "list[ContentPart]", 1, "type"))
-        'messages[0].content[1].type'
-    """
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part not in ("body", "query", "path") and not _UNION_MEMBER.fullmatch(part):
-            path += f".{part}" if path else part
-    return path
-
-
-def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Return the error for a body that pydantic refused; the first unknown field goes before other errors."""
-    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
-    if unknown:
-        path = field_path(unknown[0]["loc"])
-        return bad(f"{path} is no field that this server knows", path, "unknown_field")
-    first = field_path(errors[0]["loc"])
-    same = [error for error in errors if field_path(error["loc"]).startswith(first)]  # all members of a union
-    error = max(same, key=lambda error: len(field_path(error["loc"])))
-    path = field_path(error["loc"])
-    if error["type"] == "json_invalid":
-        return bad(f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}", code="invalid_json")
-    if error["type"] == "missing":
-        return bad(f"{path or 'the body'} is missing", path or None, "missing_field")
-    wanted = dict.fromkeys(str(other["msg"]) for other in same if field_path(other["loc"]) == path)
-    given = repr(error.get("input"))
-    given = given if len(given) <= 100 else f"{given[:100]}..."
-    message = f"{path or 'the body'} is {given}: {'; or: '.join(wanted)}"
-    return bad(message, path or None, "invalid_value")
 
 
 def install(app: FastAPI) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.request import NAMED_TOKENS, prepare
 from bpe_llama.chat.templates import choose_template
+from bpe_llama.model.server.api.forced_calls import call_grammar
 from bpe_llama.model.server.api.options import check_size
 from bpe_llama.model.server.api.schemas import ChatMessage, ContentPart
-from bpe_llama.model.server.api.tools import JSON, Family, ToolParser, call_schema, family_of
+from bpe_llama.model.server.api.tools import Family, ToolParser, family_of
 from bpe_llama.model.server.config import Limits
 from bpe_llama.playground.errors import bad
 from bpe_llama.tokenizer import Tokenizer
@@ -42,11 +43,6 @@ class Conversation:
     parallel: bool = True
     variables: dict[str, Any] | None = None
     continued: bool = False
-
-    @property
-    def may_call_several(self) -> bool:
-        """Return whether an answer that must call may call several tools: not where it must call a named one."""
-        return self.parallel and not self.tool_choice.startswith("name:")
 
 
 def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
@@ -94,8 +90,6 @@ def parser_for(tokenizer: Tokenizer, talk: Conversation) -> ToolParser | None:
     if not talk.tools or talk.tool_choice == "none":
         return None
     names = [tool["function"]["name"] for tool in talk.tools]
-    if talk.tool_choice != "auto":
-        return ToolParser(JSON, names, talk.may_call_several)
     return ToolParser(tool_family(tokenizer), names, talk.parallel)
 
 
@@ -104,11 +98,11 @@ def tool_family(tokenizer: Tokenizer) -> Family:
     return family_of(template_of(tokenizer, True))
 
 
-def forced_schema(talk: Conversation, limits: Limits) -> dict[str, Any]:
-    """Return the option ``json_schema`` that makes the answer a call, or no option if the model may answer with text.
+def forced_call(tokenizer: Tokenizer, talk: Conversation) -> dict[str, Any]:
+    """Return the option ``grammar`` that makes the answer a call, or no option if the model may answer with text.
 
     Raises:
-        ApiError: If the request demands a call, but has no tools or none of this name, or their schema is too long.
+        ApiError: If the request demands a call, but has no tools or none of this name.
     """
     if talk.tool_choice in ("none", "auto"):
         return {}
@@ -118,9 +112,14 @@ def forced_schema(talk: Conversation, limits: Limits) -> dict[str, Any]:
     name = talk.tool_choice.removeprefix("name:") if talk.tool_choice.startswith("name:") else None
     if name is not None and all(function["name"] != name for function in functions):
         raise bad(f"tool_choice names {name!r}, which is not in tools", "tool_choice")
-    schema = call_schema(functions, name, several=talk.may_call_several)
-    check_size(schema, limits, "tools")
-    return {"json_schema": schema}
+    if name is not None:
+        functions = [function for function in functions if function["name"] == name]
+    template = template_of(tokenizer, True)
+    several = talk.parallel and name is None
+    special = tokenizer.special_tokens
+    family = family_of(template)
+    grammar = call_grammar(family, functions, several=several, template=template, special_tokens=special)
+    return {"grammar": grammar}
 
 
 def check_tools(tools: Sequence[dict[str, Any]], limits: Limits) -> None:

@@ -17,12 +17,15 @@ from __future__ import annotations
 import json
 import secrets
 import string
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 _ARGUMENTS = ("arguments", "parameters")
 _NAME = frozenset(string.ascii_letters + string.digits + "_.-")
+_LONGEST_NAME = 256
+"""Characters of a function's name, or of an id, before its arguments."""
+_BETWEEN = "[],; \t\r\n"
+"""What may stand before, between and after calls."""
 
 
 @dataclass(frozen=True)
@@ -66,35 +69,6 @@ def new_call_id(family: Family) -> str:
     return f"call_{secrets.token_hex(12)}"
 
 
-def call_schema(tools: Sequence[dict[str, Any]], name: str | None = None, *, several: bool = False) -> dict[str, Any]:
-    """Return the JSON schema of a call of any of the functions, or of the named one.
-
-    Args:
-        tools: Functions, each with ``name`` and perhaps ``parameters``.
-        name: The name of the function to call; None for any.
-        several: Whether the schema is that of a list of one or more calls.
-
-    Example:
-        >>> call_schema([{"name": "add"}])["properties"]["arguments"]
-        {'type': 'object'}
-    """
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["name"]},
-                "arguments": tool.get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-        if name is None or tool["name"] == name
-    ]
-    call = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {"type": "array", "items": call, "minItems": 1} if several else call
-
-
 @dataclass
 class Delta:
     """What new text added: text of the answer, or a piece of a call."""
@@ -109,7 +83,7 @@ class Delta:
 
 
 class _Call:
-    """Reads the JSON object of one call, character by character.
+    """Reads the JSON object of one call, in pieces of any size; the cost is linear in its text.
 
     Args:
         known: The names of functions that make the object a call; None if any name does.
@@ -117,86 +91,90 @@ class _Call:
     """
 
     def __init__(self, known: Collection[str] | None, name: str | None = None) -> None:
-        self.known, self.raw = known, ""
+        self.known = known
         self.name = name
         self.started = False
         """Whether a delta with the name was returned: from then on the object is a call."""
         self.failed = self.done = False
         self._bare = name is not None
+        self._read: list[str] = []
+        """The pieces of the object so far."""
         self._depth = 0
         self._in_string = self._escaped = False
-        self._string_start = self._value_start = 0
+        self._string: list[str] = []
+        """The last string at depth 1, which may be a key."""
         self._key: str | None = None
-        self._text = ""
-        """The last string at depth 1."""
-        self._arguments: str | None = None
-        """The text of the arguments so far."""
+        self._value: list[str] = []
+        """The value of the key so far, without white space around it."""
+        self._arguments: list[str] | None = self._value if self._bare else None
         self._given = 0
+        """Characters of the arguments that deltas have returned."""
 
-    def feed(self, character: str) -> Iterator[Delta]:
-        """Yield what one more character adds."""
-        self.raw += character
-        place = len(self.raw) - 1
+    @property
+    def raw(self) -> str:
+        """The text of the object so far."""
+        return "".join(self._read)
+
+    def feed(self, text: str) -> tuple[int, list[Delta]]:
+        """Return how many characters belong to the object, and what they add."""
+        size = len(text)
+        for place, character in enumerate(text):
+            self._step(character)
+            if self.failed or self._depth == 0:
+                size = place + 1
+                break
+        self._read.append(text[:size])
+        return size, [] if self.failed else list(self._give(self._depth == 0))
+
+    def _step(self, character: str) -> None:
+        """Read one character."""
         if self._in_string:
-            if self._escaped:
-                self._escaped = False
-            elif character == "\\":
-                self._escaped = True
-            elif character == '"':
-                self._in_string = False
-                self._text = self.raw[self._string_start : place + 1]
+            self._in_string = self._escaped or character != '"'
+            self._escaped = not self._escaped and character == "\\"
+            if self._depth == 1:
+                self._string.append(character)
         elif character == '"':
-            self._in_string, self._string_start = True, place
+            self._in_string = True
+            if self._depth == 1:
+                self._string = [character]
         elif character in "{[":
             self._depth += 1
         elif character in "}]":
             self._depth -= 1
-        elif character == ":" and self._depth == 1 and self._key is None and not self._bare:
-            self._key, self._value_start = _decoded(self._text), place + 1
-        ended = self._depth == 0
-        if not self._bare and self._depth <= 1 and not self._in_string and character in ",}" and self._key is not None:
-            value = self.raw[self._value_start : place]
-            if character == "," or ended:
-                self._end_value(value.strip())
         if self._bare:
-            self._arguments = self.raw
-        elif self._key in _ARGUMENTS:
-            self._arguments = self.raw[self._value_start :].lstrip()
-        yield from self._give(ended)
-
-    def _end_value(self, value: str) -> None:
-        if self._key == "name":
-            self.name = _decoded(value)
-        elif self._key in _ARGUMENTS:
-            self._arguments = value
-        self._key = None
+            self._value.append(character)
+            return
+        outside = self._depth <= 1 and not self._in_string
+        if self._key is None:
+            if character == ":" and outside:
+                self._key = _decoded("".join(self._string))
+                self._value = []
+                if self._key in _ARGUMENTS:
+                    self._arguments = self._value
+        elif outside and (self._depth == 0 or character == ","):
+            if self._key == "name":
+                self.name = _decoded("".join(self._value))
+                self.failed = self.name is not None and self.known is not None and self.name not in self.known
+            self._key = None
+        elif not (outside and character.isspace()):
+            self._value.append(character)
 
     def _give(self, ended: bool) -> Iterator[Delta]:
-        arguments = self._arguments or ""
-        is_object = arguments.startswith("{")
-        named = isinstance(self.name, str) and (self.known is None or self.name in self.known)
-        if self.name is not None and not named:
-            self.failed = True
-            return
-        if named and not self.started and (is_object or ended):
+        """Yield what is new; ``ended`` tells whether the object is complete."""
+        arguments = self._arguments or []
+        is_object = arguments[:1] == ["{"]
+        if self.name is not None and not self.started and (is_object or ended):
             self.started = True
             yield Delta(name=self.name)
         if self.started and is_object and len(arguments) > self._given:
-            whole = arguments if self._key is None or self._bare else _whole_object(arguments, self._depth)
-            if len(whole) > self._given:
-                yield Delta(arguments=whole[self._given :])
-                self._given = len(whole)
+            yield Delta(arguments="".join(arguments[self._given :]))
+            self._given = len(arguments)
         if ended:
             self.done = True
             self.failed = not self.started
             if self.started and not is_object:
-                text = _decoded(arguments) if arguments.startswith('"') else None
-                yield Delta(arguments=text if isinstance(text, str) else arguments or "{}")
-
-
-def _whole_object(text: str, depth: int) -> str:
-    """Return the text of arguments so far, without what follows a complete object."""
-    return text.rstrip(" \t\r\n") if depth == 1 else text
+                text = _decoded("".join(arguments)) if arguments[:1] == ['"'] else None
+                yield Delta(arguments="".join(arguments) or "{}" if text is None else text)
 
 
 def _decoded(text: str) -> str | None:
@@ -307,9 +285,16 @@ class ToolParser:
         elif text[0] == "{":
             self._call = _Call(None if begin and self._opened.startswith(begin) else self.names)
             self._pending = text
-        elif text[0] in "[],;" and not (self.calls and begin.startswith(text)):
-            self._opened += skipped + text[0]
-            self._pending = text[1:]
+        elif text[0] in _BETWEEN and not (self.calls and begin.startswith(text)):
+            size = len(text) - len(text.lstrip(_BETWEEN))
+            if self.calls and begin:  # which may begin with one of these characters
+                next_call = text.find(begin, 0, size + len(begin))
+                if next_call > 0:
+                    size = next_call
+                elif size == len(text):
+                    size -= _partial(text, begin)
+            self._opened += skipped + text[:size]
+            self._pending = text[size:]
         elif self.family.named and (found := _leading_name(text)) is not None:
             name, rest = found
             if rest is None:
@@ -331,27 +316,22 @@ class ToolParser:
     def _read_call(self, final: bool) -> Iterator[Delta]:
         call = self._call
         assert call is not None
-        text = self._pending
-        for place, character in enumerate(text):
-            for delta in call.feed(character):
-                delta.call = self.calls
-                yield delta
-            if call.failed:
-                self._pending = ""
-                yield from self._leave(self._opened + call.raw, text[place + 1 :])
-                return
-            if call.done:
-                self.calls += 1
-                self._after_call = True
-                self._call, self._pending, self._opened = None, text[place + 1 :], ""
-                return
-        self._pending = ""
-        if final:
-            if call.started:
-                self.calls += 1
-                self._call = None
-            else:
-                yield from self._leave(self._opened + call.raw, "")
+        size, deltas = call.feed(self._pending)
+        rest, self._pending = self._pending[size:], ""
+        for delta in deltas:
+            delta.call = self.calls
+            yield delta
+        if call.failed:
+            yield from self._leave(self._opened + call.raw, rest)
+        elif call.done:
+            self.calls += 1
+            self._after_call = True
+            self._call, self._pending, self._opened = None, rest, ""
+        elif final and call.started:
+            self.calls += 1
+            self._call = None
+        elif final:
+            yield from self._leave(self._opened + call.raw, "")
 
 
 def _leading_name(text: str) -> tuple[str, str | None] | None:
@@ -359,22 +339,29 @@ def _leading_name(text: str) -> tuple[str, str | None] | None:
 
     The second is None while the text ends before the object; the result is None if the text is no call.
     """
-    size = next((place for place, character in enumerate(text) if character not in _NAME), len(text))
-    name, rest = text[:size], text[size:]
-    if not name:
+    name, rest = _split_name(text)
+    if not name or len(name) > _LONGEST_NAME:
         return None
     for marker in ("[CALL_ID]", "[ARGS]"):
         if rest.startswith(marker):
             rest = rest[len(marker) :]
             if marker == "[CALL_ID]":
-                skipped = next((place for place, character in enumerate(rest) if character not in _NAME), len(rest))
-                rest = rest[skipped:]
+                call_id, rest = _split_name(rest)
+                if len(call_id) > _LONGEST_NAME:
+                    return None
         elif marker.startswith(rest):
             return name, None
     rest = rest.lstrip()
     if not rest:
         return name, None
     return (name, rest) if rest[0] == "{" else None
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """Return the letters and digits at the beginning of a text, at most one over `_LONGEST_NAME`, and the rest."""
+    head = text[: _LONGEST_NAME + 1]
+    size = next((place for place, character in enumerate(head) if character not in _NAME), len(head))
+    return text[:size], text[size:]
 
 
 def _partial(text: str, marker: str) -> int:

@@ -99,7 +99,7 @@ async def chat_job(
     limits = service.config.limits
     if n > limits.choices:
         raise bad(f"n is {n}; expected at most {limits.choices}", "n")
-    forced = prompts.forced_schema(talk, limits)
+    forced = prompts.forced_call(generator.tokenizer, talk)
     if forced and options.keys() & {"json_schema", "json_object", "regex", "choice", "grammar"}:
         raise bad("tool_choice asks for a call, response_format for another answer; expected one", "tool_choice")
     try:

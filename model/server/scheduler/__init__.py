@@ -5,7 +5,8 @@
 | `scheduler` | the methods that handlers call: checks, the queue, deadlines, shutdown |
 | `engine_thread` | the one thread that steps the engines |
 | `memory` | whether a model fits, before it is loaded |
-| `updates` | the values that both exchange: jobs, choices, updates, errors |
+| `updates` | the values that both exchange: requests, their choices, updates, errors |
+| `compiling` | the threads that compile schemas and grammars |
 """
 
 from bpe_llama.model.server.scheduler.scheduler import Scheduler

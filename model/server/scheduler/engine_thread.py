@@ -15,7 +15,14 @@ from collections.abc import Callable, Mapping
 
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.sequence import Sequence
-from bpe_llama.model.server.scheduler.updates import Choice, EngineError, Job, Loop, ShuttingDownError, Update
+from bpe_llama.model.server.scheduler.updates import (
+    EngineError,
+    Loop,
+    ScheduledChoice,
+    ScheduledRequest,
+    ShuttingDownError,
+    Update,
+)
 
 MARGIN = 64
 """A slot that grows becomes at least this many tokens longer than its sequence."""
@@ -50,8 +57,8 @@ class EngineThread:
         self.tasks: deque[Callable[[bool], None]] = deque()
         """Other uses of the models; one runs between two steps. Each is told whether the thread is about to end."""
         self._inbox: list[Callable[[], None]] = []
-        self._outbox: dict[Loop, list[tuple[Job, Update | Exception | None]]] = {}
-        self._choices: dict[Sequence, Choice] = {}
+        self._outbox: dict[Loop, list[tuple[ScheduledRequest, Update | Exception | None]]] = {}
+        self._choices: dict[Sequence, ScheduledChoice] = {}
         """Unfinished choices by their sequences."""
         self._thread = threading.Thread(target=self._serve, name="bpe_llama engine", daemon=True)
 
@@ -87,22 +94,24 @@ class EngineThread:
             self._hurried = True
             self.condition.notify_all()
 
-    def enter(self, job: Job) -> None:
+    def enter(self, scheduled: ScheduledRequest) -> None:
         """Add the choices of a request to their engine. This method and all below run in the thread."""
-        engine = self.engines[job.model]
+        engine = self.engines[scheduled.model]
         try:
-            for choice in job.choices:
+            for choice in scheduled.choices:
                 request = choice.request
                 if self.grows:
                     self._grow(engine, min(request.room(engine.model), len(request.prompt) + MARGIN))
-                request.sequence = engine.add_request(request.prompt, request.options, job.salt)
+                request.sequence = engine.add_request(request.prompt, request.options, scheduled.salt)
                 self._choices[request.sequence] = choice
         except BaseException as error:  # a panic of Rust code is no Exception
-            self._fail(job, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}"))
+            self._fail(
+                scheduled, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
+            )
 
-    def abort(self, job: Job) -> None:
+    def abort(self, scheduled: ScheduledRequest) -> None:
         """End a request without an update, since nobody reads it any more."""
-        for choice in job.choices:
+        for choice in scheduled.choices:
             if choice.request.sequence in self._choices:
                 self._drop(choice)
                 self._forget(choice, "aborted_choices")
@@ -169,16 +178,18 @@ class EngineThread:
         if min(length, context) > engine.cache.capacity:
             engine.reserve(max(length, 2 * engine.cache.capacity))
 
-    def _report(self, choice: Choice, engine: Engine) -> None:
+    def _report(self, choice: ScheduledChoice, engine: Engine) -> None:
         """Note an update of a choice for its handler."""
-        sequence, job, first = choice.request.sequence, choice.job, not choice.sent
+        sequence, scheduled, first = choice.request.sequence, choice.scheduled, not choice.sent
         if sequence is not None and sequence.error is not None:
-            self._fail(job, sequence.error)
+            self._fail(scheduled, sequence.error)
             return
         try:
             update = choice.update(engine)
         except BaseException as error:
-            self._fail(job, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}"))
+            self._fail(
+                scheduled, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
+            )
             return
         if update is None:
             return
@@ -186,34 +197,34 @@ class EngineThread:
         if first and update.new_ids:
             self.counts["prompt_tokens"] += len(choice.request.prompt)
             self.counts["cached_prompt_tokens"] += update.num_cached_tokens
-        self._note(job, update)
+        self._note(scheduled, update)
         if choice.request.done:
             late = update.finish_reason == "timeout"
             self._forget(choice, "timed_out_choices" if late else "finished_choices")
-            if not job.unfinished:
-                self.mean_seconds += (time.monotonic() - job.begun - self.mean_seconds) / 8
-                self._note(job, None)
+            if not scheduled.unfinished:
+                self.mean_seconds += (time.monotonic() - scheduled.begun - self.mean_seconds) / 8
+                self._note(scheduled, None)
 
     def _end_late(self, now: float, ending: bool) -> None:
         """End the choices with a deadline in the past; when the thread ends, end the waiting ones by an error."""
-        for choice in [choice for choice in self._choices.values() if choice.job.deadline <= now]:
-            sequence, engine = choice.request.sequence, self.engines[choice.job.model]
+        for choice in [choice for choice in self._choices.values() if choice.scheduled.deadline <= now]:
+            sequence, engine = choice.request.sequence, self.engines[choice.scheduled.model]
             if sequence is None or sequence not in self._choices:
                 continue  # another choice has ended the request
             if ending and sequence in engine.waiting:
-                self._fail(choice.job, ShuttingDownError("the server is shutting down"))
+                self._fail(choice.scheduled, ShuttingDownError("the server is shutting down"))
                 continue
             sequence.finish_reason = sequence.finish_reason or "timeout"
             engine.abort(sequence)
             self._report(choice, engine)
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, scheduled: ScheduledRequest, error: Exception) -> None:
         """End a request by an error."""
-        for choice in job.choices:
+        for choice in scheduled.choices:
             if choice.request.sequence is None or choice.request.sequence in self._choices:
                 self._drop(choice)
                 self._forget(choice, "failed_choices")
-        self._note(job, error)
+        self._note(scheduled, error)
 
     def _fail_all(self, name: str, error: BaseException) -> None:
         """End all running requests of a model by an error, or the waiting ones if none runs."""
@@ -225,30 +236,32 @@ class EngineThread:
         engine.running.clear()  # without `Engine.abort`, which may fail too
         engine.cache.lengths[:] = [0] * engine.cache.batch_size
         engine.reset_prefix_cache()
-        for job in {self._choices[sequence].job: None for sequence in affected if sequence in self._choices}:
+        for scheduled in {
+            self._choices[sequence].scheduled: None for sequence in affected if sequence in self._choices
+        }:
             failed = EngineError(f"a step of model {name!r} failed: {error}")
             failed.__cause__ = error
-            self._fail(job, failed)
+            self._fail(scheduled, failed)
 
-    def _drop(self, choice: Choice) -> None:
+    def _drop(self, choice: ScheduledChoice) -> None:
         """Take an unfinished choice out of its engine."""
         sequence = choice.request.sequence
         if sequence is not None and not sequence.finish_reason:
-            self.engines[choice.job.model].abort(sequence)
+            self.engines[choice.scheduled.model].abort(sequence)
 
-    def _forget(self, choice: Choice, count: str) -> None:
+    def _forget(self, choice: ScheduledChoice, count: str) -> None:
         """Count a finished choice, and remove it from the unfinished ones."""
         self.counts[count] += 1
-        choice.job.unfinished -= 1
+        choice.scheduled.unfinished -= 1
         if choice.request.sequence is not None:
             self._choices.pop(choice.request.sequence, None)
         with self.condition:
-            self.unfinished[choice.job.model] -= 1
+            self.unfinished[choice.scheduled.model] -= 1
             if self.closing:
                 self.condition.notify_all()
 
-    def _note(self, job: Job, update: Update | Exception | None) -> None:
-        self._outbox.setdefault(job.loop, []).append((job, update))
+    def _note(self, scheduled: ScheduledRequest, update: Update | Exception | None) -> None:
+        self._outbox.setdefault(scheduled.loop, []).append((scheduled, update))
 
     def _send(self) -> None:
         """Hand updates to the event loops, by one call each; abort the requests of a loop that is closed."""
@@ -257,10 +270,10 @@ class EngineThread:
             try:
                 loop.call_soon_threadsafe(_deliver, updates)
             except RuntimeError:
-                for job, _ in updates:
-                    self.abort(job)
+                for scheduled, _ in updates:
+                    self.abort(scheduled)
 
 
-def _deliver(updates: list[tuple[Job, Update | Exception | None]]) -> None:
-    for job, update in updates:
-        job.updates.put_nowait(update)
+def _deliver(updates: list[tuple[ScheduledRequest, Update | Exception | None]]) -> None:
+    for scheduled, update in updates:
+        scheduled.updates.put_nowait(update)

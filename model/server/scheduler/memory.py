@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from bpe_llama.model.backends.cuda.memory import step_bytes
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import free_memory
@@ -32,8 +33,9 @@ def check_fits(
 ) -> None:
     """Check that what a server allocates for a model fits into a device's free memory.
 
-    Counted are the weights, the slots as they are at first, and the prefix cache. A pass needs some memory besides; on
-    a system that does not report free memory nothing is checked.
+    Counted are the weights, the slots as they are at first, the prefix cache and, on CUDA, what the graphs write:
+    logits and buffers of a step of all slots. A pass over prompts needs some memory besides; on a system that does not
+    report free memory nothing is checked.
 
     Args:
         model: On the meta device: with its config and dtype, without weights.
@@ -65,17 +67,21 @@ def check_fits(
     else:
         slot_bytes = 0
     prefixes = engines * prefix_cache_bytes
+    step = step_bytes(model.config, slots, model.dtype) if device.type == "cuda" else {}
+    graphs = engines * sum(step.values())
     if read > free:
         raise ValueError(
             f"the model does not fit: its weights take {_gb(read)} in {dtype}, but {_gb(free)} are free; "
             + ("use --dtype bfloat16 or " if model.dtype.itemsize > 2 else "use ")
             + "a smaller model (--quantize acts once they are read)"
         )
-    if kept + slot_bytes + prefixes > free:
+    total = kept + slot_bytes + prefixes + graphs
+    if total > free:
         many = f"{slots:,} slots of {length:,} tokens" + (f" for each of {engines} models" if engines > 1 else "")
+        written = "".join(f", {_gb(engines * size)} of {name} of CUDA graphs" for name, size in step.items())
         raise ValueError(
             f"the model does not fit: weights of {_gb(kept)} in {quantized or dtype}, {_gb(slot_bytes)} for {many} and "
-            f"{_gb(prefixes)} of prefix cache take {_gb(kept + slot_bytes + prefixes)}, but {_gb(free)} are free; "
+            f"{_gb(prefixes)} of prefix cache{written} take {_gb(total)}, but {_gb(free)} are free; "
             f"use fewer --slots, a smaller --max-length or --prefix-cache-mb"
             + ("" if quantized else ", or --quantize int8")
         )

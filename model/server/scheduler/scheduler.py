@@ -11,18 +11,21 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
+from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.server.scheduler.compiling import CompileThreads
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
 from bpe_llama.model.server.scheduler.memory import first_length
 from bpe_llama.model.server.scheduler.updates import (
-    Choice,
     EngineError,
-    Job,
     QueueFullError,
+    ScheduledChoice,
+    ScheduledRequest,
     ShuttingDownError,
     Stream,
     Update,
@@ -51,6 +54,7 @@ class Scheduler:
         prefix_cache_bytes: Memory of the prefix cache of each model; 0 for none.
         cache: The form of the KV cache, as of `Engine`; ``"ring"`` needs ``prefix_cache_bytes=0``.
         share_prefixes: Whether requests with different ``key`` share cached prefixes.
+        compile_seconds: The time in which the schema or grammar of a request must be compiled.
 
     Raises:
         ValueError: If a size is out of range, or there is too little memory; it names the model.
@@ -73,6 +77,7 @@ class Scheduler:
         prefix_cache_bytes: int = 256 << 20,
         share_prefixes: bool = False,
         cache: str = "full",
+        compile_seconds: float = 10.0,
     ) -> None:
         if max_queue < 0:
             raise ValueError(f"max_queue is {max_queue}; expected at least 0")
@@ -95,10 +100,12 @@ class Scheduler:
             except ValueError as error:
                 raise ValueError(f"model {name!r}: {error}") from error
         self._thread = EngineThread(engines, grows=max_length is None)
+        self._compiling = CompileThreads(2, compile_seconds)
 
     def start(self) -> None:
-        """Start the engine thread."""
+        """Start the engine thread, and the ones that compile grammars."""
         self._thread.start()
+        self._compiling.start()
 
     def context(self, model: str) -> int:
         """Return the most tokens that a sequence of a model may have, prompt included."""
@@ -126,13 +133,17 @@ class Scheduler:
         self._check_open(model, n)  # before any work
         now = time.monotonic()
         deadline = math.inf if timeout is None else now + timeout
-        job = Job(model, "" if self.share_prefixes else key, asyncio.get_running_loop(), now, deadline, unfinished=n)
-        job.choices += await asyncio.to_thread(self._choices, job, generator, prompt, n, options)
+        scheduled = ScheduledRequest(
+            model, "" if self.share_prefixes else key, asyncio.get_running_loop(), now, deadline, unfinished=n
+        )
+        slow = any(options.get(name) for name in STRUCTURED)
+        run = self._compiling.run if slow else asyncio.to_thread
+        scheduled.choices += await run(partial(self._choices, scheduled, generator, prompt, n, options))
         with self._thread.condition:
             self._check_open(model, n)
             self._thread.unfinished[model] += n
-            self._thread.post(lambda: self._thread.enter(job))
-        return Stream(job, lambda: self._thread.post(lambda: self._thread.abort(job)))
+            self._thread.post(lambda: self._thread.enter(scheduled))
+        return Stream(scheduled, lambda: self._thread.post(lambda: self._thread.abort(scheduled)))
 
     async def generate(
         self,
@@ -212,6 +223,7 @@ class Scheduler:
         Aborted choices end with ``finish_reason="timeout"``. Requests that still wait end with a `ShuttingDownError`.
         """
         self._thread.closing = True
+        self._compiling.close()
         await asyncio.to_thread(self._thread.close, grace)
 
     def hurry(self) -> None:
@@ -246,18 +258,23 @@ class Scheduler:
         }
 
     def _choices(
-        self, job: Job, generator: TextGenerator, prompt: str | Sequence[int], n: int, options: dict[str, Any]
-    ) -> list[Choice]:
+        self,
+        scheduled: ScheduledRequest,
+        generator: TextGenerator,
+        prompt: str | Sequence[int],
+        n: int,
+        options: dict[str, Any],
+    ) -> list[ScheduledChoice]:
         """Return the checked choices of a request."""
         vocab_size = generator.model.config.vocab_size
         first = generator.request(prompt, options)
-        checked_prompts([first.prompt], self.context(job.model))
+        checked_prompts([first.prompt], self.context(scheduled.model))
         outside = next((token_id for token_id in first.prompt if not 0 <= token_id < vocab_size), None)
         if outside is not None:
             raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
         seeds = range((first.options.seed or 0) + 1, (first.options.seed or 0) + n)
         requests = [first, *(generator.request(prompt, options | {"seed": seed}) for seed in seeds)]
-        return [Choice(job, index, request) for index, request in enumerate(requests)]
+        return [ScheduledChoice(scheduled, index, request) for index, request in enumerate(requests)]
 
     def _check_open(self, model: str, n: int) -> None:
         """Raise a ShuttingDownError or QueueFullError if ``n`` more choices of a model cannot be taken."""

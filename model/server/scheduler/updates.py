@@ -1,4 +1,4 @@
-"""The values that handlers and the engine thread exchange: jobs, their choices, updates and errors."""
+"""The values that handlers and the engine thread exchange: requests, their choices, updates and errors."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class Update:
 
 
 @dataclass(eq=False)
-class Choice:
+class ScheduledChoice:
     """One continuation of a prompt, and the number of its ids that updates have reported."""
 
-    job: Job
+    scheduled: ScheduledRequest
     index: int
     request: TextRequest
     sent: int = 0
@@ -84,7 +84,7 @@ class Choice:
 
 
 @dataclass(eq=False)
-class Job:
+class ScheduledRequest:
     """A request: its choices, and the event loop and queue of the handler that reads it."""
 
     model: str
@@ -94,7 +94,7 @@ class Job:
     begun: float
     deadline: float
     """In seconds of `time.monotonic`; infinite if there is none."""
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[ScheduledChoice] = field(default_factory=list)
     unfinished: int = 0
     """Choices that are not finished."""
     updates: asyncio.Queue[Update | Exception | None] = field(default_factory=asyncio.Queue)
@@ -104,8 +104,8 @@ class Job:
 class Stream(AsyncIterator[Update]):
     """The updates of one request; `abort` or `aclose` ends it early."""
 
-    def __init__(self, job: Job, abort: Callable[[], None]) -> None:
-        self._job, self._abort = job, abort
+    def __init__(self, scheduled: ScheduledRequest, abort: Callable[[], None]) -> None:
+        self._scheduled, self._abort = scheduled, abort
         self._ended = False
 
     async def __anext__(self) -> Update:
@@ -113,7 +113,7 @@ class Stream(AsyncIterator[Update]):
         if self._ended:
             raise StopAsyncIteration
         try:
-            update = await self._job.updates.get()
+            update = await self._scheduled.updates.get()
         except BaseException:
             self.abort()
             raise

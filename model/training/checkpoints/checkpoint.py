@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bpe_llama._files import read_json_object, write_text
 from bpe_llama.model.adapters import lora
+from bpe_llama.model.checkpoints.tensor_files import read_all
+from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
@@ -151,10 +153,10 @@ def _write(
             options = {"portable": False} if model.config.unknown_to_transformers else {}
             model.save_pretrained(folder, **options)
         if shards is None:
-            save_file(tensors, folder / f"{_OPTIMIZER}.safetensors")
+            save_tensors(tensors, folder / f"{_OPTIMIZER}.safetensors")
         else:
             shards.rename(folder / _OPTIMIZER)
-        (folder / "training.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "training.json", json.dumps(asdict(state), indent=2) + "\n")
         for path in [*folder.rglob("*"), folder]:
             _to_disk(path)
         final = folder.rename(out / name)
@@ -194,7 +196,7 @@ def read_state(folder: Path) -> TrainState:
         ValueError: If its file is missing or damaged.
     """
     try:
-        values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        values = read_json_object(folder / "training.json")
         return TrainState(
             step=int(values["step"]),
             elapsed=float(values["elapsed"]),
@@ -218,7 +220,7 @@ def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim
         if shards.is_dir() or is_sharded(model):
             tensors = load_shards(shards if shards.is_dir() else whole, model)
         else:
-            tensors = load_file(whole)
+            tensors = read_all(whole)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     load_optimizer_tensors(model, optimizer, tensors)
@@ -235,7 +237,7 @@ def load_weights(folder: Path, model: Pretrained) -> None:
     if lora.names(model):
         return
     try:
-        weights = load_file(folder / "model.safetensors")
+        weights = read_all(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()

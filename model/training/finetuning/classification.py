@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.nn import functional
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.rows import check_text, has_rows, read_rows
 from bpe_llama._files import PathLike
+from bpe_llama._progress import note
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.evaluation.classification import (
     ClassifierScore,
@@ -292,7 +292,7 @@ def finetune_classifier(
     """
     texts, held_out = split_texts(data.texts, config.eval_fraction, config.seed)
     if data.truncated:
-        print(f"{data.truncated} texts truncated to {config.sequence_length} tokens", file=sys.stderr)
+        note(f"{data.truncated} texts truncated to {config.sequence_length} tokens")
     print_trainable_parameters(model)
     config = with_epochs(config, epochs, len(texts))
     return train_classifier(model, texts, config, out, eval_texts=held_out, **options)

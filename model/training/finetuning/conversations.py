@@ -13,6 +13,7 @@ import numpy as np
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.rows import check_text, has_rows, is_other_table, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends
+from bpe_llama._progress import ProgressOption, reporting
 from bpe_llama.chat import encode_conversation, render_for
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.examples import Example
@@ -81,7 +82,12 @@ def _format_of(path: Path, config: DataConfig) -> str:
 
 
 def read_conversations(
-    paths: Sequence[Path], tokenizer: Tokenizer, max_length: int, **data: Unpack[DataOptions]
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    progress: ProgressOption = None,
+    **data: Unpack[DataOptions],
 ) -> Conversations:
     """Return conversations and completions as examples, whose labels are -100 for tokens that are not learned.
 
@@ -93,6 +99,8 @@ def read_conversations(
         paths: `.json`, `.jsonl`, `.ndjson` and `.parquet` files; those ending in `.gz` or `.zst` are decompressed.
         tokenizer: Its vocabulary and, for chats, its chat template.
         max_length: Longest example in tokens; longer ones are truncated.
+        progress: None shows the number of rows on a terminal, True always, False never; a function is called with a
+            `bpe_llama._progress.Progress`.
         data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
@@ -111,29 +119,35 @@ def read_conversations(
     lookalikes = SpecialLookalikes(tokenizer)
     encoder = _Encoder(tokenizer, config.train_on, config.parse_special)
     examples: list[Example] = []
-    truncated = dropped = 0
-    for path, format in formats.items():
-        for place, row in read_rows(path, bad_rows):
-            try:
-                found = read_row(row, format)
-                if isinstance(found, str):
-                    raise ValueError("the row holds a text; expected conversations or completions")
-                fields = {"messages": found.messages, **found.options} if isinstance(found, Chat) else found._asdict()
-                for field, value in fields.items():
-                    check_text(value, field)
-                ids, learned = encoder.encode(found)
-            except ValueError as error:
-                bad_rows.skip_or_raise(f"{place}: {error}", error)
-                continue
-            if isinstance(found, Completion) and not config.parse_special:
-                lookalikes.count(found.prompt + found.completion)
-            ids_T = np.array(ids[:max_length], dtype=np.int64)
-            example = Example(ids_T, np.where(np.array(learned[:max_length], dtype=bool), ids_T, IGNORED))
-            if example.learned:
-                examples.append(example)
-                truncated += len(ids) > max_length
-            else:
-                dropped += 1
+    truncated = dropped = rows = 0
+    with reporting(progress) as report:
+        for path, format in formats.items():
+            for place, row in read_rows(path, bad_rows):
+                rows += 1
+                if report is not None and rows % 100 == 0:
+                    report("read", rows, None)
+                try:
+                    found = read_row(row, format)
+                    if isinstance(found, str):
+                        raise ValueError("the row holds a text; expected conversations or completions")
+                    fields = (
+                        {"messages": found.messages, **found.options} if isinstance(found, Chat) else found._asdict()
+                    )
+                    for field, value in fields.items():
+                        check_text(value, field)
+                    ids, learned = encoder.encode(found)
+                except ValueError as error:
+                    bad_rows.skip_or_raise(f"{place}: {error}", error)
+                    continue
+                if isinstance(found, Completion) and not config.parse_special:
+                    lookalikes.count(found.prompt + found.completion)
+                ids_T = np.array(ids[:max_length], dtype=np.int64)
+                example = Example(ids_T, np.where(np.array(learned[:max_length], dtype=bool), ids_T, IGNORED))
+                if example.learned:
+                    examples.append(example)
+                    truncated += len(ids) > max_length
+                else:
+                    dropped += 1
     bad_rows.warn(stacklevel=2)
     lookalikes.warn(stacklevel=2)
     if encoder.without_reasoning:

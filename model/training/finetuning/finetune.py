@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bpe_llama._arguments import boolean, wrong
 from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
+from bpe_llama._progress import note
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
@@ -21,7 +22,7 @@ from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example, print_trainable_parameters
 from bpe_llama.model.training.parallel import start
-from bpe_llama.model.training.run import RunOptions, train, train_on_examples
+from bpe_llama.model.training.run import RunOptions, check_run, train, train_on_examples
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,7 +60,8 @@ def finetune(
         tokenizer: Its vocabulary and, for conversations, chat template.
         texts: A file, a folder, a glob pattern, or several of these; all plain text or all rows.
         config: The run's options.
-        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, for plain text, `tokens.npy`.
+        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint, for plain text `tokens.npy`, and at
+            the end `adapter` or, without an adapter, `model`, with the tokenizer.
         epochs: Passes over the data, instead of `config.max_steps`.
         show_example: Print the first example on stderr, with the learned tokens coloured.
         format: As `DataConfig` documents it, like the next three.
@@ -81,6 +83,11 @@ def finetune(
     Example:
         >>> finetune(model, tokenizer, "notes/*.txt", TrainConfig(learning_rate=2e-4), "run")  # doctest: +SKIP
     """
+    check_run(model, config, out, options)
+    if not hasattr(tokenizer, "encode_following"):
+        raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
+    boolean("parse_special", parse_special)
+    boolean("show_example", show_example)
     check_vocabulary(tokenizer, model.config.vocab_size)
     with_epochs(config, epochs, 1)  # raises before the files are read
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
@@ -102,13 +109,14 @@ def finetune(
         if ranks.is_main:
             print_trainable_parameters(model)
         config = with_epochs(config, epochs, len(corpus.tokens) / config.sequence_length)
-        return train(model, token_file, config, out, **options)
-    found = read_conversations(files, tokenizer, config.sequence_length, **data)
+        return train(model, token_file, config, out, tokenizer=tokenizer, **options)
+    found = read_conversations(
+        files, tokenizer, config.sequence_length, progress=ranks.is_main and options.get("progress"), **data
+    )
     if ranks.is_main and (found.truncated or found.dropped):
-        print(
+        note(
             f"{found.truncated} conversations truncated to {config.sequence_length} tokens, {found.dropped} dropped, "
-            "as no token within that length is learned",
-            file=sys.stderr,
+            "as no token within that length is learned"
         )
     examples = found.examples
     if show_example and ranks.is_main:
@@ -118,4 +126,6 @@ def finetune(
     if ranks.is_main:
         print_trainable_parameters(model)
     config = with_epochs(config, epochs, len(train_examples))
-    return train_on_examples(model, train_examples, config, out, eval_examples=eval_examples, **options)
+    return train_on_examples(
+        model, train_examples, config, out, eval_examples=eval_examples, tokenizer=tokenizer, **options
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama.chat import TRAIN_ON
+from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.finetuning.formats import FORMATS
 
 
@@ -40,6 +41,39 @@ class DataConfig:
         if self.train_on not in TRAIN_ON:
             raise ValueError(f"train_on is {self.train_on!r}; expected {', '.join(TRAIN_ON)}")
         BadRows(self.on_error)
+
+
+FINETUNE_DEFAULTS: dict[str, Any] = {
+    "sequence_length": 512,
+    "batch_size": 4,
+    "gradient_accumulation": 4,
+    "learning_rate": 2e-4,
+    "warmup_steps": 10,
+    "weight_decay": 0.0,
+    "eval_fraction": 0.05,
+    "log_every": 1,
+}
+"""The fields of `TrainConfig` that have other defaults in fine-tuning."""
+FULL_LEARNING_RATE = 2e-5
+"""The default of `learning_rate` if all weights are trained, not an adapter."""
+
+
+def finetune_config(*, full: bool = False, **options: Any) -> TrainConfig:
+    """Return the options of a run with the defaults of `bpe-llama finetune`.
+
+    Args:
+        full: Whether all weights are trained, not an adapter.
+        **options: Fields of `TrainConfig`.
+
+    Raises:
+        ValueError: As of `TrainConfig`.
+
+    Example:
+        >>> finetune_config(max_steps=50).learning_rate, finetune_config(full=True, max_steps=50).learning_rate
+        (0.0002, 2e-05)
+    """
+    rate = {"learning_rate": FULL_LEARNING_RATE} if full else {}
+    return TrainConfig(**(FINETUNE_DEFAULTS | rate | options))
 
 
 class DataOptions(TypedDict, total=False):

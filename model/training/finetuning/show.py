@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from bpe_llama._progress import note
 from bpe_llama.display import visible
 from bpe_llama.model.layers.loss import IGNORED
 
@@ -65,4 +66,4 @@ def print_example(
 def print_trainable_parameters(model: nn.Module) -> None:
     """Print the number of weights that are trained on stderr."""
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    print(f"{trained:,} trainable parameters", file=sys.stderr)
+    note(f"{trained:,} trainable parameters")

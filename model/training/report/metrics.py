@@ -7,21 +7,32 @@ import math
 import os
 from pathlib import Path
 
-from bpe_llama._files import write_text
+from bpe_llama._files import read_text, write_text
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
-    """Return the lines of a `metrics.jsonl`; a last line that a killed process left incomplete is dropped."""
-    lines: list[Metrics] = []
-    if not Path(path).exists():
-        return lines
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    """Return the lines of a `metrics.jsonl`; a last line that a killed process left incomplete is dropped.
+
+    Raises:
+        ValueError: If another line is no JSON object with a step; the message has its number.
+    """
+    path = Path(path)
+    metrics: list[Metrics] = []
+    if not path.exists():
+        return metrics
+    lines = read_text(path, newline="").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):  # a complete line ends with a line break
+        if not line.strip():
+            continue
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+            values = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error}); mend or remove it") from None
+        if not isinstance(values, dict) or not isinstance(values.get("step"), (int, float)):
+            raise ValueError(f"{path}: line {number} is {line:.80}; expected a JSON object with a step")
+        metrics.append(values)
+    return metrics
 
 
 class MetricsFile(Callback):

@@ -9,6 +9,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bpe_llama._progress import is_quiet
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -45,12 +46,13 @@ class ProgressReport(Callback):
     """Shows the loss of the first step at once, then each interval and evaluation.
 
     Args:
-        shown: Whether to show anything; None: yes, a bar if stderr is a terminal, else a line at most every 5 s.
+        shown: Whether to show anything; None: yes, a bar if stderr is a terminal, else a line at most every 5 s, unless
+            the command has --quiet.
     """
 
     def __init__(self, shown: bool | None = None) -> None:
         self._terminal = sys.stderr.isatty()
-        self._shown = shown is not False
+        self._shown = not is_quiet() if shown is None else shown
         self._first, self._printed = True, -math.inf
         self._progress = Progress(
             BarColumn(),

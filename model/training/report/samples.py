@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bpe_llama._progress import note
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
@@ -67,7 +67,7 @@ class Samples(Callback):
                 if self._file is not None:
                     self._file.write(step=run.step, prompt=prompt, text=text)
                 if self.shown:
-                    print(f"step {run.step:,}: {prompt}{text}", file=sys.stderr, flush=True)
+                    note(f"step {run.step:,}: {prompt}{text}")
         finally:
             model.train(was_training)
 

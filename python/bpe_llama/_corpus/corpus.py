@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_llama._corpus.shards import TokenShards, open_shards
-from bpe_llama._files import PathLike
+from bpe_llama._files import PathLike, check_regular, open_regular
 
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
 Ids = npt.NDArray[np.int64]
@@ -156,6 +156,7 @@ def _read_starts(path: Path, tokens: int) -> Ids:
     Raises:
         ValueError: If the file is damaged or does not fit the token file.
     """
+    check_regular(path)
     try:
         starts: Any = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -177,7 +178,7 @@ def open_tokens(path: PathLike) -> TokenArray:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such token file; `bpe-llama encode` or Tokenizer.encode_files writes one")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(6) != b"\x93NUMPY":
             raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
     try:

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._arguments import integer
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import DocumentEncoder
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
@@ -37,7 +39,7 @@ from bpe_llama._corpus.shards import (
     write_index,
     write_json,
 )
-from bpe_llama._files import PathLike, locked, read_json_object
+from bpe_llama._files import PathLike, locked, read_bytes, read_json_object
 from bpe_llama._progress import ProgressOption, Report, reporting
 
 _SOURCES = "sources.json"
@@ -96,6 +98,7 @@ class Corpus:
         **options: Any,
     ) -> Corpus:
         """Return the corpus of the files that match `paths`, or of a data set: its name, configuration and split."""
+        checked_path("out", out)
         if dataset is None:
             inside = os.path.abspath(out) + os.sep
             files = [path for path in find_files(paths) if not os.path.abspath(path).startswith(inside)]
@@ -103,7 +106,7 @@ class Corpus:
                 raise ValueError(f"{os.fspath(out)!r}, the folder of the shards, holds all files of the corpus")
             return cls(tokenizer, files, None, Path(out), **options)
         if isinstance(paths, (str, os.PathLike)) or list(paths):
-            raise ValueError("give paths or a data set, not both")
+            raise ValueError(f"dataset is {dataset[0]!r}, and paths are given; expected paths or a data set, not both")
         return cls(tokenizer, [], HubDataset(*dataset), Path(out), **options)
 
     def __post_init__(self) -> None:
@@ -112,8 +115,7 @@ class Corpus:
         Raises:
             ValueError: If an option is out of its range.
         """
-        if self.shard_tokens < 1:
-            raise ValueError(f"shard_tokens is {self.shard_tokens}; expected at least 1")
+        integer("shard_tokens", self.shard_tokens, 1)
         if self.separator == "":
             raise ValueError("separator is empty; leave it out to keep files whole")
 
@@ -319,7 +321,7 @@ class _Log:
         """
         found: list[tuple[Shard, Place]] = []
         is_complete, length = False, 0
-        for line in self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []:
+        for line in read_bytes(self._path).splitlines(keepends=True) if self._path.exists() else []:
             try:
                 entry = json.loads(line)
                 if not line.endswith(b"\n"):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._arguments import iterator
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import expand_paths
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._files import PathLike
@@ -27,11 +29,14 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
         >>> [path.name for path in find_files([__file__, __file__])]
         ['files.py']
     """
-    patterns = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    one_or_more = "a path, a pattern, or a list of them"
+    several = [paths] if isinstance(paths, (str, os.PathLike)) else iterator("paths", paths, one_or_more)
+    patterns = list(several)
     if not patterns:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}
-    for pattern in patterns:
+    for place, pattern in enumerate(patterns):
+        checked_path(f"paths[{place}]", pattern)
         if str(pattern).startswith("hf://"):
             raise ValueError(f"{pattern}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
         found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import PathLike, atomic_write, read_json_object
+from bpe_llama._files import PathLike, atomic_write, open_regular, read_json_object
 
 __all__ = ["Shard", "TokenShards", "fingerprint", "open_shards"]
 
@@ -225,7 +225,7 @@ def _documents_of(file: str) -> str:
 def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
     """Return where the data of a `.npy` file begin; raise unless it is one row of this dtype and length."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if (version := np.lib.format.read_magic(file)) != (1, 0):  # type: ignore[no-untyped-call]
                 raise ValueError(f"version {version} of the format, expected (1, 0)")
             shape, _, found = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
@@ -361,12 +361,10 @@ def begin_shard(folder: Path, name: str, dtype: str) -> Iterator[ShardFile]:
             yield shard
             file.seek(0)
             _write_header(file, _DTYPES[dtype], shard.tokens)  # it has room for any count
-            _to_disk(file)
         offsets = shard.offsets()
         with documents.open("wb") as file:
             _write_header(file, _OFFSETS, len(offsets))
             file.write(offsets.data)
-            _to_disk(file)
 
 
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], count: int) -> None:

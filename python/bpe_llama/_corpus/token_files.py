@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import TokenFile
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
@@ -37,7 +38,7 @@ def encode_files(
 
     :meth:`bpe_llama.Tokenizer.encode_files` documents the arguments.
     """
-    if Path(out).suffix != ".npy":
+    if checked_path("out", out).suffix != ".npy":
         raise ValueError(f"out must end in .npy, got {os.fspath(out)!r}")
     files = find_files(paths)
     sizes = {path: path.stat().st_size for path in files}

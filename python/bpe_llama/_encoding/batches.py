@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from bpe_llama._arguments import boolean, integer, wrong
 
 if TYPE_CHECKING:
     from bpe_llama._core import Tokenizer as CoreTokenizer
@@ -70,7 +71,7 @@ class Batches:
         for name in ("max_length", "pad_to_multiple_of"):
             value = getattr(self, name)
             if value is not None and integer(name, value) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ValueError(wrong(name, value, "at least 1"))
         multiple = self.pad_to_multiple_of or 1
         if self.is_padded and self.strategy is not None and (self.max_length or 0) % multiple:
             raise ValueError(
@@ -223,17 +224,6 @@ class Batches:
         return -(-width // multiple) * multiple
 
 
-def integer(name: str, value: object) -> int:
-    """Return an argument as an int; NumPy integers are accepted.
-
-    Raises:
-        TypeError: If it is not an integer; the message names the argument.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    return operator.index(value)
-
-
 def template_of(tokenizer: CoreTokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
     """Return the template of a text or a pair: the order of texts and special tokens.
 
@@ -245,8 +235,11 @@ def template_of(tokenizer: CoreTokenizer, *, pair: bool, special: bool, bos: boo
         eos: End with ``eos_id``, once.
 
     Raises:
+        TypeError: If an option is no bool.
         ValueError: If the tokenizer lacks the token that ``bos`` or ``eos`` requests.
     """
+    for option, value in (("add_special_tokens", special), ("bos", bos), ("eos", eos)):
+        boolean(option, value)
     items = [Item(*item) for item in tokenizer.template(pair)]
     if not special:
         items = [item for item in items if item.special is None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from bpe_llama._arguments import boolean
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.batches import template_of
 from bpe_llama._files import PathLike
@@ -174,4 +175,4 @@ class CorpusTokenizer(CoreTokenizer):
         if bos is not None:
             items = template_of(self, pair=False, special=False, bos=bos, eos=False)
             begins = [item.special for item in items if item.special is not None]
-        return begins, ends if eos else []
+        return begins, ends if boolean("eos", eos) else []

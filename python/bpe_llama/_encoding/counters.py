@@ -7,8 +7,8 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
+from bpe_llama._arguments import integer, string
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._encoding.batches import integer
 from bpe_llama._encoding.seams import has_seams, seams
 
 _REMEMBERED = 64  # Characters of a part that is worth remembering: longer ones hardly repeat.
@@ -101,8 +101,7 @@ class Appender:
             TypeError: If ``text`` is no ``str``.
             ValueError: If a byte of the text has no token. The text is then as before.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"expected a str, got {text!r:.80}")
+        string("text", text)
         before, tail, _ = self._states[-1]
         start, tail = max(len(tail) - 1, 0), tail + text
         seam = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from bpe_llama._encoding.batches import integer
+from bpe_llama._arguments import integer, wrong
 from bpe_llama._encoding.corpora import CorpusTokenizer
 from bpe_llama._encoding.counters import Appender, IntervalCounts, prefix_counts
 from bpe_llama._encoding.splitting import Splitter, last_tokens
@@ -90,7 +90,7 @@ class CountingTokenizer(CorpusTokenizer):
         if side != "left":
             raise ValueError(f"side is {side!r}; expected 'left' or 'right'")
         if integer("max_tokens", max_tokens) < 0:
-            raise ValueError(f"max_tokens must be at least 0, got {max_tokens}")
+            raise ValueError(wrong("max_tokens", max_tokens, "at least 0"))
         return last_tokens(self, text, max_tokens, allowed_special)
 
     def split_by_tokens(self, text: str, max_tokens: int, overlap: int = 0, *, boundary: str = "token") -> list[str]:

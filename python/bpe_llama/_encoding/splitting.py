@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
+from bpe_llama._arguments import string
 from bpe_llama._core import Tokenizer as CoreTokenizer
 
 _LEVELS = ("line", "word", "token", "character")
@@ -12,6 +13,7 @@ _LEVELS = ("line", "word", "token", "character")
 
 def without_surrogates(text: str) -> str:
     """Return the text as it is encoded: pairs of surrogates as characters, lone ones as U+FFFD."""
+    string("text", text)
     try:
         text.encode()
     except UnicodeEncodeError:

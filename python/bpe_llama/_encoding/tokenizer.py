@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from bpe_llama._arguments import boolean, integer, iterator, wrong
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._encoding.batches import Batches, Span, integer, template_of
+from bpe_llama._encoding.batches import Batches, Span, template_of
 from bpe_llama._encoding.counting import CountingTokenizer
 from bpe_llama._loading.ends import END_ROLES, ends_of
 from bpe_llama._loading.settings import Settings
@@ -154,8 +155,11 @@ class EncodingTokenizer(CountingTokenizer):
             raise TypeError(
                 f"texts is {texts!r:.80} and text_pairs {text_pairs!r:.80}; expected two str or two sequences"
             )
-        firsts = [texts] if isinstance(texts, str) else list(texts)
-        seconds = [text_pairs] if isinstance(text_pairs, str) else None if text_pairs is None else list(text_pairs)
+        expected = "a str or a sequence of str"
+        firsts = [texts] if isinstance(texts, str) else list(iterator("texts", texts, expected))
+        seconds = None if text_pairs is None else [text_pairs] if isinstance(text_pairs, str) else None
+        if text_pairs is not None and seconds is None:
+            seconds = list(iterator("text_pairs", text_pairs, expected))
         if seconds is not None and len(seconds) != len(firsts):
             raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
         if pad_id is not None and not 0 <= integer("pad_id", pad_id) < 2**32:
@@ -256,7 +260,7 @@ class EncodingTokenizer(CountingTokenizer):
 
         side = self._settings.truncation_side if truncation_side is None else truncation_side
         if integer("batch_size", batch_size) < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise ValueError(wrong("batch_size", batch_size, "at least 1"))
         self.encode_batch([], num_threads, allowed_special=allowed_special)  # refuses what is no option
         encode = EncodeColumn(
             self,
@@ -329,7 +333,7 @@ class EncodingTokenizer(CountingTokenizer):
             "continue_final_message": continue_final_message,
             **variables,
         }
-        if not tokenize:
+        if not boolean("tokenize", tokenize):
             if return_assistant_tokens_mask or return_dict:
                 raise ValueError("return_assistant_tokens_mask and return_dict need tokenize=True")
             return chat.render_for(self, messages, **options)
@@ -383,13 +387,11 @@ class EncodingTokenizer(CountingTokenizer):
         return self._grown(tokens, special=False)
 
     def _grown(self, tokens: Sequence[str], *, special: bool) -> Self:
-        if isinstance(tokens, str):
-            raise TypeError(f"expected a sequence of tokens, got the str {tokens!r}: put it in a list")
-        for token in tokens:
+        for index, token in enumerate(iterator("tokens", tokens, "a list of str")):
             if not isinstance(token, str):
-                raise TypeError(f"expected tokens of type str, got {token!r}")
+                raise TypeError(wrong(f"tokens[{index}]", token, "a str"))
             if not token:
-                raise ValueError("a token is the empty string; expected text")
+                raise ValueError(f"tokens[{index}] is empty; expected text")
         # Only the pipeline of a tokenizer.json normalizes text before it searches added tokens.
         normalized = not special and self.normalizes_added_tokens
         known = () if special else self.special_tokens

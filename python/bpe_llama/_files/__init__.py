@@ -1,6 +1,27 @@
-"""Small files: text, JSON and atomic writes (`read_write`); a folder locked for one run (`lock`)."""
+"""Files: text and JSON (`read_write`), atomic writes (`atomic_write`), a folder locked for one run (`lock`)."""
 
+from bpe_llama._files.atomic_write import atomic_write
 from bpe_llama._files.lock import locked
-from bpe_llama._files.read_write import PathLike, atomic_write, read_json, read_json_object, read_text, write_text
+from bpe_llama._files.read_write import (
+    PathLike,
+    check_regular,
+    open_regular,
+    read_bytes,
+    read_json,
+    read_json_object,
+    read_text,
+    write_text,
+)
 
-__all__ = ["PathLike", "atomic_write", "locked", "read_json", "read_json_object", "read_text", "write_text"]
+__all__ = [
+    "PathLike",
+    "atomic_write",
+    "check_regular",
+    "locked",
+    "open_regular",
+    "read_bytes",
+    "read_json",
+    "read_json_object",
+    "read_text",
+    "write_text",
+]

@@ -53,7 +53,7 @@ def _open_locked(path: Path) -> IO[str]:
     while True:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, held open for as long as the lock
         try:
-            _lock(file)
+            lock_at_once(file.fileno())
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 message = f"{path.parent}: the file system supports no locks ({error}); start no second run here"
@@ -79,15 +79,19 @@ def _sign(file: IO[str]) -> None:
         file.flush()
 
 
-def _lock(file: IO[str]) -> None:
-    """Take the lock at once or raise OSError."""
+def lock_at_once(descriptor: int) -> None:
+    """Lock an open file.
+
+    Raises:
+        OSError: If another open file holds the lock, or the file system supports none.
+    """
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(1 << 30)  # a byte beyond the text, so that others can read the text
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        file.seek(0)
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # a byte beyond the text, so that others can read the text
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,44 +1,77 @@
-"""Read and write small files: text, JSON, and atomic writes."""
+"""Read and write small files: text and JSON."""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
+
+from bpe_llama._files.atomic_write import atomic_write
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is renamed to ``path``, on an error it is removed.
+LARGEST_TEXT = 1 << 30
+"""The most bytes that are read of a file that is held in memory as a whole."""
 
-    A process killed at any moment leaves the old file or the new one. The temporary name is hidden, differs between
-    threads, and has the suffix of ``path``. An ``OSError`` that names the temporary file or no file, as on a full disk,
-    names ``path`` instead.
 
-    Examples:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "greeting.txt"
-        >>> with atomic_write(path) as temporary:
-        ...     _ = temporary.write_text("hello")
-        >>> path.read_text(), len(list(path.parent.iterdir()))
-        ('hello', 1)
+def check_regular(path: PathLike) -> None:
+    """Raise unless a path is a regular file, which can be read without waiting for another process.
+
+    Raises:
+        OSError: If there is no such file, or it is a folder.
+        ValueError: If it is a named pipe, a device or a socket; the message names the file.
+
+    Example:
+        >>> check_regular(os.devnull)
+        Traceback (most recent call last):
+            ...
+        ValueError: /dev/null: a character device; expected a regular file
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename not in (None, os.fspath(temporary), temporary) or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
+        raise ValueError(f"{os.fspath(path)}: {kind}; expected a regular file")
+
+
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def open_regular(path: PathLike) -> IO[bytes]:
+    """Return a regular file, open for reading.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: As of `check_regular`.
+    """
+    check_regular(path)
+    return open(path, "rb")
+
+
+def read_bytes(path: PathLike, largest: int = LARGEST_TEXT) -> bytes:
+    """Return the content of a regular file of at most `largest` bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is larger, or no regular file; the message names the file.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{os.fspath(path)}: {size:,} bytes; at most {largest:,} are read")
+        return file.read()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,11 +85,11 @@ def read_text(path: Path, newline: str | None = None) -> str:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not UTF-8; the message names the file and the byte.
+        ValueError: If it is not UTF-8, too large, or no regular file; the message names the file.
     """
+    content = read_bytes(path)
     try:
-        with path.open(encoding="utf-8", newline=newline) as file:
-            return file.read()
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline=newline).read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})") from None
 

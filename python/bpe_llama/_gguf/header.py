@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._arguments import path as checked_path
+from bpe_llama._files import open_regular
+
 _MAGIC = b"GGUF"
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
@@ -116,8 +119,8 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
         >>> read_gguf_header("SmolLM2-135M-Instruct.Q4_1.gguf").metadata["llama.block_count"]  # doctest: +SKIP
         30
     """
-    path = Path(path)
-    with open(path, "rb") as file:
+    path = checked_path("path", path)
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise ValueError(f"{path}: not a GGUF file: it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

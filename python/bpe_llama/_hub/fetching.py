@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
+from bpe_llama._arguments import check_keywords
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._files import PathLike
 from bpe_llama._hub.gguf_files import choose_gguf
 from bpe_llama._hub.names import NO_PATH, HubName, MissingPath, missing_path, parse_name
@@ -59,10 +61,8 @@ def local_path(name: PathLike, needed: Needed, **options: Unpack[HubOptions]) ->
         ValueError: If ``needed`` refuses the files of the repository, or two different revisions are given.
         TypeError: If an option is unknown.
     """
-    unknown = sorted(options.keys() - HUB_OPTIONS)
-    if unknown:
-        raise TypeError(f"unexpected option {unknown[0]!r}; expected {', '.join(sorted(HUB_OPTIONS))}")
-    path = Path(name)
+    check_keywords("from_pretrained", options, HUB_OPTIONS)
+    path = checked_path("name", name)
     if path.exists():
         return path / (options.get("subfolder") or "")
     parsed = parse_name(name)

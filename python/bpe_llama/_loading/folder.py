@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import read_json_object, write_text
+from bpe_llama._files import read_bytes, read_json_object, write_text
 from bpe_llama._loading.added_tokens import (
     ROLES,
     AddedToken,
@@ -71,7 +71,7 @@ def with_config(
     Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend`` in transformers 5.23.
     """
     build = CoreTokenizer.build_from_sentencepiece if is_sentencepiece else CoreTokenizer.build_from_huggingface
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         core = build(content)
     except ValueError as error:

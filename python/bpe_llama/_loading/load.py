@@ -8,8 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import PathLike
+from bpe_llama._files import PathLike, open_regular
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
@@ -25,7 +26,8 @@ def load(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
         FileNotFoundError: If there is no such file, or no tokenizer in the folder.
         ValueError: If the file is of no known format, or damaged.
     """
-    is_folder = Path(path).is_dir()
+    path = checked_path("path", path)
+    is_folder = path.is_dir()
     file = file_in(path)
     match format_of(file):
         case "gguf":
@@ -44,7 +46,7 @@ def load(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
 
 def load_huggingface(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
     """Return the tokenizer in a ``tokenizer.json`` or its folder, and the content of the files beside it."""
-    path = Path(path)
+    path = checked_path("path", path)
     is_folder = path.is_dir()
     return with_config(path / "tokenizer.json" if is_folder else path, is_in_folder=is_folder)
 
@@ -124,7 +126,7 @@ def format_of(path: Path) -> Format:
         FileNotFoundError: If there is no such file.
         ValueError: If the format is unknown.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(4096)
     if head[:4] == b"GGUF":
         return "gguf"

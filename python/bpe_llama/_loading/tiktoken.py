@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from bpe_llama._arguments import instance, integer, string
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import read_json, write_text
+from bpe_llama._files import PathLike, read_bytes, read_json, write_text
 from bpe_llama._loading.published.cache import vocabulary_file
 from bpe_llama._loading.published.vocabularies import published_by_name, published_by_sha256
 
@@ -25,9 +27,10 @@ class Attributes(NamedTuple):
 
 
 def read_tokenizer(
-    path: Path, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+    path: PathLike, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
 ) -> CoreTokenizer:
     """Return the tokenizer of a `.tiktoken` file; see :meth:`bpe_llama.Tokenizer.from_tiktoken`."""
+    path = checked_path("path", path)
     if pattern is None:
         stated = tiktoken_attributes(path)
         pattern = stated.pattern
@@ -39,12 +42,16 @@ def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int
     """Return special tokens as the core takes them.
 
     Raises:
+        TypeError: If they are no mapping of `str` to `int`.
         ValueError: If an id is out of the core's range.
     """
-    for token, token_id in (special_tokens or {}).items():
-        if not 0 <= token_id < 2**21:
+    given = {} if special_tokens is None else special_tokens
+    instance("special_tokens", given, Mapping, "a mapping of str to id")
+    for token, token_id in given.items():
+        string("a special token", token)
+        if not 0 <= integer(f"the id of special token {token!r}", token_id) < 2**21:
             raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**21 - 1}")
-    return list((special_tokens or {}).items())
+    return list(given.items())
 
 
 def tiktoken_attributes(path: Path) -> Attributes:
@@ -60,7 +67,7 @@ def tiktoken_attributes(path: Path) -> Attributes:
             return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
-    published = published_by_sha256(hashlib.sha256(path.read_bytes()).hexdigest())
+    published = published_by_sha256(hashlib.sha256(read_bytes(path)).hexdigest())
     if published is None:
         raise ValueError(
             f"{path}: a .tiktoken file does not hold its splitting pattern, and this is no published vocabulary: "

@@ -5,14 +5,14 @@ text of theirs becomes a special token, whatever the template does with it.
 
 | file | job |
 |---|---|
-| `templates` | read, write and choose a tokenizer's templates |
+| `templates` | read, write and choose a tokenizer's templates; templates with a name |
 | `request` | check the options of one rendering |
 | `tool_schema` | convert Python functions to JSON schemas |
 | `renderer`, `compiler` | compile a template, render its text |
 | `sandbox`, `operations`, `limits` | check each operation of a template against the limits |
 | `provenance` | carry the origin of each character, so that only the template's text becomes a special token |
 | `answers` | find the assistant's answers in rendered text |
-| `encoding` | encode rendered text, for generation and for fine-tuning |
+| `encoding` | encode rendered text, for generation and for fine-tuning; set a tokenizer's template |
 
 Source of the conventions: https://huggingface.co/docs/transformers/chat_templating.
 """
@@ -25,9 +25,12 @@ from bpe_llama.chat.encoding import (
     encode_marked_chat,
     render,
     render_for,
+    with_chat_template,
 )
+from bpe_llama.chat.templates import NAMED_TEMPLATES
 
 __all__ = [
+    "NAMED_TEMPLATES",
     "TRAIN_ON",
     "EncodedChat",
     "encode_chat",
@@ -35,4 +38,5 @@ __all__ = [
     "encode_marked_chat",
     "render",
     "render_for",
+    "with_chat_template",
 ]

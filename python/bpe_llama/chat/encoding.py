@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from bpe_llama._arguments import iterator
 from bpe_llama.chat.answers import AnswerFinder
 from bpe_llama.chat.provenance import own_text, untraced
 from bpe_llama.chat.request import TOKEN_VARIABLES, ChatRequest, ChatTokenizer, Message, prepare, prepare_for
+from bpe_llama.chat.templates import template_text, template_tokens
 
 if TYPE_CHECKING:
     from bpe_llama.chat.renderer import Rendered
@@ -26,14 +29,26 @@ class EncodedChat(NamedTuple):
     is_answer: list[bool]
 
 
-def render(template: str, messages: Sequence[Message], **options: Any) -> str:
+def render(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool | None = None,
+    tools: Iterable[Mapping[str, Any] | Callable[..., Any]] | None = None,
+    documents: Iterable[Mapping[str, Any]] | None = None,
+    continue_final_message: bool | str = False,
+    **variables: Any,
+) -> str:
     r"""Return the text of a chat template applied to messages, as transformers renders it.
 
     Args:
         template: The jinja2 source.
         messages: Mappings with a `role` and, usually, a `content`. A field that is None counts as missing.
-        **options: The options of `Tokenizer.apply_chat_template` that change the text, special tokens such as
-            `bos_token`, and variables of the template.
+        add_generation_prompt: As in `Tokenizer.apply_chat_template`, like the next three.
+        tools: Likewise.
+        documents: Likewise.
+        continue_final_message: Likewise.
+        **variables: Special tokens such as `bos_token`, and variables of the template.
 
     Raises:
         ValueError: If a message is no mapping with a role, an option is invalid, or the template is broken, violates
@@ -44,8 +59,18 @@ def render(template: str, messages: Sequence[Message], **options: Any) -> str:
         ...        [{"role": "user", "content": "Hi"}])
         '[user] Hi\n'
     """
-    named_tokens = {name: options.pop(name) for name in TOKEN_VARIABLES & options.keys()}
-    return untraced(prepare(template, named_tokens, messages, **options).render().text)
+    named_tokens = {name: variables.pop(name) for name in TOKEN_VARIABLES & variables.keys()}
+    request = prepare(
+        template,
+        named_tokens,
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
+        documents=documents,
+        continue_final_message=continue_final_message,
+        **variables,
+    )
+    return untraced(request.render().text)
 
 
 def render_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> str:
@@ -87,7 +112,14 @@ def encode_marked_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **
 
 
 def encode_conversation(
-    tokenizer: ChatTokenizer, messages: Sequence[Message], *, train_on: str = "assistant", **options: Any
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Message],
+    *,
+    train_on: str = "assistant",
+    tools: Iterable[Mapping[str, Any] | Callable[..., Any]] | None = None,
+    documents: Iterable[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    **variables: Any,
 ) -> tuple[list[int], list[bool]]:
     r"""Return the ids of a whole conversation and the mask of the ids to train on.
 
@@ -101,7 +133,10 @@ def encode_conversation(
         messages: The conversation; messages of the role "assistant" are answers. An answer with a `weight` of 0 is not
             trained on, as in OpenAI's files; the template does not see the weight.
         train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token.
-        **options: Options of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the template.
+        tools: As in `Tokenizer.apply_chat_template`, like the next two.
+        documents: Likewise.
+        chat_template: Likewise.
+        **variables: Read by the template.
 
     Raises:
         ValueError: As of `encode_chat`; or if `train_on` or a weight has another value, there is no answer to train on,
@@ -119,10 +154,12 @@ def encode_conversation(
     """
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
+    messages = list(iterator("messages", messages, "a list of mappings with a 'role'"))
     unweighted = [
         {key: value for key, value in message.items() if key != "weight"} if isinstance(message, Mapping) else message
         for message in messages
     ]
+    options = {"tools": tools, "documents": documents, "chat_template": chat_template, **variables}
     request = prepare_for(tokenizer, unweighted, add_generation_prompt=False, **options)
     if request.continued is not None:
         raise ValueError("continue_final_message: a conversation is learned whole")
@@ -296,3 +333,75 @@ def _any_of(texts: list[str]) -> re.Pattern[str]:
 def _unused(text: str) -> str:
     """Return a character that a text does not hold: a noncharacter of Unicode, if it holds not all of them."""
     return next(mark for mark in map(chr, chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0x110000))) if mark not in text)
+
+
+class SettableTokenizer(ChatTokenizer, Protocol):
+    """What `with_chat_template` needs of a tokenizer; `bpe_llama.Tokenizer` has it."""
+
+    _settings: Any
+
+    @property
+    def end_ids(self) -> frozenset[int]: ...  # noqa: D102
+
+    def with_special_tokens(self: TokenizerT, tokens: list[str]) -> TokenizerT: ...  # noqa: D102
+
+
+TokenizerT = TypeVar("TokenizerT", bound=SettableTokenizer)
+
+
+def with_chat_template(tokenizer: TokenizerT, template: str, *, add_tokens: bool = False) -> TokenizerT:
+    r"""Return a tokenizer with another chat template, which `save` writes beside it.
+
+    The special token after an answer becomes one of ``end_ids``, so that generation stops there.
+
+    Args:
+        tokenizer: The tokenizer, which stays as it is.
+        template: ``"chatml"``, ``"llama3"``, the path of a jinja2 file, or the text of a template.
+        add_tokens: Add the special tokens of a named template that the tokenizer lacks, behind its last id.
+
+    Raises:
+        FileNotFoundError: As of `template_text`.
+        ValueError: If the tokenizer lacks special tokens of a named template, or the template is broken or rejects a
+            conversation.
+
+    Warns:
+        UserWarning: If no special token ends an answer; generation then does not stop there.
+
+    Examples:
+        >>> from bpe_llama import Tokenizer
+        >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+        >>> tok = with_chat_template(tok, "chatml", add_tokens=True)
+        >>> tok.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False)
+        '<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n'
+        >>> [tok.id_to_token(token_id) for token_id in sorted(tok.end_ids)]
+        ['<|im_end|>']
+    """
+    text = template_text(template)
+    missing = [token for token in template_tokens(template) if token not in tokenizer.special_tokens]
+    if missing and not add_tokens:
+        raise ValueError(
+            f"the chat template {template} needs the special tokens {', '.join(missing)}, which this tokenizer lacks; "
+            "expected a template of its own tokens, or a tokenizer trained with them"
+        )
+    chosen = tokenizer.with_special_tokens(missing)
+    chosen.chat_template = text
+    end = _end_of_turn(chosen)
+    if end is None:
+        warnings.warn(
+            "no special token ends an answer in this chat template, so generation does not stop there",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif end not in chosen.end_ids:
+        ends = (*chosen._settings.end_ids, end)
+        chosen._settings = replace(chosen._settings, end_ids=ends)
+    return chosen
+
+
+def _end_of_turn(tokenizer: SettableTokenizer) -> int | None:
+    """Return the id of the special token that follows an answer, or None."""
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    ids, learned = encode_conversation(tokenizer, talk)
+    special = set(tokenizer.special_tokens.values())
+    answer = [token_id for token_id, is_learned in zip(ids, learned, strict=True) if is_learned]
+    return next((token_id for token_id in answer if token_id in special), None)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import meta, nodes
 
+from bpe_llama._arguments import check_surrogates
 from bpe_llama.chat.limits import LimitError, Limits, Meter
 from bpe_llama.chat.provenance import Traced, concatenated
 from bpe_llama.chat.sandbox import ChatEnvironment
@@ -137,10 +138,11 @@ def plain(value: Any) -> Any:
         >>> plain({"a": (1, None), "b": {1, 2}})
         {'a': (1, None), 'b': '<set>'}
     """
-    if value is None or type(value) in (str, int, float, bool):
-        return value
     if isinstance(value, str):
+        check_surrogates("a text for the chat template", value)
         return str.__str__(value)
+    if value is None or type(value) in (int, float, bool):
+        return value
     if isinstance(value, int):
         return int.__int__(value)
     if isinstance(value, float):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bpe_llama._arguments import boolean, iterator, wrong
 from bpe_llama.chat.provenance import GIVEN, TEMPLATE, UNKNOWN, traced
 from bpe_llama.chat.templates import ChatTemplate, choose_template
 
@@ -128,8 +129,11 @@ def prepare_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options
     """Return the request for the tokenizer's template.
 
     Raises:
+        TypeError: As of `prepare`; or if the tokenizer is none.
         ValueError: As of `prepare`; or if the tokenizer has no chat template.
     """
+    if not hasattr(tokenizer, "chat_template"):
+        raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
     return prepare(tokenizer.chat_template, _tokens_by_name(tokenizer), messages, **options)
 
 
@@ -159,11 +163,14 @@ def prepare(
         **variables: Variables of the template.
 
     Raises:
+        TypeError: If an option is of another type; the message names it.
         ValueError: If an option is invalid; the message names it.
     """
     from bpe_llama.chat.renderer import compile_template
     from bpe_llama.chat.tool_schema import tool_schemas
 
+    if add_generation_prompt is not None:
+        boolean("add_generation_prompt", add_generation_prompt, "True, False or None")
     if continue_final_message and add_generation_prompt:
         raise ValueError(
             "continue_final_message and add_generation_prompt exclude each other: the first continues the last "
@@ -178,7 +185,8 @@ def prepare(
                 f"it reads {sorted(template.variables)}"
             )
     if documents is not None:
-        documents = [documents] if isinstance(documents, Mapping) else list(documents)
+        several = [documents] if isinstance(documents, (Mapping, str)) else documents
+        documents = list(iterator("documents", several, "a list of mappings"))
         for place, document in enumerate(documents):
             if not isinstance(document, Mapping):
                 raise ValueError(f"document {place} is {document!r:.100}; expected a mapping")
@@ -200,7 +208,10 @@ def prepare(
 def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return messages for a template: without fields that are None, the reasoning under each of its names."""
     copies = []
-    for place, message in enumerate(messages):
+    expected = "a list of mappings with a 'role'"
+    if isinstance(messages, (str, Mapping)):
+        raise ValueError(wrong("messages", messages, expected))
+    for place, message in enumerate(iterator("messages", messages, expected)):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {place} is {message!r:.200}; expected a mapping with a 'role'")
         fields = _plain({key: value for key, value in message.items() if value is not None}, f"message {place}")
@@ -210,7 +221,7 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         fields["role"] = traced(message["role"], TEMPLATE if message["role"] in _ROLES else UNKNOWN)
         copies.append(fields)
     if not copies:
-        raise ValueError("there are no messages; a chat template needs at least one")
+        raise ValueError("messages is empty: there are no messages; expected at least one")
     return copies
 
 

@@ -1,4 +1,4 @@
-"""Read, write and choose chat templates: in a tokenizer's folder, its configuration, or a GGUF file's metadata.
+"""Read, write, choose and name chat templates: in a tokenizer's folder, its configuration, or a GGUF file's metadata.
 
 A tokenizer has one template, a `str`, or several by name, a `dict`; transformers names the one for tools ``tool_use``.
 
@@ -8,9 +8,10 @@ Source: ``transformers.tokenization_utils_base`` 5.23 (``from_pretrained``, ``ge
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from bpe_llama._files import read_json, read_text, write_text
 
@@ -179,3 +180,68 @@ def to_gguf_metadata(chat_template: ChatTemplate | None) -> dict[str, Any]:
     }
     others = [name for name in named if name != "default"]
     return metadata | ({f"{_GGUF}s": others} if others else {})
+
+
+class NamedTemplate(NamedTuple):
+    """A chat template that has a name.
+
+    Attributes:
+        text: Its jinja2 source.
+        special_tokens: The special tokens that it writes.
+    """
+
+    text: str
+    special_tokens: tuple[str, ...]
+
+
+NAMED_TEMPLATES = {
+    "chatml": NamedTemplate(
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    "llama3": NamedTemplate(
+        "{{ '<|begin_of_text|>' }}"
+        "{% for message in messages %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+        "{{ message['content'] | trim + '<|eot_id|>' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+        ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+}
+"""Templates by name.
+
+Sources: ChatML, https://github.com/openai/openai-python/blob/release-v0.28.0/chatml.md; Llama 3,
+https://github.com/meta-llama/llama3/blob/main/llama/tokenizer.py (``ChatFormat``).
+"""
+
+
+def template_tokens(template: str | None) -> tuple[str, ...]:
+    """Return the special tokens that a named template writes; none for other templates.
+
+    Examples:
+        >>> template_tokens("chatml"), template_tokens("my.jinja")
+        (('<|im_start|>', '<|im_end|>'), ())
+    """
+    return NAMED_TEMPLATES[template].special_tokens if template in NAMED_TEMPLATES else ()
+
+
+def template_text(template: str) -> str:
+    """Return the source of a template: of a name, of a file, or the text itself if it has a ``{``.
+
+    Raises:
+        FileNotFoundError: If it is none of these; the message suggests the nearest name.
+        ValueError: If the file is not UTF-8.
+    """
+    if template in NAMED_TEMPLATES:
+        return NAMED_TEMPLATES[template].text
+    if "{" in template:
+        return template
+    if Path(template).is_file():
+        return read_text(Path(template))
+    alike = difflib.get_close_matches(template, NAMED_TEMPLATES, n=1)
+    hint = f"did you mean {alike[0]}?" if alike else f"expected {', '.join(NAMED_TEMPLATES)} or a file"
+    raise FileNotFoundError(f"chat template {template}: no such name or file; {hint}")

@@ -14,15 +14,15 @@ import typer
 
 from bpe_llama import __version__
 from bpe_llama.cli import compare, count, decode, doctor, encode, encode_corpus, inspect, train_tokenizer
-from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, forward
+from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, ForwardedCommand, forward
+from bpe_llama.cli.options import with_quiet
 
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="bpe-llama",
     help="Train a byte-level BPE vocabulary, tokenize, train or load a LLaMA, generate.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     rich_markup_mode=None,
 )
 
@@ -35,20 +35,23 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _callback(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 for _command in (train_tokenizer, encode_corpus, encode, decode, count, inspect, compare, doctor):
     _name = _command.__name__.rpartition(".")[2].replace("_", "-")
-    app.command(_name, epilog=_command.EXAMPLE)(_command.command)
+    app.command(_name, epilog=_command.EXAMPLE)(with_quiet(_command.command))
 
 for _name, _help in MODEL_COMMANDS.items():
     app.command(
         _name,
+        cls=ForwardedCommand,
         help=_help,
         add_help_option=False,  # the model's own command answers --help
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},

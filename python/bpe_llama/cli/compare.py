@@ -1,33 +1,72 @@
-"""`bpe-llama compare`: compares two tokenizers on texts."""
+"""`bpe-llama compare`: compares tokenizers on texts."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bpe_llama.cli.options import read_text
-from bpe_llama.tokenizer import Tokenizer
+from bpe_llama._corpus.files import find_files
+from bpe_llama._progress import note
+from bpe_llama.cli.options import JsonOption, read_text
 
-EXAMPLE = "Example: bpe-llama compare ours.json cl100k.tiktoken --text README.md --plot compare.png"
+EXAMPLE = "Example: bpe-llama compare tokenizer.json gpt2 bert/tokenizer.json --text README.md --plot compare.png"
 
 
 def command(
-    a: Annotated[str, typer.Argument(help="The first tokenizer: a file, folder or name on the Hub.")],
-    b: Annotated[str, typer.Argument(help="The second tokenizer.")],
-    text: Annotated[list[Path], typer.Option("--text", help="A UTF-8 file; repeatable.")],
-    plot: Annotated[Path | None, typer.Option(help="Plot bytes per token to this .png, .svg or .pdf.")] = None,
+    tokenizers: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, published names or names on the Hub. WordPiece and Unigram are opened by the "
+            "tokenizers library."
+        ),
+    ],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            help="A UTF-8 file, or a folder or glob of them; repeatable.  [default: a paragraph in ten languages]",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Plot bytes a token and tokens a word to this .png, .svg or .pdf.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compare two tokenizers on texts."""
-    from rich.console import Console
-
+    """Compare tokenizers on texts: tokens, bytes a token, tokens a word, single-byte tokens, speed."""
     from bpe_llama import compare as comparing
 
-    texts = [(path.name, read_text(None, path)) for path in text]
-    result = comparing.compare(Tokenizer.from_pretrained(a), Tokenizer.from_pretrained(b), texts)
-    names = (Path(a).name, Path(b).name) if Path(a).name != Path(b).name else (a, b)
-    Console(soft_wrap=True, highlight=False).print(comparing.comparison_table(result, *names))
+    if len(set(tokenizers)) < len(tokenizers):
+        raise ValueError(f"a tokenizer is given twice: {', '.join(tokenizers)}")
+    texts = list(comparing.SAMPLES.items())
+    if text:
+        files = find_files(text)
+        texts = [(title, read_text(None, path)) for title, path in zip(short_names(files), files, strict=True)]
+    names = short_names([Path(name) for name in tokenizers])
+    opened = {short: comparing.open_any(name) for short, name in zip(names, tokenizers, strict=True)}
+    result = comparing.compare(opened, texts)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        from rich.console import Console
+
+        width = None if sys.stdout.isatty() else 160
+        Console(highlight=False, width=width).print(comparing.comparison_table(result))
     if plot is not None:
-        comparing.save_plot(result, *names, plot)
-        typer.echo(f"{plot}: saved")
+        comparing.save_plot(result, plot)
+        note(f"{plot}: saved", on_stdout=not as_json)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the last parts of paths, as many as tell each from the others.
+
+    Examples:
+        >>> short_names([Path("a/tokenizer.json"), Path("b/tokenizer.json"), Path("org/gpt2")])
+        ['a/tokenizer.json', 'b/tokenizer.json', 'gpt2']
+    """
+    names = [path.name for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]

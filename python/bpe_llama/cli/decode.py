@@ -9,8 +9,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from bpe_llama._by_name import open_tokenizer
+from bpe_llama._files import check_regular, read_bytes
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken"
 
@@ -25,7 +26,7 @@ def command(
 ) -> None:
     """Print the text of ids; a line end is added only on a terminal."""
     token_ids = _read_ids(ids, file)
-    content = Tokenizer.from_pretrained(tokenizer).decode_bytes(token_ids)
+    content = open_tokenizer(tokenizer).decode_bytes(token_ids)
     sys.stdout.buffer.write(content)
     if sys.stdout.isatty() and not content.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")
@@ -36,12 +37,13 @@ def _read_ids(ids: list[str] | None, file: Path | None) -> list[int]:
     if ids and file is not None:
         raise ValueError("give ids or --file, not both")
     if file is not None and file.suffix == ".npy":
+        check_regular(file)
         array = np.load(file, allow_pickle=False)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"{file}: expected a flat array of integers, got {array.dtype} of shape {array.shape}")
         return [int(token_id) for token_id in array]
     if not ids:
-        content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        content = sys.stdin.buffer.read() if file is None else read_bytes(file)
         ids = content.decode("utf-8", "replace").split()
     return [_whole_number(word) for word in ids]
 

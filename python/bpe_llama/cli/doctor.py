@@ -1,16 +1,22 @@
-"""`bpe-llama doctor`: the versions, packages and CPU instructions that bpe-llama finds."""
+"""`bpe-llama doctor`: the versions, packages, CPU instructions, GPUs and caches that bpe-llama finds."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
 import os
 import platform
-from typing import Annotated
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from bpe_llama import __version__
 from bpe_llama._core import simd_tier, simd_tiers
+from bpe_llama.cli.options import JsonOption
 
 EXAMPLE = "Example: bpe-llama doctor"
 
@@ -33,21 +39,59 @@ _EXTRAS = {
 
 
 def command(
-    torch: Annotated[bool, typer.Option("--torch", help="Import torch, and describe its devices too.")] = False,
+    torch: Annotated[
+        bool | None,
+        typer.Option(
+            "--torch/--no-torch", help="Import torch, and describe its CPU and GPU; default: if it is installed."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print versions, processors, CPU instructions, and which extras are installed."""
-    lines = {
+    """Print versions, the CPU backend and why it was chosen, GPUs, which extras are installed, and caches."""
+    from bpe_llama._loading.published.cache import cache_folders
+
+    lines: dict[str, object] = {
         "bpe-llama": __version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
-        "processors": str(_processors()),
+        "processors": _processors(),
         "instructions": _instructions(),
-        "extras": ", ".join(f"{extra} ({_missing(packages)})" for extra, packages in _EXTRAS.items()),
+        "extras": {extra: _missing(packages) for extra, packages in _EXTRAS.items()},
     }
-    if torch:
-        lines["torch"] = _torch()
+    if find_spec("torch") is not None if torch is None else torch:
+        lines |= _torch()
+    lines["caches"] = {str(folder): _size(folder) for folder in cache_folders()}
+    if as_json:
+        typer.echo(json.dumps(lines, ensure_ascii=False, indent=2))
+        return
     width = max(map(len, lines))
     for name, value in lines.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        for place, row in enumerate(_rows(name, value)):
+            typer.echo(f"{name if place == 0 else '':<{width}}  {row}")
+
+
+def _rows(name: str, value: object) -> list[str]:
+    """Return the lines that show a value."""
+    if not isinstance(value, dict):
+        return [str(value)]
+    if name == "caches":
+        return [f"{folder}: {_in_words(size)}" for folder, size in value.items()]
+    return [", ".join(f"{key} ({shown})" for key, shown in value.items())]
+
+
+def _size(folder: Path) -> int | None:
+    """Return the bytes of the files in a folder, links not followed; None if there is no such folder."""
+    if not folder.is_dir():
+        return None
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                total += os.lstat(os.path.join(where, name)).st_size
+    return total
+
+
+def _in_words(size: int | None) -> str:
+    return "not there" if size is None else f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _processors() -> int:
@@ -73,14 +117,36 @@ def _missing(packages: tuple[str, ...]) -> str:
     return f"without {', '.join(missing)}" if missing else "installed"
 
 
-def _torch() -> str:
-    """Return torch's version and devices."""
+def _torch() -> dict[str, str]:
+    """Return what torch says of itself, of products on the CPU, and of GPUs."""
     try:
         import torch
+
+        from bpe_llama.model.backends.cpu.dispatch import native_rows
     except ImportError as error:
-        raise ImportError("--torch needs torch: pip install 'bpe_llama[model]'") from error
-    cpu = f"{torch.__version__}, CPU {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        raise ImportError(f"--torch needs {error.name}: pip install 'bpe_llama[model]'") from error
+    threads = f"{torch.get_num_threads()} threads, OMP_NUM_THREADS is {os.environ.get('OMP_NUM_THREADS', 'not set')}"
+    products = []
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = native_rows([torch.nn.Linear(2, 2, dtype=dtype)])
+        limit = "always" if rows >= sys.maxsize else f"up to {rows} rows, then PyTorch"
+        products.append(f"{str(dtype).removeprefix('torch.')}: native kernels {limit}")
+    return {
+        "torch": f"{torch.__version__}, CPU {torch.backends.cpu.get_cpu_capability()}, {threads}",
+        "CPU products": "; ".join(products),
+        "CUDA": _cuda(torch),
+    }
+
+
+def _cuda(torch: Any) -> str:
+    """Return the GPUs, or why there is none."""
+    if torch.version.cuda is None:
+        return f"none: torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
-        return f"{cpu}, no CUDA GPU"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{cpu}, CUDA {torch.version.cuda}: {', '.join(names)}"
+        return f"none: torch is built for CUDA {torch.version.cuda}, but finds no GPU or no driver"
+    triton = "with Triton" if find_spec("triton") is not None else "without Triton"
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        gpus.append(f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, capability {gpu.major}.{gpu.minor}")
+    return f"{torch.version.cuda} {triton}: {'; '.join(gpus)}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
+from bpe_llama._by_name import open_tokenizer
 from bpe_llama._files import atomic_write
+from bpe_llama._progress import note
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama encode 'Hello world' --tokenizer tokenizer.json"
 
@@ -23,16 +25,19 @@ def command(
     bos: Annotated[bool, typer.Option("--bos", help="Prepend the beginning-of-text token.")] = False,
     eos: Annotated[bool, typer.Option("--eos", help="Append the end-of-text token.")] = False,
     allow_special: Annotated[bool, typer.Option(help="Encode special tokens in the text as their ids.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ids as a JSON list.")] = False,
 ) -> None:
     """Print the ids of a text, or save them."""
-    loaded = Tokenizer.from_pretrained(tokenizer)
+    if as_json and out is not None:
+        raise ValueError("give --json or --out, not both")
+    loaded = open_tokenizer(tokenizer)
     content = read_text(text, file)
     ids = loaded.encode(content, bos=bos, eos=eos, allowed_special="all" if allow_special else ())
     if out is None:
-        typer.echo(" ".join(map(str, ids)))
+        typer.echo(json.dumps(ids) if as_json else " ".join(map(str, ids)))
     else:
         _save_ids(ids, loaded.vocab_size, out)
-        typer.echo(f"{out}: {len(ids):,} ids")
+        note(f"{out}: {len(ids):,} ids", on_stdout=True)
 
 
 def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:

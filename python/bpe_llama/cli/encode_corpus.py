@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
+from bpe_llama._progress import note
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
-from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama encode-corpus 'corpus/*.jsonl.zst' --tokenizer tokenizer.json --out shards"
 
@@ -57,7 +58,7 @@ def command(
     if dataset is None and (config is not None or split != "train"):
         raise ValueError(f"{'--split' if config is None else '--config'} needs --dataset")
     started = time.perf_counter()
-    loaded = Tokenizer.from_pretrained(tokenizer)
+    loaded = open_tokenizer(tokenizer)
     if ray is not None:
         from bpe_llama import scale
 
@@ -89,7 +90,8 @@ def command(
             num_threads=threads,
         )
     per_token = f", {shards.bytes / shards.tokens:.2f} bytes a token" if shards.tokens else ""
-    typer.echo(
+    note(
         f"{out}: {shards.tokens:,} tokens in {time.perf_counter() - started:.1f} s; "
-        f"{shards.documents:,} documents in {len(shards.shards):,} shards{per_token}"
+        f"{shards.documents:,} documents in {len(shards.shards):,} shards{per_token}",
+        on_stdout=True,
     )

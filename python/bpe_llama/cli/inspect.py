@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
-from bpe_llama.tokenizer import Tokenizer
+from bpe_llama._by_name import open_tokenizer
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, JsonOption, TextArgument, TokenizerName, read_text
 
 EXAMPLE = "Example: bpe-llama inspect 'How is this cut?' --tokenizer tokenizer.json --ids"
 
@@ -21,6 +22,7 @@ def command(
     ids: Annotated[bool, typer.Option("--ids", help="Print one line per token: position, id, text, bytes.")] = False,
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="Describe the tokenizer instead of a text.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Show a page in the browser, until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
     compare: Annotated[
         list[str] | None, typer.Option("--compare", help="With --open: another tokenizer; may be repeated.")
     ] = None,
@@ -28,8 +30,8 @@ def command(
 ) -> None:
     """Print a text with its tokens coloured, describe a tokenizer, or open a page that shows its tokens."""
     if open_page:
-        if text is not None or file is not None or ids or vocabulary:
-            raise ValueError("--open takes no text, --file, --ids or --vocabulary: the page has them")
+        if text is not None or file is not None or ids or vocabulary or as_json:
+            raise ValueError("--open takes no text, --file, --ids, --vocabulary or --json: the page has them")
         _open([tokenizer, *(compare or [])], port)
         return
     if compare or port:
@@ -39,7 +41,15 @@ def command(
     from bpe_llama import display
 
     console = Console(soft_wrap=True, highlight=False)
-    loaded = Tokenizer.from_pretrained(tokenizer)
+    loaded = open_tokenizer(tokenizer)
+    if as_json:
+        found = (
+            display.describe_vocabulary(loaded)
+            if vocabulary
+            else display.describe_tokens(loaded, read_text(text, file))
+        )
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
     if vocabulary:
         console.print(display.vocabulary_table(loaded))
         return
@@ -58,7 +68,7 @@ def _open(names: Sequence[str], port: int) -> None:
 
     if len(set(names)) < len(names):
         raise ValueError(f"a tokenizer is given twice: {', '.join(names)}")
-    tokenizers = {name: Tokenizer.from_pretrained(name) for name in names}
+    tokenizers = {name: open_tokenizer(name) for name in names}
 
     def ready(url: str) -> None:
         typer.echo(url)

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from bpe_llama._files import read_bytes
+from bpe_llama._progress import quietly
 
 TokenizerName = Annotated[
     str,
     typer.Option(
         "--tokenizer",
         "-t",
-        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, a folder that holds one, or a name on the "
-        "Hugging Face Hub, such as org/name.",
+        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, a folder that holds one, a published "
+        "vocabulary, such as o200k_base or gpt-4o, or a name on the Hugging Face Hub, such as org/name.",
     ),
 ]
 DEFAULT_TOKENIZER = "tokenizer.json"
 TextArgument = Annotated[str | None, typer.Argument(help="Text; default: --file or standard input.")]
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; errors remain.")]
+
+
+def with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the option --quiet."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, quiet: bool = False, **options: Any) -> Any:
+        with quietly(quiet):
+            return command(*arguments, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return run
 
 
 def read_text(text: str | None, file: Path | None) -> str:
@@ -30,7 +53,7 @@ def read_text(text: str | None, file: Path | None) -> str:
         return text
     if file is None and sys.stdin.isatty():
         raise ValueError("no text: give it as an argument, with --file, or on standard input")
-    content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    content = sys.stdin.buffer.read() if file is None else read_bytes(file)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -9,7 +9,10 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._by_name import open_tokenizer
+from bpe_llama._progress import is_quiet, note
 from bpe_llama.cli.options import DEFAULT_TOKENIZER
+from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|end|>'"
@@ -21,10 +24,18 @@ def command(
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; default: cl100k, or that of --base."
+            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; "
+            f"default: {DEFAULT_PATTERN}, or that of --base."
         ),
     ] = None,
     special: Annotated[list[str] | None, typer.Option(help="A special token; repeatable.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="chatml|llama3|FILE",
+            help="Save this chat template beside tokenizer.json; a named one adds its special tokens.",
+        ),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="A tokenizer to extend; its ids do not change.")] = None,
     superword_from: Annotated[
         int | None, typer.Option(help="SuperBPE: from this many tokens on, merge across words.")
@@ -48,7 +59,7 @@ def command(
         bool | None,
         typer.Option(
             "--report/--no-report",
-            help="Encode the corpus and print statistics; default: unless --ray is given.",
+            help="Encode the corpus and print statistics; default: unless --ray or --quiet is given.",
         ),
     ] = None,
 ) -> None:
@@ -60,15 +71,23 @@ def command(
     for name, value in (("--threads", threads), ("--base", base), ("--superword-from", superword_from)):
         if ray is not None and value is not None:
             raise ValueError(f"give {name} or --ray, not both")
+    if chat_template is not None:
+        from bpe_llama.chat import with_chat_template
+        from bpe_llama.chat.templates import template_text, template_tokens
+
+        template_text(chat_template)  # raises before the corpus is read
+        if out.suffix and out.name != "tokenizer.json":
+            raise ValueError(f"--chat-template is saved beside a tokenizer.json; --out is {out}, expected that name")
+        special = list(dict.fromkeys((*(special or ()), *template_tokens(chat_template))))
     started = time.perf_counter()
     if pattern is None and base is None:
-        pattern = "cl100k"
+        pattern = DEFAULT_PATTERN
     if ray is not None:
         from bpe_llama import scale
 
         with scale.cluster(ray):
             counts = scale.count_files(
-                corpus, pattern=pattern or "cl100k", special_tokens=special or [], on_error=on_error
+                corpus, pattern=pattern or DEFAULT_PATTERN, special_tokens=special or [], on_error=on_error
             )
         tokenizer = Tokenizer.train_from_counts(
             counts, vocab_size=vocab_size, min_frequency=min_frequency, max_token_length=max_token_length
@@ -79,18 +98,20 @@ def command(
             vocab_size=vocab_size,
             pattern=pattern,
             special_tokens=special or [],
-            base=None if base is None else Tokenizer.from_pretrained(base),
+            base=None if base is None else open_tokenizer(base),
             superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
             on_error=on_error,
             num_threads=threads,
         )
+    if chat_template is not None:
+        tokenizer = with_chat_template(tokenizer, chat_template)
     tokenizer.save(out)
     peak = reporting.peak_memory()
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
-    typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}")
-    if report or (report is None and ray is None):
+    note(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}", on_stdout=True)
+    if report or (report is None and ray is None and not is_quiet()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # training has already warned of skipped rows
             result = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)

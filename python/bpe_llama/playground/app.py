@@ -5,19 +5,18 @@ Errors have OpenAI's shape.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import Field
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import ClientDisconnect, Request
+    from starlette.requests import Request
     from starlette.responses import FileResponse, Response
     from starlette.routing import BaseRoute, Mount, Route
     from starlette.staticfiles import StaticFiles
@@ -26,6 +25,7 @@ except ModuleNotFoundError as error:
         f"the page needs {error.name}: pip install 'bpe_llama[serve]'", name=error.name
     ) from error
 
+from bpe_llama.playground.bodies import Many, Shape, Strict, body_of, checked
 from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 from bpe_llama.playground.library import Library
 from bpe_llama.playground.tokens import describe_chat, describe_merges, describe_text, describe_tokenizer
@@ -38,6 +38,8 @@ MAX_BODY = 2 << 20
 """Bytes of a request with text."""
 MAX_FILE = 64 << 20
 """Bytes of a dropped tokenizer."""
+MAX_UPLOADS = 2
+"""Dropped tokenizers that are received or loaded at once; each takes memory before it is known to be one."""
 MAX_MERGED = 2_000
 """Characters of a text to show merges of."""
 # The page loads nothing from other hosts, and no other page may show it in a frame.
@@ -48,27 +50,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-
-
-Item = TypeVar("Item")
-Many = Annotated[list[Item], Field(fail_fast=True)]
-"""A list in a request. Only its first error is collected: a body may hold millions of them."""
-
-
-class Strict(BaseModel):
-    """A request with fields of exact types; an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _first_unknown(cls, given: Any) -> Any:
-        """Keep the first unknown field alone, for the same reason."""
-        if not isinstance(given, dict):
-            return given
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = [name for name in given if name not in known]
-        return {name: given[name] for name in given if name in known or name is unknown[0]} if unknown[1:] else given
 
 
 class TokenizeRequest(Strict):
@@ -115,9 +96,6 @@ class MergesRequest(Strict):
     text: Annotated[str, Field(max_length=MAX_MERGED)]
 
 
-Body = TypeVar("Body", bound=Strict)
-
-
 def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
     """Return the page as an application of its own, for a browser on the same machine.
 
@@ -152,6 +130,7 @@ def playground_routes(
     """
     library = Library(tokenizers)
     contexts = dict(models or {})
+    uploads = 0
 
     async def index(request: Request) -> Response:
         return FileResponse(STATIC / "index.html", headers=HEADERS)
@@ -202,6 +181,11 @@ def playground_routes(
             raise bad(f"tokens: {error.args[0]}", "tokens") from None
 
     async def dropped(request: Request) -> Response:
+        nonlocal uploads
+        if uploads >= MAX_UPLOADS:
+            message = f"{uploads} other tokenizers are being loaded"
+            return ApiError(429, message, code="too_many_uploads", headers={"Retry-After": "5"}).response()
+        uploads += 1
         try:
             content = await body_of(request, MAX_FILE, "application/octet-stream")
             name, tokenizer = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
@@ -209,6 +193,8 @@ def playground_routes(
             return error.response()
         except ValueError as error:
             return bad(str(error)).response()
+        finally:
+            uploads -= 1
         return JsonResponse({"name": name, **describe_tokenizer(tokenizer)})
 
     return [
@@ -239,7 +225,7 @@ def found(library: Library, name: str | None, param: str = "tokenizer") -> Token
         ) from None
 
 
-def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Callable[[Request], Any]:
+def answering(shape: type[Shape] | None, function: Callable[[Any], Any]) -> Callable[[Request], Any]:
     """Return a handler that checks the body of a request, calls a function with it, and answers with the result.
 
     Args:
@@ -262,46 +248,3 @@ def answering(shape: type[Body] | None, function: Callable[[Any], Any]) -> Calla
             return bad(str(error)).response()
 
     return handle
-
-
-async def body_of(request: Request, most: int, kind: str) -> bytes:
-    """Return the body of a request.
-
-    Raises:
-        ApiError: 413 if it has more than ``most`` bytes; 415 if its type is not ``kind``. A web page of another site
-            may send some other types to any server without asking it first.
-    """
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != kind:
-        raise ApiError(415, f"Content-Type is {given!r:.100}; expected {kind}", code="unsupported_type")
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise ApiError(413, f"the body has more than {most:,} bytes", code="body_too_large")
-            parts.append(part)
-    except ClientDisconnect:
-        raise bad("the client went before the end of its request") from None
-    return b"".join(parts)
-
-
-def checked(shape: type[Body], content: bytes) -> Body:
-    """Return the fields of a body.
-
-    Raises:
-        ApiError: If the body is no JSON or a field is not valid; it names the field.
-    """
-    try:
-        values = json.loads(content)
-    except RecursionError:
-        raise bad("the body's JSON is nested too deeply", code="invalid_json") from None
-    except ValueError as error:
-        raise bad(f"the body is no JSON: {error}", code="invalid_json") from None
-    try:
-        return shape.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise bad(f"{field or 'the body'}: {first['msg']}", field or None) from None

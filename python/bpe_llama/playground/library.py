@@ -15,6 +15,8 @@ from bpe_llama.tokenizer import Tokenizer
 
 MAX_DROPPED = 4
 """Dropped tokenizers that are kept; the least recently used one is removed first."""
+MAX_DROPPED_BYTES = 128 << 20
+"""Bytes of their files together. A tokenizer takes several times the bytes of its file."""
 SUFFIXES = (".json", ".tiktoken", ".model", ".gguf")
 
 
@@ -33,6 +35,8 @@ class Library:
             raise ValueError("the page needs at least one tokenizer")
         self.tokenizers = dict(tokenizers)
         self._dropped: OrderedDict[str, Tokenizer] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        """Bytes of their files."""
         self._twins: WeakKeyDictionary[Tokenizer, EducationalTokenizer] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -86,8 +90,9 @@ class Library:
                 raise ValueError(str(error).replace(f"{folder}/", "")) from None
         name = f"{PurePath(file_name).name} ({hashlib.sha256(content).hexdigest()[:8]})"
         with self._lock:
-            self._dropped[name] = tokenizer
+            self._dropped[name], self._sizes[name] = tokenizer, len(content)
             self._dropped.move_to_end(name)
-            while len(self._dropped) > MAX_DROPPED:
-                self._dropped.popitem(last=False)
+            while len(self._dropped) > MAX_DROPPED or sum(self._sizes.values()) > MAX_DROPPED_BYTES:
+                forgotten, _ = self._dropped.popitem(last=False)
+                del self._sizes[forgotten]
         return name, tokenizer

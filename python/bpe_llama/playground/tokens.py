@@ -13,6 +13,8 @@ MAX_SHOWN = 5_000
 """Tokens that one answer describes; all are counted."""
 MAX_PIECE = 200
 """Bytes of a pre-token to show merges of; each merge gives one list of tokens."""
+MAX_STEPPED = 20_000
+"""Tokens in all steps of the merges of a text: about a megabyte of JSON."""
 
 
 def describe_text(tokenizer: Tokenizer, text: str, *, special: bool, template: bool) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def describe_merges(twin: EducationalTokenizer, text: str) -> list[dict[str, Any
     Returns:
         One item a pre-token: ``text``, and ``steps``, each a list of tokens with ``text`` and ``id``. The first step
         holds single bytes, and each later one has one more merge. ``steps`` is empty for a pre-token of more than
-        `MAX_PIECE` bytes.
+        `MAX_PIECE` bytes, and once the steps so far and the next ones would have over `MAX_STEPPED` tokens.
 
     Example:
         >>> from bpe_llama.educational import EducationalTokenizer
@@ -114,10 +116,13 @@ def describe_merges(twin: EducationalTokenizer, text: str) -> list[dict[str, Any
         >>> [[token["text"] for token in step] for step in piece["steps"]]
         [['l', 'o', 'w', 's'], ['lo', 'w', 's'], ['low', 's']]
     """
-    pieces = []
+    pieces, room = [], MAX_STEPPED
     for piece in twin.split(text):
         data = piece.encode()
-        steps = twin.merge_steps(data) if len(data) <= MAX_PIECE else ()
+        steps = list(twin.merge_steps(data)) if len(data) <= MAX_PIECE and room > 0 else []
+        room -= sum(map(len, steps))
+        if room < 0:
+            steps = []
         pieces.append({"text": piece, "steps": [_step(twin, step) for step in steps]})
     return pieces
 

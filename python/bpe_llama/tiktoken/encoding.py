@@ -235,7 +235,9 @@ class Encoding:
         """
         check_sequence(tokens)
         try:
-            return self._core.decode(tokens, errors)
+            if errors in ("replace", "strict", "ignore"):
+                return self._core.decode(tokens, errors)
+            return self._core.decode_bytes(tokens).decode(errors=errors)  # an unknown name counts only where it is used
         except KeyError:
             refuse_large(tokens)
             raise

@@ -71,13 +71,13 @@
 mod error;
 
 mod add_tokens;
-mod atomic_write;
 mod byte_alphabet;
 mod cache;
 pub mod corpus;
 mod decode;
 mod dropout;
 mod encode;
+mod files;
 pub mod formats;
 mod inline_key;
 mod interrupt;
@@ -92,10 +92,10 @@ pub mod train;
 mod utf8;
 mod vocab;
 
-pub use atomic_write::write_atomically;
 pub use decode::{DecodeStream, Utf8Stream};
 pub use encode::EncodeOptions;
 pub use error::{Error, Result};
+pub use files::write_atomically;
 pub use interrupt::Interrupt;
 pub use normalize::{After, SpacePrefix, Spaces};
 pub use pretokenize::Pretokenizer;

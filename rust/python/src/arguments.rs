@@ -6,14 +6,15 @@ use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
 use numpy::{Element, PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyLookupError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyIterator, PyList, PyString};
+use pyo3::types::{PyBytes, PyIterator, PyList, PyString};
 
 use crate::error::to_py;
 use crate::interrupt::check_at;
+use crate::named::{Argument, shown, wrong_type, wrong_value};
 
 /// A `str` as UTF-8; copied only if it contains surrogates.
 pub(crate) enum Text {
@@ -32,11 +33,20 @@ impl Deref for Text {
     }
 }
 
-impl<'py> FromPyObject<'_, 'py> for Text {
-    type Error = PyErr;
+impl<'py> Argument<'_, 'py> for Text {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Self::of(value, |value| wrong_type(name, "a str", value))
+    }
+}
 
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let text = value.cast::<PyString>().map_err(|_| type_error("a str", &value))?;
+impl Text {
+    /// Returns the text of a `str`; `no_str` makes the error for another object.
+    #[inline]
+    pub(crate) fn of<'py>(
+        value: &Bound<'py, PyAny>,
+        no_str: impl FnOnce(&Bound<'py, PyAny>) -> PyErr,
+    ) -> PyResult<Self> {
+        let text = value.cast::<PyString>().map_err(|_| no_str(value))?;
         match PyBackedStr::try_from(text.to_owned()) {
             Ok(text) => Ok(Self::Backed(text)),
             Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) => {
@@ -65,11 +75,6 @@ pub(crate) fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usi
     Ok(places)
 }
 
-pub(crate) fn type_error(expected: &str, got: &Bound<'_, PyAny>) -> PyErr {
-    let name = got.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
-    PyTypeError::new_err(format!("expected {expected}, got {name}"))
-}
-
 /// A list of texts: any iterable of `str` except a `str`.
 pub(crate) struct Texts(Vec<Text>);
 
@@ -79,16 +84,15 @@ impl Texts {
     }
 }
 
-impl<'py> FromPyObject<'_, 'py> for Texts {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if value.is_instance_of::<PyString>() {
-            return Err(PyTypeError::new_err("expected an iterable of str, got one str: put it in a list"));
+impl<'py> Argument<'_, 'py> for Texts {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
+            return Err(wrong_type(name, "an iterable of str, such as a list of one", value));
         }
-        let texts = value.try_iter()?.enumerate().map(|(index, text)| {
+        let texts = value.try_iter().map_err(|_| wrong_type(name, "an iterable of str", value))?.enumerate();
+        let texts = texts.map(|(index, text)| {
             check_at(value.py(), index)?;
-            text?.extract()
+            Text::of(&text?, |text| wrong_type(&format!("{name}[{index}]"), "a str", text))
         });
         texts.collect::<PyResult<_>>().map(Self)
     }
@@ -106,20 +110,18 @@ impl Default for Specials {
     }
 }
 
-impl<'py> FromPyObject<'_, 'py> for Specials {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+impl<'py> Argument<'_, 'py> for Specials {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let expected = "\"all\" or a collection of special tokens";
         if let Ok(text) = value.cast::<PyString>() {
-            return match &*text.to_cow()? {
-                "all" => Ok(Self::All),
-                other => Err(PyValueError::new_err(format!(
-                    "expected \"all\" or a collection of special tokens, got the str {other:?}"
-                ))),
-            };
+            return if &*text.to_cow()? == "all" { Ok(Self::All) } else { Err(wrong_value(name, expected, value)) };
         }
-        let names = value.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?;
-        Ok(Self::Only(names))
+        let tokens = value.try_iter().map_err(|_| wrong_type(name, expected, value))?;
+        let token = |token: PyResult<Bound<'py, PyAny>>| {
+            let token = token?;
+            token.cast::<PyString>().map_err(|_| wrong_type(name, expected, value))?.extract()
+        };
+        tokens.map(token).collect::<PyResult<_>>().map(Self::Only)
     }
 }
 
@@ -156,13 +158,16 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
         }
         None => value.clone(),
     };
-    let mut items = list.try_iter().map_err(|_| type_error("an iterable of ids", value))?;
+    if value.is_instance_of::<PyString>() {
+        return Err(wrong_type("ids", "an iterable of ints", value));
+    }
+    let mut items = list.try_iter().map_err(|_| wrong_type("ids", "an iterable of ints", value))?;
     let mut ids = Vec::new();
     if let Ok(list) = list.cast_exact::<PyList>() {
         ids.reserve_exact(list.len());
         for (index, item) in items.enumerate() {
             check_at(value.py(), index)?;
-            ids.push(extract_id(&item?)?);
+            ids.push(item_of_ids(&item?)?);
         }
         return Ok(ids);
     }
@@ -170,7 +175,7 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
     loop {
         let start = ids.len();
         for item in items.by_ref().take(BLOCK) {
-            ids.push(extract_id(&item?)?);
+            ids.push(item_of_ids(&item?)?);
         }
         let block = &ids[start..];
         if block.len() < BLOCK || block.iter().any(|&id| id as usize >= bound) {
@@ -183,15 +188,13 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
 /// Rows of ids: any iterable of arguments of [`read_ids`], such as a 2-D array or a generator.
 pub(crate) struct IdRows<'py>(Bound<'py, PyIterator>);
 
-impl<'py> FromPyObject<'_, 'py> for IdRows<'py> {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+impl<'py> Argument<'_, 'py> for IdRows<'py> {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
         let expected = "an iterable of rows of ids";
-        if value.is_instance_of::<PyString>() {
-            return Err(type_error(expected, &value));
+        if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
+            return Err(wrong_type(name, expected, value));
         }
-        value.try_iter().map(Self).map_err(|_| type_error(expected, &value))
+        value.try_iter().map(Self).map_err(|_| wrong_type(name, expected, value))
     }
 }
 
@@ -250,31 +253,69 @@ fn unknown_id(id: impl Display) -> PyErr {
     to_py(bpe_llama::Error::NotFound(format!("id {id} is not in this vocabulary")))
 }
 
+/// Returns the argument `id`.
 pub(crate) fn extract_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
-    value.extract().map_err(|error: PyErr| {
-        if error.is_instance_of::<PyTypeError>(value.py()) {
-            return type_error("an id (int)", value);
-        }
-        unknown_id(value)
+    id_or_error(value, |value| wrong_type("id", "an int", value))
+}
+
+/// Returns one of the argument `ids`.
+fn item_of_ids(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    id_or_error(value, |value| {
+        PyTypeError::new_err(format!("ids holds {}; expected an iterable of ints", shown(value)))
     })
+}
+
+fn id_or_error<'py>(value: &Bound<'py, PyAny>, no_int: impl FnOnce(&Bound<'py, PyAny>) -> PyErr) -> PyResult<u32> {
+    value.extract().map_err(|error: PyErr| {
+        if error.is_instance_of::<PyTypeError>(value.py()) { no_int(value) } else { unknown_id(value) }
+    })
+}
+
+/// What becomes of bytes that are no UTF-8: the name of an error handler of Python's codecs.
+pub(crate) struct Errors<'a>(&'a str);
+
+impl Default for Errors<'_> {
+    fn default() -> Self {
+        Self("replace")
+    }
+}
+
+impl Deref for Errors<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0
+    }
+}
+
+impl<'a, 'py> Argument<'a, 'py> for Errors<'a> {
+    fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        let handler = <&str>::read(name, value)?;
+        if !["replace", "strict", "ignore"].contains(&handler) {
+            let known = value.py().import("codecs")?.call_method1("lookup_error", (value,));
+            known.map_err(|error| {
+                if error.is_instance_of::<PyLookupError>(value.py()) {
+                    return wrong_value(name, "the name of an error handler, such as 'replace' or 'strict'", value);
+                }
+                error
+            })?;
+        }
+        Ok(Self(handler))
+    }
 }
 
 /// A positive number of threads.
 #[derive(Clone, Copy)]
 pub(crate) struct Threads(pub(crate) NonZero<usize>);
 
-impl<'py> FromPyObject<'_, 'py> for Threads {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+impl<'py> Argument<'_, 'py> for Threads {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
         match value.extract::<usize>().map(NonZero::new) {
             Ok(Some(threads)) => Ok(Self(threads)),
             Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => {
-                Err(PyTypeError::new_err(format!("num_threads must be an int, or None, got {}", shown(&value))))
+                Err(wrong_type(name, "an int, or None", value))
             }
-            Ok(None) | Err(_) => {
-                Err(PyValueError::new_err(format!("num_threads must be at least 1, or None, got {}", shown(&value))))
-            }
+            Ok(None) | Err(_) => Err(wrong_value(name, "at least 1, or None", value)),
         }
     }
 }
@@ -291,14 +332,4 @@ pub(crate) fn at_least(least: usize, name: &str, number: i64) -> PyResult<usize>
         .ok()
         .filter(|number| *number >= least)
         .ok_or_else(|| PyValueError::new_err(format!("{name} is {number}; expected at least {least}")))
-}
-
-/// Returns the `repr` of an object for an error message, truncated if it is long.
-pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
-    const LONGEST: usize = 80;
-    let text = value.repr().map_or_else(|_| "?".to_owned(), |repr| repr.to_string_lossy().into_owned());
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{} ...", &text[..end]),
-        None => text,
-    }
 }

@@ -1,9 +1,9 @@
 //! `attend` for Python: attention of new tokens over a KV cache in a NumPy array.
-#![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
-use crate::arguments::{at_least, shown};
+use crate::arguments::at_least;
 use crate::error::value_error;
 use crate::linear::check_order;
+use crate::named::shown;
 use bpe_llama_kernels::{AttentionShape, KvCache, NewTokens, attend};
 use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -12,11 +12,12 @@ use pyo3::prelude::*;
 /// With fewer elements of keys a call returns before another thread could use the GIL.
 const RELEASE_ELEMENTS: usize = 1 << 15;
 
-/// Compute the attention of M new tokens: apply RoPE, append keys and values to the cache, write the output to `out`.
+/// Apply RoPE to M new tokens, append their keys and values to the cache, and write their attention to `out`.
 ///
-/// A token attends to its slot up to its own position. Arithmetic is float32. The output of a token has the same bits on
-/// every CPU, for every number of threads and for every batch, with one exception: where `has_avx512_bf16`, more than eight
-/// consecutive tokens of a slot in a bfloat16 cache have their queries and attention weights rounded to bfloat16.
+/// A token attends to its slot up to its own position. Arithmetic is float32. The output of a token has the same
+/// bits on every CPU, for every number of threads and for every batch, with one exception: where `has_avx512_bf16`,
+/// more than eight consecutive tokens of a slot in a bfloat16 cache have their queries and attention weights
+/// rounded to bfloat16.
 ///
 /// Args:
 ///     qkv: N queries, K keys and K values of H features each, float32 (M, (N + 2 * K) * H).
@@ -33,8 +34,9 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If shapes do not fit, an array is not contiguous, `layer` or `window` is negative, `num_threads` is below
-///         1, `softcap` is negative or not finite, a position is outside the cache, or another call writes to the cache.
+///     ValueError: If shapes do not fit, an array is not contiguous, `layer` or `window` is negative, `num_threads`
+///         is below 1, `softcap` is negative or not finite, a position is outside the cache, or another call writes
+///         to the cache.
 ///
 /// Example:
 ///     >>> import numpy as np

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error::to_py;
+use crate::named::{self, item};
 
 /// The number of rows skipped, and the error message of the first.
 pub(crate) type SkippedRows = (u64, Option<String>);
@@ -18,12 +19,22 @@ pub(crate) fn skipped_rows(skipped: &Skipped) -> SkippedRows {
 }
 
 /// How files are read as documents: a dict on the Python side.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
 pub(crate) struct Reading {
     separator: Option<String>,
     field: String,
     skips_bad_rows: bool,
+}
+
+impl<'py> FromPyObject<'_, 'py> for Reading {
+    type Error = PyErr;
+
+    fn extract(dict: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            separator: item(dict, "separator")?,
+            field: item(dict, "field")?,
+            skips_bad_rows: item(dict, "skips_bad_rows")?,
+        })
+    }
 }
 
 impl Reading {
@@ -33,13 +44,14 @@ impl Reading {
     }
 }
 
+/// The lines of a file, bytes with their ends, decompressed where its name ends in `.gz` or `.zst`.
 #[pyclass(frozen, name = "FileLines", module = "bpe_llama._core")]
 pub(crate) struct PyFileLines(Mutex<FileLines>);
 
 #[pymethods]
 impl PyFileLines {
     #[new]
-    fn new(path: PathBuf) -> PyResult<Self> {
+    fn new(#[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<Self> {
         FileLines::open(&path).map(|lines| Self(Mutex::new(lines))).map_err(to_py)
     }
 
@@ -53,6 +65,7 @@ impl PyFileLines {
     }
 }
 
+/// Return the files of a path: the file, the files below a folder, or those that match a glob pattern; sorted.
 #[pyfunction]
 fn expand_paths(py: Python<'_>, path: &str) -> PyResult<Vec<PathBuf>> {
     py.detach(|| expand(path)).map_err(to_py)

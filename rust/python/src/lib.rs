@@ -1,5 +1,12 @@
 //! `bpe_llama._core`: the bindings. They convert, release the GIL and map errors; they hold no logic.
-#![allow(missing_docs, reason = "documented in python/bpe_llama/_core.pyi, where Python users look")]
+//!
+//! The doc comments of classes, methods and functions are their docstrings in Python. `make stubs` copies them to
+//! `python/bpe_llama/_core.pyi`.
+#![allow(
+    clippy::doc_markdown,
+    clippy::doc_link_with_quotes,
+    reason = "doc comments of classes, methods and functions are Python docstrings"
+)]
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 use pyo3::prelude::*;
@@ -10,6 +17,7 @@ mod corpus;
 mod error;
 mod interrupt;
 mod linear;
+mod named;
 mod norm;
 mod sampler;
 mod simd;
@@ -19,6 +27,7 @@ mod train;
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     simd::register(module)?;
+    module.add_function(wrap_pyfunction!(named::shown, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     tokenizer::pretokenize::register(module)?;
     module.add_class::<sampler::PySampler>()?;

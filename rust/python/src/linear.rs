@@ -1,5 +1,4 @@
 //! `Linear` for Python: matrix products with weights in NumPy arrays.
-#![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::arguments::at_least;
 use crate::error::value_error;
@@ -33,8 +32,9 @@ pub(crate) fn py_has_amx() -> bool {
     has_amx()
 }
 
-/// Return whether `Linear` multiplies more than eight rows with bfloat16 weights by AVX-512 BF16, which rounds the rows to
-/// bfloat16. False where `has_amx`, which takes precedence.
+/// Return whether `Linear` rounds more than eight rows to bfloat16 for AVX-512 BF16, with bfloat16 weights.
+///
+/// False where `has_amx`, which takes precedence.
 ///
 /// Example:
 ///     >>> from bpe_llama._core import has_avx512_bf16
@@ -154,24 +154,25 @@ impl Norm {
 
 /// Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
 ///
-/// The weights may be quantized. Arrays are read in place, so the next call sees what is written to them. Arithmetic is
-/// float32. The product of a row has the same bits on every CPU, for every number of threads and for every batch, with two
-/// exceptions in batches of more than eight rows: AMX (`has_amx`) sums in another order, and so does AVX-512 BF16
-/// (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to bfloat16. Either order is the same for all such
-/// batches. Safe to share among threads.
+/// The weights may be quantized. Arrays are read in place, so the next call sees what is written to them.
+/// Arithmetic is float32. The product of a row has the same bits on every CPU, for every number of threads and for
+/// every batch, with two exceptions in batches of more than eight rows: AMX (`has_amx`) sums in another order, and
+/// so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to bfloat16. Either
+/// order is the same for all such batches. Safe to share among threads.
 ///
 /// Args:
 ///     matrices: The weights of each layer; all C-contiguous, all with the same I:
 ///         float32 (O, I);
 ///         bfloat16, its bits as uint16 (O, I);
 ///         int8 (O, I) and scales float32 (O,), a weight being `code * scale`;
-///         4-bit codes as uint8 (O, I / 2), the even column in the low half of a byte, and for Q groups of columns the bits
-///         of a bfloat16 scale and offset as uint16 (O, Q, 2), a weight being `(code - 8) * scale + offset`.
-///     norm: RMSNorm factors (I,), float32 or the bits of bfloat16; or LayerNorm factors and biases, float32 (I, 2); None
-///         does not normalize.
+///         4-bit codes as uint8 (O, I / 2), the even column in the low half of a byte, and for Q groups of columns
+///         the bits of a bfloat16 scale and offset as uint16 (O, Q, 2), a weight being
+///         `(code - 8) * scale + offset`.
+///     norm: RMSNorm factors (I,), float32 or the bits of bfloat16; or LayerNorm factors and biases, float32 (I,
+///         2); None does not normalize.
 ///     eps: The epsilon of the norm.
-///     gate: If the input is `[gate, up]`, and the product is with `activation(gate) * up`, the activation: "silu" (SwiGLU)
-///         or "gelu_tanh" (GEGLU). Excludes `norm`.
+///     gate: If the input is `[gate, up]`, and the product is with `activation(gate) * up`, the activation: "silu"
+///         (SwiGLU) or "gelu_tanh" (GEGLU). Excludes `norm`.
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes.

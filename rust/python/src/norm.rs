@@ -1,5 +1,4 @@
 //! `normalize` for Python: RMSNorm and LayerNorm in place in a NumPy array.
-#![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::arguments::at_least;
 use crate::error::value_error;
@@ -14,14 +13,14 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 
 /// Normalize columns of M rows in place, in groups of H columns: with as many groups as heads, each head alone.
 ///
-/// RMSNorm is `x / sqrt(mean(x ** 2) + eps) * factors`. LayerNorm subtracts the mean of `x` first, and adds biases last.
-/// Arithmetic is float32. A row has the same bits on every CPU, for
-/// every number of threads and for every batch.
+/// RMSNorm is `x / sqrt(mean(x ** 2) + eps) * factors`. LayerNorm subtracts the mean of `x` first, and adds biases
+/// last. Arithmetic is float32. A row has the same bits on every CPU, for every number of threads and for every
+/// batch.
 ///
 /// Args:
 ///     x: float32 (M, O), C-contiguous; written to.
-///     weights: For RMSNorm the factor of each feature (H,), float32 or the bits of bfloat16 as uint16; for LayerNorm the
-///         factor and the bias of each feature, float32 (H, 2).
+///     weights: For RMSNorm the factor of each feature (H,), float32 or the bits of bfloat16 as uint16; for
+///         LayerNorm the factor and the bias of each feature, float32 (H, 2).
 ///     eps: The epsilon of the norm.
 ///     start: The first column.
 ///     stop: The column after the last one.
@@ -29,8 +28,8 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or `x` is not writable.
-///     ValueError: If `start` to `stop` are not columns in whole groups, an array is not contiguous, or `num_threads` is
-///         below 1.
+///     ValueError: If `start` to `stop` are not columns in whole groups, an array is not contiguous, or
+///         `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np

@@ -11,11 +11,21 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(simd_tiers, module)?)
 }
 
+/// Return the instructions in use: the highest tier of this CPU, at most that of the variable `BPE_LLAMA_SIMD`.
+///
+/// The variable is read once, when the module is imported; a name that is unknown or that this CPU lacks is a
+/// `ValueError`. The tiers are `portable`; on x86-64 `avx2`, `avx512`, `avx512_bf16` and `amx`; on arm64 `neon`.
+///
+/// Example:
+///     >>> from bpe_llama._core import simd_tier, simd_tiers
+///     >>> simd_tier() in simd_tiers()
+///     True
 #[pyfunction]
 fn simd_tier() -> &'static str {
     Tier::in_use().name()
 }
 
+/// Return the tiers of this CPU, the slowest first, whatever `BPE_LLAMA_SIMD` says.
 #[pyfunction]
 fn simd_tiers() -> Vec<&'static str> {
     Tier::of_cpu().map(Tier::name).collect()

@@ -7,13 +7,14 @@ use bpe_llama::corpus::{CorpusReader, Skipped};
 use bpe_llama::pretokenize::Pretokenizer;
 use bpe_llama::train::{Batch, OnProgress, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
 use bpe_llama::train::{count_batches, count_files, train, train_owned};
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyIterator, PyTuple};
 
+use crate::arguments::{Text, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::{PendingError, interruptible};
+use crate::named::{self, item, wrong_type};
 use crate::tokenizer::PyTokenizer;
 
 /// Runs `work` without the GIL. Its function reports progress and checks signals; a Python exception in it is raised.
@@ -43,17 +44,21 @@ fn report(py: Python<'_>, on_progress: Option<&Py<PyAny>>, progress: Progress) -
 }
 
 /// What determines the words of a text, and the number of threads: a dict on the Python side.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
 struct Splitting {
     pattern: String,
     special_tokens: Vec<String>,
-    num_threads: Option<usize>,
+    num_threads: Option<Threads>,
 }
 
-impl Splitting {
-    fn threads(&self) -> usize {
-        self.num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+impl<'py> FromPyObject<'_, 'py> for Splitting {
+    type Error = PyErr;
+
+    fn extract(dict: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            pattern: item(dict, "pattern")?,
+            special_tokens: item(dict, "special_tokens")?,
+            num_threads: item(dict, "num_threads")?,
+        })
     }
 }
 
@@ -66,7 +71,7 @@ fn from_files(
 ) -> PyResult<(Counts, Skipped)> {
     run(py, on_progress, |on_progress, _| {
         let splitter = Pretokenizer::new(&splitting.pattern)?;
-        let num_threads = splitting.threads();
+        let num_threads = thread_count(splitting.num_threads);
         let mut corpus = CorpusReader::new(paths, splitter, reading.into_core(splitting.special_tokens))?;
         let counts = count_files(&mut corpus, num_threads, on_progress)?;
         Ok((counts, corpus.skipped().clone()))
@@ -74,7 +79,7 @@ fn from_files(
 }
 
 fn from_iterator(texts: &Bound<'_, PyAny>, splitting: &Splitting, on_progress: Option<&Py<PyAny>>) -> PyResult<Counts> {
-    let iterator = texts.try_iter()?.unbind();
+    let iterator = texts.try_iter().map_err(|_| wrong_type("texts", "an iterable of str", texts))?.unbind();
     let mut index = 0;
     run(texts.py(), on_progress, |on_progress, pending| {
         let mut next_batch = || {
@@ -82,7 +87,13 @@ fn from_iterator(texts: &Bound<'_, PyAny>, splitting: &Splitting, on_progress: O
             pending.store(batch).map(|batch| (!batch.is_empty()).then_some(batch))
         };
         let splitter = Pretokenizer::new(&splitting.pattern)?;
-        count_batches(&splitter, &splitting.special_tokens, splitting.threads(), &mut next_batch, on_progress)
+        count_batches(
+            &splitter,
+            &splitting.special_tokens,
+            thread_count(splitting.num_threads),
+            &mut next_batch,
+            on_progress,
+        )
     })
 }
 
@@ -90,19 +101,8 @@ fn from_iterator(texts: &Bound<'_, PyAny>, splitting: &Splitting, on_progress: O
 fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<Batch> {
     let mut batch = Batch::default();
     for text in iterator.clone() {
-        let text = text?;
-        let Ok(text) = text.cast_into::<PyString>() else {
-            let what = "the iterator's item is no str";
-            return Err(PyTypeError::new_err(format!("{what}: item {index}")));
-        };
+        batch.push(&Text::of(&text?, |text| wrong_type(&format!("texts[{index}]"), "a str", text))?);
         *index += 1;
-        if let Ok(text) = text.to_str() {
-            batch.push(text);
-        } else {
-            // Lone surrogates become U+FFFD, surrogate pairs their character.
-            let utf16 = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;
-            batch.push(utf16.call_method1("decode", ("utf-16-le", "replace"))?.cast::<PyString>()?.to_str()?);
-        }
         if batch.is_full() {
             break;
         }
@@ -111,8 +111,6 @@ fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<B
 }
 
 /// What to train: a dict on the Python side.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
 struct Options {
     vocab_size: usize,
     num_special_tokens: usize,
@@ -120,6 +118,21 @@ struct Options {
     max_token_length: Option<usize>,
     ties_by_byte_value: bool,
     base: Option<Py<PyTokenizer>>,
+}
+
+impl<'py> FromPyObject<'_, 'py> for Options {
+    type Error = PyErr;
+
+    fn extract(dict: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            vocab_size: item(dict, "vocab_size")?,
+            num_special_tokens: item(dict, "num_special_tokens")?,
+            min_frequency: item(dict, "min_frequency")?,
+            max_token_length: item(dict, "max_token_length")?,
+            ties_by_byte_value: item(dict, "ties_by_byte_value")?,
+            base: dict.get_item("base")?.extract()?,
+        })
+    }
 }
 
 impl Options {
@@ -148,11 +161,13 @@ fn vocabulary(py: Python<'_>, trained: Trained) -> PyResult<Vocabulary<'_>> {
     Ok((tokens, merges))
 }
 
+/// The compiled word counts; `bpe_llama.WordCounts` wraps and documents them.
 #[pyclass(frozen, module = "bpe_llama._core")]
 pub(crate) struct WordCounts(Counts);
 
 #[pymethods]
 impl WordCounts {
+    /// Return the counts of the words in files, and what was skipped; `WordCounts.from_files` calls this.
     #[staticmethod]
     fn from_files(
         py: Python<'_>,
@@ -165,26 +180,31 @@ impl WordCounts {
         Ok((Self(counts), skipped_rows(&skipped)))
     }
 
+    /// Return the counts of the words in texts; `bpe_llama.WordCounts.from_iterator` calls this.
     #[staticmethod]
     fn from_iterator(texts: &Bound<'_, PyAny>, splitting: Splitting, on_progress: Option<Py<PyAny>>) -> PyResult<Self> {
         from_iterator(texts, &splitting, on_progress.as_ref()).map(Self)
     }
 
+    /// Return the counts that `to_bytes` returned.
     #[staticmethod]
-    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
+    fn from_bytes(py: Python<'_>, #[pyo3(from_py_with = named::data)] data: &[u8]) -> PyResult<Self> {
         interruptible(py, |interrupt| Counts::from_bytes(data, interrupt)).map(Self)
     }
 
+    /// Return the counts that `save` wrote.
     #[staticmethod]
-    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+    fn load(py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<Self> {
         interruptible(py, |interrupt| Counts::load(&path, interrupt)).map(Self)
     }
 
+    /// Return what `save` writes.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         interruptible(py, |interrupt| self.0.to_bytes(interrupt)).map(|bytes| PyBytes::new(py, &bytes))
     }
 
-    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    /// Write the counts to a file, atomically.
+    fn save(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         interruptible(py, |interrupt| self.0.save(&path, interrupt))
     }
 
@@ -195,11 +215,13 @@ impl WordCounts {
         })
     }
 
-    fn split(&self, py: Python<'_>, parts: usize) -> Vec<Self> {
+    /// Return at most so many counts that sum to these; the hash of a word selects its part.
+    fn split(&self, py: Python<'_>, #[pyo3(from_py_with = named::parts)] parts: usize) -> Vec<Self> {
         py.detach(|| self.0.split(parts)).into_iter().map(Self).collect()
     }
 
-    fn pruned(&self, py: Python<'_>, min_count: u64) -> PyResult<Self> {
+    /// Return the counts of the words that occur `min_count` times or more.
+    fn pruned(&self, py: Python<'_>, #[pyo3(from_py_with = named::min_count)] min_count: u64) -> PyResult<Self> {
         interruptible(py, |interrupt| self.0.pruned(min_count, interrupt)).map(Self)
     }
 
@@ -207,27 +229,36 @@ impl WordCounts {
         self.0.len()
     }
 
+    /// The number of words in the text.
     #[getter]
     fn total(&self) -> u64 {
         self.0.total()
     }
 
+    /// The regex that split the text.
     #[getter]
     fn pattern(&self) -> &str {
         self.0.pattern()
     }
 
+    /// The special tokens that end words.
     #[getter]
     fn special_tokens(&self) -> Vec<String> {
         self.0.special_tokens().to_vec()
     }
 
-    fn most_common<'py>(&self, py: Python<'py>, n: Option<usize>) -> PyResult<Vec<(Bound<'py, PyBytes>, u64)>> {
+    /// Return the `n` most frequent words, or all, with their counts; ties by bytes.
+    fn most_common<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::n)] n: Option<usize>,
+    ) -> PyResult<Vec<(Bound<'py, PyBytes>, u64)>> {
         let words = interruptible(py, |interrupt| self.0.most_common(n.unwrap_or(usize::MAX), interrupt))?;
         Ok(words.into_iter().map(|(word, count)| (PyBytes::new(py, &word), count)).collect())
     }
 }
 
+/// Return the tokens and merges learned from counts; `bpe_llama.training` calls this.
 #[pyfunction]
 fn train_merges<'py>(
     py: Python<'py>,
@@ -240,7 +271,9 @@ fn train_merges<'py>(
     vocabulary(py, trained)
 }
 
-/// Counts and trains in one call, so that the memory of the counts is freed before the merges.
+/// Return the tokens and merges learned from files, and what was skipped; `bpe_llama.training` calls this.
+///
+/// Counting and training are one call, so that the memory of the counts is freed before the merges.
 #[pyfunction]
 fn train_from_files(
     py: Python<'_>,
@@ -256,7 +289,7 @@ fn train_from_files(
     Ok((vocabulary(py, trained)?, skipped_rows(&skipped)))
 }
 
-/// Counts and trains like [`train_from_files`], from an iterator of texts.
+/// Return the tokens and merges learned from texts, in one call, as `train_from_files` does.
 #[pyfunction]
 fn train_from_iterator<'py>(
     texts: &Bound<'py, PyAny>,

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::scratch::Scratch;
 use bpe_llama_simd::{Backend, ScratchPool};
 use std::num::NonZero;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Starting a thread takes some tens of microseconds, which pays off from this many logits.
 const LOGITS_PER_THREAD: usize = 1 << 18;
@@ -41,17 +41,23 @@ pub(crate) fn for_each_row<T: Send>(
         return run(0, out);
     }
     let rows_per_thread = rows.div_ceil(threads);
+    let parts = Mutex::new(out.chunks_mut(rows_per_thread * width).enumerate());
+    let run_parts = || loop {
+        let part = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let Some((i, part)) = part else { return Ok(()) };
+        run(i * rows_per_thread, part).map_err(|error| (i, error))?;
+    };
     std::thread::scope(|scope| {
-        let mut parts = out.chunks_mut(rows_per_thread * width).enumerate();
-        let first = parts.next();
-        let workers: Vec<_> = parts.map(|(i, part)| scope.spawn(move || run(i * rows_per_thread, part))).collect();
-        let mut result = first.map_or(Ok(()), |(_, part)| run(0, part));
+        // Where no thread can be started, this one does all the work.
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, run_parts).ok();
+        let workers: Vec<_> = (1..threads).map_while(spawn).collect();
+        let mut results = vec![run_parts()];
         for worker in workers {
-            let worker_result =
-                worker.join().unwrap_or_else(|_| Err(invalid!("a sampling thread failed; please report this")));
-            result = result.and(worker_result);
+            let failed = |_| Err((0, invalid!("a sampling thread failed; please report this")));
+            results.push(worker.join().unwrap_or_else(failed));
         }
-        result
+        let first = results.into_iter().filter_map(std::result::Result::err).min_by_key(|&(i, _)| i);
+        first.map_or(Ok(()), |(_, error)| Err(error))
     })
 }
 

@@ -1,7 +1,7 @@
 """Run the Triton kernels of a CUDA graph on the CPU, in Triton's interpreter, and hold them to the model.
 
 A script of its own, which `test_triton_step.py` starts with TRITON_INTERPRET=1: the interpreter is chosen for a
-whole process, when Triton is imported.
+whole process, when Triton is imported. On a GPU, that test calls the same checks in its own process.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from torch.testing import assert_close
 from triton.runtime import interpreter
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
+from bpe_llama.model.backends import forward
+from bpe_llama.model.backends.cuda.decoder import CudaDecoder
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
-from bpe_llama.model.backends.cuda.triton_step import TritonStep
+from bpe_llama.model.backends.cuda.triton_step import FEW_ROWS, TritonStep
+from bpe_llama.model.backends.cuda.wide_layers import WideLayers, WidePrefill
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
+
+DEVICE = "cpu"
 
 
 def patch_interpreter() -> None:
@@ -55,13 +60,13 @@ def model_of(dtype: torch.dtype = torch.float32, kind: str | None = None, **chan
             weight += 0.2 * torch.randn(weight.shape, generator=generator)
     if kind is not None:
         quantize.quantize(model, kind)
-    return model.to(dtype)
+    return model.to(DEVICE, dtype)
 
 
 def sequences(lengths: list[int]) -> list[torch.Tensor]:
     """Return random sequences, each (1, T) with T one more than the length."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 40, (1, length + 1), generator=generator) for length in lengths]
+    return [torch.randint(0, 40, (1, length + 1), generator=generator).to(DEVICE) for length in lengths]
 
 
 def by_model(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
@@ -71,10 +76,10 @@ def by_model(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
 
 def by_kernels(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
     """Return the kernels' last logits of each row, (B, V), with all but the last id in a cache."""
-    cache = KVCache(model.config, len(rows), max(row.shape[1] for row in rows) + 9, dtype=model.dtype)
+    cache = KVCache(model.config, len(rows), max(row.shape[1] for row in rows) + 9, dtype=model.dtype, device=DEVICE)
     for slot, row in enumerate(rows):
         model(row[:, :-1], past_key_values=cache.rows(slot, slot + 1))
-    positions = torch.tensor([row.shape[1] - 1 for row in rows])
+    positions = torch.tensor([row.shape[1] - 1 for row in rows], device=DEVICE)
     return TritonStep(model, cache).logits(torch.stack([row[0, -1] for row in rows]), positions)
 
 
@@ -111,6 +116,48 @@ def check_logits() -> None:
         assert (found - exact).norm() < 1.5 * (expected - exact).norm(), kind
 
 
+def check_wide_layers() -> None:
+    """Compare prompts in two chunks, and a batch in bfloat16 that is too large for fused products."""
+    ids = torch.cat(sequences([22, 22]))
+    for changes in (*VARIANTS, {"kind": "int4"}):
+        model = model_of(**{**changes, "sliding_window": None})
+        cache = KVCache(model.config, 3, 30, device=DEVICE)
+        prefill, slots = WidePrefill(WideLayers(model)), cache.rows(1, 3)
+        chunks = [prefill.hidden(part, slots) for part in (ids[:, :9], ids[:, 9:])]
+        found = torch.cat([chunk for chunk in chunks if chunk is not None], dim=1)
+        assert_close(model.logits(found), model(ids).logits, rtol=1e-4, atol=1e-4)
+        assert slots.lengths == [23, 23] and not cache.keys[0][0].any()
+        following, whole = ids[:, :1], torch.cat([ids, ids[:, :1]], dim=1)
+        next_logits = model(following, past_key_values=slots).logits[:, 0]
+        assert_close(next_logits, by_model(model, list(whole[:, None])), rtol=1e-4, atol=1e-4)
+    windowed = model_of(sliding_window=6)
+    assert WidePrefill(WideLayers(windowed)).hidden(ids, KVCache(windowed.config, 2, 30, device=DEVICE)) is None
+    for kind in (None, "int8"):
+        rows = sequences([7] * (FEW_ROWS + 1))
+        narrow = model_of(torch.bfloat16, kind)
+        found, expected = by_kernels(narrow, rows), by_model(narrow, rows)
+        exact = by_model(narrow.float(), rows)
+        assert (found - exact).norm() < 1.5 * (expected - exact).norm(), kind
+
+
+def check_engine() -> None:
+    """Compare ids of an engine whose passes are padded to the size of a graph; slots of a view begin anywhere."""
+    forward.GRAPH_DEVICES, forward.CudaDecoder = (DEVICE,), lambda *given: CudaDecoder(*given, triton=True)
+    model, found = model_of(), []
+    for cuda_graph in (False, True):
+        engine = Engine(model, 5, 30, prefill_chunk=4, cuda_graph=cuda_graph)
+        queue = [([5, 9, 11, 39, 3, 8], 6), ([7], 3), ([30, 31, 32], 8), ([4, 4, 4, 4, 4, 4, 4], 2)]
+        served = []
+        while queue or engine.has_unfinished_requests():
+            for prompt, new in queue[:1]:
+                served.append(engine.add_request(prompt, GenerationOptions(seed=new, max_new_tokens=new)))
+            del queue[:1]
+            engine.step()
+        found.append([sequence.new_ids for sequence in served])
+    assert found[0] == found[1]
+    assert {size for size, _ in engine._refreshed.graphs._steps} >= {1, 2, 4}
+
+
 def check_batch_invariance() -> None:
     """In float32 a row has the same logits, bit for bit, alone and in a batch larger than one tile."""
     model, rows = model_of(), sequences([66, *[2] * 16])
@@ -136,13 +183,15 @@ def check_generation() -> None:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
 
 
+CHECKS = [check_logits, check_wide_layers, check_batch_invariance, check_generation, check_engine]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     patch_interpreter()
-    check_logits()
-    check_batch_invariance()
-    check_generation()
+    for check in CHECKS:
+        check()
     print("equal")
 
 

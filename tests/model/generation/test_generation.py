@@ -168,5 +168,5 @@ def test_copies_share_a_prefill_and_differ_by_seed(model: LlamaForCausalLM, ids:
         for copy in range(3):
             single = model.generate(ids[row : row + 1], mask[row : row + 1], seed=5 + copy, **options)
             assert torch.equal(out[3 * row + copy], single[0])
-    with pytest.raises(ValueError, match="copies is 0"):
+    with pytest.raises(ValueError, match="num_return_sequences is 0"):
         model.generate(ids, num_return_sequences=0)

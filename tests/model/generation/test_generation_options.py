@@ -329,7 +329,7 @@ def test_keywords_are_the_options_of_the_dataclasses() -> None:
 
 def test_every_option_has_a_flag() -> None:
     flags = {parameter.name for parameter in typer.main.get_command(app).commands["generate"].params}
-    renamed = {"banned_ids": "ban"}
-    without = {"allowed_ids", "logits_processor", "eos_id", "logprobs", "top_logprobs", "prompt_logprobs", "constraint"}
+    renamed = {"banned_ids": "ban", "top_logprobs": "logprobs"}
+    without = {"allowed_ids", "logits_processor", "eos_id", "prompt_logprobs", "constraint"}
     for field in fields(GenerationOptions):
         assert (renamed.get(field.name, field.name) in flags) != (field.name in without), field.name

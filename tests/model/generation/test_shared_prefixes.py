@@ -244,6 +244,21 @@ def test_log_probabilities_of_a_prompt_come_with_its_chunks(tiny_model: Make, fo
     assert requests[2].prompt_logprobs == [] and requests[3].prompt_logprobs == [None]
 
 
+@pytest.mark.parametrize("form", ["full", "int8"])
+def test_a_prompt_that_is_prefilled_at_once_is_scored_in_the_same_pass(tiny_model: Make, form: str) -> None:
+    model, lengths = tiny_model(eos_token_id=None, max_position_embeddings=300), list[int]()
+    scored = GenerationOptions(max_new_tokens=1, temperature=0.0, prompt_logprobs=True)
+    whole = model.model.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.model, "forward", lambda *a, **o: (lengths.append(a[0].shape[1]), whole(*a, **o))[1])
+        sequences = Engine(model, 2, prefill_chunk=16, cache=form).prefill([LONG[:40], LONG[9:30]], [scored] * 2)
+    assert max(lengths, default=0) <= 16 and sum(lengths) <= 61  # none where the CPU decoder runs the model
+    for sequence in sequences:
+        logprobs = model(torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
+        own = logprobs[range(len(sequence.prompt)), sequence.ids[1:]].tolist()
+        assert sequence.prompt_logprobs[1:] == pytest.approx(own[:-1], abs=1e-5 if form == "full" else 0.1)
+
+
 def test_a_pass_that_is_repeated_scores_a_prompt_once(model: LlamaForCausalLM) -> None:
     scored = GenerationOptions(max_new_tokens=1, temperature=0.0, prompt_logprobs=True)
     engine = Engine(model, 1, prefill_chunk=16)

@@ -112,7 +112,7 @@ def test_an_empty_prompt_begins_with_bos(generator: TextGenerator) -> None:
 def test_a_generator_hands_on_what_the_sampler_knows(generator: TextGenerator) -> None:
     assert generator.generate("ab", max_new_tokens=3, allowed_ids=[120]) == "xxx"
     assert generator.generate_batch(["ab", "c"], max_new_tokens=3, logit_bias={121: 1e6}) == ["yyy"] * 2
-    with pytest.raises(TypeError, match=r"prompt 0 holds 98\.0 at index 1; expected ids"):
+    with pytest.raises(TypeError, match=r"the prompt holds 98\.0 at index 1; expected ids"):
         generator.generate([97, 98.0])  # type: ignore[list-item]
 
 

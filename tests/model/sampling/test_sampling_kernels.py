@@ -15,6 +15,8 @@ from bpe_llama import Sampler
 from bpe_llama.model import sampling
 
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
+from bench.cuda import kernels
+
 on_cuda = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and none is here"),
@@ -29,33 +31,9 @@ def test_the_kernels_draw_as_the_sampler_does():
     assert done.stdout == "equal\n", done.stderr
 
 
-TYPES = {
-    **dict.fromkeys(["seeds", "steps", "ids_out"], "*i64"),
-    **dict.fromkeys(["row_stride", "vocab_size", "chunk", "unseen", "seed_stride", "step_stride"], "i32"),
-    **dict.fromkeys(["goal", "inverse", "gap"], "fp64"),
-}
-SEARCH = {"SPLITS": 32, "COUNTING": False, "OF_BASE": True, "KEY_BITS": 32}
-VARIANTS = [
-    ("_extent", {"SPLITS": 32}),
-    ("_weigh_digits", {**SEARCH, "ROUND": 0}),
-    ("_weigh_digits", {**SEARCH, "ROUND": 1}),
-    ("_weigh_digits", {**SEARCH, "COUNTING": True, "OF_BASE": False, "KEY_BITS": 16, "ROUND": 2}),
-    ("_settle", {**SEARCH, "KEEP_TIES": False}),
-    ("_settle", {**SEARCH, "COUNTING": True, "KEEP_TIES": True}),
-    ("_tally", {"SPLITS": 32, "CUT": True, "KEY_BITS": 32}),
-    ("_draw", {"SPLITS": 32, "CUT": True, "KEY_BITS": 32}),
-    ("_draw", {"SPLITS": 1, "CUT": False, "KEY_BITS": 16}),
-]
-
-
-@pytest.mark.parametrize(("name", "constants"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "")
-def test_the_kernels_compile_for_hopper(compiled_for_hopper, name, constants):
-    from bpe_llama.model.sampling import kernels
-
-    kernel = getattr(kernels, name)
-    scores = {"scores": "*bf16" if constants.get("KEY_BITS") == 16 else "*fp32"}
-    types = {**dict.fromkeys(kernel.arg_names, "*fp64"), **TYPES, **scores}
-    assert compiled_for_hopper(kernel, types, constants).asm["cubin"]
+@pytest.mark.parametrize("variant", [*kernels.sampler()], ids=lambda variant: variant.name)
+def test_the_kernels_compile_for_hopper(compiled_for_hopper, variant):
+    assert compiled_for_hopper(variant).asm["cubin"]
 
 
 LOGITS = torch.randn(8, 128_256, generator=torch.Generator().manual_seed(6))

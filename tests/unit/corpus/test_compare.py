@@ -1,14 +1,15 @@
-"""Two tokenizers side by side, against what encoding says."""
+"""Tokenizers side by side, against what encoding says."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from bpe_llama import Tokenizer, cli
-from bpe_llama.compare import compare
+from bpe_llama.compare import SAMPLES, OtherTokenizer, compare, open_any
 
 
 @pytest.fixture
@@ -21,34 +22,114 @@ def files(tok: Tokenizer, bytes_only: Tokenizer, corpus: list[str], tmp_path: Pa
     return [str(tmp_path / name) for name in ("a.json", "b.json", "one.txt", "two.txt")]
 
 
-def test_rows_are_counts(tok: Tokenizer, bytes_only: Tokenizer, corpus: list[str]) -> None:
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the files of a WordPiece and a Unigram model that `tokenizers` trained."""
+    tokenizers = pytest.importorskip("tokenizers", reason="trains the models that are compared")
+    folder, found = tmp_path_factory.mktemp("others"), {}
+    for kind in ("WordPiece", "Unigram"):
+        unknown = {"unk_token": "[UNK]"}
+        library = tokenizers.Tokenizer(getattr(tokenizers.models, kind)(**(unknown if kind == "WordPiece" else {})))
+        library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        trainer = getattr(tokenizers.trainers, f"{kind}Trainer")
+        library.train_from_iterator(
+            ["low lower lowest slow"] * 20,
+            trainer(vocab_size=40, special_tokens=["[UNK]"], show_progress=False, **unknown),
+        )
+        found[kind] = folder / f"{kind}.json"
+        library.save(str(found[kind]))
+    return found
+
+
+def test_figures_are_counts(tok: Tokenizer, bytes_only: Tokenizer, corpus: list[str]) -> None:
     texts = [("one", corpus[0][:5000]), ("two", corpus[-1][:3000]), ("none", "")]
-    result = compare(tok, bytes_only, texts)
-    sizes = [len(text.encode()) for _, text in texts]
-    counts = [tok.count(text) for _, text in texts]
-    rows = [(row.name, row.num_bytes, row.tokens_a, row.tokens_b) for row in result.rows]
-    expected = [(name, size, count, size) for (name, _), size, count in zip(texts, sizes, counts, strict=True)]
-    assert rows == [*expected, ("total", sum(sizes), sum(counts), sum(sizes))]
-    assert result.rows[-1].bytes_per_token == (sum(sizes) / sum(counts), 1.0)
-    assert result.rows[2].bytes_per_token == (0.0, 0.0)
-    assert (result.shared, result.only_b) == (256, [])
-    assert set(result.only_a) == {token for token in tok.mergeable_ranks if len(token) > 1}
-    assert list(map(len, result.only_a)) == sorted(map(len, result.only_a), reverse=True)
-    with pytest.raises(ValueError, match="no text"):
-        compare(tok, bytes_only, [])
+    result = compare({"a": tok, "b": bytes_only}, texts)
+    assert result.texts == ("one", "two", "none", "total")
+    for (_, text), (of_a, of_b) in zip(texts, result.figures, strict=False):
+        pieces = tok.tokenize(text)
+        assert (of_a.tokens, of_a.single_bytes) == (len(pieces), sum(len(piece) == 1 for piece in pieces))
+        assert of_b.tokens == of_b.single_bytes == of_a.num_bytes == len(text.encode())
+    totals = [
+        [sum(getattr(row[side], name) for row in result.figures[:-1]) for side in (0, 1)]
+        for name in ("tokens", "num_words")
+    ]
+    assert [[getattr(each, name) for each in result.figures[-1]] for name in ("tokens", "num_words")] == totals
+    total = result.figures[-1][1]
+    assert (total.bytes_per_token, total.fertility) == (1.0, total.tokens / total.num_words)
+    assert [each.bytes_per_token for each in result.figures[2]] == [0.0, 0.0]
+    assert result.only is not None
+    only_a, only_b = result.only
+    assert (result.shared, only_b) == (256, ())
+    assert set(only_a) == {token for token in tok.mergeable_ranks if len(token) > 1}
+    assert list(map(len, only_a)) == sorted(map(len, only_a), reverse=True)
+    for tokenizers, pairs, message in (({"a": tok}, [], "no text"), ({}, texts, "no tokenizer")):
+        with pytest.raises(ValueError, match=message):
+            compare(tokenizers, pairs)
+
+
+def test_words_are_characters_where_no_spaces_are(bytes_only: Tokenizer) -> None:
+    found = compare({"a": bytes_only}, [("zh", "人人生而自由 and free"), ("en", "born\tfree\n")])
+    assert [row[0].num_words for row in found.figures] == [8, 2, 10]
+
+
+def test_wordpiece_and_unigram_go_through_the_tokenizers_library(
+    others: dict[str, Path], tok: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = {kind: open_any(str(path)) for kind, path in others.items()}
+    assert {kind: each.kind for kind, each in opened.items() if isinstance(each, OtherTokenizer)} == {
+        kind: kind for kind in others
+    }
+    text = "slow low Ω"
+    result = compare(opened | {"ours": tok}, [("text", text)])
+    library = pytest.importorskip("tokenizers").Tokenizer
+    for each in result.figures[0][:2]:
+        tokens = library.from_file(str(others[each.tokenizer])).encode(text).tokens
+        assert each.tokens == len(tokens) and each.unknown == 1
+        known = [token.removeprefix("##") for token in tokens if token not in ("[UNK]", "Ω")]
+        assert each.single_bytes == sum(len(token) == 1 for token in known)
+    assert result.only is None and result.figures[0][2].unknown == 0
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not installed
+    with pytest.raises(ImportError, match="pip install tokenizers"):
+        open_any(str(others["Unigram"]))
+
+
+def test_a_file_that_nobody_reads_has_our_message(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=str(tmp_path)) as ours:
+        Tokenizer.from_file(tmp_path)
+    with pytest.raises(ValueError, match=str(tmp_path)) as found:
+        open_any(str(tmp_path))
+    assert str(found.value) == str(ours.value)
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_command_prints_a_table_and_draws_a_plot(
     suffix: str, magic: bytes, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="a plot needs matplotlib: pip install 'bpe-llama[model]'")
+    pytest.importorskip("matplotlib", reason="a plot needs matplotlib: pip install 'bpe-llama[plot]'")
     a, b, one, two = files
     plot = tmp_path / f"plot{suffix}"
     assert cli.main(["compare", a, b, "--text", one, "--text", two, "--plot", str(plot)]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("a.json", "b.json", "one.txt", "two.txt", "total", "in both"))
+    assert all(word in out for word in ("a.json", "b.json", "one.txt", "two.txt", "total", "in both", "tokens a word"))
     assert plot.read_bytes().startswith(magic)
+
+
+def test_the_command_takes_many_tokenizers_and_its_own_texts(
+    files: list[str], others: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, one, _ = files
+    tokenizers = [a, b, str(others["WordPiece"])]
+    assert cli.main(["compare", *tokenizers, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert [each["text"] for each in figures] == [name for name in [*SAMPLES, "total"] for _ in tokenizers]
+    assert [each["tokenizer"] for each in figures[:3]] == ["a.json", "b.json", "WordPiece.json"]
+    assert figures[0]["tokens"] == Tokenizer.from_file(a).count(SAMPLES["English"])
+    assert cli.main(["compare", *tokenizers, "--text", str(Path(one).parent / "*.txt")]) == 0
+    out = capsys.readouterr().out
+    assert "two.txt" in out and "unknown" in out and "in both" not in out
+    assert cli.main(["compare", a, a]) == 2
+    assert "a tokenizer is given twice" in capsys.readouterr().err
 
 
 def test_a_plot_that_cannot_be_drawn_is_one_line(
@@ -59,4 +140,4 @@ def test_a_plot_that_cannot_be_drawn_is_one_line(
     assert "missing.txt" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     assert cli.main(["compare", a, b, "--text", one, "--plot", str(tmp_path / "plot.png")]) == 2
-    assert capsys.readouterr().err == "bpe-llama: a plot needs matplotlib: pip install 'bpe-llama[model]'\n"
+    assert capsys.readouterr().err == "bpe-llama: a plot needs matplotlib: pip install 'bpe-llama[plot]'\n"

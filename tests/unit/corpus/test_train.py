@@ -143,7 +143,7 @@ def test_bad_files(tmp_path):
         ({"special_tokens": [""]}, "empty"),
         ({"min_frequency": -1}, "min_frequency is -1"),
         ({"max_token_length": 0}, "max_token_length is 0"),
-        ({"num_threads": 0}, "num_threads is 0"),
+        ({"num_threads": 0}, "num_threads must be at least 1, or None, got 0"),
         ({"tie_order": "size"}, "tie_order is 'size'"),
         ({"pattern": "(unclosed"}, "unclosed"),
         ({"texts": []}, "no text"),
@@ -337,5 +337,5 @@ def test_pruned_counts_are_those_of_a_text_without_rare_words():
     assert pruned.most_common() == [(b" lower", 2)]
     assert counts.pruned(1) == counts
     assert pruned == WordCounts.from_iterator([" lower", " lower"], progress=False)
-    with pytest.raises(ValueError, match="min_count is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="min_count is 0; expected at least 1"):
         counts.pruned(0)

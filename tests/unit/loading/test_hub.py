@@ -263,7 +263,7 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_options_are_refused() -> None:
-    with pytest.raises(TypeError, match="unexpected option 'revison'; expected cache_dir, local_files_only, revision"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'revison'; did you mean 'revision'"):
         Tokenizer.from_pretrained("org/name", revison="v1")
 
 

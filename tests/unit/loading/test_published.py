@@ -18,6 +18,7 @@ from bpe_llama._core import split_pieces
 from bpe_llama._loading.published import cache, vocabularies
 from bpe_llama._loading.published.model_names import MODELS, PREFIXES
 from bpe_llama._loading.published.vocabularies import PUBLISHED, Published
+from bpe_llama.cli import main
 from bpe_llama.tiktoken import encoding_name_for_model, list_encoding_names
 
 
@@ -262,3 +263,26 @@ def test_qwen_encodes_in_normal_form_c(server: type[_Server], monkeypatch: pytes
     assert tok.decode(tok.encode("e\u0301")) == "\u00e9"
     assert tok.encode("ab<s>", allowed_special="all") == [256, 300]
     assert (tok.special_tokens, tok.pattern_name, tok.pipeline) == ({"<s>": 300}, "cl100k", "fast")
+
+
+def test_commands_take_published_names(
+    server: type[_Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, printed in (
+        (["encode", "cab", "-t", "small"], "99 256\n"),
+        (["decode", "99", "256", "-t", "small"], "cab"),
+        (["count", "cab", "-t", "small"], "2\n"),
+        (["inspect", "cab", "-t", "small", "--ids"], "61 62"),
+        (["compare", "small", "gpt-small", "--text", "text.txt"], "gpt-small"),
+    ):
+        (tmp_path / "text.txt").write_text("cab", encoding="utf-8")
+        monkeypatch.setitem(MODELS, "gpt-small", "small")
+        assert main(arguments) == 0
+        assert printed in capsys.readouterr().out
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["encode", "cab", "-t", "smal"]) == 2
+    assert capsys.readouterr().err.endswith("; did you mean small?\n")
+    Tokenizer.train_from_iterator(["cab"], vocab_size=256, progress=False).save(tmp_path / "small")
+    assert main(["count", "cab", "-t", "small"]) == 0, "a path that exists comes first"
+    assert capsys.readouterr().out == "3\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
@@ -19,3 +20,11 @@ def finetune(made: Path, out: Path, *more: str) -> list[str]:
     files = [str(made / "notes.txt"), "--model", str(made / "run" / "model"), "--out", str(out)]
     run = ["--steps", "6", "--batch-size", "2", "--learning-rate", "0.02", "--device", "cpu"]
     return ["finetune", *files, *run, *more]
+
+
+def talker_of(made: Path) -> Path:
+    """Return the folder of the trained model, with a chat template in it."""
+    folder = made / "run" / "model"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return folder

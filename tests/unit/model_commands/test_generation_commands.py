@@ -17,18 +17,48 @@ from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, TextGenerator, lora, quantize
 from bpe_llama.model.cli.loading import load_generator, load_model, save_with_tokenizer
 from tests.small_models import tiny_model
-from tests.unit.model_commands.helpers import TEXT, finetune
+from tests.unit.model_commands.helpers import TEXT, finetune, talker_of
 
 
-def test_generate_continues_the_prompt_the_same_way_each_time(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "8", "--device", "cpu"]
-    assert main(arguments) == 0
-    first = capsys.readouterr().out
+def test_generate_continues_the_prompt_anew_unless_a_seed_is_given(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "16", "--temperature", "2"]
+
+    def said(*more: str) -> str:
+        assert main([*arguments, "--device", "cpu", *more]) == 0
+        return capsys.readouterr().out
+
+    first = said("--seed", "1")
     assert first.startswith("The quick") and len(first) > len("The quick\n")
-    assert main(arguments) == 0
-    assert capsys.readouterr().out == first
-    assert main([*arguments, "--seed", "1"]) == 0
-    assert capsys.readouterr().out != first
+    assert said("--seed", "1") == first != said("--seed", "2")
+    assert len({said() for _ in range(3)}) > 1
+    assert "[2 of 2, seed " in said("--n", "2") != said("--n", "2")
+
+
+def test_generate_prints_json_and_logprobs(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "4", "--device", "cpu"]
+    assert main([*call, "--json", "--n", "2", "--seed", "5", "--logprobs", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    generator = load_generator(str(made / "run" / "model"), None, "auto", "cpu")
+    texts = generator.generate("The quick", n=2, seed=5, max_new_tokens=4, top_logprobs=2, logprobs=True)
+    assert [choice["text"] for choice in found["choices"]] == texts
+    assert found["prompt"] == "The quick" and found["prompt_tokens"] == len(generator.sequences[0].prompt)
+    for choice, sequence in zip(found["choices"], generator.sequences, strict=True):
+        assert (choice["seed"], choice["finish_reason"], choice["tokens"]) == (sequence.options.seed, "length", 4)
+        assert "".join(token["token"] for token in choice["logprobs"]) == choice["text"]
+        assert [token["logprob"] for token in choice["logprobs"]] == [round(each, 6) for each in sequence.logprobs]
+        assert [[likely["id"] for likely in token["top"]] for token in choice["logprobs"]] == [
+            [token_id for token_id, _ in likely] for likely in sequence.top_logprobs
+        ]
+    assert main([*call, "--seed", "5", "--logprobs", "0"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"The quick{texts[0]}" and len(lines) == 4
+    assert float(lines[0].split()[0]) == round(generator.sequences[0].logprobs[0], 3)
+    assert main([*call, "--json", "--num-beams", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["choices"]) == 1
+    assert main([*call, "--logprobs", "-1"]) == 2
+    assert "top_logprobs is -1; expected at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -46,7 +76,8 @@ def test_generate_quantizes_and_does_not_merge_an_adapter(
     lora.save(adapted, tmp_path / "adapter")
     expected.append(adapted)
 
-    arguments = ["generate", "The quick", "--model", str(tmp_path / "model"), "-n", "12", "--device", "cpu"]
+    arguments = ["generate", "The quick", "--model", str(tmp_path / "model"), "-n", "12", "--seed", "0"]
+    arguments += ["--device", "cpu"]
     said = []
     for more in ([], ["--adapter", str(tmp_path / "adapter")]):
         assert main([*arguments, "--quantize", kind, *more]) == 0
@@ -84,59 +115,28 @@ def test_an_adapter_of_a_tied_head_does_not_change_the_embedding(
 @pytest.fixture(scope="module")
 def talker(made: Path) -> Path:
     """The trained model with a chat template beside it."""
-    folder = made / "run" / "model"
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    return folder
+    return talker_of(made)
 
 
-def test_a_conversation_accumulates_messages_until_it_is_reset(talker: Path) -> None:
-    from bpe_llama.model.cli.chat import Conversation
-    from bpe_llama.model.cli.loading import load_generator
-
-    options = {"max_new_tokens": 5, "temperature": 0.9, "eos_id": ()}
-    conversation = Conversation(load_generator(talker, None, "auto", "cpu"), "Bark.", options)
-    first = "".join(conversation.answer("Hi"))
-    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
-    assert conversation.messages[-1]["content"] == first
-    assert "".join(conversation.retry()) != first
-    assert len(conversation.messages) == 3
-    stopped = conversation.answer("And then?")
-    said = next(stopped)
-    stopped.close()  # as Ctrl-C does
-    assert conversation.messages[-1] == {"role": "assistant", "content": said}
-    conversation.reset()
-    assert conversation.messages == [{"role": "system", "content": "Bark."}]
-    with pytest.raises(ValueError, match="context"):
-        list(conversation.answer("word " * 100))
-    assert len(conversation.messages) == 1
-
-
-def test_chat_reads_lines_and_commands(
-    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", "a", "--temperature", "-1"], "temperature must be finite and at least 0, got -1"),
+        (["generate", "a", "--n", "0"], "--n is 0; expected at least 1"),
+        (["generate", "a\udcff"], "the prompt holds '\\udcff' at character 1, a lone surrogate"),
+        (["generate", "a", "--adapter", "missing"], "missing"),
+        (["generate", "a", "--device", "gpu"], "device 'gpu' is not known to torch"),
+        (["chat", "--top-p", "2"], "top_p must be in (0, 1], got 2"),
+        (["chat"], "has no chat template"),
+    ],
+)
+def test_mistakes_are_said_before_a_model_is_loaded(
+    made: Path, command: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = iter(["Hi", "", "/system Be quiet.", "/retry", "/help", "/what", "Hi", "/quit", "never read"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert main(["chat", "--model", str(talker), "-n", "4", "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "[there is no answer yet]" in said and "/what is no command" in said
-    assert next(lines) == "never read"
-
-
-def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chat", "--model", str(made / "run" / "model"), "-t", str(made / "tokenizer.json")]) == 2
-    assert "has no chat template" in capsys.readouterr().err
-
-
-def test_a_template_that_does_not_compile_is_refused_before_the_first_question(
-    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = Path(shutil.copytree(talker, tmp_path / "model"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for m in messages %}{{ m }"}))
-    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("a question is asked"))
-    assert main(["chat", "--model", str(folder), "--device", "cpu"]) == 2
-    out, error = capsys.readouterr()
-    assert "the chat template failed: " in error and error.count("\n") == 1 and out == ""
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("a model is loaded"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main([*command, "--model", str(made / "run" / "model")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_convert_goes_to_gguf_and_back(talker: Path, tmp_path: Path) -> None:
@@ -190,6 +190,13 @@ def test_a_terminal_shows_the_progress_of_loading(
     shown = capsys.readouterr().err
     tensors = len(loaded.state_dict()) - int(loaded.config.tie_word_embeddings)
     assert "loading weights" in shown and f"{tensors}/{tensors}" in shown
+    assert main(["convert", str(made / "run" / "model"), str(made / "m.gguf")]) == 0
+    assert "writing weights" in capsys.readouterr().err
+    average = ["--average-with", str(made / "run" / "model"), "--quiet"]
+    assert main(["convert", str(made / "run" / "model"), str(made / "mean"), *average]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["convert", str(made / "run" / "model"), str(made / "mean"), *average[:-1]]) == 0
+    assert "averaging" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +213,7 @@ def opinionated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_generate_uses_the_models_defaults_and_prints_them(
     opinionated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["generate", "The quick", "--model", str(opinionated), "--device", "cpu"]
+    call = ["generate", "The quick", "--model", str(opinionated), "--device", "cpu", "--seed", "0"]
     assert main([*call, "--verbose"]) == 0
     out, err = capsys.readouterr()
     for line in (
@@ -273,7 +280,7 @@ def test_generate_has_several_answers_beams_and_random_seeds(made: Path, capsys:
     words |= {"filter_order": ["top_n_sigma", "temperature"], "dry_sequence_breakers": ["."]}
     flags = ["--bad-words", "fox", "--bad-words", "dog", "--no-repeat-ngram-size", "3", "--dry-multiplier", "0.5"]
     flags += ["--top-n-sigma", "1", "--filter-order", "top_n_sigma, temperature", "--dry-sequence-breaker", "."]
-    assert main([*call, *flags]) == 0
+    assert main([*call, *flags, "--seed", "0"]) == 0
     expected = generator.generate("The quick", max_new_tokens=6, temperature=2.0, **words)
     assert capsys.readouterr().out == f"The quick{expected}\n"
 
@@ -305,13 +312,3 @@ def test_structured_output_by_flags(made: Path, tmp_path: Path, capsys: pytest.C
         assert main([*arguments, *flag]) == 2
         out, error = capsys.readouterr()
         assert message in error and out == ""
-
-
-def test_a_chat_answers_in_a_grammar(
-    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
-    lines = iter(["Hi", "And?", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert main(["chat", "--model", str(talker), "--regex", "(yes|no)[.]", "--device", "cpu"]) == 0
-    assert all(line in ("yes.", "no.") for line in capsys.readouterr().out.split())

@@ -88,6 +88,15 @@ def test_pretrain_resumes_and_refuses_to_overwrite(made: Path, capsys: pytest.Ca
     assert "step 6:" in capsys.readouterr().out
 
 
+def test_resume_without_a_checkpoint_says_so(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "train", lambda *_, **__: sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(pretrain(made, tmp_path / "run", "--resume"))
+    assert f"--resume: {tmp_path / 'run'} holds no checkpoint; the run starts at step 0" in capsys.readouterr().err
+
+
 def test_pretrain_mixes_corpora_and_packs_documents(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +135,7 @@ def test_finetune_saves_an_adapter_that_generate_and_peft_load(
         ["--model", str(made / "run" / "model"), "--adapter", str(out / "adapter")],
         ["-m", str(out / "model")],
     ):
-        assert main(["generate", "The quick", *model, "-n", "12", "--device", "cpu"]) == 0
+        assert main(["generate", "The quick", *model, "-n", "12", "--device", "cpu", "--seed", "0"]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
     assert main(["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "12", "--device", "cpu"]) == 0

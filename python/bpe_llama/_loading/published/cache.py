@@ -15,7 +15,7 @@ from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 
-from bpe_llama._files import atomic_write
+from bpe_llama._files import atomic_write, read_bytes
 from bpe_llama._hub.fetching import fetched
 from bpe_llama._hub.names import HubName
 from bpe_llama._loading.published.vocabularies import Published
@@ -28,6 +28,12 @@ def cache_folder() -> Path:
     """Return our cache: ``$BPE_LLAMA_CACHE``, else ``~/.cache/bpe_llama``."""
     chosen = os.environ.get("BPE_LLAMA_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "bpe_llama"
+
+
+def cache_folders() -> list[Path]:
+    """Return the folders that are searched: ours, tiktoken's unless the environment turns it off, the Hub's."""
+    tiktoken = _tiktoken_cache()
+    return [cache_folder(), *([] if tiktoken is None else [tiktoken]), _hub_cache()]
 
 
 def vocabulary_file(name: str, published: Published) -> Path:
@@ -44,7 +50,7 @@ def vocabulary_file(name: str, published: Published) -> Path:
     looked = []
     for path in _places(published):
         if path.is_file():
-            if _sha256(path.read_bytes()) == published.sha256:
+            if _sha256(read_bytes(path)) == published.sha256:
                 return path
             looked.append(f"{path} (its SHA-256 is not {published.sha256})")
         else:
@@ -130,7 +136,7 @@ def _fetch_from_hub(repo: str, revision: str, file: str, sha256: str) -> Path:
         return file
 
     path = fetched(HubName(repo, revision), needed)
-    found = _sha256(path.read_bytes())
+    found = _sha256(read_bytes(path))
     if found != sha256:
         raise ValueError(f"{path}: its content has the SHA-256 {found}, expected {sha256}")
     return path

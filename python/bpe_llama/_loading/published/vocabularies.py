@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bpe_llama._arguments import string
 from bpe_llama._core import pattern_regex
 from bpe_llama._loading.published.model_names import MODELS, vocabulary_of_model
 
@@ -170,6 +171,7 @@ def published_by_name(name: str) -> Published:
     Raises:
         ValueError: If neither is known; the message lists the nearest names.
     """
+    string("name", name)
     found = PUBLISHED.get(name) or PUBLISHED.get(vocabulary_of_model(name) or "")
     if found is None:
         raise ValueError(f"no vocabulary or model is called {name!r}{nearest(name, [*PUBLISHED, *MODELS])}")

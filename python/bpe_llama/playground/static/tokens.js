@@ -166,7 +166,7 @@ function drawMerges() {
   [...byId("pieces").children].forEach((button, place) => button.setAttribute("aria-pressed", String(place === piece)));
   const steps = pieces[piece]?.steps ?? [];
   const tooLong = pieces.length && !steps.length;
-  byId("merge-place").textContent = tooLong ? "this pre-token is too long to play" : `merge ${step} of ${Math.max(steps.length - 1, 0)}`;
+  byId("merge-place").textContent = tooLong ? "this pre-token, or the text before it, is too long to play" : `merge ${step} of ${Math.max(steps.length - 1, 0)}`;
   byId("merge-steps").replaceChildren(...steps.slice(0, step + 1).map((tokens) => {
     const row = element("div", {}, ...tokens.map((token, place) => element("span", {
       className: `token token-${place % COLOURS}`, textContent: visible(token.text).replaceAll(" ", "·"), title: `id ${token.id}` })));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 type Decompressed = Box<dyn Read + Send + Sync>;
@@ -30,7 +31,7 @@ impl fmt::Debug for Reader {
 ///
 /// Bytes read, before decompression, are added to `bytes_read`.
 pub(super) fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(Reader, PathBuf)> {
-    let file = File::open(path).map_err(|source| io_error(path, source))?;
+    let file = open_regular(path)?;
     let size = file.metadata().map_err(|source| io_error(path, source))?.len();
     let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
     let reader = match extension(path).as_deref() {

@@ -178,10 +178,6 @@ fn open(path: &Path, rules: &Rules, bytes_read: &Arc<AtomicU64>) -> Result<Sourc
     if rules.options.on_error == OnError::Raise {
         return Ok(Source::Text(TextFile::new(path, reader, VecDeque::new())));
     }
-    if !std::fs::metadata(path).map_err(|source| io_error(path, source))?.is_file() {
-        let what = "no regular file, and text is read twice to skip what is not UTF-8";
-        return Err(invalid!("{}: {what}", path.display()));
-    }
     // Only the second pass counts as progress.
     let (reader, _) = decompressed(path, &Arc::default())?;
     Ok(Source::Scan(Utf8Scan::new(path, reader, rules.options.separator.as_deref(), rules.block_bytes)))

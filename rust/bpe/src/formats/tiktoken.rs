@@ -7,7 +7,8 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::{AddedToken, Error, Result, Tokenizer, Vocab};
+use crate::files::read_regular;
+use crate::{AddedToken, Result, Tokenizer, Vocab};
 
 impl Tokenizer {
     /// Returns the text of a `.tiktoken` file that holds this tokenizer's vocabulary.
@@ -107,7 +108,7 @@ impl Vocab {
     /// # Errors
     /// [`Error::Io`] if it cannot be read; else as [`Vocab::from_tiktoken`], naming the file.
     pub fn from_tiktoken_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let text = read_regular(path)?;
         Self::from_tiktoken(&text).map_err(|error| malformed!("{}: {error}", path.display()))
     }
 

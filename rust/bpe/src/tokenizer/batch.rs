@@ -131,12 +131,14 @@ impl Tokenizer {
             let (working, all_done) = channel::<()>();
             let spawn = |_| {
                 let working = working.clone();
-                scope.spawn(move || {
+                let work = move || {
                     let _working = working;
                     work(others)
-                })
+                };
+                std::thread::Builder::new().spawn_scoped(scope, work).ok()
             };
-            let handles: Vec<_> = (1..threads).map(spawn).collect();
+            // Where no thread can be started, this one does all the work.
+            let handles: Vec<_> = (1..threads).map_while(spawn).collect();
             drop(working);
             let mut first = work(options);
             while first.is_ok() && all_done.recv_timeout(WAIT) == Err(RecvTimeoutError::Timeout) {

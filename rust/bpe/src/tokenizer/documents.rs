@@ -103,9 +103,11 @@ impl DocumentEncoder {
             encode()
         } else {
             std::thread::scope(|scope| {
-                let reader = scope.spawn(|| read(corpus, limit));
+                // Where no thread can be started, the next call reads.
+                let reader = std::thread::Builder::new().spawn_scoped(scope, || read(corpus, limit));
                 let encoded = encode();
-                self.read_ahead = Some(reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+                self.read_ahead =
+                    reader.ok().map(|reader| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
                 encoded
             })
         };

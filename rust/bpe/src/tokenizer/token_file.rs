@@ -1,13 +1,12 @@
 //! Files of ids: a `.npy` file that grows as documents are encoded, in bounded memory.
 
-use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::definition::Tokenizer;
-use crate::atomic_write::temporary_path;
 use crate::corpus::{Chunk, CorpusReader};
 use crate::encode::EncodeOptions;
+use crate::files::TemporaryFile;
 use crate::{Error, Result};
 
 /// Bytes of text encoded at a time.
@@ -25,9 +24,7 @@ const HEADER: usize = 128;
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
-    temporary: PathBuf,
-    /// `None` once finished.
-    file: Option<BufWriter<File>>,
+    file: BufWriter<TemporaryFile>,
     is_narrow: bool,
     len: u64,
     bytes: Vec<u8>,
@@ -39,11 +36,10 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
-        let temporary = temporary_path(path);
         let is_narrow = vocab_size <= 1 << 16;
-        let mut this = Self { path: path.to_owned(), temporary, file: None, is_narrow, len: 0, bytes: Vec::new() };
-        let file = File::create(&this.temporary).map_err(|source| this.io_error(source))?;
-        this.file = Some(BufWriter::with_capacity(1 << 20, file));
+        let file = TemporaryFile::create(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let file = BufWriter::with_capacity(1 << 20, file);
+        let mut this = Self { path: path.to_owned(), file, is_narrow, len: 0, bytes: Vec::new() };
         this.write(&this.header())?;
         Ok(this)
     }
@@ -70,18 +66,16 @@ impl TokenFile {
     ///
     /// # Errors
     /// [`Error::Io`]; the temporary file is deleted.
-    pub fn finish(mut self) -> Result<u64> {
+    pub fn finish(self) -> Result<u64> {
         let header = self.header();
-        let Some(writer) = self.file.take() else { return Ok(self.len) };
-        let done = writer.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|mut file| {
-            file.rewind()?;
-            file.write_all(&header)?;
-            file.sync_all()?;
-            drop(file);
-            std::fs::rename(&self.temporary, &self.path)
+        let Self { path, file, len, .. } = self;
+        let done = file.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|mut temporary| {
+            temporary.file.rewind()?;
+            temporary.file.write_all(&header)?;
+            temporary.finish(&path)
         });
-        done.map_err(|source| self.io_error(source))?;
-        Ok(self.len)
+        done.map_err(|source| Error::Io { path, source })?;
+        Ok(len)
     }
 
     fn header(&self) -> Vec<u8> {
@@ -96,19 +90,7 @@ impl TokenFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
-        written.map_err(|source| self.io_error(source))
-    }
-
-    fn io_error(&self, source: std::io::Error) -> Error {
-        Error::Io { path: self.path.clone(), source }
-    }
-}
-
-impl Drop for TokenFile {
-    fn drop(&mut self) {
-        // Fails after `finish`, which has renamed it.
-        let _ = std::fs::remove_file(&self.temporary);
+        self.file.write_all(bytes).map_err(|source| Error::Io { path: self.path.clone(), source })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Text to word counts, on several threads.
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -17,9 +18,13 @@ use crate::{Error, Result};
 /// Time between two interrupt checks of the calling thread while workers count the last batches.
 const END_WAIT: Duration = Duration::from_millis(1);
 
+/// Threads that are allowed on any machine; each holds a map of the distinct words.
+const LEAST_LIMIT: usize = 8;
+
 /// Returns the word counts of all batches that `next_batch` returns, counted on `num_threads` threads.
 ///
-/// `next_batch` runs on the calling thread.
+/// At most one thread a CPU is used, or [`LEAST_LIMIT`]; fewer where no more can be started. `next_batch` runs on the
+/// calling thread.
 ///
 /// # Errors
 /// The errors of `next_batch` and `on_progress`; those of [`Counter::new`] and [`Counter::add`].
@@ -30,15 +35,11 @@ pub fn count_batches(
     next_batch: &mut dyn FnMut() -> Result<Option<Batch>>,
     on_progress: OnProgress<'_>,
 ) -> Result<WordCounts> {
+    let num_threads = num_threads.min(thread::available_parallelism().map_or(1, NonZero::get).max(LEAST_LIMIT));
     let reporter = Reporter::new(on_progress);
     let mut feed = Feed { next_batch, reporter: &reporter, bytes: 0 };
     if num_threads <= 1 {
-        let mut counter = Counter::new(splitter.clone(), special_tokens)?;
-        while let Some(batch) = feed.next()? {
-            let tick = || reporter.tick(|| counting(feed.bytes));
-            batch.count_into(&mut counter, Interrupt::new(&tick))?;
-        }
-        return Ok(counter.finish());
+        return feed.count(Counter::new(splitter.clone(), special_tokens)?);
     }
     let counters =
         (0..num_threads).map(|_| Counter::new(splitter.clone(), special_tokens)).collect::<Result<Vec<_>>>()?;
@@ -69,6 +70,16 @@ impl Feed<'_> {
         self.reporter.tick(|| counting(self.bytes))
     }
 
+    /// Counts all batches on this thread.
+    fn count(&mut self, mut counter: Counter) -> Result<WordCounts> {
+        while let Some(batch) = self.next()? {
+            let (reporter, bytes) = (self.reporter, self.bytes);
+            let tick = || reporter.tick(|| counting(bytes));
+            batch.count_into(&mut counter, Interrupt::new(&tick))?;
+        }
+        Ok(counter.finish())
+    }
+
     /// Sends batches until none is left or a worker fails. A worker that receives a batch wakes this thread.
     fn run(&mut self, sender: &SyncSender<Batch>, failed: &AtomicBool) -> Result<()> {
         while !failed.load(Ordering::Relaxed)
@@ -92,12 +103,16 @@ fn counting(bytes: u64) -> Progress {
 fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<WordCounts>> {
     let (sender, receiver) = sync_channel::<Batch>(counters.len());
     let (receiver, feeder) = (Mutex::new(receiver), thread::current());
+    let (wanted, counters) = (counters.len(), Mutex::new(counters));
+    let take = || counters.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let failed = AtomicBool::new(false);
     thread::scope(|scope| {
-        let workers: Vec<_> = counters
-            .into_iter()
-            .map(|counter| scope.spawn(|| count_received(counter, &receiver, &feeder, &failed)))
-            .collect();
+        let work = || take().map(|counter| count_received(counter, &receiver, &feeder, &failed)).transpose();
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let workers: Vec<_> = (0..wanted).map_while(spawn).collect();
+        if workers.is_empty() {
+            return take().map(|counter| feed.count(counter)).into_iter().collect();
+        }
         let mut fed = feed.run(&sender, &failed);
         drop(sender);
         // Counting the last batches can take long: keep checking for an interrupt.
@@ -109,7 +124,7 @@ fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<W
         let mut counted = Vec::new();
         for worker in workers {
             match worker.join() {
-                Ok(Ok(counts)) => counted.push(counts),
+                Ok(Ok(counts)) => counted.extend(counts),
                 Ok(Err(error)) => fed = fed.and(Err(error)),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
@@ -168,7 +183,8 @@ fn sum(mut counted: Vec<WordCounts>, interrupt: Interrupt<'_>) -> Result<WordCou
     };
     thread::scope(|scope| {
         for _ in 0..others {
-            scope.spawn(|| {
+            // Where no thread can be started, this one adds all shards.
+            let _ = thread::Builder::new().spawn_scoped(scope, || {
                 let stop = || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
                 add_shards(Interrupt::new(&stop))
             });

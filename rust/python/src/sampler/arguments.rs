@@ -1,7 +1,8 @@
 //! Converts the arguments of `Sampler`; errors name the argument and its value.
 
 use super::logits::Logits;
-use crate::arguments::{Threads, shown};
+use crate::arguments::Threads;
+use crate::named::shown;
 use bpe_llama_sampler::BatchOptions;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;

@@ -1,13 +1,13 @@
 //! The class `Sampler`.
-#![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use super::arguments::{Call, read_biases, read_count, read_ids, read_u64};
 use crate::arguments::Threads;
 use crate::error::value_error;
+use crate::named;
 use bpe_llama_sampler::{LogitsView, Options, Preset, Sampler};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
 /// Calls on fewer logits than this keep the GIL: they end before another thread could use it.
 const MIN_LOGITS_TO_DETACH: usize = 1 << 15;
@@ -15,8 +15,8 @@ const MIN_LOGITS_TO_DETACH: usize = 1 << 15;
 /// Samples ids from logits: exact, reproducible, without sorting the vocabulary.
 ///
 /// Penalties, temperature, top-k, top-p and min-p apply in that order, each to the renormalised result of the one
-/// before. Ties go to the lower id. Each call of `sample` is one step. The sampled id of a row depends only on its logits,
-/// the seed and the step: not on the batch, the number of threads or the CPU. Threads may share a sampler.
+/// before. Ties go to the lower id. Each call of `sample` is one step. The sampled id of a row depends only on its
+/// logits, the seed and the step: not on the batch, the number of threads or the CPU. Threads may share a sampler.
 ///
 /// Args:
 ///     temperature: Divides the logits; 0 means argmax, the lowest id among ties.
@@ -27,15 +27,15 @@ const MIN_LOGITS_TO_DETACH: usize = 1 << 15;
 ///     presence_penalty: Subtracted from the logit of every id in the history.
 ///     frequency_penalty: Subtracted from an id's logit once per occurrence in the history.
 ///     seed: Selects the stream of random numbers; in [0, 2**64).
-///     typical_p: Keep the ids of surprisal nearest to the entropy until they hold this mass; in (0, 1]. Applies after
-///         min-p (arXiv:2202.00666).
+///     typical_p: Keep the ids of surprisal nearest to the entropy until they hold this mass; in (0, 1]. Applies
+///         after min-p (arXiv:2202.00666).
 ///     logit_bias: Added to the logits of these ids, before any penalty: a dict of id to number.
 ///     banned_ids: Ids never sampled.
 ///     allowed_ids: If given, only these ids are sampled.
-///     preset: The implementation to follow in the order of filters and in ties. "exact": as above. "meta": one more id
-///         is kept if the mass equals top_p. "transformers": top-k and typical-p keep all ids tied at the threshold,
-///         top-p the highest ids of a tie. "llama_cpp": top-k, typical-p, top-p and min-p at temperature 1, then the
-///         temperature.
+///     preset: The implementation to follow in the order of filters and in ties. "exact": as above. "meta": one
+///         more id is kept if the mass equals top_p. "transformers": top-k and typical-p keep all ids tied at the
+///         threshold, top-p the highest ids of a tie. "llama_cpp": top-k, typical-p, top-p and min-p at temperature
+///         1, then the temperature.
 ///
 /// Raises:
 ///     ValueError: If a parameter is out of range.
@@ -46,7 +46,7 @@ const MIN_LOGITS_TO_DETACH: usize = 1 << 15;
 ///     >>> Sampler(temperature=0.0).sample(np.array([0.1, 2.5, -1.0], dtype=np.float32))
 ///     1
 #[pyclass(frozen, name = "Sampler", module = "bpe_llama")]
-pub(crate) struct PySampler(Sampler);
+pub(crate) struct PySampler(pub(super) Sampler);
 
 #[pymethods]
 impl PySampler {
@@ -59,19 +59,19 @@ impl PySampler {
             preset='exact')")]
     #[allow(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
-        temperature: f64,
+        #[pyo3(from_py_with = named::temperature)] temperature: f64,
         top_k: Option<&Bound<'_, PyAny>>,
-        top_p: f64,
-        min_p: f64,
-        repetition_penalty: f64,
-        presence_penalty: f64,
-        frequency_penalty: f64,
+        #[pyo3(from_py_with = named::top_p)] top_p: f64,
+        #[pyo3(from_py_with = named::min_p)] min_p: f64,
+        #[pyo3(from_py_with = named::repetition_penalty)] repetition_penalty: f64,
+        #[pyo3(from_py_with = named::presence_penalty)] presence_penalty: f64,
+        #[pyo3(from_py_with = named::frequency_penalty)] frequency_penalty: f64,
         seed: Option<&Bound<'_, PyAny>>,
-        typical_p: f64,
+        #[pyo3(from_py_with = named::typical_p)] typical_p: f64,
         logit_bias: Option<&Bound<'_, PyAny>>,
         banned_ids: Option<&Bound<'_, PyAny>>,
         allowed_ids: Option<&Bound<'_, PyAny>>,
-        preset: &str,
+        #[pyo3(from_py_with = named::preset)] preset: &str,
     ) -> PyResult<Self> {
         let options = Options {
             temperature,
@@ -124,7 +124,7 @@ impl PySampler {
         history: Option<&Bound<'py, PyAny>>,
         step: Option<&Bound<'py, PyAny>>,
         seeds: Option<&Bound<'py, PyAny>>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let call = Call::read(logits, history, step, seeds, num_threads)?;
         let (logits, options) = (call.logits.view()?, call.batch_options());
@@ -143,7 +143,10 @@ impl PySampler {
     /// The log-probabilities are those of the logits as given, before penalties, temperature and filters.
     ///
     /// Args:
-    ///     logits: As in `sample`. ``history``, ``step`` and ``seeds`` likewise.
+    ///     logits: As in `sample`.
+    ///     history: As in `sample`.
+    ///     step: As in `sample`.
+    ///     seeds: As in `sample`.
     ///     top_n: How many of the most likely ids to return, most likely first, ties by rising id.
     ///
     /// Returns:
@@ -200,7 +203,9 @@ impl PySampler {
     /// Return the distribution that `sample` draws from, filtered and renormalised: float64, of the logits' shape.
     ///
     /// Args:
-    ///     logits: As in `sample`. ``history`` and ``num_threads`` likewise.
+    ///     logits: As in `sample`.
+    ///     history: As in `sample`.
+    ///     num_threads: As in `sample`.
     ///
     /// Raises:
     ///     ValueError: As `sample`.
@@ -216,7 +221,7 @@ impl PySampler {
         py: Python<'py>,
         logits: &Bound<'py, PyAny>,
         history: Option<&Bound<'py, PyAny>>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let call = Call::read(logits, history, None, None, num_threads)?;
         let (logits, options) = (call.logits.view()?, call.batch_options());
@@ -248,71 +253,6 @@ impl PySampler {
         self.0.step()
     }
 
-    #[getter]
-    fn temperature(&self) -> f64 {
-        self.0.options().temperature
-    }
-
-    #[getter]
-    fn top_k(&self) -> usize {
-        self.0.options().top_k
-    }
-
-    #[getter]
-    fn top_p(&self) -> f64 {
-        self.0.options().top_p
-    }
-
-    #[getter]
-    fn min_p(&self) -> f64 {
-        self.0.options().min_p
-    }
-
-    #[getter]
-    fn typical_p(&self) -> f64 {
-        self.0.options().typical_p
-    }
-
-    #[getter]
-    fn logit_bias<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        self.0.options().logit_bias.clone().into_py_dict(py)
-    }
-
-    #[getter]
-    fn banned_ids(&self) -> Vec<u32> {
-        self.0.options().banned_ids.clone()
-    }
-
-    #[getter]
-    fn allowed_ids(&self) -> Option<Vec<u32>> {
-        self.0.options().allowed_ids.clone()
-    }
-
-    #[getter]
-    fn preset(&self) -> &'static str {
-        self.0.options().preset.name()
-    }
-
-    #[getter]
-    fn repetition_penalty(&self) -> f64 {
-        self.0.options().repetition_penalty
-    }
-
-    #[getter]
-    fn presence_penalty(&self) -> f64 {
-        self.0.options().presence_penalty
-    }
-
-    #[getter]
-    fn frequency_penalty(&self) -> f64 {
-        self.0.options().frequency_penalty
-    }
-
-    #[getter]
-    fn seed(&self) -> u64 {
-        self.0.options().seed
-    }
-
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
         let arguments = slf.get().arguments(slf.py())?;
         let arguments: PyResult<Vec<String>> =
@@ -330,38 +270,6 @@ impl PySampler {
 
     fn __setstate__(&self, step: u64) {
         self.0.set_step(step);
-    }
-}
-
-impl PySampler {
-    /// Returns the arguments of an equal sampler; the keyword-only ones only if they differ from their defaults.
-    fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let options = self.0.options();
-        let arguments = PyDict::new(py);
-        arguments.set_item("temperature", options.temperature)?;
-        arguments.set_item("top_k", options.top_k)?;
-        arguments.set_item("top_p", options.top_p)?;
-        arguments.set_item("min_p", options.min_p)?;
-        arguments.set_item("repetition_penalty", options.repetition_penalty)?;
-        arguments.set_item("presence_penalty", options.presence_penalty)?;
-        arguments.set_item("frequency_penalty", options.frequency_penalty)?;
-        arguments.set_item("seed", options.seed)?;
-        if options.typical_p < 1.0 {
-            arguments.set_item("typical_p", options.typical_p)?;
-        }
-        if !options.logit_bias.is_empty() {
-            arguments.set_item("logit_bias", self.logit_bias(py)?)?;
-        }
-        if !options.banned_ids.is_empty() {
-            arguments.set_item("banned_ids", self.banned_ids())?;
-        }
-        if options.allowed_ids.is_some() {
-            arguments.set_item("allowed_ids", self.allowed_ids())?;
-        }
-        if options.preset != Preset::Exact {
-            arguments.set_item("preset", self.preset())?;
-        }
-        Ok(arguments)
     }
 }
 

@@ -3,5 +3,6 @@
 mod arguments;
 mod class;
 mod logits;
+mod properties;
 
 pub(crate) use class::PySampler;

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use bpe_llama::formats::{Piece, PieceKind};
 use bpe_llama::train::Trained;
 use bpe_llama::{AddedToken, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::PyTokenizer;
-use crate::arguments::type_error;
 use crate::error::to_py;
+use crate::named::{self, shown};
 
 /// A SentencePiece piece: text, score, kind.
 type PieceArgs = (String, f32, u64);
@@ -42,32 +42,36 @@ impl PyTokenizer {
 
 #[pymethods]
 impl PyTokenizer {
+    /// Return the tokenizer with these ranks, which are the ids; `Tokenizer.from_ranks` calls this.
     #[staticmethod]
     #[pyo3(signature = (ranks, pattern, special_tokens=None))]
     fn build_from_ranks(
         ranks: &Bound<'_, PyDict>,
-        pattern: &str,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Option<Vec<(String, u32)>>,
     ) -> PyResult<Self> {
         let mut tokens = Vec::with_capacity(ranks.len());
         for (token, rank) in ranks {
-            let token: Vec<u8> =
-                token.cast::<PyBytes>().map_err(|_| type_error("tokens as bytes", &token))?.as_bytes().to_vec();
-            let rank = rank
-                .extract()
-                .map_err(|_| PyValueError::new_err(format!("rank {rank} of token {token:?} is not an id")))?;
-            tokens.push((token, rank));
+            let bytes = token.cast::<PyBytes>().map_err(|_| {
+                PyTypeError::new_err(format!("ranks holds the token {}; expected bytes", shown(&token)))
+            })?;
+            let rank = rank.extract().map_err(|_| {
+                let (token, rank) = (shown(&token), shown(&rank));
+                PyValueError::new_err(format!("ranks gives {token} the rank {rank}; expected an id, an int"))
+            })?;
+            tokens.push((bytes.as_bytes().to_vec(), rank));
         }
         let vocab = Vocab::from_ranks(tokens).map_err(to_py)?;
         Self::assemble(vocab, pattern, special_tokens)
     }
 
+    /// Return the tokenizer with these tokens, by id, and merges, as pairs of ids, best first.
     #[staticmethod]
     #[pyo3(signature = (tokens, merges, pattern, special_tokens=None))]
     fn build_from_merges(
         tokens: Vec<Vec<u8>>,
         merges: Vec<(u32, u32)>,
-        pattern: &str,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Option<Vec<(String, u32)>>,
     ) -> PyResult<Self> {
         let tokens = tokens.into_iter().zip(0..).collect();
@@ -75,11 +79,12 @@ impl PyTokenizer {
         Self::assemble(vocab, pattern, special_tokens)
     }
 
+    /// Return this tokenizer with more tokens, merges and special tokens; `bpe_llama.training` calls this.
     fn extended(
         &self,
         tokens: Vec<Vec<u8>>,
         merges: Vec<(u32, u32)>,
-        pattern: &str,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Vec<String>,
     ) -> PyResult<Self> {
         let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
@@ -87,38 +92,46 @@ impl PyTokenizer {
         self.inner.extended(&trained, pretokenizer, &special_tokens).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with the ranks of a `.tiktoken` file; `Tokenizer.from_tiktoken` calls this.
     #[staticmethod]
     #[pyo3(signature = (path, pattern, special_tokens=None))]
     fn build_from_tiktoken(
         py: Python<'_>,
-        path: PathBuf,
-        pattern: &str,
+        #[pyo3(from_py_with = named::path)] path: PathBuf,
+        #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Option<Vec<(String, u32)>>,
     ) -> PyResult<Self> {
         let vocab = py.detach(|| Vocab::from_tiktoken_file(&path)).map_err(to_py)?;
         Self::assemble(vocab, pattern, special_tokens)
     }
 
+    /// Return the tokenizer of a `tokenizer.json`, given as bytes; `Tokenizer.from_huggingface` calls this.
     #[staticmethod]
     fn build_from_huggingface(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_huggingface(json)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer that `to_own_json` wrote.
     #[staticmethod]
     fn build_from_own_json(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_own_json(json)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer of a SentencePiece model, given as bytes; `Tokenizer.from_file` calls this.
     #[staticmethod]
     fn build_from_sentencepiece(py: Python<'_>, model: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_sentencepiece(model)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer of SentencePiece pieces: text, score and kind.
+    ///
+    /// `prefix` puts a space before a text, `collapse` makes one space of several.
     #[staticmethod]
     fn build_from_pieces(pieces: Vec<PieceArgs>, prefix: bool, collapse: bool) -> PyResult<Self> {
         Tokenizer::from_pieces(read_pieces(pieces)?, prefix, collapse).map(Self::new).map_err(to_py)
     }
 
+    /// Return the byte-level tokenizer of a GGUF file's metadata; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf(
         py: Python<'_>,
@@ -134,6 +147,7 @@ impl PyTokenizer {
             .map_err(to_py)
     }
 
+    /// Return the SentencePiece tokenizer of a GGUF file's metadata; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf_pieces(
         py: Python<'_>,
@@ -146,6 +160,7 @@ impl PyTokenizer {
         py.detach(|| Tokenizer::from_gguf_pieces(pieces, prefix, added)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer of a GGUF file whose merges begin with characters; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf_characters(
         py: Python<'_>,
@@ -158,10 +173,18 @@ impl PyTokenizer {
         py.detach(|| Tokenizer::from_gguf_characters(pieces, merges, added)).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with other ids that begin and end a text; `None` for no such id.
+    ///
+    /// Raises:
+    ///     ValueError: If an id is outside the vocabulary.
     fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {
         self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with other special ids: begin, end, padding, unknown; `None` for no such id.
+    ///
+    /// Raises:
+    ///     ValueError: If an id is outside the vocabulary.
     fn with_ends(
         &self,
         bos_id: Option<u32>,
@@ -173,10 +196,12 @@ impl PyTokenizer {
         self.inner.as_ref().clone().with_special_ids(ids).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with a post-processor that puts these ids around each text; `None` puts nothing.
     fn with_template(&self, before: Option<u32>, after: Option<u32>) -> PyResult<Self> {
         self.inner.as_ref().clone().with_template(before, after).map(Self::new).map_err(to_py)
     }
 
+    /// Return the tokenizer with more added tokens: content, special, single_word, lstrip, rstrip, normalized.
     fn with_added_tokens(&self, tokens: Vec<AddedFlags>) -> PyResult<Self> {
         let token = |(content, special, single_word, lstrip, rstrip, normalized)| {
             let token = AddedToken::special(content, 0);

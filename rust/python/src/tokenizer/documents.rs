@@ -13,11 +13,13 @@ use crate::arguments::{Texts, Threads, prepare_arrays, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
+use crate::named;
 
 /// Ids, ends, bytes and files: the fields of `EncodedDocuments`.
 type Arrays<'py> =
     (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
 
+/// Documents of files to ids, with `begins` and `ends` around each; `Tokenizer.encode_corpus` drives it.
 #[pyclass(frozen, name = "DocumentEncoder", module = "bpe_llama._core")]
 pub(crate) struct PyDocumentEncoder(Mutex<DocumentEncoder>);
 
@@ -42,7 +44,7 @@ impl PyDocumentEncoder {
         reading: Reading,
         begins: Vec<u32>,
         ends: Vec<u32>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         prepare_arrays(py)?;
         let tokenizer = tokenizer.shared();
@@ -52,25 +54,37 @@ impl PyDocumentEncoder {
         Ok(Self(Mutex::new(DocumentEncoder::new(tokenizer, corpus, begins, ends, thread_count(num_threads)))))
     }
 
+    /// Return the next documents as four arrays, or `None` after the last one.
+    ///
+    /// They are: the ids, uint32; where each document that ends here ends in them; the bytes of its text, then those of
+    /// the document that goes on in the next batch; the index of its file.
     fn next_batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Arrays<'py>>> {
         let encoded = self.with(py, DocumentEncoder::next_batch)?;
         py.check_signals()?;
         Ok(encoded.map(|encoded| arrays(py, encoded)))
     }
 
-    fn encode_texts<'py>(&self, py: Python<'py>, texts: Texts) -> PyResult<Arrays<'py>> {
+    /// Return the arrays of `next_batch` for texts, each of which is one document.
+    fn encode_texts<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::texts)] texts: Texts,
+    ) -> PyResult<Arrays<'py>> {
         let texts = texts.iter().map(str::to_owned).collect();
         Ok(arrays(py, self.with(py, |encoder, interrupt| encoder.encode_texts(texts, interrupt))?))
     }
 
+    /// Read some of the next documents without encoding them, and return how many are left to skip.
     fn skip(&self, py: Python<'_>, documents: u64) -> PyResult<u64> {
         self.with(py, |encoder, _| encoder.skip(documents))
     }
 
+    /// Return how many bytes of the files were read.
     fn bytes_read(&self, py: Python<'_>) -> PyResult<u64> {
         self.with(py, |encoder, _| Ok(encoder.corpus().bytes_read()))
     }
 
+    /// Return how many rows were skipped, and what is wrong with the first.
     fn skipped(&self, py: Python<'_>) -> PyResult<SkippedRows> {
         self.with(py, |encoder, _| Ok(skipped_rows(encoder.corpus().skipped())))
     }

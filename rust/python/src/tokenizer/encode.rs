@@ -7,19 +7,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
-use crate::arguments::{Specials, Text, Texts, Threads, at_least, places_before_joining, prepare_arrays, thread_count};
+use crate::arguments::{Specials, Text, places_before_joining, prepare_arrays};
 use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
-
-/// Less text than this is encoded on the calling thread.
-const ONE_THREAD_BYTES: usize = 1 << 15;
-
-/// The ids of many texts in one array, and the offset of each text.
-type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+use crate::named::{self, Argument};
 
 impl PyTokenizer {
     /// Checks the special-token arguments and calls `work` with the resulting options.
-    fn with_options<R>(
+    pub(super) fn with_options<R>(
         &self,
         py: Python<'_>,
         texts: &[&str],
@@ -75,65 +70,113 @@ impl PyTokenizer {
             Ok(ids)
         })
     }
-
-    /// Returns the ids of many texts in one list, and the offset of each text.
-    fn encode_rows(
-        &self,
-        py: Python<'_>,
-        texts: &Texts,
-        num_threads: Option<Threads>,
-        ends: (bool, bool),
-        allowed: &Specials,
-        disallowed: &Specials,
-    ) -> PyResult<(Vec<u32>, Vec<i64>)> {
-        let texts: Vec<&str> = texts.iter().collect();
-        // Asking for the number of processors reads files of the system: longer than a short text takes.
-        let is_short = texts.iter().map(|text| text.len()).sum::<usize>() < ONE_THREAD_BYTES;
-        let threads = if is_short { 1 } else { thread_count(num_threads) };
-        self.with_options(py, &texts, ends, allowed, disallowed, |options| {
-            interruptible(py, |interrupt| {
-                self.inner.encode_batch(&texts, EncodeOptions { interrupt, ..options }, threads)
-            })
-        })
-    }
 }
 
 #[pymethods]
 impl PyTokenizer {
-    #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
+    /// Return the ids of a text.
+    ///
+    /// Text that looks like a special token is ordinary text, unless it is in `allowed_special`.
+    ///
+    /// Args:
+    ///     text: Any `str`.
+    ///     bos: Put `bos_id` first.
+    ///     eos: Put `eos_id` last.
+    ///     allowed_special: Special tokens that stand for themselves, or `"all"`.
+    ///     disallowed_special: Special tokens that raise where the text holds them, or `"all"`.
+    ///
+    /// Raises:
+    ///     TypeError: If `text` is no `str`.
+    ///     ValueError: If the text holds a disallowed special token, `allowed_special` names an unknown one, `bos` or
+    ///         `eos` is asked for where there is none, or a byte of the text has no token.
+    ///
+    /// Cost: linear in the text, whatever it holds.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=259, special_tokens=["<s>"], progress=False)
+    ///     >>> tok.encode("low"), tok.encode("<s>low", allowed_special={"<s>"})
+    ///     ([257], [258, 257])
+    ///     >>> tok.encode("<s>")
+    ///     [27, 82, 29]
+    #[pyo3(
+        signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()),
+        text_signature = "($self, text, *, bos=False, eos=False, allowed_special=(), disallowed_special=())"
+    )]
     fn encode<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::bos)] bos: bool,
+        #[pyo3(from_py_with = named::eos)] eos: bool,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         self.list(py, &self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?)
     }
 
-    fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
+    /// Return the ids of a text in which nothing is special: `encode` without its options.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.encode_ordinary("low")
+    ///     [257]
+    fn encode_ordinary<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+    ) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
         self.list(py, &self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
     }
 
+    /// Return the ids of `encode_ordinary` for a text that follows other text, or `None` for a special token.
+    ///
+    /// They differ where SentencePiece puts a space before a text: before one that follows text it puts none, but for
+    /// the one that was left out at the end of that text where spaces collapse.
     #[pyo3(signature = (text, before))]
-    fn encode_following<'py>(&self, py: Python<'py>, text: Text, before: Option<Text>) -> PyResult<Bound<'py, PyList>> {
+    fn encode_following<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::before)] before: Option<Text>,
+    ) -> PyResult<Bound<'py, PyList>> {
         let before = before.as_deref();
         let ids =
             interruptible_if_long(py, text.len(), |interrupt| self.inner.encode_following(&text, before, interrupt))?;
         self.list(py, &ids)
     }
 
-    #[pyo3(signature = (text, dropout=None, seed=0, *, allowed_special=Specials::default()))]
+    /// Return the ids of a text where each merge is left out with a probability: BPE-dropout, for training.
+    ///
+    /// Args:
+    ///     text: Any `str`.
+    ///     dropout: From 0 to 1; by default what the tokenizer's file says, which `encode` never applies.
+    ///     seed: The same seed gives the same ids.
+    ///     allowed_special: Special tokens that stand for themselves.
+    ///
+    /// Raises:
+    ///     ValueError: If `dropout` is out of range, or None where the file names none.
+    ///
+    /// Source: Provilkov et al. 2020, arXiv:1910.13267.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.encode_with_dropout("low", 0.0), tok.encode_with_dropout("low", 1.0)
+    ///     ([257], [75, 78, 86])
+    #[pyo3(
+        signature = (text, dropout=None, seed=0, *, allowed_special=Specials::default()),
+        text_signature = "($self, text, dropout=None, seed=0, *, allowed_special=())"
+    )]
     fn encode_with_dropout<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        dropout: Option<f64>,
-        seed: u64,
-        allowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::dropout)] dropout: Option<f64>,
+        #[pyo3(from_py_with = named::seed)] seed: u64,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         let dropout = dropout.or_else(|| self.inner.dropout().map(f64::from)).ok_or_else(|| {
             PyValueError::new_err("dropout is None, and the tokenizer's file names none; expected a number from 0 to 1")
@@ -146,76 +189,92 @@ impl PyTokenizer {
         self.list(py, &ids)
     }
 
-    fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
+    /// Return the ids of any bytes, such that `decode_bytes` gives them back.
+    ///
+    /// The longest valid UTF-8 start is encoded as text; the rest is one piece with the last piece of that text, as in
+    /// tiktoken. SentencePiece takes `▁` for a space, so that a space comes back for it.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.decode_bytes(tok.encode_bytes(b"low \xff"))
+    ///     b'low \xff'
+    fn encode_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::data)] data: &[u8],
+    ) -> PyResult<Bound<'py, PyList>> {
         self.list(py, &interruptible_if_long(py, data.len(), |interrupt| self.inner.encode_bytes(data, interrupt))?)
     }
 
+    /// Return the ids of bytes as one piece: the token they are, or with `merged` always what merging gives.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.encode_piece(b"low")
+    ///     [257]
     #[pyo3(signature = (data, *, merged=false))]
-    fn encode_piece<'py>(&self, py: Python<'py>, data: &[u8], merged: bool) -> PyResult<Bound<'py, PyList>> {
+    fn encode_piece<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::data)] data: &[u8],
+        #[pyo3(from_py_with = named::merged)] merged: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
         let ids = py.detach(|| self.inner.encode_piece(data, merged)).map_err(to_py)?;
         self.list(py, &ids)
     }
 
-    #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
+    /// Return the ids of a text, shape (n,), uint32; arguments and errors are those of `encode`.
+    ///
+    /// The array takes over the memory that the ids were written to.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.encode_to_numpy("low low")
+    ///     array([257, 220, 257], dtype=uint32)
+    #[pyo3(
+        signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()),
+        text_signature = "($self, text, *, bos=False, eos=False, allowed_special=(), disallowed_special=())"
+    )]
     fn encode_to_numpy<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::bos)] bos: bool,
+        #[pyo3(from_py_with = named::eos)] eos: bool,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         prepare_arrays(py)?;
         Ok(self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?.into_pyarray(py))
     }
 
-    #[pyo3(signature = (texts, num_threads=None, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
-    #[expect(clippy::too_many_arguments, reason = "the keywords of the Python method")]
-    fn encode_batch<'py>(
-        &self,
-        py: Python<'py>,
-        texts: Texts,
-        num_threads: Option<Threads>,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
-    ) -> PyResult<Bound<'py, PyList>> {
-        let (ids, offsets) =
-            self.encode_rows(py, &texts, num_threads, (bos, eos), &allowed_special, &disallowed_special)?;
-        list(py, offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize])))
-    }
-
-    #[pyo3(signature = (texts, num_threads=None, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
-    #[expect(clippy::too_many_arguments, reason = "the keywords of the Python method")]
-    fn encode_batch_to_numpy<'py>(
-        &self,
-        py: Python<'py>,
-        texts: Texts,
-        num_threads: Option<Threads>,
-        bos: bool,
-        eos: bool,
-        allowed_special: Specials,
-        disallowed_special: Specials,
-    ) -> PyResult<Rows<'py>> {
-        prepare_arrays(py)?;
-        let (ids, offsets) =
-            self.encode_rows(py, &texts, num_threads, (bos, eos), &allowed_special, &disallowed_special)?;
-        Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
-    }
-
-    #[pyo3(signature = (text, *, allowed_special=Specials::default(), first=0))]
+    /// Return the ids, and for each the range of characters its bytes fall into: `text[start:end]`.
+    ///
+    /// Tokens that share a character both name it. They are ranges of `text` as it stands, also where the tokenizer
+    /// normalizes it. Where a tokenizer's file says `trim_offsets`, white space at the ends of a token is left out, but
+    /// with `add_prefix_space` not the space before the token `first`: the first one that the caller keeps.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.encode_with_offsets("low low")
+    ///     ([257, 220, 257], [(0, 3), (3, 4), (4, 7)])
+    #[pyo3(
+        signature = (text, *, allowed_special=Specials::default(), first=0),
+        text_signature = "($self, text, *, allowed_special=(), first=0)"
+    )]
     fn encode_with_offsets<'py>(
         &self,
         py: Python<'py>,
         text: &Bound<'py, PyAny>,
-        allowed_special: Specials,
-        first: i64,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+        #[pyo3(from_py_with = named::first)] first: usize,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
-        let first = at_least(0, "first", first)?;
         let given = text;
-        let text: Text = given.extract()?;
+        let text = Text::read("text", given)?;
         let (ids, mut offsets) = allowed_special.view(|allowed| {
             interruptible(py, |interrupt| self.inner.encode_with_offsets_from(&text, first, allowed, interrupt))
         })?;
@@ -229,8 +288,23 @@ impl PyTokenizer {
         Ok((self.list(py, &ids)?, list(py, offsets.into_iter().map(Ok))?))
     }
 
-    #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
-    fn count(&self, py: Python<'_>, text: Text, allowed_special: Specials) -> PyResult<usize> {
+    /// Return `len(encode(text))` without making the ids.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.count("low low")
+    ///     3
+    #[pyo3(
+        signature = (text, *, allowed_special=Specials::default()),
+        text_signature = "($self, text, *, allowed_special=())"
+    )]
+    fn count(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+    ) -> PyResult<usize> {
         allowed_special.view(|allowed| {
             interruptible(py, |interrupt| {
                 self.inner.count(&text, EncodeOptions { allowed, interrupt, ..EncodeOptions::default() })
@@ -238,16 +312,27 @@ impl PyTokenizer {
         })
     }
 
-    #[pyo3(signature = (text, max_tokens, *, allowed_special=Specials::default()))]
+    /// Return the longest start of `text`, cut between tokens and between characters, of at most `max_tokens` ids.
+    ///
+    /// Raises:
+    ///     ValueError: If `max_tokens` is negative.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.truncate("low low", 2)
+    ///     'low '
+    #[pyo3(
+        signature = (text, max_tokens, *, allowed_special=Specials::default()),
+        text_signature = "($self, text, max_tokens, *, allowed_special=())"
+    )]
     fn truncate<'py>(
         &self,
         py: Python<'py>,
-        text: Text,
-        max_tokens: i64,
-        allowed_special: Specials,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::max_tokens)] max_tokens: usize,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
     ) -> PyResult<Bound<'py, PyString>> {
-        let max_tokens = usize::try_from(max_tokens)
-            .map_err(|_| PyValueError::new_err(format!("max_tokens must be at least 0, got {max_tokens}")))?;
         let kept = allowed_special.view(|allowed| {
             interruptible_if_long(py, text.len(), |interrupt| {
                 self.inner.truncate(&text, max_tokens, allowed, interrupt)
@@ -256,8 +341,23 @@ impl PyTokenizer {
         Ok(PyString::new(py, kept))
     }
 
-    #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
-    fn tokenize<'py>(&self, py: Python<'py>, text: Text, allowed_special: Specials) -> PyResult<Bound<'py, PyList>> {
+    /// Return the bytes of each token of a text; together they are the text.
+    ///
+    /// Example:
+    ///     >>> from bpe_llama import Tokenizer
+    ///     >>> tok = Tokenizer.train_from_iterator(["low"] * 3, vocab_size=258, progress=False)
+    ///     >>> tok.tokenize("low lo")
+    ///     [b'low', b' ', b'lo']
+    #[pyo3(
+        signature = (text, *, allowed_special=Specials::default()),
+        text_signature = "($self, text, *, allowed_special=())"
+    )]
+    fn tokenize<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
+    ) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
         let ids = self.encode_one(py, &text, (false, false), &allowed_special, &nothing)?;
         list(py, ids.into_iter().map(|id| self.token_bytes(py, id)))

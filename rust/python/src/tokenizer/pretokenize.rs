@@ -6,11 +6,18 @@ use pyo3::types::PyModule;
 
 use crate::error::to_py;
 
+/// Return the pieces of `text` under a pattern's name or a regex; together they are `text`.
+///
+/// Example:
+///     >>> from bpe_llama._core import split_pieces
+///     >>> split_pieces("llama3", "low lower")
+///     ['low', ' lower']
 #[pyfunction]
 fn split_pieces<'text>(py: Python<'_>, pattern: &str, text: &'text str) -> PyResult<Vec<&'text str>> {
     py.detach(|| Pretokenizer::new(pattern)?.split(text)).map_err(to_py)
 }
 
+/// Return the regex of a pattern's name, spelled as Python's `regex` and Oniguruma read it alike.
 #[pyfunction]
 fn pattern_regex(pattern: &str) -> PyResult<String> {
     Ok(Pretokenizer::new(pattern).map_err(to_py)?.pattern().to_owned())

@@ -13,7 +13,9 @@ use crate::arguments::{Texts, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
+use crate::named;
 
+/// A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it.
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
 pub(crate) struct PyTokenFile {
     tokenizer: Arc<Tokenizer>,
@@ -50,15 +52,16 @@ impl PyTokenFile {
     fn new(
         py: Python<'_>,
         tokenizer: &PyTokenizer,
-        path: PathBuf,
+        #[pyo3(from_py_with = named::path)] path: PathBuf,
         end: Option<u32>,
-        num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         let tokenizer = tokenizer.shared();
         let file = py.detach(|| TokenFile::create(&path, tokenizer.vocab_size())).map_err(to_py)?;
         Ok(Self { tokenizer, end, threads: thread_count(num_threads), file: Mutex::new(Some(file)) })
     }
 
+    /// Append the documents of files; return how many rows were skipped, and what is wrong with the first.
     fn add_files(
         &self,
         py: Python<'_>,
@@ -82,17 +85,20 @@ impl PyTokenFile {
         Ok(skipped_rows(corpus.skipped()))
     }
 
-    fn add_texts(&self, py: Python<'_>, texts: Texts) -> PyResult<()> {
+    /// Append texts, each of which is one document.
+    fn add_texts(&self, py: Python<'_>, #[pyo3(from_py_with = named::texts)] texts: Texts) -> PyResult<()> {
         let chunk = |text: &str| Chunk { document: 0, text: text.to_owned(), is_last: true };
         let chunks: Vec<Chunk> = texts.iter().map(chunk).collect();
         self.with_file(py, |file, options| self.tokenizer.encode_chunks(&chunks, options, self.threads, file))
     }
 
+    /// Return the number of ids, now that the file stands at its path.
     fn finish(&self, py: Python<'_>) -> PyResult<u64> {
         let finished = py.detach(|| self.take().map(TokenFile::finish));
         finished.ok_or_else(|| PyValueError::new_err("the token file is closed"))?.map_err(to_py)
     }
 
+    /// Remove what was written.
     fn abandon(&self, py: Python<'_>) {
         py.detach(|| drop(self.take()));
     }

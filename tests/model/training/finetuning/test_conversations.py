@@ -14,6 +14,7 @@ import pyarrow
 import pytest
 
 from bpe_llama import Tokenizer
+from bpe_llama._progress import Progress
 from bpe_llama.model.training import DataConfig
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from tests.model.training.helpers import SAME, SHAREGPT, SPELT, TALK, TEMPLATE, learned_text, write_rows, write_talks
@@ -31,6 +32,13 @@ def test_only_answers_are_learned(tokenizer: Tokenizer, talks: Path) -> None:
     assert short.truncated == 9 and all(len(example.ids) <= len(short.examples[0].ids) for example in short.examples)
     with pytest.raises(ValueError, match="no conversation has an answer within its first 3 tokens"):
         read_conversations([talks], tokenizer, 3)
+
+
+def test_reading_reports_its_progress(tokenizer: Tokenizer, talks: Path) -> None:
+    seen: list[Progress] = []
+    talks.write_text(talks.read_text() * 23)  # 9 rows each
+    read_conversations([talks], tokenizer, 100, progress=seen.append)
+    assert seen == [("read", 100, None), ("read", 200, None)]
 
 
 @pytest.mark.parametrize("name", ["packed.jsonl.gz", "packed.ndjson.zst"])

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::sort::sort;
 use super::word_counts::WordCounts;
-use crate::atomic_write::write_atomically;
+use crate::files::{read_regular, write_atomically};
 use crate::{Error, Interrupt, Result};
 
 const MAGIC: &[u8; 8] = b"BPEWORDS";
@@ -39,7 +39,7 @@ impl WordCounts {
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or of another format; the error of
     /// the interrupt check.
     pub fn load(path: &Path, interrupt: Interrupt<'_>) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let bytes = read_regular(path)?;
         Self::from_bytes(&bytes, interrupt).map_err(|error| match error {
             Error::Format(problem) => malformed!("{}: {problem}", path.display()),
             other => other,

@@ -1,0 +1,49 @@
+"""Checks of the options of generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from operator import index
+from typing import Any
+
+from bpe_llama._arguments import iterator, wrong
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise for what is no integer, or is too small."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
+def check_number(name: str, value: Any, least: float, most: float) -> None:
+    """Raise for what is no finite number, or is out of range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    if not least <= value <= most or math.isinf(value):
+        expected = f"a finite number of at least {least}" if math.isinf(most) else f"{least} to {most}"
+        raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+def sequences_of_ids(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return sequences of ids as tuples of ints."""
+    try:
+        several = tuple(tuple(index(token_id) for token_id in one) for one in given)
+    except TypeError:
+        raise TypeError(f"{name} is {given!r}; expected sequences of ids, such as [[5], [6, 7]]") from None
+    if () in several:
+        raise ValueError(f"{name} holds an empty sequence; expected one id at least in each")
+    return several
+
+
+def check_ending_ids(value: Any) -> None:
+    """Raise for what is neither an id nor several."""
+    try:
+        index(value)
+    except TypeError:
+        expected = "an id, several, or None"
+        for token_id in iterator("eos_id", value, expected):
+            if not hasattr(token_id, "__index__"):
+                raise TypeError(wrong("eos_id", value, expected)) from None

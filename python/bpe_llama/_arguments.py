@@ -1,0 +1,167 @@
+"""Checks of arguments: an error says which argument it is, its value, and what was expected.
+
+The compiled half is ``rust/python/src/named.rs``.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bpe_llama._core import shown
+
+T = TypeVar("T")
+
+
+def wrong(name: str, value: object, expected: str) -> str:
+    """Return the message for an argument's value.
+
+    Examples:
+        >>> wrong("vocab_size", 8e3, "an int")
+        'vocab_size must be an int, got 8000.0'
+    """
+    return f"{name} must be {expected}, got {shown(value)}"
+
+
+def integer(name: str, value: object, least: int | None = None) -> int:
+    """Return an argument as an int; NumPy integers are accepted.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is below ``least``.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(wrong(name, value, "an int"))
+    try:
+        whole = operator.index(value)
+    except TypeError:  # an array or a tensor of several numbers
+        raise TypeError(wrong(name, value, "an int")) from None
+    if least is not None and whole < least:
+        raise ValueError(f"{name} is {whole}; expected at least {least}")
+    return whole
+
+
+def number(name: str, value: object) -> float:
+    """Return an argument as it is, if it is an int or a float; NumPy's are accepted, ``bool`` is not.
+
+    Raises:
+        TypeError: If it is no number.
+    """
+    if isinstance(value, (bool, str, bytes)) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        raise TypeError(wrong(name, value, "a number"))
+    return value  # type: ignore[return-value]  # a NumPy number is one
+
+
+def boolean(name: str, value: object, expected: str = "True or False") -> bool:
+    """Return an argument that must be a ``bool``, or NumPy's.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(wrong(name, value, expected))
+    return bool(value)
+
+
+def string(name: str, value: object) -> str:
+    """Return an argument that must be a ``str``.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(wrong(name, value, "a str"))
+    return value
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
+
+
+def check_surrogates(name: str, text: str) -> None:
+    """Raise `ValueError` for a text with a lone surrogate: half of a UTF-16 pair, which is no character.
+
+    `Tokenizer.encode` takes it for U+FFFD, as tiktoken does; nothing is to be continued or answered from such a guess.
+    """
+    if not text.isascii() and (found := _LONE_SURROGATE.search(text)):
+        what = f"{name} holds {found[0]!r} at character {found.start()}"
+        raise ValueError(f"{what}, a lone surrogate, which is no character; expected it left out or replaced")
+
+
+def path(name: str, value: object) -> Path:
+    """Return an argument that must be a ``str`` or another path.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    try:
+        found = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        found = None
+    if not isinstance(found, str):
+        raise TypeError(wrong(name, value, "a str or another path"))
+    return Path(found)
+
+
+def instance(name: str, value: T, kind: type[Any], expected: str | None = None) -> T:
+    """Return an argument that must be of a class.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(wrong(name, value, expected or f"a {kind.__name__}"))
+    return value
+
+
+def iterator(name: str, values: Iterable[T], expected: str) -> Iterator[T]:
+    """Return an iterator over an argument that must be a collection or another iterable, and no text.
+
+    Raises:
+        TypeError: If it is none, or a mapping, of which only the keys would be taken.
+    """
+    try:
+        if not isinstance(values, (str, bytes, Mapping)):
+            return iter(values)
+    except TypeError:
+        pass
+    raise TypeError(wrong(name, values, expected))
+
+
+def one_of(name: str, value: object, known: Collection[str]) -> str:
+    """Return an argument that must be one of some names.
+
+    Raises:
+        TypeError: If it is no ``str``.
+        ValueError: If it is another one.
+    """
+    if string(name, value) not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
+    return str(value)
+
+
+def keywords_of(options: type) -> frozenset[str]:
+    """Return the keywords of a ``TypedDict``, inherited ones included."""
+    keywords: frozenset[str] = options.__optional_keys__  # type: ignore[attr-defined]  # every TypedDict has it
+    return keywords
+
+
+def check_keywords(function: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise what Python raises for a keyword that a function does not have; name the nearest one.
+
+    Examples:
+        >>> check_keywords("train", {"max_step": 5}, ["max_steps", "seed"])
+        Traceback (most recent call last):
+        TypeError: train() got an unexpected keyword argument 'max_step'; did you mean 'max_steps'?
+    """
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(sorted(known))}"
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}; {hint}")

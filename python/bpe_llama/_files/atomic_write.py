@@ -1,0 +1,121 @@
+"""Files that appear complete or not at all: written in a temporary folder beside them, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpe_llama._files.lock import lock_at_once
+
+_LOCK = ".lock"
+_LONGEST = 40  # characters of the file's name in the folder's
+_ABANDONED = 60.0  # seconds after which a temporary folder without a lock file is nobody's
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the name of ``path``; on success it replaces ``path``, on an error it is removed.
+
+    A process killed at any moment leaves the old file or the new one. Its temporary folder is removed by the next
+    write of the same file: a lock tells the folder of a running process from that of a killed one.
+
+    Raises:
+        OSError: If the file cannot be written, as on a full disk; it names ``path``.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "greeting.txt"
+        >>> with atomic_write(path) as temporary:
+        ...     _ = temporary.write_text("hello")
+        >>> path.read_text(), len(list(path.parent.iterdir()))
+        ('hello', 1)
+    """
+    try:
+        _remove_abandoned(path)
+        folder, lock = _locked_folder(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    temporary = folder / path.name
+    try:
+        yield temporary
+        _finish(temporary, os.fstat(lock).st_mode)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno is None:  # numpy's, of a file written in part
+            reason = f"the file was not written whole ({error}): is the disk full?"
+            raise OSError(errno.ENOSPC, reason, os.fspath(path)) from None
+        if error.filename is not None and folder not in Path(os.fsdecode(error.filename)).parents:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    finally:
+        if os.name == "nt":  # where an open file cannot be removed
+            os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.name != "nt":
+            os.close(lock)
+
+
+def _finish(temporary: Path, mode: int) -> None:
+    """Flush a file to disk, and give it the mode that new files have."""
+    descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if os.name != "nt" and temporary.stat().st_mode != mode:  # safetensors writes files that only the owner reads
+        temporary.chmod(mode & 0o777)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """Return a new folder beside ``path``, and the descriptor of its locked lock file."""
+    while True:
+        folder = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.tmp")
+        folder.mkdir(mode=0o700)
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:  # another writer took the folder for an abandoned one
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks
+            lock_at_once(lock)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
+                return folder, lock
+        os.close(lock)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:_LONGEST]}."
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary folders of killed processes that wrote to ``path``."""
+    prefix = _prefix(path)
+    with os.scandir(path.parent) as entries:
+        found = [Path(entry) for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".tmp")]
+    for folder in filter(Path.is_dir, found):
+        with contextlib.suppress(OSError):
+            _remove_if_abandoned(folder)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR)
+    except FileNotFoundError:  # its process was killed, or is about to create the file
+        if time.time() - folder.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(folder)
+        return
+    try:
+        lock_at_once(lock)  # raises if a process holds it, and on a file system without locks
+        if os.name != "nt":
+            shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+    if os.name == "nt":
+        shutil.rmtree(folder)

@@ -1,0 +1,249 @@
+"""What a user of models is told who makes a mistake; see tests/unit/test_mistakes.py."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bpe_llama import Tokenizer
+from bpe_llama._arguments import keywords_of
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, perplexity, training
+from bpe_llama.model.adapters.arguments import AdapterFields
+from bpe_llama.model.adapters.config import AdapterConfig
+from bpe_llama.model.generation.generate import generate
+from bpe_llama.model.quantization.quantize import dequantize, quantize
+from bpe_llama.model.sampling.keywords import GenerateKeywords, GenerationKeywords
+from bpe_llama.model.training import TrainConfig
+
+SIZES: dict[str, Any] = {"vocab_size": 262, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+
+MODEL = [
+    ("LlamaConfig(vocab_size='262')", TypeError, "vocab_size is '262'; expected an integer"),
+    ("LlamaConfig(num_hidden_layers=0)", ValueError, "num_hidden_layers is 0; expected at least 1"),
+    ("LlamaConfig(layers=2)", TypeError, "unexpected keyword argument 'layers'"),
+    (
+        "LlamaForCausalLM('folder')",
+        TypeError,
+        "config must be a LlamaConfig; from_pretrained takes a path, got 'folder'",
+    ),
+    ("LlamaForCausalLM({'vocab_size': 262})", TypeError, "config must be a LlamaConfig; from_pretrained takes a path"),
+    ("LlamaForCausalLM(config, dtype='float33')", ValueError, "dtype 'float33' is not one of 'auto', 'float32'"),
+    (
+        "LlamaForCausalLM(config, device='gpu')",
+        ValueError,
+        "device 'gpu' is not known to torch; expected 'auto', 'cpu'",
+    ),
+    ("LlamaForCausalLM(config, seed='x')", TypeError, "seed must be an int, got 'x'"),
+    ("LlamaForCausalLM.from_pretrained(5)", TypeError, "name must be a str or another path, got 5"),
+    (
+        "LlamaForCausalLM.from_pretrained(folder, torch_dtype='auto')",
+        TypeError,
+        "'torch_dtype'; expected cache_dir, check",
+    ),
+    ("LlamaForCausalLM.from_pretrained(folder, revison='v2')", TypeError, "'revison'; did you mean 'revision'?"),
+    ("model([[1, 5]])", TypeError, "input_ids must be a tensor of ids, (batch, length), got [[1, 5]]"),
+    ("model('low')", TypeError, "input_ids must be a tensor of ids, (batch, length), got 'low'"),
+    ("model(ids.float())", TypeError, "input_ids has dtype torch.float32; expected integers"),
+    ("model(ids[0])", ValueError, "input_ids has shape (3,); expected (batch, length)"),
+    ("model(ids + 500)", ValueError, "input id 507 is outside the vocabulary of 262"),
+    ("model(ids, labels=[1])", TypeError, "labels must be a tensor, (batch, length), got [1]"),
+    ("model(ids, attention_mask=[1])", TypeError, "attention_mask must be a tensor, (batch, length), got [1]"),
+    ("model.save_pretrained(5)", TypeError, "folder must be a str or another path, got 5"),
+    ("model.resize_token_embeddings('5')", ValueError, "new_num_tokens is '5'; expected an integer"),
+    ("model.set_attn_implementation('fast')", ValueError, "attention backend 'fast' is not one of sdpa, eager, flex"),
+    ("model.gradient_checkpointing_enable(every=0)", ValueError, "every is 0; expected at least 1"),
+    ("perplexity(model, 'text')", TypeError, "ids must be a list of ids, got 'text'"),
+    ("perplexity(tok, [1, 2])", TypeError, "model must be a LlamaForCausalLM, got Tokenizer(vocab_size=262"),
+    ("perplexity(model, [1, 2], window='x')", TypeError, "window must be an int, got 'x'"),
+]
+GENERATION = [
+    ("model.generate([[1, 5]])", TypeError, "input_ids must be a torch.Tensor, got [[1, 5]]"),
+    ("model.generate(ids, max_tokens=5)", TypeError, "'max_tokens'; did you mean 'max_new_tokens'?"),
+    ("model.generate(ids, num_beams='2')", TypeError, "num_beams must be an int, got '2'"),
+    ("model.generate(ids, num_return_sequences=0)", ValueError, "num_return_sequences is 0; expected at least 1"),
+    ("model.generate(ids, do_sample='yes')", TypeError, "do_sample must be True, False or None, got 'yes'"),
+    ("model.generate(ids, num_beams=2, length_penalty='x')", TypeError, "length_penalty must be a number, got 'x'"),
+    ("model.generate(ids, cache='half')", ValueError, "cache is 'half'; expected one of full, int8, ring"),
+    ("TextGenerator(tok, model)", TypeError, "model must be a LlamaForCausalLM, got Tokenizer(vocab_size=262"),
+    ("TextGenerator(model, 'tokenizer.json')", TypeError, "tokenizer must be a Tokenizer, got 'tokenizer.json'"),
+    ("TextGenerator(config, tok)", TypeError, "model must be a LlamaForCausalLM, got LlamaConfig("),
+    ("generator.generate(5)", TypeError, "the prompt must be a str or a list of ids, got 5"),
+    ("generator.generate(b'low')", TypeError, "the prompt must be a str or a list of ids, got b'low'"),
+    (
+        "generator.generate(['low', 'er'])",
+        TypeError,
+        "holds 'low' at index 0; expected ids, which are ints; generate_batch",
+    ),
+    ("generator.generate([1.5])", TypeError, "the prompt holds 1.5 at index 0; expected ids, which are ints"),
+    ("generator.generate([999])", ValueError, "input id 999 is outside the vocabulary of 262"),
+    ("generator.generate('a\\ud800b')", ValueError, "the prompt holds '\\ud800' at character 1, a lone surrogate"),
+    ("generator.generate('low ' * 40)", ValueError, "the prompt has 41 ids, which leaves no room in a context of 32"),
+    ("generator.generate('low', max_new_tokens='5')", TypeError, "max_new_tokens is '5'; expected an integer"),
+    ("generator.generate('low', max_new_tokens=0)", ValueError, "max_new_tokens is 0; expected at least 1"),
+    ("generator.generate('low', max_new_token=5)", TypeError, "'max_new_token'; did you mean 'max_new_tokens'?"),
+    ("generator.generate('low', temperature='hot')", TypeError, "temperature is 'hot'; expected a number"),
+    ("generator.generate('low', top_p=1.5)", ValueError, "top_p must be in (0, 1], got 1.5"),
+    ("generator.generate('low', top_k=1.5)", TypeError, "top_k must be an int, got 1.5"),
+    ("generator.generate('low', seed=1.5)", TypeError, "seed is 1.5; expected an integer, or None for a fresh one"),
+    ("generator.generate('low', stop=5)", TypeError, "stop is 5; expected a string or several"),
+    ("generator.generate('low', bos='yes')", TypeError, "bos must be True, False or None, got 'yes'"),
+    ("generator.generate('low', reuse='yes')", TypeError, "reuse must be True, False or None, got 'yes'"),
+    ("generator.generate('low', n='2')", TypeError, "n must be an int, got '2'"),
+    ("generator.generate('low', num_beams=0)", ValueError, "num_beams is 0; expected at least 1"),
+    ("generator.generate('low', bad_words='er')", TypeError, "bad_words is 'er'; expected a list of words"),
+    (
+        "generator.generate('low', bad_words=5)",
+        TypeError,
+        "bad_words must be a list of words, or of sequences of ids, got",
+    ),
+    ("generator.generate('low', eos_id='</s>')", TypeError, "eos_id must be an id, several, or None, got '</s>'"),
+    ("generator.generate('low', logprobs='x')", TypeError, "logprobs must be True or False, got 'x'"),
+    (
+        "generator.generate('low', logits_processor=5)",
+        TypeError,
+        "logits_processor must be a function of ids and logits",
+    ),
+    ("generator.generate('low', json_schema=5)", TypeError, "json_schema is 5; expected an object, its text, or"),
+    ("generator.generate('low', choice='ab')", TypeError, "choice is 'ab'; expected a list of strings"),
+    (
+        "generator.generate_batch('abc')",
+        TypeError,
+        "prompts must be a list of texts or of ids; generate takes one prompt",
+    ),
+    ("generator.generate_batch(5)", TypeError, "prompts must be a list of texts or of ids; generate takes one prompt"),
+    ("generator.generate_batch([1, 2])", TypeError, "prompts[0] must be a str or a list of ids, got 1"),
+    ("generator.generate_batch(['low', 'low ' * 40])", ValueError, "prompts[1] has 41 ids, which leaves no room in a"),
+    ("generator.generate_batch(['low'], slots='2')", TypeError, "slots must be an int, got '2'"),
+    ("generator.generate_batch(['low'], seed=[1, 2])", ValueError, "seed holds 2 numbers for 1 prompts; expected one"),
+    ("list(generator.stream('low', n=2))", ValueError, "n is 2, but a stream is one answer"),
+]
+TRAINING = [
+    ("TrainConfig(max_steps='5')", TypeError, "max_steps must be an int, got '5'"),
+    ("TrainConfig(max_steps=5.5)", TypeError, "max_steps must be an int, got 5.5"),
+    ("TrainConfig(max_steps=0)", ValueError, "max_steps is 0, expected at least 1"),
+    ("TrainConfig(learning_rate='1e-3')", TypeError, "learning_rate must be a number, got '1e-3'"),
+    ("TrainConfig(schedule='linear')", ValueError, "schedule is 'linear', expected cosine, warmup_stable_decay or"),
+    ("TrainConfig(dtype=torch.float32)", ValueError, "dtype is torch.float32, expected auto, float32, bfloat16 or"),
+    ("TrainConfig(betas=0.9)", TypeError, "betas must be two numbers, got 0.9"),
+    ("TrainConfig(betas=('a', 'b'))", TypeError, "betas must be a number, got 'a'"),
+    ("TrainConfig(compile='yes')", TypeError, "compile must be True or False, got 'yes'"),
+    ("TrainConfig(document_mask=1)", TypeError, "document_mask must be True or False, got 1"),
+    ("TrainConfig(max_seconds='1h')", TypeError, "max_seconds must be a number, got '1h'"),
+    ("TrainConfig(device=5)", TypeError, "device must be a str, got 5"),
+    ("TrainConfig(lr=1e-3)", TypeError, "unexpected keyword argument 'lr'"),
+    ("training.train('ids.npy', model, few, folder)", TypeError, "model must be a model, got 'ids.npy'"),
+    ("training.train(model, 'ids.npy', {'max_steps': 1}, folder)", TypeError, "config must be a TrainConfig, got {"),
+    ("training.train(model, 'ids.npy', folder, few)", TypeError, "config must be a TrainConfig, got"),
+    ("training.train(model, 'ids.npy', few, 5)", TypeError, "out must be a str or another path, got 5"),
+    ("training.train(model, 5, few, folder)", TypeError, "data are a int; expected paths, Batches or an iterable of"),
+    ("training.train(model, 'ids.npy', few, folder, epochs=2)", TypeError, "unexpected keyword argument 'epochs'"),
+    ("training.train(model, 'ids.npy', few, folder, resum=True)", TypeError, "'resum'; did you mean 'resume'?"),
+    (
+        "training.train(model, 'ids.npy', few, folder, resume='yes')",
+        TypeError,
+        "resume must be True or False, got 'yes'",
+    ),
+    ("training.train(model, 'ids.npy', few, folder, callbacks=[print])", TypeError, "callbacks[0] must be a Callback"),
+    (
+        "training.train(model, 'ids.npy', few, folder, loss_fn='mse')",
+        TypeError,
+        "loss_fn must be a function, got 'mse'",
+    ),
+    (
+        "training.train_on_examples(model, [[1, 2]], few, folder)",
+        TypeError,
+        "examples[0] must be an Example, got [1, 2]",
+    ),
+    ("training.finetune(tok, model, file, few, folder)", TypeError, "model must be a model, got Tokenizer("),
+    ("training.finetune(model, 'tok', file, few, folder)", TypeError, "tokenizer must be a Tokenizer, got 'tok'"),
+    ("training.finetune(model, tok, 5, few, folder)", TypeError, "paths must be a path, a pattern, or a list of them"),
+    ("training.finetune(model, tok, file, few, folder, epochs='x')", TypeError, "epochs must be a number, got 'x'"),
+    (
+        "training.finetune(model, tok, file, few, folder, format='x')",
+        ValueError,
+        "format is 'x'; expected auto, messages",
+    ),
+]
+ADAPTERS = [
+    ("lora.add('model')", TypeError, "model must be a torch.nn.Module, got 'model'"),
+    ("lora.add(model, rank='8')", TypeError, "rank must be an int, got '8'"),
+    ("lora.add(model, rank=0)", ValueError, "rank is 0; expected at least 1"),
+    ("lora.add(model, rank=4, r=8)", ValueError, "rank is 4 and r 8; expected one of them"),
+    ("lora.add(model, alpha='x')", TypeError, "alpha must be a number, got 'x'"),
+    ("lora.add(model, dropout=1)", ValueError, "dropout must be at least 0 and less than 1, got 1"),
+    (
+        "lora.add(model, target_modules=5)",
+        TypeError,
+        "target_modules must be names of modules, a regex or 'all-linear'",
+    ),
+    ("lora.add(model, target_modules=['nope'])", ValueError, "no linear layer is named nope"),
+    ("lora.add(model, name=5)", TypeError, "name must be a str, got 5"),
+    ("lora.add(model, use_dora='yes')", ValueError, "use_dora is 'yes'; expected true or false"),
+    ("lora.add(model, use_dor=True)", ValueError, "use_dor is True, which is not supported; expected it left out"),
+    ("lora.load(folder, model)", TypeError, "model must be a torch.nn.Module, got "),
+    ("lora.load(model, 5)", TypeError, "name must be a str or another path, got 5"),
+    ("lora.save(model, folder, name='x')", ValueError, "no adapter is named 'x'; there are none"),
+    ("lora.activate(model, ['default'])", TypeError, "a name of an adapter must be a str, got ['default']"),
+    ("lora.merge('model')", TypeError, "model must be a torch.nn.Module, got 'model'"),
+    ("quantize(model, 8)", TypeError, "kind must be a str, got 8"),
+    ("quantize(model, 'int2')", ValueError, "kind is 'int2'; expected one of 'int8', 'int4', 'float8_e4m3'"),
+    ("quantize('model', 'int8')", TypeError, "model must be a torch.nn.Module, got 'model'"),
+    (
+        "quantize(model, 'int4', group_size=7)",
+        ValueError,
+        "group_size is 7; expected 32, 64, 128 or 256, and a divisor",
+    ),
+    ("quantize(model, 'int8', skip='lm_head')", TypeError, "skip must be a list of names, got 'lm_head'"),
+    ("dequantize(model, 'float32')", TypeError, "dtype must be a torch.dtype, got 'float32'"),
+]
+MISTAKES = [*MODEL, *GENERATION, *TRAINING, *ADAPTERS]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the mistakes are made with."""
+    folder: Path = tmp_path_factory.mktemp("mistakes")
+    (folder / "corpus.txt").write_text("low lower lowest")
+    tok = Tokenizer.train_from_iterator(
+        ["low lower lowest"] * 3, vocab_size=262, special_tokens=["<s>"], progress=False
+    )
+    config = LlamaConfig(**SIZES, num_attention_heads=2, max_position_embeddings=32)
+    model = LlamaForCausalLM(config)
+    few = TrainConfig(max_steps=1, sequence_length=8, batch_size=1, device="cpu")
+    return {
+        **{"LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM, "TextGenerator": TextGenerator},
+        **{"lora": lora, "perplexity": perplexity, "quantize": quantize, "dequantize": dequantize, "torch": torch},
+        **{"training": training, "TrainConfig": TrainConfig},
+        "generator": TextGenerator(model, tok),
+        "ids": torch.tensor([[1, 5, 7]]),
+        "file": str(folder / "corpus.txt"),
+        **{"tok": tok, "config": config, "model": model, "few": few, "folder": folder, "np": np},
+    }
+
+
+@pytest.mark.parametrize(("mistake", "error", "message"), MISTAKES, ids=[mistake for mistake, *_ in MISTAKES])
+def test_a_mistake_is_said(names: dict[str, Any], mistake: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        eval(mistake, dict(names))
+    assert type(caught.value) is error
+
+
+def test_the_keywords_of_lora_are_the_fields_of_its_config() -> None:
+    fields = set(AdapterConfig.__dataclass_fields__) - {"target_modules", "described"}
+    assert keywords_of(AdapterFields) == fields
+
+
+def test_the_keywords_of_generate_are_its_arguments() -> None:
+    arguments = set(inspect.signature(generate).parameters) - {"model", "input_ids", "attention_mask", "options"}
+    assert keywords_of(GenerateKeywords) == arguments | keywords_of(GenerationKeywords)
+
+
+def test_mistakes_leave_the_model_as_it_was(names: dict[str, Any]) -> None:
+    assert lora.names(names["model"]) == []
+    assert names["generator"].generate("low", max_new_tokens=2, temperature=0) is not None

@@ -1,0 +1,55 @@
+"""What a training run does with freed memory."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import resource
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+FLOATS = 1 << 24  # 64 MiB, which glibc maps and unmaps each time
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        return_freed_memory()
+
+
+def new_pages() -> int:
+    """Return the fewest page faults of one of several large tensors, made one after the other."""
+    faults = []
+    for _ in range(12):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(FLOATS)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(faults)
+
+
+def test_freed_memory_serves_the_next_step() -> None:
+    with kept():
+        assert new_pages() < 16
+    assert new_pages() >= 32  # huge pages of 2 MiB at least
+
+
+def resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def test_kept_memory_returns_at_the_end() -> None:
+    before = resident()
+    with kept():
+        torch.ones(4 * FLOATS)
+        assert resident() - before > 2 * FLOATS * 4
+    assert resident() - before < FLOATS * 4

@@ -1,0 +1,270 @@
+"""Files that people really have: pipes, devices, full disks, killed processes, names of 250 bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bpe_llama import Tokenizer, WordCounts
+from bpe_llama._core import TokenFile
+from bpe_llama._files import atomic_write, read_bytes, read_json, write_text
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="named pipes and signals of Unix")
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return Tokenizer.train_from_iterator(["abab"] * 9, 258, progress=False)
+
+
+# -- what is no regular file -------------------------------------------------------------------------------------------
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "a corpus to count": lambda path: WordCounts.from_files(path, progress=False),
+    "a corpus to encode": lambda path: Tokenizer.train_from_iterator(["a"], 256, progress=False).encode_files(
+        path, path.with_suffix(".npy"), progress=False
+    ),
+    "a corpus to train on": lambda path: Tokenizer.train(path, vocab_size=256, progress=False),
+    "counts": WordCounts.load,
+    "json": read_json,
+    "tiktoken": lambda path: Tokenizer.from_tiktoken(path, pattern="cl100k"),
+    "tokenizer": Tokenizer.from_file,
+    "tokenizer.json": Tokenizer.from_huggingface,
+}
+NAMES = {"tokenizer.json": "tokenizer.json", "tiktoken": "a.tiktoken"}
+
+
+@unix
+@pytest.mark.parametrize("reader", READERS)
+def test_a_named_pipe_is_refused_by_name_and_waits_for_nobody(reader: str, tmp_path: Path) -> None:
+    path = tmp_path / NAMES.get(reader, "pipe")
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{path.name}: a named pipe.*expected a regular file"):
+        READERS[reader](path)
+
+
+@unix
+def test_a_pipe_in_a_corpus_folder_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abab")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: a named pipe"):
+        Tokenizer.train(tmp_path, vocab_size=256, progress=False)
+
+
+def test_a_file_too_large_for_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with path.open("wb") as file:
+        file.write(b'{"model": ')
+        file.truncate(10 << 30)  # sparse
+    with pytest.raises(ValueError, match=r"tokenizer.json: 10,737,418,240 bytes; at most 1,073,741,824 are read"):
+        read_json(path)
+    with pytest.raises(ValueError, match=r"tokenizer.json: 10,737,418,240 bytes"):
+        Tokenizer.from_file(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_json(path)
+    assert read_bytes(path, 200_000) == b"[" * 200_000
+
+
+# -- atomic writes -----------------------------------------------------------------------------------------------------
+
+
+def test_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+
+    def write(text: str) -> None:
+        for _ in range(20):
+            with atomic_write(path) as temporary:
+                temporary.write_text(text * 1000)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in {letter * 1000 for letter in "abcd"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_long_name_an_error_and_a_folder_in_its_place(tmp_path: Path) -> None:
+    long = tmp_path / ("ü" * 120 + ".txt")
+    with atomic_write(long) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(long) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert long.read_text() == "old"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as refused, atomic_write(tmp_path / "folder") as temporary:
+        temporary.write_text("new")
+    assert refused.value.filename == str(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError) as missing, atomic_write(tmp_path / "no" / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert missing.value.filename == str(tmp_path / "no" / "a.txt")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", long.name]
+
+
+@unix
+def test_a_planted_link_is_not_followed_and_the_mode_is_that_of_new_files(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("mine")
+    for place in range(20):
+        (tmp_path / f".a.txt.{place}.tmp").symlink_to(tmp_path / "target")
+    (tmp_path / "new").touch()
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+        temporary.chmod(0o600)  # as safetensors leaves it
+    assert (tmp_path / "target").read_text() == "mine"
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bpe_llama import Tokenizer
+from bpe_llama._files import atomic_write
+folder = Path(sys.argv[1])
+if sys.argv[2] == "python":
+    with atomic_write(folder / "ids.npy") as temporary:
+        temporary.write_bytes(b"part")
+        os.kill(os.getpid(), signal.SIGKILL)
+else:
+    tok = Tokenizer.train_from_iterator(["abab"] * 9, 258, progress=False)
+    from bpe_llama._core import TokenFile
+    file = TokenFile(tok, str(folder / "ids.npy"), None, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@unix
+@pytest.mark.parametrize("language", ["python", "rust"])
+def test_the_next_write_removes_what_a_killed_process_left(language: str, tok: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "ids.npy").write_bytes(b"old")
+    (tmp_path / "a.txt").write_text("abab")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), language], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "ids.npy").read_bytes() == b"old"
+    assert any(entry.name.endswith(".tmp") for entry in tmp_path.iterdir())
+    with atomic_write(tmp_path / "ids.npy") as live:
+        tok.encode_files(tmp_path / "a.txt", tmp_path / "ids.npy", progress=False)
+        live.write_bytes(b"new")  # not removed while this process holds its lock
+    assert (tmp_path / "ids.npy").read_bytes() == b"new"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.txt", "ids.npy"]
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB; needs root on Linux."""
+    mount = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+        )
+        if sys.platform == "linux" and os.geteuid() == 0
+        else None
+    )
+    if mount is None or mount.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def save_array(path: Path) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+def save_tensors(path: Path) -> None:
+    import torch
+
+    from bpe_llama.model.checkpoints.tensor_files import save
+
+    save({"a": torch.zeros(100_000)}, path)
+
+
+def save_text(path: Path) -> None:
+    write_text(path, json.dumps(list(range(100_000))))
+
+
+def save_ids(path: Path) -> None:
+    tok = Tokenizer.train_from_iterator(["abab"] * 9, 258, progress=False)
+    file = TokenFile(tok, str(path), None, 1)
+    try:
+        file.add_texts(["xy" * 100_000])
+        file.finish()
+    finally:
+        file.abandon()
+
+
+def save_counts(path: Path) -> None:
+    letters = str.maketrans("0123456789", "ghijklmnop")  # a pre-token has no more than three digits
+    words = (hashlib.sha256(b"%d" % number).hexdigest().translate(letters) for number in range(3_000))
+    WordCounts.from_iterator(words, progress=False).save(path)
+
+
+WRITERS = {"array": save_array, "counts": save_counts, "ids": save_ids, "tensors": save_tensors, "text": save_text}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_error_that_names_the_file_and_leaves_the_old_one(writer: str, full_disk: Path) -> None:
+    path = full_disk / "out"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"(?s)No space left|disk full") as full:
+        WRITERS[writer](path)
+    assert str(path) in str(full.value)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in full_disk.iterdir()] == ["out"]
+
+
+# -- no threads to be had ----------------------------------------------------------------------------------------------
+
+ALONE = """
+import os, resource, sys, threading
+import numpy as np
+import bpe_llama
+from bpe_llama import Sampler, Tokenizer, WordCounts
+texts = ["system user assistant"] * 500
+tok = Tokenizer.train_from_iterator(texts, 270, progress=False, num_threads=1)
+expected = tok.encode_batch(texts, num_threads=1)
+logits = np.random.default_rng(0).normal(size=(8, 128_256)).astype(np.float32)
+sampler = Sampler(temperature=0.8, top_p=0.9, seed=0)
+drawn, shares = sampler.sample(logits, step=0, num_threads=1), sampler.probs(logits, num_threads=1)
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    pass
+else:
+    sys.exit("a thread could be started")
+assert tok.encode_batch(texts, num_threads=4) == expected
+assert tok.encode_batch(texts) == expected
+assert tok.encode_batch_to_numpy(texts, num_threads=4)[0].tolist() == sum(expected, [])
+assert Tokenizer.train_from_iterator(texts, 270, progress=False, num_threads=4).merges == tok.merges
+assert WordCounts.from_iterator(texts, progress=False, num_threads=4).total == WordCounts.from_iterator(
+    texts, progress=False, num_threads=1).total
+for threads in (4, None):
+    assert (sampler.sample(logits, step=0, num_threads=threads) == drawn).all()
+assert (sampler.probs(logits, num_threads=4) == shares).all()
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of processes is Linux's")
+def test_where_no_thread_can_be_started_the_caller_does_the_work() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done\n", done.stderr
