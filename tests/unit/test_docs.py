@@ -101,6 +101,25 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             "CHUNK_LOGITS = 1 << 23",
         ),
         ("docs/guide/tokenizer.md", "60 MiB", "rust/bpe/src/cache/mod.rs", "DEFAULT_LIMIT: usize = 60 << 20;"),
+        ("SECURITY.md", "2,000,000 steps", "python/bpe_llama/chat/limits.py", "steps: int = 2_000_000"),
+        ("SECURITY.md", "4,000,000 characters", "python/bpe_llama/chat/limits.py", "text: int = 4_000_000"),
+        ("SECURITY.md", "60 MB and 60 seconds", "python/bpe_llama/chat/limits.py", "memory: int = 60_000_000"),
+        ("SECURITY.md", "more than 1 GiB", "python/bpe_llama/_files/read_write.py", "LARGEST_TEXT = 1 << 30"),
+        ("SECURITY.md", "at most 8 MiB", "model/server/config.py", "body_bytes: int = 8 << 20"),
+        ("SECURITY.md", "4,096 messages", "model/server/config.py", "messages: int = 4096"),
+        ("SECURITY.md", "30 seconds for its head", "model/server/config.py", "header_seconds: float = 30.0"),
+        (
+            "SECURITY.md",
+            "1,000,000 backtracking steps",
+            "rust/bpe/src/pretokenize/regex/fancy.rs",
+            "BACKTRACK_LIMIT: usize = 1_000_000;",
+        ),
+        (
+            "SECURITY.md",
+            "10,000,000 in Oniguruma",
+            "rust/bpe/src/pretokenize/regex/oniguruma.rs",
+            "BACKTRACK_LIMIT: u32 = 10_000_000;",
+        ),
     ],
 )
 def test_documents_quote_the_constants_of_the_code(page: str, phrase: str, source: str, constant: str) -> None:
