@@ -68,7 +68,7 @@ impl Vocab {
     /// Returns the vocabulary of the text of a `.tiktoken` file.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the line that is not `base64 rank`; [`crate::Error::InvalidArgument`] as
+    /// [`crate::Error::Format`] naming the line that is not `base64 rank`; [`crate::Error::InvalidArgument`] as
     /// [`Vocab::from_ranks`].
     ///
     /// # Source
