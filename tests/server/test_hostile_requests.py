@@ -262,12 +262,14 @@ def test_slow_grammars_delay_nobody_else() -> None:
 
 
 def test_a_grammar_that_compiles_too_long_is_refused() -> None:
-    patterns = " & ".join(f"/.*a.{{{size}}}/" for size in range(1, 15))
+    patterns, before = " & ".join(f"/.*a.{{{size}}}/" for size in range(1, 12)), set(threading.enumerate())
     for running in serve({"small": make_generator()}, slots=2, compile_seconds=0.05):
         body = {"prompt": "a", "structured_outputs": {"grammar": f"start: T\nT: {patterns}"}}
         error = httpx.post(running.url + TEXT, json=body).json()["error"]
         assert error["message"] == "the schema or grammar was not compiled within 0.05 s"
         assert httpx.post(running.url + TEXT, json={"prompt": "a", "max_tokens": 1}).status_code == 200
+    for thread in set(threading.enumerate()) - before:  # compiles on; other tests measure time
+        thread.join(20)
 
 
 def test_dropped_tokenizers_leave_no_twin_behind(server: Running, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ impl Tokenizer {
     /// Returns the text of a `.tiktoken` file that holds this tokenizer's vocabulary.
     ///
     /// # Errors
-    /// As [`Vocab::to_tiktoken`]; [`Error::InvalidArgument`] naming what the format cannot express: normalization, a
+    /// As [`Vocab::to_tiktoken`]; [`crate::Error::InvalidArgument`] naming what the format cannot express: normalization, a
     /// post-processor, or added tokens with flags other than `special`.
     pub fn to_tiktoken(&self) -> Result<String> {
         let more = |token: &&AddedToken| {
@@ -39,7 +39,7 @@ impl Tokenizer {
     /// Checks that tiktoken's `Encoding`, made of this tokenizer's tokens, pattern and special tokens, gives the same ids.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming what tiktoken cannot express.
+    /// [`crate::Error::InvalidArgument`] naming what tiktoken cannot express.
     pub fn check_tiktoken(&self) -> Result<()> {
         let more = |token: &&AddedToken| {
             let is_normalized = token.normalized && self.normalizes();
@@ -68,7 +68,7 @@ impl Vocab {
     /// Returns the vocabulary of the text of a `.tiktoken` file.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the line that is not `base64 rank`; [`Error::InvalidArgument`] as
+    /// [`crate::Error::Format`] naming the line that is not `base64 rank`; [`crate::Error::InvalidArgument`] as
     /// [`Vocab::from_ranks`].
     ///
     /// # Source
@@ -106,7 +106,7 @@ impl Vocab {
     /// Returns the vocabulary of a `.tiktoken` file.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; else as [`Vocab::from_tiktoken`], naming the file.
+    /// [`crate::Error::Io`] if it cannot be read; else as [`Vocab::from_tiktoken`], naming the file.
     pub fn from_tiktoken_file(path: &Path) -> Result<Self> {
         let text = read_regular(path)?;
         Self::from_tiktoken(&text).map_err(|error| malformed!("{}: {error}", path.display()))
@@ -115,7 +115,7 @@ impl Vocab {
     /// Returns the text of a `.tiktoken` file that holds this vocabulary.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges whose
+    /// [`crate::Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges whose
     /// order is not that of their results' ids, or tokens that merges do not reach.
     pub fn to_tiktoken(&self) -> Result<String> {
         if self.byte_fallback().is_some() || !self.ids_are_ranks()? {

@@ -23,7 +23,7 @@ const LEAST_LIMIT: usize = 8;
 
 /// Returns the word counts of all batches that `next_batch` returns, counted on `num_threads` threads.
 ///
-/// At most one thread a CPU is used, or [`LEAST_LIMIT`]; fewer where no more can be started. `next_batch` runs on the
+/// At most one thread a CPU is used, eight on small machines; fewer where no more can be started. `next_batch` runs on the
 /// calling thread.
 ///
 /// # Errors
