@@ -33,7 +33,10 @@ def test_a_failing_and_a_hanging_step_do_not_keep_later_ones_from_running(
     monkeypatch.setattr(check, "GRACE", 0.2)
     chosen = [
         python("good", "print('1 passed')"),
-        python("bad", "print('8b (bar 70%: reached)\\n1b (bar 55%: MISSED)\\n| float8 | does not run: no'); raise SystemExit(4)"),
+        python(
+            "bad",
+            "print('8b (bar 70%: reached)\\n1b (bar 55%: MISSED)\\n| float8 | does not run: no'); raise SystemExit(4)",
+        ),
         python("hangs", LEAVES_A_CHILD, seconds=1.5),
         python("refuses", "print('refused: no GPU'); raise SystemExit(3)"),
     ]
