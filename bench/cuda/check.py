@@ -124,14 +124,15 @@ class Running:
                 time.sleep(0.05)
 
     def summary(self) -> str:
-        """Return how many bars were reached, or the last line of the output."""
+        """Return how many bars were reached and rows did not run, or the last line of the output."""
         self.log.flush()
         with open(self.log.name, "rb") as written:
             written.seek(self.offset)
             text = written.read().decode("utf-8", "replace")
         reached, missed = text.count(": reached"), text.count(": MISSED")
-        if reached or missed:
-            return f"{reached} bars reached, {missed} missed"
+        broken = text.count("| does not run: ")
+        if reached or missed or broken:
+            return f"{reached} bars reached, {missed} missed" + (f", {broken} rows do not run" if broken else "")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[-1][:100] if lines else ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bpe_llama._arguments import instance
+from bpe_llama.model.adapters.arguments import check_module
 from bpe_llama.model.adapters.layers import AdaptedLayer, TrainedRows, adapted_layers, base_modules
 
 
@@ -19,7 +19,7 @@ def merge(model: nn.Module) -> None:
 
     Cost: memory for a copy of each changed weight.
     """
-    instance("model", model, nn.Module, "a torch.nn.Module")
+    check_module(model)
     reason = why_not_merge(model)
     if reason is not None:
         raise ValueError(reason)
@@ -31,7 +31,7 @@ def merge(model: nn.Module) -> None:
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
     """Restore the exact values that the weights had before `merge`."""
-    instance("model", model, nn.Module, "a torch.nn.Module")
+    check_module(model)
     for _, layer in reversed(list(adapted_layers(model))):  # `merge` changed a tied head's weight after its embedding's
         if layer.unmerged is not None:
             layer.unmerge()

@@ -102,8 +102,9 @@ def banner(name: str, generator: TextGenerator) -> str:
     """Return a line about the model, and one about the commands."""
     model = generator.model
     parameters = sum(weight.numel() for weight in model.parameters())
+    dtype = str(model.dtype).removeprefix("torch.")
     return (
-        f"{Path(name).name}: {parameters:,} parameters, {str(model.dtype).removeprefix('torch.')} on {model.device}, "
+        f"{Path(name).resolve().name}: {parameters:,} parameters, {dtype} on {model.device}, "
         f"context of {model.config.context_length:,} tokens\n"
         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends"
     )
@@ -237,21 +238,31 @@ def repl(conversation: Conversation) -> None:
 def read_message(interactive: bool) -> str:
     """Return one message: a line, or several within triple quotes or with a backslash at their ends.
 
+    The end of the input ends a message, too.
+
     Raises:
         EOFError: If there is no more input.
     """
     line = input("> " if interactive else "")
-    more = "... " if interactive else ""
+
+    def more() -> str | None:
+        try:
+            return input("... " if interactive else "")
+        except EOFError:
+            return None
+
     if line.lstrip().startswith('"""'):
         lines = [line.lstrip()[3:]]
         while not lines[-1].rstrip().endswith('"""'):
-            lines.append(input(more))
+            if (following := more()) is None:
+                return "\n".join(lines).strip()
+            lines.append(following)
         lines[-1] = lines[-1].rstrip()[:-3]
         return "\n".join(lines).strip()
     lines = [line]
-    while lines[-1].endswith("\\"):
+    while lines[-1].endswith("\\") and (following := more()) is not None:
         lines[-1] = lines[-1][:-1]
-        lines.append(input(more))
+        lines.append(following)
     return "\n".join(lines).strip()
 
 

@@ -147,7 +147,7 @@ class TrainConfig:
         for field in ("ema_decay", "label_smoothing"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected 0 up to 1")
-        if len(self.betas) != 2 or not all(0 <= number("betas", beta) < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas!r}, expected two numbers from 0 up to 1")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
@@ -161,22 +161,24 @@ class TrainConfig:
             raise ValueError("optimizer is 'muon' and weights_dtype 'bfloat16', expected weights_dtype float32")
 
     def _check_type(self, field: str, default: object) -> None:
-        """Raise `TypeError` for a value of another type than that of the field's default."""
+        """Raise `TypeError` for a value of another type than the field's default; store NumPy's numbers as Python's."""
         value = getattr(self, field)
         if field in ("max_seconds", "document_mask"):
             if value is not None:
-                (boolean if field == "document_mask" else number)(field, value)
+                value = boolean(field, value) if field == "document_mask" else _plain(number(field, value))
         elif isinstance(default, bool):
-            boolean(field, value)
+            value = boolean(field, value)
         elif isinstance(default, int):
-            integer(field, value)
+            value = integer(field, value)
         elif isinstance(default, float):
-            number(field, value)
+            value = _plain(number(field, value))
         elif isinstance(default, tuple):
             if not isinstance(value, (tuple, list)):
                 raise TypeError(wrong(field, value, "two numbers"))
+            value = tuple(_plain(number(field, each)) for each in value)
         elif field not in CHOICES:
             string(field, value)
+        object.__setattr__(self, field, value)  # the class is frozen
 
     @property
     def masks_documents(self) -> bool:
@@ -204,6 +206,11 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"unknown training options: {', '.join(unknown)}")
         return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
+
+
+def _plain(value: float) -> float:
+    """Return a number that JSON knows, as checkpoints store the options."""
+    return value if isinstance(value, int) else float(value)
 
 
 def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:

@@ -33,7 +33,10 @@ def test_a_failing_and_a_hanging_step_do_not_keep_later_ones_from_running(
     monkeypatch.setattr(check, "GRACE", 0.2)
     chosen = [
         python("good", "print('1 passed')"),
-        python("bad", "print('8b (bar 70%: reached)\\n1b (bar 55%: MISSED)'); raise SystemExit(4)"),
+        python(
+            "bad",
+            "print('8b (bar 70%: reached)\\n1b (bar 55%: MISSED)\\n| float8 | does not run: no'); raise SystemExit(4)",
+        ),
         python("hangs", LEAVES_A_CHILD, seconds=1.5),
         python("refuses", "print('refused: no GPU'); raise SystemExit(3)"),
     ]
@@ -44,7 +47,7 @@ def test_a_failing_and_a_hanging_step_do_not_keep_later_ones_from_running(
     said = {line[0]: " ".join(line[1:]) for line in lines}
     assert list(said) == ["good", "bad", "beside", "hangs", "refuses"]
     assert said["good"].startswith("ok") and said["good"].endswith("1 passed")
-    assert said["bad"].startswith("failed (4)") and said["bad"].endswith("1 bars reached, 1 missed")
+    assert said["bad"].startswith("failed (4)") and said["bad"].endswith("1 bars reached, 1 missed, 1 rows do not run")
     assert said["hangs"].startswith("killed")
     assert said["refuses"].startswith("refused") and said["refuses"].endswith("refused: no GPU")
     log = (tmp_path / "cuda-check.log").read_text("utf-8")

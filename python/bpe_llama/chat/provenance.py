@@ -254,7 +254,7 @@ def attributed(result: Value, inputs: Any) -> Value:
 
     Args:
         result: Text; any other value is returned as it is.
-        inputs: The values. Numbers count as unknown.
+        inputs: The values. All but text, mappings, lists, tuples, None and bool count as unknown.
     """
     if type(result) is not str and not (isinstance(result, Traced) and UNKNOWN in result._origins):
         return result
@@ -263,7 +263,7 @@ def attributed(result: Value, inputs: Any) -> Value:
 
 
 def _origin(value: Any) -> bytes | None:
-    """Return the origin of all text in a value, or None if there is no text."""
+    """Return the origin of all text in a value, None if there is no text, or `UNKNOWN` if it may hold other text."""
     found: bytes | None = None
     level = [value]
     while level:
@@ -279,7 +279,7 @@ def _origin(value: Any) -> bytes | None:
             level += [*item, *item.values()]
         elif isinstance(item, (list, tuple)):
             level += item
-        elif isinstance(item, (int, float)) and not isinstance(item, bool):
+        elif item is not None and not isinstance(item, bool):  # a number, or what may hold text: bytes, a namespace ...
             return UNKNOWN
     return found
 

@@ -40,13 +40,13 @@ def command(
     """Compare tokenizers on texts: tokens, bytes a token, tokens a word, single-byte tokens, speed."""
     from bpe_llama import compare as comparing
 
-    if len(set(tokenizers)) < len(tokenizers):
+    names = short_names([Path(name) for name in tokenizers])
+    if len(set(names)) < len(names):
         raise ValueError(f"a tokenizer is given twice: {', '.join(tokenizers)}")
     texts = list(comparing.SAMPLES.items())
     if text:
         files = find_files(text)
         texts = [(title, read_text(None, path)) for title, path in zip(short_names(files), files, strict=True)]
-    names = short_names([Path(name) for name in tokenizers])
     opened = {short: comparing.open_any(name) for short, name in zip(names, tokenizers, strict=True)}
     result = comparing.compare(opened, texts)
     if as_json:

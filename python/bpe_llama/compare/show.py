@@ -9,11 +9,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from bpe_llama._files import atomic_write
 from bpe_llama.compare.measure import Comparison, Figures
 from bpe_llama.display import visible
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def comparison_table(comparison: Comparison, longest: int = 8) -> Group:
@@ -68,11 +70,15 @@ def save_plot(comparison: Comparison, path: Path) -> None:
 
     Args:
         comparison: What `compare` returns.
-        path: A file ending in .png, .svg or .pdf.
+        path: A file ending in .png, .svg or .pdf; replaced atomically.
 
     Raises:
-        ValueError: If matplotlib, which comes with ``bpe-llama[plot]``, is not installed.
+        ValueError: If the file's name ends in something else, or matplotlib, which comes with ``bpe-llama[plot]``, is
+            not installed.
+        OSError: If the file cannot be written.
     """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ValueError(f"{path}: a plot's file ends in {path.suffix!r}; expected one of {', '.join(_SUFFIXES)}")
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -95,4 +101,5 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         axes.set_xlabel(label)
     axes.invert_yaxis()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(count, 4))
-    figure.savefig(path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def test_every_optimizer_resumes_exactly(
             tmp_path / "parts",
             resume=True,
         )
+
+
+def test_numbers_of_numpy_are_stored_as_json_has_them() -> None:
+    given = {"max_steps": np.int64(3), "learning_rate": np.float32(0.5), "compile": np.bool_(False)}
+    config = training.TrainConfig(**given, betas=[np.float32(0.5), 0.75], max_seconds=np.int32(60))
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    plain = {"max_steps": 3, "learning_rate": 0.5, "betas": (0.5, 0.75), "max_seconds": 60.0}
+    assert config == training.TrainConfig(**plain)
+    assert type(config.max_steps) is int and type(config.learning_rate) is float
 
 
 def test_muon_does_not_update_norms_that_are_matrices() -> None:

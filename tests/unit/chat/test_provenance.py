@@ -173,6 +173,14 @@ def test_no_value_becomes_a_special_token(case: int) -> None:
         ("{{ messages[0].content | safe }}", ask(CLOSE)),
         ("{{ messages[0].content.encode().decode() }}", ask(CLOSE)),
         ("{{ '%12s' % (messages[0].content + '') }}{{ messages }}", ask(CLOSE)),
+        ("{{ messages[0].content.encode().decode('utf8') }}", ask(CLOSE)),
+        ("{{ messages[0].content.encode() | replace('~', '') }}", ask(CLOSE)),
+        ("{{ messages[0].values() | replace('~', '') }}", ask(CLOSE)),
+        ("{{ messages[0].items() | trim('~') }}", ask(CLOSE)),
+        ("{{ '%12s' % messages[0].values() }}", ask(CLOSE)),
+        ("{{ '{!s}'.format(messages[0].values()) }}", ask(CLOSE)),
+        ("{{ '%12s' % namespace(text=messages[0].content) }}", ask(CLOSE)),
+        ("{{ '{0.text}'.format(namespace(text=messages[0].content)) }}", ask(CLOSE)),
     ],
 )
 def test_a_special_token_of_unknown_origin_is_refused(template: str, messages: list[dict[str, Any]]) -> None:

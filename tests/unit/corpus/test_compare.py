@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -104,7 +106,12 @@ def test_a_file_that_nobody_reads_has_our_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_command_prints_a_table_and_draws_a_plot(
-    suffix: str, magic: bytes, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suffix: str,
+    magic: bytes,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib", reason="a plot needs matplotlib: pip install 'bpe-llama[plot]'")
     a, b, one, two = files
@@ -113,6 +120,16 @@ def test_the_command_prints_a_table_and_draws_a_plot(
     out = capsys.readouterr().out
     assert all(word in out for word in ("a.json", "b.json", "one.txt", "two.txt", "total", "in both", "tokens a word"))
     assert plot.read_bytes().startswith(magic)
+
+    def fill_the_disk(figure: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = plot.read_bytes()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fill_the_disk)
+    assert cli.main(["compare", a, b, "--text", one, "--plot", str(plot)]) == 2
+    assert str(plot) in capsys.readouterr().err
+    assert plot.read_bytes() == before and [each.name for each in tmp_path.glob("*plot*")] == [plot.name]
 
 
 def test_the_command_takes_many_tokenizers_and_its_own_texts(
@@ -128,8 +145,9 @@ def test_the_command_takes_many_tokenizers_and_its_own_texts(
     assert cli.main(["compare", *tokenizers, "--text", str(Path(one).parent / "*.txt")]) == 0
     out = capsys.readouterr().out
     assert "two.txt" in out and "unknown" in out and "in both" not in out
-    assert cli.main(["compare", a, a]) == 2
-    assert "a tokenizer is given twice" in capsys.readouterr().err
+    for same in (a, f"{Path(a).parent}/./{Path(a).name}"):
+        assert cli.main(["compare", a, same]) == 2
+        assert "a tokenizer is given twice" in capsys.readouterr().err
 
 
 def test_a_plot_that_cannot_be_drawn_is_one_line(
@@ -138,6 +156,10 @@ def test_a_plot_that_cannot_be_drawn_is_one_line(
     a, b, one, _ = files
     assert cli.main(["compare", a, b, "--text", str(tmp_path / "missing.txt")]) == 2
     assert "missing.txt" in capsys.readouterr().err
+    for name in ("plot", "plot.jpg2"):
+        assert cli.main(["compare", a, b, "--text", one, "--plot", str(tmp_path / name)]) == 2
+        assert "expected one of .png, .svg, .pdf" in capsys.readouterr().err
+    assert not list(tmp_path.glob("plot*"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     assert cli.main(["compare", a, b, "--text", one, "--plot", str(tmp_path / "plot.png")]) == 2
     assert capsys.readouterr().err == "bpe-llama: a plot needs matplotlib: pip install 'bpe-llama[plot]'\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -88,6 +89,14 @@ def test_messages_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     messages = [read_message(interactive=False) for _ in range(5)]
     assert messages == ["one", "two\nthree\n  four", "five\nsix", "seven", ""]
+
+
+@pytest.mark.parametrize(("given", "message"), [(["C:\\"], "C:\\"), (['"""one', "two"], "one\ntwo")])
+def test_the_end_of_the_input_ends_a_message(given: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(given)))
+    assert read_message(interactive=False) == message
+    with pytest.raises(EOFError):
+        read_message(interactive=False)
 
 
 def test_a_conversation_is_saved_for_finetune(
