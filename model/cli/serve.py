@@ -79,7 +79,7 @@ def command(
     sizes: dict[str, Any] = {"slots": slots, "max_length": max_length, "prefix_cache_bytes": prefix_cache_mb << 20}
     fits = partial(check_fits, quantized=quantized, engines=1 + len(adapters), **sizes)
     base = load_generator(model, tokenizer, dtype, device, None, quantized, check=fits)
-    generators = {name: base} | {each: adapted(base, path) for each, path in adapters.items()}
+    generators = {name: base} | {each: adapted(base, path, tokenizer) for each, path in adapters.items()}
     scheduler = Scheduler(generators, max_queue=max_queue, share_prefixes=share_prefixes, **sizes)
     app = create_app(scheduler, config, routes=page_routes(scheduler), grace=grace)
     run(app, host, port, announce=typer.echo)
@@ -121,12 +121,13 @@ def read_adapters(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def adapted(base: TextGenerator, adapter: str) -> TextGenerator:
+def adapted(base: TextGenerator, adapter: str, tokenizer: str | None = None) -> TextGenerator:
     """Return a generator that applies an adapter to the weights of the base model, without a copy of them.
 
-    The adapter is not merged, since merging would change the weights for the other models.
+    The adapter is not merged, since merging would change the weights for the other models. A tokenizer beside the
+    adapter goes before that of the base model, unless ``tokenizer``, of --tokenizer, names the latter.
     """
     folder = adapter_path(adapter)
     model = lora.load(lora.copy_sharing_weights(base.model), folder)
-    own = tokenizer_of_adapter(folder)
+    own = tokenizer_of_adapter(folder) if tokenizer is None else None
     return TextGenerator(model.eval(), base.tokenizer if own is None else Tokenizer.from_file(own))

@@ -109,6 +109,7 @@ def test_an_adapter_brings_its_template(
     base = load_generator(str(made / "run" / "model"), None, "auto", "cpu")
     assert base.tokenizer.chat_template is None
     assert adapted(base, adapter).tokenizer.chat_template == generator.tokenizer.chat_template, "of serve --adapter"
+    assert adapted(base, adapter, "chosen").tokenizer is base.tokenizer, "of serve --adapter --tokenizer"
     grown = ["--full", "--resize-embeddings", "--chat-template", "chatml", "--out", str(tmp_path / "grown")]
     assert main([*call, *grown]) == 0
     generator = load_generator(str(tmp_path / "grown" / "model"), None, "auto", "cpu")
