@@ -39,7 +39,10 @@ def command(
 ) -> None:
     """Compare tokenizers on texts: tokens, bytes a token, tokens a word, single-byte tokens, speed."""
     from bpe_llama import compare as comparing
+    from bpe_llama.compare.show import check_plot
 
+    if plot is not None:
+        check_plot(plot)
     names = short_names([Path(name) for name in tokenizers])
     if len(set(names)) < len(names):
         raise ValueError(f"a tokenizer is given twice: {', '.join(tokenizers)}")

@@ -65,6 +65,21 @@ def _shortened(text: str, most: int = 20) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def check_plot(path: Path) -> None:
+    """Raise for a plot that cannot be written, before there is anything to plot.
+
+    Raises:
+        ValueError: If the file's name does not end in .png, .svg or .pdf, or matplotlib, which comes with
+            ``bpe-llama[plot]``, is not installed.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ValueError(f"{path}: a plot's file ends in {path.suffix!r}; expected one of {', '.join(_SUFFIXES)}")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError("a plot needs matplotlib: pip install 'bpe-llama[plot]'") from error
+
+
 def save_plot(comparison: Comparison, path: Path) -> None:
     """Write two bar charts, bytes a token and tokens a word, with one group of bars a text.
 
@@ -73,16 +88,12 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         path: A file ending in .png, .svg or .pdf; replaced atomically.
 
     Raises:
-        ValueError: If the file's name ends in something else, or matplotlib, which comes with ``bpe-llama[plot]``, is
-            not installed.
+        ValueError: As of `check_plot`.
         OSError: If the file cannot be written.
     """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"{path}: a plot's file ends in {path.suffix!r}; expected one of {', '.join(_SUFFIXES)}")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("a plot needs matplotlib: pip install 'bpe-llama[plot]'") from error
+    check_plot(path)
+    from matplotlib.figure import Figure
+
     rows, count = comparison.figures, len(comparison.tokenizers)
     height = 0.8 / count
     charts: list[tuple[str, Callable[[Figures], float]]] = [

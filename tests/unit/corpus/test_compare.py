@@ -158,7 +158,8 @@ def test_a_plot_that_cannot_be_drawn_is_one_line(
     assert "missing.txt" in capsys.readouterr().err
     for name in ("plot", "plot.jpg2"):
         assert cli.main(["compare", a, b, "--text", one, "--plot", str(tmp_path / name)]) == 2
-        assert "expected one of .png, .svg, .pdf" in capsys.readouterr().err
+        out, error = capsys.readouterr()
+        assert "expected one of .png, .svg, .pdf" in error and out == "", "before anything is measured"
     assert not list(tmp_path.glob("plot*"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     assert cli.main(["compare", a, b, "--text", one, "--plot", str(tmp_path / "plot.png")]) == 2
