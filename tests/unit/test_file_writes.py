@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -95,6 +96,24 @@ def test_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
         thread.join()
     assert path.read_text() in {letter * 1000 for letter in "abcd"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_that_another_writer_has_locked_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a folder for abandoned if it comes between the lock file and its lock, and then removes it."""
+    module = sys.modules[atomic_write.__module__]
+    lock_at_once, taken = module.lock_at_once, []
+
+    def lock_second(descriptor: int) -> None:
+        if not taken:
+            taken.extend(path.name for path in tmp_path.iterdir())
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        lock_at_once(descriptor)
+
+    monkeypatch.setattr(module, "lock_at_once", lock_second)
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        assert len(taken) == 1 and temporary.parent.name not in taken
+        temporary.write_text("whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
 
 
 def test_a_long_name_an_error_and_a_folder_in_its_place(tmp_path: Path) -> None:

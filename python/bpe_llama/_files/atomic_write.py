@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bpe_llama._files.lock import lock_at_once
+from bpe_llama._files.lock import TAKEN, lock_at_once
 
 _LOCK = ".lock"
 _LONGEST = 40  # characters of the file's name in the folder's
@@ -82,8 +82,12 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileNotFoundError:  # another writer took the folder for an abandoned one
             continue
-        with contextlib.suppress(OSError):  # a file system without locks
+        try:
             lock_at_once(lock)
+        except OSError as error:  # perhaps a file system without locks
+            if error.errno in TAKEN:  # by another writer, which is about to remove the folder
+                os.close(lock)
+                continue
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
                 return folder, lock

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO
 
 _NAME = ".lock"
+TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+"""The errors of `lock_at_once` where another holds the lock; others say that there are no locks."""
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def _open_locked(path: Path) -> IO[str]:
         try:
             lock_at_once(file.fileno())
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            if error.errno not in TAKEN:
                 message = f"{path.parent}: the file system supports no locks ({error}); start no second run here"
                 warnings.warn(message, UserWarning, stacklevel=4)
                 return file
