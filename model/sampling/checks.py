@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from operator import index
 from typing import Any
 
@@ -20,7 +21,7 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 def check_number(name: str, value: Any, least: float, most: float) -> None:
     """Raise for what is no finite number, or is out of range."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real, too
         raise TypeError(f"{name} is {value!r}; expected a number")
     if not least <= value <= most or math.isinf(value):
         expected = f"a finite number of at least {least}" if math.isinf(most) else f"{least} to {most}"

@@ -22,6 +22,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bpe_llama.chat.request import TOKEN_VARIABLES
+
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt-completion", "text")
 _REQUIRED = {
     "messages": ("messages",),
@@ -149,6 +151,8 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise ValueError(f"'chat_template_kwargs' is {options!r:.100}; expected an object")
+    for name in TOKEN_VARIABLES & options.keys():
+        raise ValueError(f"'chat_template_kwargs' sets {name!r}; a row cannot change the tokenizer's special tokens")
     tools = row.get("tools")
     if isinstance(tools, str):
         try:

@@ -1,6 +1,6 @@
 //! Files: only regular ones are read, and a written one appears complete or not at all.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -71,9 +71,9 @@ impl TemporaryFile {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 created => created?,
             };
-            let _ = file.try_lock(); // some file systems have no locks
-            // Before the lock, another writer may have taken the file for an abandoned one.
-            if temporary.exists() {
+            // Before the lock, another writer may take the file for an abandoned one: it locks and deletes it.
+            let is_taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock)); // other errors: no locks here
+            if !is_taken && temporary.exists() {
                 return Ok(Self { file, path: temporary });
             }
         }

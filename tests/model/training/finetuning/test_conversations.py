@@ -296,6 +296,7 @@ def _saved(tokenizer: Tokenizer, folder: Path) -> Path:
         ({"messages": TALK, "tools": "[{"}, "'tools' is .*, not valid JSON"),
         ({"messages": TALK, "tools": ["\ud800"]}, r"lone surrogate \\ud800 in 'tools'"),
         ({"messages": TALK, "chat_template_kwargs": {"no": 1}}, "'no' is no option"),
+        ({"messages": TALK, "chat_template_kwargs": {"bos_token": "<|end|>"}}, "sets 'bos_token'; a row cannot change"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "message 0: 'from' is 'robot'; expected one of"),
         ({"conversations": [{"value": "a"}]}, "message 0 is .*; expected an object with 'from' and 'value'"),
         ({"conversations": [{"from": "gpt", "value": None}]}, "message 0: 'value' is None; expected a text"),
