@@ -247,3 +247,10 @@ def test_the_keywords_of_generate_are_its_arguments() -> None:
 def test_mistakes_leave_the_model_as_it_was(names: dict[str, Any]) -> None:
     assert lora.names(names["model"]) == []
     assert names["generator"].generate("low", max_new_tokens=2, temperature=0) is not None
+
+
+def test_numbers_of_numpy_are_no_mistake(names: dict[str, Any]) -> None:
+    options = {"max_new_tokens": np.int64(2), "temperature": np.float32(0.5), "top_k": np.int32(3), "seed": 0}
+    assert names["generator"].generate("low", **options) == names["generator"].generate(
+        "low", max_new_tokens=2, temperature=0.5, top_k=3, seed=0
+    )
