@@ -300,7 +300,9 @@ class TextGenerator:
         by_default = () if of_ids.get("constraint") else self.model.generation_config.stop_strings
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt, name)
         if not ids:
-            raise ValueError(f"{name} is empty, and the tokenizer has no beginning-of-text id to start from")
+            raise ValueError(
+                f"{name} is empty, and the tokenizer has no beginning-of-text id to start from; give a text"
+            )
         check_prompt(ids, name, self.model.config, self.tokenizer)
         stops = stop_strings(by_default if stop is None else stop)
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)

@@ -81,7 +81,10 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
     """
     checkpoint = find_checkpoint(out)
     if checkpoint is not None and not resume:
-        raise ValueError(f"{out}: holds a run already ({checkpoint.name}); resume it or choose another folder")
+        raise ValueError(
+            f"{out}: holds a run already ({checkpoint.name}); continue it with --resume (resume=True), or choose "
+            "another folder"
+        )
     return checkpoint
 
 

@@ -98,7 +98,9 @@ def _batches(data: Any, model: LlamaConfig) -> Batches:
 def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
     limit = model.max_position_embeddings
     if config.sequence_length > limit:
-        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
+        raise ValueError(
+            f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}; change one of them"
+        )
     if config.packing == "concatenate" and not config.masks_documents:
         return open_corpus(path, model.vocab_size)
     begins = () if model.bos_token_id is None else (model.bos_token_id,)

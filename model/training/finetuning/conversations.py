@@ -115,7 +115,10 @@ def read_conversations(
     bad_rows = BadRows(config.on_error)
     formats = find_formats(paths, config)
     if tokenizer.chat_template is None and not {"prompt-completion", "text"}.issuperset(formats.values()):
-        raise ValueError("conversations need a tokenizer with a chat template, and this one has none")
+        raise ValueError(
+            "conversations need a tokenizer with a chat template, and this one has none; give --chat-template "
+            "chatml, llama3 or a file"
+        )
     lookalikes = SpecialLookalikes(tokenizer)
     encoder = _Encoder(tokenizer, config.train_on, config.parse_special)
     examples: list[Example] = []

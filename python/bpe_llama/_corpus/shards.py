@@ -262,7 +262,7 @@ def _read_index(folder: Path) -> TokenShards:
     if folder.is_dir() and not path.exists():
         raise FileNotFoundError(
             errno.ENOENT,
-            "no index of token shards; `bpe-llama encode-corpus` writes it last, so run it again",
+            "no index of token shards; `bpe-llama encode-corpus TEXTS --out FOLDER` makes them and writes it last",
             str(path),
         )
     index = read_json_object(path)

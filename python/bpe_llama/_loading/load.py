@@ -91,7 +91,9 @@ def _vocabulary_in(where: str, names: Sequence[str]) -> str:
             return found[0]
         if found:
             raise ValueError(f"{where} holds several *{suffix} files: {found}; name one")
-    raise FileNotFoundError(f"{where} holds no {', '.join(_NAMES)}, *{' or *'.join(_SUFFIXES)}")
+    of_run = Path(where, "model")
+    hint = f"; {of_run} does" if (of_run / "tokenizer.json").is_file() else ""
+    raise FileNotFoundError(f"{where} holds no {', '.join(_NAMES)}, *{' or *'.join(_SUFFIXES)}{hint}")
 
 
 def needed_files(where: str, files: Sequence[str]) -> Generator[Sequence[str], Path, str]:
