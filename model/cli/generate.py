@@ -98,11 +98,10 @@ def command(
     given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
     given |= sampling.structured(json_schema, regex, choice, grammar)
     given["preset"] = None if preset == "exact" else preset
+    given |= {"logprobs": logprobs is not None or None, "top_logprobs": logprobs or None}
     sampling.check_values(given)
     if answers is not None:
         integer("--n", answers, 1)
-    given["logprobs"] = logprobs is not None or None
-    given["top_logprobs"] = logprobs or None
     text = prompt if prompt is not None else read_prompt()
     check_surrogates("the prompt", text)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)

@@ -232,7 +232,7 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
             async def one(stream: Stream) -> list[Update]:
                 return [update async for update in stream]
 
-            while not scheduler.stats()["generated_tokens"]:
+            while scheduler.stats()["running"] < 2 or not scheduler.stats()["generated_tokens"]:
                 await asyncio.sleep(0.01)
             await scheduler.shutdown(grace)
             with pytest.raises(ShuttingDownError):

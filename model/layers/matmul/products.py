@@ -120,10 +120,10 @@ def training_products() -> AbstractContextManager[Any]:
         >>> torch.allclose(out, layer(x))
         True
     """
-    none_is_faster = torch.is_autocast_enabled("cpu") or not onednn_is_faster()
-    if torch.compiler.is_compiling() or (none_is_faster and not bfloat16_is_emulated()):
+    if torch.compiler.is_compiling():
         return contextlib.nullcontext()
-    return _TrainingProducts()
+    in_float32 = not torch.is_autocast_enabled("cpu") and onednn_is_faster()
+    return _TrainingProducts() if in_float32 or bfloat16_is_emulated() else contextlib.nullcontext()
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

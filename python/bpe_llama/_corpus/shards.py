@@ -254,7 +254,6 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Write a value as JSON, atomically and to the disk."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=indent) + "\n")
-        _to_disk(file)
 
 
 def _read_index(folder: Path) -> TokenShards:
@@ -370,8 +369,3 @@ def begin_shard(folder: Path, name: str, dtype: str) -> Iterator[ShardFile]:
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], count: int) -> None:
     header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
-
-
-def _to_disk(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -138,7 +138,7 @@ def test_a_failed_save_keeps_the_old_files(
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bpe_llama.model.checkpoints.huggingface.save_file", interrupted)
+    monkeypatch.setattr("bpe_llama.model.checkpoints.tensor_files.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tiny_model(seed=1).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]

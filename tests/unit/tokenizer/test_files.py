@@ -55,11 +55,11 @@ def test_saving_leaves_no_temporary_file_and_replaces_whole(tok: Tokenizer, tmp_
 
 
 def test_two_threads_write_to_different_temporary_names(tmp_path: Path) -> None:
-    path, names = tmp_path / "m.gguf", []
+    path, names = tmp_path / "m.gguf", list[Path]()
 
     def write() -> None:
         with atomic_write(path) as temporary:
-            names.append(temporary.name)
+            names.append(temporary)
             temporary.write_text("theirs")
 
     with atomic_write(path) as temporary:
@@ -67,7 +67,7 @@ def test_two_threads_write_to_different_temporary_names(tmp_path: Path) -> None:
         other = threading.Thread(target=write)
         other.start()
         other.join()
-        assert path.read_text() == "theirs" and temporary.name != names[0]
+        assert path.read_text() == "theirs" and temporary != names[0]
     assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
 
 
