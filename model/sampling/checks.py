@@ -23,7 +23,7 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
     """Raise for what is no finite number, or is out of range."""
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real, too
         raise TypeError(f"{name} is {value!r}; expected a number")
-    if not least <= value <= most or math.isinf(value):
+    if not least <= float(value) <= most or math.isinf(value):
         expected = f"a finite number of at least {least}" if math.isinf(most) else f"{least} to {most}"
         raise ValueError(f"{name} is {value}; expected {expected}")
 

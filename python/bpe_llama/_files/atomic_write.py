@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from bpe_llama._files.lock import TAKEN, lock_at_once
 
 _LOCK = ".lock"
 _LONGEST = 40  # characters of the file's name in the folder's
-_ABANDONED = 60.0  # seconds after which a temporary folder without a lock file is nobody's
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the name of ``path``; on success it replaces ``path``, on an error it is removed.
 
     A process killed at any moment leaves the old file or the new one. Its temporary folder is removed by the next
-    write of the same file: a lock tells the folder of a running process from that of a killed one.
+    write beside it: a lock tells the folder of a running process from that of a killed one.
 
     Raises:
         OSError: If the file cannot be written, as on a full disk; it names ``path``.
@@ -76,7 +76,7 @@ def _finish(temporary: Path, mode: int) -> None:
 def _locked_folder(path: Path) -> tuple[Path, int]:
     """Return a new folder beside ``path``, and the descriptor of its locked lock file."""
     while True:
-        folder = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.tmp")
+        folder = path.with_name(f".{path.name[:_LONGEST]}.{secrets.token_hex(8)}.tmp")
         folder.mkdir(mode=0o700)
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -94,16 +94,11 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _prefix(path: Path) -> str:
-    return f".{path.name[:_LONGEST]}."
-
-
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary folders of killed processes that wrote to ``path``."""
-    prefix = _prefix(path)
+    """Remove the temporary folders of killed processes that wrote to the folder of ``path``."""
     with os.scandir(path.parent) as entries:
-        found = [Path(entry) for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".tmp")]
-    for folder in filter(Path.is_dir, found):
+        found = [Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_dir()]
+    for folder in found:
         with contextlib.suppress(OSError):
             _remove_if_abandoned(folder)
 
@@ -111,9 +106,8 @@ def _remove_abandoned(path: Path) -> None:
 def _remove_if_abandoned(folder: Path) -> None:
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR)
-    except FileNotFoundError:  # its process was killed, or is about to create the file
-        if time.time() - folder.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(folder)
+    except FileNotFoundError:  # its process was killed; one that is about to create the file makes another folder
+        shutil.rmtree(folder)
         return
     try:
         lock_at_once(lock)  # raises if a process holds it, and on a file system without locks

@@ -1,5 +1,6 @@
 //! Files: only regular ones are read, and a written one appears complete or not at all.
 
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind, Write};
@@ -48,7 +49,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// A file beside the one that it becomes. Dropping it unfinished deletes it.
 ///
-/// It is locked, so that the next writer of the same file can tell the temporary file of a killed process.
+/// It is locked, so that the next writer in its folder can tell the temporary file of a killed process.
 #[derive(Debug)]
 pub(crate) struct TemporaryFile {
     pub(crate) file: File,
@@ -62,11 +63,11 @@ impl TemporaryFile {
     /// Those of the operating system.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!(".{}.", name.chars().take(LONGEST).collect::<String>());
-        remove_abandoned(path, &prefix);
+        let short: String = name.chars().take(LONGEST).collect();
+        remove_abandoned(path);
         loop {
             let unique = RandomState::new().build_hasher().finish();
-            let temporary = path.with_file_name(format!("{prefix}{unique:016x}.tmp"));
+            let temporary = path.with_file_name(format!(".{short}.{unique:016x}.tmp"));
             let file = match File::create_new(&temporary) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 created => created?,
@@ -106,21 +107,25 @@ impl Drop for TemporaryFile {
     }
 }
 
-fn remove_abandoned(path: &Path, prefix: &str) {
+fn remove_abandoned(path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let is_temporary =
-            name.to_str().is_some_and(|name| name.starts_with(prefix) && name.strip_suffix(".tmp").is_some());
-        // Python's temporary folders have the same names.
-        if is_temporary && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+        // Python's temporary folders have such names, too.
+        if is_temporary(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
             let Ok(file) = File::options().write(true).open(entry.path()) else { continue };
             if file.try_lock().is_ok() {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
     }
+}
+
+/// Returns whether a name is that of a temporary file: hidden, and 16 hexadecimal digits before `.tmp`.
+fn is_temporary(name: &OsStr) -> bool {
+    let stem = name.to_str().filter(|name| name.starts_with('.')).and_then(|name| name.strip_suffix(".tmp"));
+    let digits = stem.and_then(|stem| stem.rsplit_once('.')).map_or("", |(_, digits)| digits);
+    digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -132,9 +137,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("ids.npy");
         let abandoned = folder.path().join(".ids.npy.0123456789abcdef.tmp");
-        let other = folder.path().join(".other.npy.0123456789abcdef.tmp");
+        let other = folder.path().join(".ids.npy.tmp");
         std::fs::write(&abandoned, "part").expect("a file");
-        std::fs::write(&other, "part").expect("a file");
+        std::fs::write(&other, "mine").expect("a file");
         let live = TemporaryFile::create(&path).expect("a file");
         assert!(!abandoned.exists() && other.exists());
         write_atomically(&path, b"whole").expect("a file");
