@@ -1,4 +1,4 @@
-"""The bars of the benchmarks on a GPU, and the two ceilings that they are shares of, measured in the same run."""
+"""The bars of the benchmarks on a GPU, and the rooflines of memory and products, measured in the same run."""
 
 from __future__ import annotations
 

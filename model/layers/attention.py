@@ -71,7 +71,7 @@ def visible_keys(
         return Visible(mask=mask_B1TT | torch.eye(length, dtype=torch.bool, device=device))
     window_covers_all = window is None or most_keys(window) >= end
     if attention_mask is None and window_covers_all and (columns is None or columns.uniform):
-        if end == length or (length > 1 and device.type == "cuda"):  # whose kernels then read no mask
+        if end == length or (length > 1 and device.type == "cuda"):  # flash attention then reads no mask
             return Visible(causal=True)
         if length == 1:
             return Visible()

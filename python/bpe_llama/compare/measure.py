@@ -155,7 +155,7 @@ def _total(column: Sequence[Figures]) -> Figures:
 def _vocabularies(
     tokenizers: Sequence[Tokenizer | OtherTokenizer],
 ) -> tuple[int | None, tuple[tuple[bytes, ...], ...] | None]:
-    """Return the number of tokens that all have, and those that only one has."""
+    """Return the number of tokens that all vocabularies have, and of tokens that only one has."""
     ours = [set(each.mergeable_ranks) for each in tokenizers if isinstance(each, Tokenizer)]
     if len(ours) < len(tokenizers):
         return None, None

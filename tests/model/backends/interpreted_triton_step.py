@@ -141,7 +141,7 @@ def check_wide_layers() -> None:
 
 
 def check_engine() -> None:
-    """Compare ids of an engine whose passes are padded to the size of a graph; slots of a view begin anywhere."""
+    """Compare ids of an engine that pads its passes to the size of a graph; slots of a view begin anywhere."""
     forward.GRAPH_DEVICES, forward.CudaDecoder = (DEVICE,), lambda *given: CudaDecoder(*given, triton=True)
     model, found = model_of(), []
     for cuda_graph in (False, True):
