@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +82,26 @@ def test_a_file_too_large_for_memory_is_refused_before_it_is_read(tmp_path: Path
 # -- atomic writes -----------------------------------------------------------------------------------------------------
 
 
-def test_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
+def test_writers_at_once_leave_one_whole_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path, errors = tmp_path / "a.txt", []
 
     def write(text: str) -> None:
-        for _ in range(20):
-            with atomic_write(path) as temporary:
-                temporary.write_text(text * 1000)
+        try:
+            for _ in range(100):
+                with atomic_write(path) as temporary:
+                    temporary.write_text(text * 1000)
+        except OSError as error:
+            errors.append(error)
 
-    threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)  # between any two steps of a writer, the others take some of theirs
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcdefgh"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert path.read_text() in {letter * 1000 for letter in "abcd"}
+    assert errors == []
+    assert path.read_text() in {letter * 1000 for letter in "abcdefgh"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 

@@ -80,7 +80,7 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         folder.mkdir(mode=0o700)
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileNotFoundError:  # another writer took the folder for an abandoned one
+        except (FileExistsError, FileNotFoundError):  # another writer took the folder for an abandoned one
             continue
         try:
             lock_at_once(lock)
@@ -104,13 +104,15 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    try:
-        lock = os.open(folder / _LOCK, os.O_RDWR)
-    except FileNotFoundError:  # its process was killed; one that is about to create the file makes another folder
-        shutil.rmtree(folder)
-        return
+    """Remove a temporary folder, but only with its lock: whoever holds that of the file that is there owns the folder.
+
+    The lock file is created if it is absent: its process was killed, or will find the file and make another folder.
+    """
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         lock_at_once(lock)  # raises if a process holds it, and on a file system without locks
+        if not os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
+            return
         if os.name != "nt":
             shutil.rmtree(folder)
     finally:
