@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo
+import torch._inductor.config
 import torch.distributed.checkpoint.hf_storage
 import torch.distributed.fsdp
 import torch.distributed.tensor
@@ -38,6 +39,7 @@ def start(world: int, work: Callable[[int], None], log: Path) -> list[int]:
         try:
             with open(log.with_suffix(f".{rank}"), "w", buffering=1) as sys.stderr:
                 torch.set_num_threads(1)
+                torch._inductor.config.compile_threads = 1  # the threads of the test's process are not forked
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
                 try:
