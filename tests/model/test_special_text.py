@@ -83,7 +83,7 @@ def test_of_training(tok: Tokenizer, door: str, text: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_role_that_spells_one_is_refused(tok: Tokenizer, text: str, tmp_path: Path) -> None:
     talk = row("messages", lambda role: [{"role": role, "content": "?"}, {"role": "assistant", "content": "!"}])
-    with pytest.raises(ValueError, match="makes the special token .* from text of unknown origin"):
+    with pytest.raises(ValueError, match=r"makes the special token .* from text of unknown origin"):
         talk(tok, text, tmp_path)
 
 
