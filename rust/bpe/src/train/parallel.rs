@@ -1,11 +1,12 @@
 //! Text to word counts, on several threads.
 
-use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
+
+use bpe_llama_simd::threads::bounded;
 
 use super::counter::{Batch, Counter};
 use super::counts::{WordCounts, WordMap};
@@ -17,9 +18,6 @@ use crate::{Error, Result};
 
 /// Time between two interrupt checks of the calling thread while workers count the last batches.
 const END_WAIT: Duration = Duration::from_millis(1);
-
-/// Threads that are allowed on any machine; each holds a map of the distinct words.
-const LEAST_LIMIT: usize = 8;
 
 /// Returns the word counts of all batches that `next_batch` returns, counted on `num_threads` threads.
 ///
@@ -35,7 +33,8 @@ pub fn count_batches(
     next_batch: &mut dyn FnMut() -> Result<Option<Batch>>,
     on_progress: OnProgress<'_>,
 ) -> Result<WordCounts> {
-    let num_threads = num_threads.min(thread::available_parallelism().map_or(1, NonZero::get).max(LEAST_LIMIT));
+    // Each thread holds a map of the distinct words.
+    let num_threads = bounded(num_threads);
     let reporter = Reporter::new(on_progress);
     let mut feed = Feed { next_batch, reporter: &reporter, bytes: 0 };
     if num_threads <= 1 {
@@ -133,6 +132,15 @@ fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<W
     })
 }
 
+/// Stops the other threads where this one unwinds: nobody would receive the batches.
+struct StopOnUnwind<'a>(&'a AtomicBool);
+
+impl Drop for StopOnUnwind<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_or(thread::panicking(), Ordering::Relaxed);
+    }
+}
+
 /// Counts batches until none is left. After a failure of any worker, only empties the channel.
 fn count_received(
     mut counter: Counter,
@@ -140,6 +148,7 @@ fn count_received(
     feeder: &Thread,
     failed: &AtomicBool,
 ) -> Result<WordCounts> {
+    let _stop = StopOnUnwind(failed);
     let mut outcome = Ok(());
     let stop = || if failed.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     loop {
@@ -211,7 +220,8 @@ pub fn count_files(corpus: &mut CorpusReader, num_threads: usize, on_progress: O
         let mut batch = Batch::default();
         while !batch.is_full() {
             let Some(chunk) = corpus.next_chunk()? else { break };
-            batch.push(&chunk.text);
+            let path = corpus.path();
+            batch.push_from(&chunk.text, || format!("{}, document {}", path.display(), chunk.document));
             if chunk.is_heartbeat() {
                 break;
             }
@@ -231,6 +241,28 @@ pub fn count_files(corpus: &mut CorpusReader, num_threads: usize, on_progress: O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus::CorpusOptions;
+
+    #[test]
+    fn empty_documents_fill_a_batch_and_a_long_word_is_refused() {
+        let mut batch = Batch::default();
+        (0..100_000).for_each(|_| batch.push(""));
+        assert!(batch.is_full() && batch.len() == 0);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("corpus.txt");
+        std::fs::write(&path, format!("b {}", "a".repeat(17 << 20))).expect("a file");
+        for (pattern, place) in
+            [(r"\w+|\W", "document 0: a pre-token of 17825792 bytes from byte 2"), ("cl100k", "from byte 1")]
+        {
+            let splitter = Pretokenizer::new(pattern).expect("a pattern");
+            for num_threads in [1, 2] {
+                let mut corpus =
+                    CorpusReader::new(vec![path.clone()], splitter.clone(), CorpusOptions::default()).expect("a file");
+                let error = count_files(&mut corpus, num_threads, &mut |_| Ok(())).expect_err("17 MiB").to_string();
+                assert!(error.contains(&format!("corpus.txt, {place}")), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn every_step_checks_for_an_interrupt() {
