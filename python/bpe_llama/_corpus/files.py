@@ -48,7 +48,7 @@ def read_whole(path: Path, largest: int = LARGEST_TEXT) -> bytearray:
     """Return the content of a file, decompressed where its name ends in `.gz` or `.zst`.
 
     Raises:
-        ValueError: If it has more than ``largest`` bytes, a line is longer than 256 MiB, or compressed data is damaged; the
+        ValueError: If it has more than ``largest`` bytes, a line of more than 256 MiB, or damaged compressed data; the
             message names the file.
 
     Examples:

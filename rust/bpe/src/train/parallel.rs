@@ -1,9 +1,10 @@
 //! Text to word counts, on several threads.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{self, Thread};
+use std::thread::{self, ScopedJoinHandle, Thread};
 use std::time::Duration;
 
 use bpe_llama_simd::threads::bounded;
@@ -115,7 +116,7 @@ fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<W
         let mut fed = feed.run(&sender, &failed);
         drop(sender);
         // Counting the last batches can take long: keep checking for an interrupt.
-        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+        while !workers.iter().all(ScopedJoinHandle::is_finished) {
             fed = fed.and_then(|()| feed.tick());
             failed.fetch_or(fed.is_err(), Ordering::Relaxed);
             thread::park_timeout(END_WAIT);
@@ -125,7 +126,7 @@ fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<W
             match worker.join() {
                 Ok(Ok(counts)) => counted.extend(counts),
                 Ok(Err(error)) => fed = fed.and(Err(error)),
-                Err(panic) => std::panic::resume_unwind(panic),
+                Err(panic) => resume_unwind(panic),
             }
         }
         fed.map(|()| counted)
@@ -191,16 +192,17 @@ fn sum(mut counted: Vec<WordCounts>, interrupt: Interrupt<'_>) -> Result<WordCou
         }
     };
     thread::scope(|scope| {
-        for _ in 0..others {
-            // Where no thread can be started, this one adds all shards.
-            let _ = thread::Builder::new().spawn_scoped(scope, || {
-                let stop = || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
-                add_shards(Interrupt::new(&stop))
-            });
-        }
+        let work = || {
+            let stop = || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+            add_shards(Interrupt::new(&stop))
+        };
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        // Where no thread can be started, this one adds all shards.
+        let workers: Vec<_> = (0..others).map_while(spawn).collect();
         let outcome = add_shards(interrupt);
         stopped.store(outcome.is_err(), Ordering::Relaxed);
-        outcome
+        let join = |worker: ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+        workers.into_iter().map(join).fold(outcome, Result::and)
     })?;
     Ok(total)
 }
