@@ -59,6 +59,9 @@ class WordCounts:
     ) -> Self:
         """Return the counts of the words in files, read in bounded memory.
 
+        Refused are: text that nothing divides for 16 MiB, which is a word of that length at most; with a regex of your
+        own, documents of more than 256 MiB; lines of more than 256 MiB.
+
         Args:
             paths: A file, a folder, a glob pattern, or several of these. ``.gz`` and ``.zst`` are decompressed; a line
                 of ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one. A UTF-8 byte-order mark at
@@ -79,7 +82,8 @@ class WordCounts:
 
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
-            ValueError: If a row holds no text or a file is not of its format, naming file and place; if the pattern is
+            ValueError: If a row holds no text, a file is not of its format, or text is longer than the limits above,
+                naming file and place; if the pattern is
                 unknown, special tokens repeat, or ``on_error`` is neither.
 
         Examples:

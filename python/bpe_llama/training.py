@@ -205,8 +205,9 @@ def train(paths: PathLike | Iterable[PathLike], vocab_size: int, **options: Unpa
         FileNotFoundError: If nothing matches one of the paths.
         ValueError: If there is no text; if ``vocab_size`` has no room for the base or the bytes and for the special
             tokens; if special tokens repeat; if the pattern is unknown or not that of the base; if some byte of the
-            text has no id in the base; if ``superword_from`` is not within the new ids; if a row holds no text or a
-            file is not of its format, naming file and place; if an option has an unknown value.
+            text has no id in the base; if ``superword_from`` is not within the new ids; if a row holds no text, a
+            file is not of its format, or text is longer than the limits of `WordCounts.from_files`, naming file and
+            place; if an option has an unknown value.
         OSError: If a file cannot be read, or shrinks while it is read.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.

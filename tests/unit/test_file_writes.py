@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from bpe_llama import Tokenizer, WordCounts
-from bpe_llama._core import TokenFile
+from bpe_llama._core import FileLines, TokenFile
 from bpe_llama._files import atomic_write, read_bytes, read_json, write_text
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="named pipes and signals of Unix")
@@ -40,6 +40,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "a corpus to train on": lambda path: Tokenizer.train(path, vocab_size=256, progress=False),
     "counts": WordCounts.load,
     "json": read_json,
+    "lines": FileLines,
     "tiktoken": lambda path: Tokenizer.from_tiktoken(path, pattern="cl100k"),
     "tokenizer": Tokenizer.from_file,
     "tokenizer.json": Tokenizer.from_huggingface,

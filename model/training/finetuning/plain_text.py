@@ -16,7 +16,7 @@ import numpy as np
 from bpe_llama import _core
 from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
-from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet
+from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet, read_whole
 from bpe_llama._corpus.rows import check_text, has_lines, has_rows, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends, write_documents
 from bpe_llama._files import atomic_write
@@ -96,7 +96,7 @@ def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
                     yield str(text)
         else:
             try:
-                yield b"".join(FileLines(path)).decode("utf-8-sig")
+                yield read_whole(path).decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 bad_rows.skip_or_raise(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})", error)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
-from bpe_llama._corpus.files import is_parquet, read_parquet
+from bpe_llama._corpus.files import is_parquet, read_parquet, read_whole
 
 _LINES = re.compile(r"\.(jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -67,7 +67,7 @@ def _rows(path: Path, field: str, bad_rows: BadRows) -> Iterator[str]:
 
 
 def _parts(path: Path, separator: str | None, bad_rows: BadRows) -> Iterator[str]:
-    content = b"".join(FileLines(path)).removeprefix(_BYTE_ORDER_MARK)
+    content = read_whole(path).removeprefix(_BYTE_ORDER_MARK)
     parts = [content] if separator is None else content.split(separator.encode())
     if len(parts) > 1 and not parts[-1]:  # nothing follows the last separator
         parts.pop()

@@ -9,9 +9,10 @@ from typing import Any
 
 from bpe_llama._arguments import iterator
 from bpe_llama._arguments import path as checked_path
-from bpe_llama._core import expand_paths
+from bpe_llama._core import FileLines, expand_paths
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._files import PathLike
+from bpe_llama._files.read_write import LARGEST_TEXT
 
 
 def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
@@ -41,6 +42,27 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
             raise ValueError(f"{pattern}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
         found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
     return list(found)
+
+
+def read_whole(path: Path, largest: int = LARGEST_TEXT) -> bytearray:
+    """Return the content of a file, decompressed where its name ends in `.gz` or `.zst`.
+
+    Raises:
+        ValueError: If it has more than ``largest`` bytes, a line of more than 256 MiB, or damaged compressed data; the
+            message names the file.
+
+    Examples:
+        >>> read_whole(Path(__file__), largest=100)
+        Traceback (most recent call last):
+            ...
+        ValueError: ...files.py: more than 100 bytes of text; expected fewer, as it is read as a whole
+    """
+    content = bytearray()
+    for line in FileLines(path):
+        content += line
+        if len(content) > largest:
+            raise ValueError(f"{path}: more than {largest:,} bytes of text; expected fewer, as it is read as a whole")
+    return content
 
 
 def is_parquet(path: Path) -> bool:

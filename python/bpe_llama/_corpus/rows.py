@@ -10,7 +10,7 @@ from typing import Any
 
 from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
-from bpe_llama._corpus.files import is_parquet, parquet_rows
+from bpe_llama._corpus.files import is_parquet, parquet_rows, read_whole
 
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
 _TABLES = re.compile(
@@ -84,7 +84,7 @@ def _lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
 
 def _json(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
     try:
-        value = json.loads(b"".join(FileLines(path)).decode("utf-8-sig"))
+        value = json.loads(read_whole(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})") from None
     except json.JSONDecodeError as error:

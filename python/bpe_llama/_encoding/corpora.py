@@ -33,9 +33,10 @@ class CorpusTokenizer(CoreTokenizer):
     ) -> int:
         """Return the number of ids written to a `.npy` file: the ids of all documents, concatenated.
 
-        `numpy.load(out, mmap_mode="r")` reads them back. With a named pattern or that of superwords, text files of any
-        size are encoded in bounded memory. With another regex or a SentencePiece vocabulary, and for rows and lines,
-        whole documents and their ids are in memory: some megabytes at a time, or one longer document.
+        `numpy.load(out, mmap_mode="r")` reads them back. With a named pattern or that of superwords, files of any size
+        are encoded in bounded memory; text that nothing divides for 16 MiB is refused. With another regex or a
+        SentencePiece vocabulary, whole documents and their ids are in memory: some megabytes at a time, or one longer
+        document of up to 256 MiB. A line has up to 256 MiB, too.
 
         Args:
             paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of
@@ -57,7 +58,8 @@ class CorpusTokenizer(CoreTokenizer):
 
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
-            ValueError: If a row holds no text or a file is not of its format, naming file and place; if `out` does not
+            ValueError: If a row holds no text, a file is not of its format, or text is longer than the limits above,
+                naming file and place; if `out` does not
                 end in `.npy`, `on_error` is unknown, or `bos` is true without a `bos_id`. `out` then stays unchanged.
 
         Examples:

@@ -81,6 +81,7 @@ mod files;
 pub mod formats;
 mod inline_key;
 mod interrupt;
+mod memory;
 mod merge;
 mod normalize;
 mod pipeline;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bpe_llama_simd::threads::bounded;
+
 /// How long a worker spins before it sleeps.
 const SPIN_TIME: Duration = Duration::from_micros(100);
 
@@ -105,6 +107,7 @@ struct ThreadPool {
 static POOL: Mutex<Option<ThreadPool>> = Mutex::new(None);
 
 /// Runs `job` on this thread and, at the same time, on up to `threads - 1` free workers; returns when all have finished.
+/// There is at most one worker a CPU, eight on small machines.
 ///
 /// Whoever runs it, the job must do all of its work: this thread runs it alone if the pool serves another thread, in a
 /// child forked while the pool was in use, and after a job has panicked. Any other forked child starts its own pool.
@@ -122,6 +125,7 @@ pub(crate) fn run(threads: usize, job: &(dyn Fn() + Sync)) {
 
 impl ThreadPool {
     fn run(&mut self, threads: usize, job: &(dyn Fn() + Sync)) {
+        let threads = bounded(threads);
         while self.workers < threads - 1 {
             let shared = Arc::clone(&self.shared);
             if std::thread::Builder::new().name("bpe-llama".into()).spawn(move || shared.work()).is_err() {

@@ -225,6 +225,17 @@ fn in_row(py: Python<'_>, row: usize, error: PyErr) -> PyErr {
     named
 }
 
+/// Returns a copy as Python's `bytes`.
+///
+/// # Errors
+/// `MemoryError`, where `PyBytes::new` would panic.
+pub(crate) fn new_bytes<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    PyBytes::new_with(py, bytes.len(), |copy| {
+        copy.copy_from_slice(bytes);
+        Ok(())
+    })
+}
+
 /// Creates the first array of the process, before long work.
 ///
 /// The first array runs Python code, and a Ctrl-C that is pending then makes the `numpy` crate panic.

@@ -1,7 +1,7 @@
 //! `attend` for Python: attention of new tokens over a KV cache in a NumPy array.
 
 use crate::arguments::at_least;
-use crate::error::value_error;
+use crate::error::{caught, detached, value_error};
 use crate::linear::check_order;
 use crate::named::shown;
 use bpe_llama_kernels::{AttentionShape, KvCache, NewTokens, attend};
@@ -97,7 +97,7 @@ pub(crate) fn py_attend<'py>(
         let attended = positions.iter().flatten().fold(0_usize, |sum, (_, position)| sum.saturating_add(*position));
         let is_short = attended.saturating_mul(kv_heads * head_dim) < RELEASE_ELEMENTS;
         let call = || attend(shape, tokens, cache, out, num_threads);
-        if is_short { call() } else { py.detach(call) }.map_err(value_error)
+        if is_short { caught(call) } else { detached(py, call) }?.map_err(value_error)
     };
     if let Ok(array) = cache.cast::<PyArray6<f32>>() {
         let mut cache = writable(array)?;

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use bpe_llama::Interrupt;
 use bpe_llama::corpus::{CorpusOptions, FileLines, OnError, Skipped, expand_paths as expand};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::arguments::new_bytes;
 use crate::error::to_py;
+use crate::interrupt::interruptible;
 use crate::named::{self, item};
 
 /// The number of rows skipped, and the error message of the first.
@@ -60,8 +63,9 @@ impl PyFileLines {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let line = py.detach(|| self.0.lock().unwrap_or_else(PoisonError::into_inner).next());
-        Ok(line.transpose().map_err(to_py)?.map(|line| PyBytes::new(py, &line)))
+        let next =
+            |interrupt: Interrupt<'_>| self.0.lock().unwrap_or_else(PoisonError::into_inner).next_line(interrupt);
+        interruptible(py, next)?.map(|line| new_bytes(py, &line)).transpose()
     }
 }
 

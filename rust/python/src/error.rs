@@ -1,8 +1,12 @@
 //! Converts Rust errors to Python exceptions.
 
+use std::any::Any;
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bpe_llama::Error;
-use pyo3::PyErr;
-use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
 
 /// Converts an error of the tokenizer to the exception that its documentation names.
 pub(crate) fn to_py(error: Error) -> PyErr {
@@ -17,8 +21,10 @@ pub(crate) fn to_py(error: Error) -> PyErr {
                 let text = text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text);
                 PyOSError::new_err((errno, text.to_owned(), path.into_os_string()))
             }
+            None if source.kind() == ErrorKind::OutOfMemory => PyMemoryError::new_err(message),
             None => PyOSError::new_err(message),
         },
+        Error::OutOfMemory(_) => PyMemoryError::new_err(message),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
         _ => PyValueError::new_err(message),
     }
@@ -27,4 +33,29 @@ pub(crate) fn to_py(error: Error) -> PyErr {
 /// Converts an error of the sampler or the kernels, which only report invalid arguments.
 pub(crate) fn value_error(error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// Returns what the core's `work` returns, or an exception where it unwinds: `MemoryError`, or `RuntimeError` for a panic.
+///
+/// `PyO3` would raise `PanicException`, which `except Exception` does not catch.
+pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> PyResult<R> {
+    // What is unwound stays consistent: locks are taken whether poisoned or not, and half-made results are dropped.
+    catch_unwind(AssertUnwindSafe(work)).map_err(unwound)
+}
+
+/// As [`caught`], without the GIL.
+pub(crate) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> PyResult<R> {
+    py.detach(|| caught(work))
+}
+
+#[cold]
+fn unwound(payload: Box<dyn Any + Send>) -> PyErr {
+    let payload = match payload.downcast::<Error>() {
+        Ok(error) => return to_py(*error),
+        Err(payload) => payload,
+    };
+    let message =
+        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = message.unwrap_or("no message");
+    PyRuntimeError::new_err(format!("the core panicked, which is a bug in bpe_llama; please report it: {message}"))
 }

@@ -7,7 +7,7 @@ use bpe_llama::{Error, Interrupt, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::error::to_py;
+use crate::error::{caught, detached, to_py};
 
 /// The least time between two checks of Python's signals: attaching to Python waits until other threads release the GIL.
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
@@ -54,7 +54,7 @@ pub(crate) fn interruptible<R: Send>(
         *last = Instant::now();
         checked
     };
-    let result = py.detach(|| work(Interrupt::new(&check)));
+    let result = detached(py, || work(Interrupt::new(&check)))?;
     pending.raise(result)
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn interruptible_if_long<R: Send>(
     bytes: usize,
     work: impl FnOnce(Interrupt<'_>) -> Result<R> + Send,
 ) -> PyResult<R> {
-    if bytes < SHORT_BYTES { work(Interrupt::NEVER).map_err(to_py) } else { interruptible(py, work) }
+    if bytes < SHORT_BYTES { caught(|| work(Interrupt::NEVER))?.map_err(to_py) } else { interruptible(py, work) }
 }
 
 /// Checks signals in one of many iterations of a loop over Python objects; `iteration` counts from 0.

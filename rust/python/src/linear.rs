@@ -1,7 +1,7 @@
 //! `Linear` for Python: matrix products with weights in NumPy arrays.
 
 use crate::arguments::at_least;
-use crate::error::value_error;
+use crate::error::{caught, detached, value_error};
 use bpe_llama_kernels::{
     Activations, Gate, Matrix, NormWeights, Weights, has_amx, has_avx512, has_avx512_bf16, matmul,
 };
@@ -268,8 +268,8 @@ impl PyLinear {
             )));
         }
         let out = written.as_slice_mut()?;
-        let mut run = || matmul(&matrices, activations, out, add, num_threads);
-        if self.bytes < RELEASE_BYTES { run() } else { py.detach(run) }.map_err(value_error)
+        let run = || matmul(&matrices, activations, out, add, num_threads);
+        if self.bytes < RELEASE_BYTES { caught(run) } else { detached(py, run) }?.map_err(value_error)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `normalize` for Python: RMSNorm and LayerNorm in place in a NumPy array.
 
 use crate::arguments::at_least;
-use crate::error::value_error;
+use crate::error::{caught, detached, value_error};
 use crate::linear::{Norm, check_order};
 use bpe_llama_kernels::normalize;
 use numpy::{PyArray2, PyArrayMethods, PyUntypedArrayMethods};
@@ -58,6 +58,6 @@ pub(crate) fn py_normalize<'py>(
     let width = x.shape()[1];
     let rows = written.as_slice_mut()?;
     let is_short = rows.len() < RELEASE_ELEMENTS;
-    let mut call = || normalize(rows, width, start..stop, weights, eps, num_threads);
-    if is_short { call() } else { py.detach(call) }.map_err(value_error)
+    let call = || normalize(rows, width, start..stop, weights, eps, num_threads);
+    if is_short { caught(call) } else { detached(py, call) }?.map_err(value_error)
 }

@@ -10,9 +10,9 @@ use bpe_llama::train::{count_batches, count_files, train, train_owned};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyTuple};
 
-use crate::arguments::{Text, Threads, thread_count};
+use crate::arguments::{Text, Threads, new_bytes, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
-use crate::error::to_py;
+use crate::error::{detached, to_py};
 use crate::interrupt::{PendingError, interruptible};
 use crate::named::{self, item, wrong_type};
 use crate::tokenizer::PyTokenizer;
@@ -24,12 +24,12 @@ fn run<T: Send>(
     work: impl FnOnce(OnProgress<'_>, &PendingError) -> Result<T> + Send,
 ) -> PyResult<T> {
     let pending = PendingError::default();
-    let result = py.detach(|| {
+    let result = detached(py, || {
         let mut on_progress = |progress| {
             Python::attach(|py| pending.store(py.check_signals().and_then(|()| report(py, on_progress, progress))))
         };
         work(&mut on_progress, &pending)
-    });
+    })?;
     pending.raise(result)
 }
 
@@ -200,7 +200,7 @@ impl WordCounts {
 
     /// Return what `save` writes.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        interruptible(py, |interrupt| self.0.to_bytes(interrupt)).map(|bytes| PyBytes::new(py, &bytes))
+        interruptible(py, |interrupt| self.0.to_bytes(interrupt)).and_then(|bytes| new_bytes(py, &bytes))
     }
 
     /// Write the counts to a file, atomically.
@@ -216,8 +216,8 @@ impl WordCounts {
     }
 
     /// Return at most so many counts that sum to these; the hash of a word selects its part.
-    fn split(&self, py: Python<'_>, #[pyo3(from_py_with = named::parts)] parts: usize) -> Vec<Self> {
-        py.detach(|| self.0.split(parts)).into_iter().map(Self).collect()
+    fn split(&self, py: Python<'_>, #[pyo3(from_py_with = named::parts)] parts: usize) -> PyResult<Vec<Self>> {
+        Ok(detached(py, || self.0.split(parts))?.into_iter().map(Self).collect())
     }
 
     /// Return the counts of the words that occur `min_count` times or more.

@@ -2,9 +2,10 @@
 
 use crate::error::Result;
 use crate::scratch::Scratch;
+use bpe_llama_simd::threads::{bounded, num_cpus};
 use bpe_llama_simd::{Backend, ScratchPool};
 use std::num::NonZero;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Starting a thread takes some tens of microseconds, which pays off from this many logits.
 const LOGITS_PER_THREAD: usize = 1 << 18;
@@ -29,7 +30,7 @@ pub(crate) fn for_each_row<T: Send>(
     let rows = out.len() / width.max(1);
     let wanted =
         num_threads.map_or_else(|| num_cpus().min((rows * vocab_size).div_ceil(LOGITS_PER_THREAD)), NonZero::get);
-    let threads = wanted.clamp(1, rows.max(1));
+    let threads = bounded(wanted).clamp(1, rows.max(1));
     let run = |first: usize, part: &mut [T]| -> Result<()> {
         let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::new(Backend::best())));
         let result =
@@ -59,10 +60,4 @@ pub(crate) fn for_each_row<T: Send>(
         let first = results.into_iter().filter_map(std::result::Result::err).min_by_key(|&(i, _)| i);
         first.map_or(Ok(()), |(_, error)| Err(error))
     })
-}
-
-/// Returns the number of CPUs of this process; cached, as the query reads files.
-fn num_cpus() -> usize {
-    static NUM_CPUS: OnceLock<usize> = OnceLock::new();
-    *NUM_CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
 }

@@ -1,4 +1,4 @@
-//! CPU features, a vector of 16 float32, `exp`, prefetch, huge pages and scratch memory.
+//! CPU features, a vector of 16 float32, `exp`, prefetch, huge pages, scratch memory and the number of threads.
 //!
 //! The tokenizer, the sampler and the CPU kernels share this crate. It is the leaf of the workspace: it depends on none of
 //! the others.
@@ -13,6 +13,7 @@
 //! | [`prefetch`] | software prefetch |
 //! | [`huge_pages`] | transparent huge pages for large tables |
 //! | [`scratch`] | [`ScratchPool`]: buffers that threads reuse from call to call |
+//! | [`threads`] | how many threads one call may use |
 //!
 //! # Example
 //! A kernel is generic over [`F32x16`] and compiled once for each [`Backend`]:
@@ -45,6 +46,7 @@ pub mod f32x16;
 pub mod huge_pages;
 pub mod prefetch;
 pub mod scratch;
+pub mod threads;
 pub mod tier;
 
 pub use backend::{Backend, Kind};

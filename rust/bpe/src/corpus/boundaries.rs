@@ -1,14 +1,23 @@
 //! Where a document can be divided into chunks: never inside a special token.
 
+use std::fmt::Display;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 use hashbrown::HashSet;
 
 use super::options::CorpusOptions;
-use crate::Result;
 use crate::pretokenize::Pretokenizer;
+use crate::{Error, Result};
 
 /// Bytes read at a time: they fit a core's cache.
 pub(super) const BLOCK_BYTES: usize = 1 << 18;
+
+/// The most bytes of text from one place where it can be divided to the next.
+const MAX_UNDIVIDED: usize = 16 << 20;
+
+/// The most bytes of text that is in memory as a whole: a line of a file, and a document that the pre-tokenizer cannot
+/// divide.
+pub(super) const MAX_WHOLE: usize = 256 << 20;
 
 /// The options of a reader, with what it needs to divide documents.
 #[derive(Debug)]
@@ -19,6 +28,8 @@ pub(super) struct Rules {
     pub(super) longest_special: usize,
     /// Bytes read at a time; a longer document is divided.
     pub(super) block_bytes: usize,
+    /// The most bytes of a part: [`MAX_UNDIVIDED`], or [`MAX_WHOLE`] for a pre-tokenizer that has no chunk boundaries.
+    pub(super) max_part: usize,
 }
 
 impl Rules {
@@ -32,13 +43,25 @@ impl Rules {
             special_tokens: special_matcher(&options.special_tokens)?,
             longest_special: options.special_tokens.iter().map(String::len).max().unwrap_or(0),
             block_bytes: BLOCK_BYTES,
+            max_part: if splitter.has_chunk_boundaries() { MAX_UNDIVIDED } else { MAX_WHOLE },
             options,
             splitter,
         })
     }
 
+    /// Returns where to end a part of `text`: at a place of at least `from` where it can be divided, or at an earlier one if
+    /// the part were longer than [`Rules::max_part`].
+    pub(super) fn part_end(&self, text: &str, from: usize) -> Option<usize> {
+        let short_enough = |&boundary: &usize| boundary <= self.max_part;
+        let boundary = self.chunk_boundary(text, from).filter(short_enough);
+        if boundary.is_some() || text.len() <= self.max_part {
+            return boundary;
+        }
+        self.chunk_boundary(text, 1).filter(short_enough)
+    }
+
     /// Returns an offset of at least `from` where `text` can be divided whatever follows it, outside special tokens.
-    pub(super) fn chunk_boundary(&self, text: &str, from: usize) -> Option<usize> {
+    fn chunk_boundary(&self, text: &str, from: usize) -> Option<usize> {
         // A special token or the separator may begin in the last bytes: the next chunk decides.
         let margin = self.longest_special.max(self.options.separator.as_ref().map_or(0, String::len));
         let mut from = ceil_char(text, from);
@@ -52,6 +75,20 @@ impl Rules {
                 Some(end) => from = end + 1,
             }
         }
+    }
+
+    /// Returns the error for text at `place` that is longer than [`Rules::max_part`].
+    pub(super) fn too_long(&self, place: impl Display) -> Error {
+        let max = self.max_part;
+        if self.splitter.has_chunk_boundaries() {
+            return malformed!(
+                "{place}: more than {max} bytes of text without a place to divide it, such as a space after a word; expected \
+                 fewer"
+            );
+        }
+        malformed!(
+            "{place}: a document of more than {max} bytes; expected a shorter one, as this tokenizer's pattern cannot divide it"
+        )
     }
 
     /// Returns the end of the special token that contains or touches `boundary`.

@@ -1,13 +1,15 @@
 //! The lines of a file, unchanged.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use super::decompress::{Reader, decompressed, io_error};
+use super::decompress::decompressed;
+use super::lines::{LineReader, Read};
 use crate::Result;
+use crate::interrupt::Interrupt;
 
-/// Iterates over the lines of a file as bytes, with their line ends. Memory is bounded by the longest line.
+/// Iterates over the lines of a file as bytes, with their line ends. Memory is bounded by the longest line, which has at
+/// most 256 MiB.
 ///
 /// A file whose name ends in `.gz` or `.zst` is decompressed.
 ///
@@ -21,8 +23,9 @@ use crate::Result;
 /// ```
 #[derive(Debug)]
 pub struct FileLines {
-    path: PathBuf,
-    reader: BufReader<Reader>,
+    lines: LineReader,
+    /// After an error or the last line.
+    is_done: bool,
 }
 
 impl FileLines {
@@ -30,10 +33,33 @@ impl FileLines {
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if it cannot be opened. An item is the same error if the file cannot be read, or
-    /// [`Error::Format`](crate::Error::Format) if compressed data is damaged.
+    /// [`Error::Format`](crate::Error::Format) if compressed data is damaged or a line is too long; it is the last item.
     pub fn open(path: &Path) -> Result<Self> {
         let (reader, _) = decompressed(path, &Arc::default())?;
-        Ok(Self { path: path.to_owned(), reader: BufReader::new(reader) })
+        Ok(Self { lines: LineReader::new(path, reader), is_done: false })
+    }
+
+    /// Returns the next line, as the iterator does, with interrupt checks within a long line.
+    ///
+    /// # Errors
+    /// As the items; the error of the interrupt check.
+    pub fn next_line(&mut self, interrupt: Interrupt<'_>) -> Result<Option<Vec<u8>>> {
+        if self.is_done {
+            return Ok(None);
+        }
+        let outcome = loop {
+            match self.lines.read_on() {
+                Ok(Read::Line) => return Ok(Some(std::mem::take(&mut self.lines.line))),
+                Ok(Read::Part) => match interrupt.check() {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+                Ok(Read::End) => break Ok(None),
+                Err(error) => break Err(error),
+            }
+        };
+        self.is_done = true;
+        outcome
     }
 }
 
@@ -41,11 +67,6 @@ impl Iterator for FileLines {
     type Item = Result<Vec<u8>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut line = Vec::new();
-        match self.reader.read_until(b'\n', &mut line) {
-            Ok(0) => None,
-            Ok(_) => Some(Ok(line)),
-            Err(source) => Some(Err(io_error(&self.path, source))),
-        }
+        self.next_line(Interrupt::NEVER).transpose()
     }
 }

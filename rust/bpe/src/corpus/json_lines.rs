@@ -2,61 +2,90 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::boundaries::Rules;
-use super::decompress::{Reader, io_error};
+use super::decompress::Reader;
+use super::lines::{LineReader, Read};
 use super::options::BYTE_ORDER_MARK;
 use super::skipped::Skipped;
-use crate::Result;
+use crate::{Result, memory};
 
-/// Reads the texts of a file's lines.
+/// Reads the texts of a file's lines. A long text is returned in parts.
 #[derive(Debug)]
 pub(super) struct JsonLines {
-    path: PathBuf,
-    reader: BufReader<Reader>,
-    line: Vec<u8>,
-    number: u64,
+    lines: LineReader,
+    /// The text of the line, of which what begins at `begin` is not yet returned; empty if all is.
+    text: String,
+    begin: usize,
 }
 
 impl JsonLines {
     pub(super) fn new(path: &Path, reader: Reader) -> Self {
-        Self { path: path.to_owned(), reader: BufReader::with_capacity(1 << 18, reader), line: Vec::new(), number: 0 }
+        Self { lines: LineReader::new(path, reader), text: String::new(), begin: 0 }
     }
 
-    /// Returns the text of the next line that is not blank, and true; `None` at the end of the file.
+    /// Returns the next part of the text of a line that is not blank, and whether it is the last; `None` at the end of the
+    /// file.
     ///
-    /// After a block of lines without text it returns no text, and false, so that the caller can check for an
-    /// interrupt.
-    pub(super) fn next_text(&mut self, rules: &Rules, skipped: &mut Skipped) -> Result<Option<(String, bool)>> {
-        let mut skipped_bytes = 0;
-        while skipped_bytes < rules.block_bytes {
-            self.line.clear();
-            self.number += 1;
-            let read = self.reader.read_until(b'\n', &mut self.line).map_err(|error| io_error(&self.path, error))?;
-            if read == 0 {
-                return Ok(None);
+    /// After a block of lines without text, or of one long line, it returns an empty part that is not the last, so that the
+    /// caller can check for an interrupt.
+    pub(super) fn next_part(&mut self, rules: &Rules, skipped: &mut Skipped) -> Result<Option<(String, bool)>> {
+        if !self.text.is_empty() {
+            return self.divide(rules).map(Some);
+        }
+        let mut bytes = 0;
+        while bytes < rules.block_bytes {
+            let before = if self.lines.is_inside_line() { self.lines.line.len() } else { 0 };
+            let read = self.lines.read_on()?;
+            bytes += self.lines.line.len() - before;
+            match read {
+                Read::End => return Ok(None),
+                Read::Part => continue,
+                Read::Line => {}
             }
-            skipped_bytes += read;
-            let mut line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
-            if self.number == 1 {
+            let line = &self.lines.line;
+            let mut line = line.strip_suffix(b"\n").unwrap_or(line);
+            let number = self.lines.number;
+            if number == 1 {
                 line = line.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(line);
             }
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
             match text_of(line, &rules.options.field) {
-                Ok(text) => return Ok(Some((text, true))),
+                Ok(text) if text.len() <= rules.block_bytes => return Ok(Some((text, true))),
+                Ok(text) => {
+                    (self.text, self.begin) = (text, 0);
+                    return self.divide(rules).map(Some);
+                }
                 Err(what) => {
-                    let what = format!("{}, line {}: {what}", self.path.display(), self.number);
+                    let what = format!("{}, line {number}: {what}", self.lines.path().display());
                     skipped.skip_or_raise(rules.options.on_error, what)?;
                 }
             }
         }
         Ok(Some((String::new(), false)))
+    }
+
+    /// Returns the next part of a long text, and whether it is the last.
+    fn divide(&mut self, rules: &Rules) -> Result<(String, bool)> {
+        let left = &self.text[self.begin..];
+        let boundary = if left.len() > rules.block_bytes { rules.part_end(left, rules.block_bytes) } else { None };
+        if boundary.is_none() && left.len() > rules.max_part {
+            let (path, number) = (self.lines.path().display(), self.lines.number);
+            return Err(rules.too_long(format_args!("{path}, line {number}, from byte {} of its text", self.begin)));
+        }
+        if let Some(boundary) = boundary {
+            let part = memory::copy(&left[..boundary]);
+            self.begin += boundary;
+            return Ok((part, false));
+        }
+        let mut part = std::mem::take(&mut self.text);
+        part.drain(..self.begin);
+        Ok((part, true))
     }
 }
 

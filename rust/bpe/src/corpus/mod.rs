@@ -13,12 +13,14 @@
 //! | `utf8_scan.rs`, `skipped.rs` | documents that are not UTF-8, rows without text |
 //! | `json_lines.rs` | one file of JSON Lines |
 //! | `decompress.rs` | the bytes of a file, decompressed |
-//! | `file_lines.rs`, `paths.rs` | the lines of a file; the files that a path or a pattern names |
+//! | `lines.rs`, `file_lines.rs` | lines of bounded length |
+//! | `paths.rs` | the files that a path or a pattern names |
 
 mod boundaries;
 mod decompress;
 mod file_lines;
 mod json_lines;
+mod lines;
 mod options;
 mod paths;
 mod reader;

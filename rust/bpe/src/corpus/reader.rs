@@ -55,6 +55,7 @@ pub struct CorpusReader {
     paths: std::vec::IntoIter<PathBuf>,
     rules: Rules,
     source: Option<Source>,
+    path: PathBuf,
     files_opened: usize,
     document: u64,
     skipped: Skipped,
@@ -91,6 +92,7 @@ impl CorpusReader {
             paths: paths.into_iter(),
             rules,
             source: None,
+            path: PathBuf::new(),
             files_opened: 0,
             document: 0,
             skipped: Skipped::default(),
@@ -103,6 +105,13 @@ impl CorpusReader {
     #[cfg(test)]
     pub(crate) fn with_block_bytes(mut self, block_bytes: usize) -> Self {
         self.rules.block_bytes = block_bytes;
+        self
+    }
+
+    /// Returns the reader with another limit on the bytes of a part than 16 or 256 MiB.
+    #[cfg(test)]
+    pub(crate) fn with_max_part(mut self, max_part: usize) -> Self {
+        self.rules.max_part = max_part;
         self
     }
 
@@ -125,7 +134,7 @@ impl CorpusReader {
                     Some((String::new(), false))
                 }
                 Some(Source::Text(text)) => text.next_part(&self.rules)?,
-                Some(Source::Lines(lines)) => lines.next_text(&self.rules, &mut self.skipped)?,
+                Some(Source::Lines(lines)) => lines.next_part(&self.rules, &mut self.skipped)?,
                 None => None,
             };
             if let Some((text, is_last)) = part {
@@ -136,12 +145,18 @@ impl CorpusReader {
             let Some(path) = self.paths.next() else { return Ok(None) };
             self.files_opened += 1;
             self.source = Some(open(&path, &self.rules, &self.bytes_read)?);
+            self.path = path;
         }
     }
 
     /// Returns the number of files opened so far: the last chunk is of the last of them.
     pub fn files_opened(&self) -> usize {
         self.files_opened
+    }
+
+    /// Returns the path of the file that the last chunk is of; empty before the first.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Returns the rows and documents skipped so far.

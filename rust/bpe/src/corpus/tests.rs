@@ -56,6 +56,57 @@ fn long_documents_come_in_parts() {
     assert!(read(&path, &CorpusOptions::default(), 1 << 12).expect("text").1 > 10);
 }
 
+/// Reads a file in blocks of 1,000 bytes, with at most 5,000 bytes undivided.
+fn read_bounded(path: &Path, pattern: &str, separator: Option<&str>) -> Result<Vec<usize>> {
+    let options = CorpusOptions { separator: separator.map(str::to_owned), ..CorpusOptions::default() };
+    let corpus = CorpusReader::new(vec![path.to_owned()], Pretokenizer::new(pattern)?, options)?;
+    let (mut corpus, mut lengths) = (corpus.with_block_bytes(1000).with_max_part(5000), Vec::new());
+    while let Some(chunk) = corpus.next_chunk()? {
+        lengths.push(chunk.text.len());
+    }
+    Ok(lengths)
+}
+
+#[test]
+fn text_without_a_place_to_divide_it_is_bounded() {
+    let (words, letters) = ("some words ".repeat(2000), "a".repeat(5000));
+    let with_field = |text: &str| format!("{{\"text\": \"{text}\"}}\n{{\"text\": \"b\"}}\n");
+    for (name, wrap) in
+        [("c.txt", &(|text: &str| text.to_owned()) as &dyn Fn(&str) -> String), ("c.jsonl", &with_field)]
+    {
+        for (pattern, text, place) in [
+            ("cl100k", words.clone(), None),
+            ("cl100k", letters.clone(), None),
+            ("cl100k", format!("{words}{letters}a"), Some("21999")),
+            (r"\w+|\W", words[..5000].to_owned(), None),
+            (r"\w+|\W", words[..5001].to_owned(), Some("0")),
+        ] {
+            let (_folder, path) = write(name, wrap(&text).as_bytes());
+            match (read_bounded(&path, pattern, None), place) {
+                (Ok(lengths), None) => assert!(lengths.iter().all(|&length| length <= 5000), "{name}, {pattern}"),
+                (Err(error), Some(place)) => {
+                    let error = error.to_string();
+                    assert!(error.contains(name) && error.contains(&format!("from byte {place}")), "{error}");
+                    assert!(error.contains("more than 5000 bytes"), "{error}");
+                }
+                (outcome, _) => panic!("{name}, {pattern}: {outcome:?}"),
+            }
+        }
+    }
+    let (_folder, path) = write("c.txt", format!("{}|{}|b", &words[..5000], &words[..5001]).as_bytes());
+    let error = read_bounded(&path, r"\w+|\W", Some("|")).expect_err("the second document").to_string();
+    assert!(error.contains("c.txt, from byte 5001: a document of more than 5000 bytes"), "{error}");
+}
+
+#[test]
+fn a_long_text_without_chunk_boundaries_returns_control() {
+    let (_folder, path) = write("c.txt", &[b'a'; 100_000]);
+    let corpus = CorpusReader::new(vec![path], Pretokenizer::new("cl100k").expect("a name"), CorpusOptions::default());
+    let mut corpus = corpus.expect("a file").with_block_bytes(500);
+    let first = corpus.next_chunk().expect("text").expect("a chunk");
+    assert!(first.is_heartbeat());
+}
+
 #[test]
 fn a_file_that_shrinks_is_an_error() {
     for name in ["corpus.txt", "corpus.jsonl"] {

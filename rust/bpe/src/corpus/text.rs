@@ -10,11 +10,14 @@ use super::boundaries::{Rules, ceil_char};
 use super::decompress::{Reader, io_error, read_some};
 use super::options::BYTE_ORDER_MARK;
 use super::skipped::invalid_utf8;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// A chunk boundary is searched first in this many bytes at the end, so that little text is carried over to the next
 /// block.
 const BOUNDARY_WINDOW: usize = 1 << 12;
+
+/// Blocks read between two interrupt checks.
+const HEARTBEAT_BLOCKS: usize = 64;
 
 /// Reads the documents of a text file in parts.
 #[derive(Debug)]
@@ -62,37 +65,54 @@ impl TextFile {
 
     /// Returns the next part of the current document, and whether it is the last; `None` at the end of the file.
     ///
-    /// After a skipped block it returns an empty part that is not the last, so that the caller can check for an
-    /// interrupt.
+    /// After a skipped block, and after some blocks without the end of a part, it returns an empty part that is not the
+    /// last, so that the caller can check for an interrupt.
     pub(super) fn next_part(&mut self, rules: &Rules) -> Result<Option<(String, bool)>> {
+        let mut blocks = 0;
         while !self.is_done {
-            if let Some(separator) = &rules.options.separator
-                && let Some(at) = memmem::find(&self.text.as_bytes()[self.searched..], separator.as_bytes())
+            let separator = rules.options.separator.as_deref().unwrap_or_default();
+            let found = if separator.is_empty() {
+                None
+            } else {
+                memmem::find(&self.text.as_bytes()[self.searched..], separator.as_bytes())
+            };
+            let rest = self.at_end.then_some(self.text.len());
+            let end = found.map(|at| self.searched + at).or(rest);
+            let left = &self.text[self.begin..end.unwrap_or(self.text.len())];
+            if let Some(end) = end
+                && left.len() <= rules.max_part
             {
-                let end = self.searched + at;
-                let part = self.text[self.begin..end].to_owned();
-                self.begin = end + separator.len();
-                self.searched = self.begin;
-                self.after_separator = true;
-                return Ok(Some((part, true)));
-            }
-            if self.at_end {
+                if found.is_some() {
+                    let part = memory::copy(left);
+                    self.begin = end + separator.len();
+                    self.searched = self.begin;
+                    self.after_separator = true;
+                    return Ok(Some((part, true)));
+                }
                 self.is_done = true;
-                let part = self.text.split_off(self.begin);
+                self.text.drain(..self.begin);
+                let part = std::mem::take(&mut self.text);
                 // An empty rest after the last separator is no document; an empty file is one.
                 return Ok((!(part.is_empty() && self.after_separator)).then_some((part, true)));
             }
-            let left = &self.text[self.begin..];
             if left.len() >= rules.block_bytes {
                 let from = (self.searched - self.begin).max(left.len().saturating_sub(BOUNDARY_WINDOW));
-                if let Some(boundary) = rules.chunk_boundary(left, from) {
-                    let part = left[..boundary].to_owned();
+                if let Some(boundary) = rules.part_end(left, from) {
+                    let part = memory::copy(&left[..boundary]);
                     self.begin += boundary;
                     self.searched = self.begin;
                     self.after_separator = false;
                     return Ok(Some((part, false)));
                 }
             }
+            if left.len() > rules.max_part {
+                let start = self.offset - (self.text.len() - self.begin) as u64;
+                return Err(rules.too_long(format_args!("{}, from byte {start}", self.path.display())));
+            }
+            if blocks == HEARTBEAT_BLOCKS {
+                return Ok(Some((String::new(), false)));
+            }
+            blocks += 1;
             // A separator or a chunk boundary may span the end of this block.
             let margin = rules.options.separator.as_ref().map_or(0, String::len) + rules.longest_special + 256;
             self.searched = self.searched.max(ceil_char(&self.text, self.text.len().saturating_sub(margin)));
@@ -153,7 +173,8 @@ impl TextFile {
         };
         let is_start = self.offset == 0;
         self.offset += valid.len() as u64;
-        self.text.push_str(if is_start { valid.strip_prefix(BYTE_ORDER_MARK).unwrap_or(valid) } else { valid });
+        let new = if is_start { valid.strip_prefix(BYTE_ORDER_MARK).unwrap_or(valid) } else { valid };
+        memory::push_str(&mut self.text, new);
         Ok(())
     }
 }

@@ -11,6 +11,9 @@ use memchr::memmem;
 use super::decompress::{Reader, io_error, read_some};
 use crate::Result;
 
+/// The most ranges of documents to skip, which are in memory: 64 MiB.
+const MAX_RANGES: usize = 1 << 22;
+
 /// Finds the documents of a file that are not UTF-8, one block at a time, in bounded memory.
 #[derive(Debug)]
 pub(super) struct Utf8Scan {
@@ -80,6 +83,10 @@ impl Utf8Scan {
             self.check(from, self.buffer.len(), true);
             self.end_document(self.buffer.len());
             return Ok(Some(std::mem::take(&mut self.found)));
+        }
+        if self.found.ranges.len() > MAX_RANGES {
+            let path = self.path.display();
+            return Err(malformed!("{path}: more than {MAX_RANGES} separate documents are not UTF-8; expected fewer"));
         }
         // A separator may begin in the last bytes: the next block decides.
         let margin = self.separator.as_ref().map_or(0, |separator| separator.len() - 1);

@@ -145,7 +145,7 @@ impl Encoder<'_> {
     #[inline]
     fn merge(&self, piece: &[u8], scratch: &mut Scratch) -> Result<()> {
         let begin = scratch.ids.len();
-        if let Err(error) = scratch.merger.merge(self.vocab, piece, &mut scratch.ids) {
+        if let Err(error) = scratch.merger.merge(self.vocab, piece, self.interrupt, &mut scratch.ids) {
             return self.merge_without_unknown(piece, begin, error, scratch);
         }
         self.vocab.fall_back(&mut scratch.ids, begin);
@@ -161,7 +161,11 @@ impl Encoder<'_> {
         }
         scratch.ids.truncate(begin);
         let known: Vec<u8> = piece.iter().copied().filter(|&byte| self.vocab.byte_id(byte).is_some()).collect();
-        if known.is_empty() { Ok(()) } else { scratch.merger.merge(self.vocab, &known, &mut scratch.ids) }
+        if known.is_empty() {
+            Ok(())
+        } else {
+            scratch.merger.merge(self.vocab, &known, self.interrupt, &mut scratch.ids)
+        }
     }
 
     /// Passes the ids of bytes that need not be UTF-8 to `sink`, as one piece.

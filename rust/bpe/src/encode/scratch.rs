@@ -6,6 +6,9 @@ use crate::merge::Merger;
 /// Pieces that the pre-tokenizer yields at a time: all their cache look-ups are prefetched together.
 pub(super) const BATCH: usize = 1024;
 
+/// Ids of one piece that stay allocated between two calls: 1 MiB.
+const MAX_KEPT_IDS: usize = 1 << 18;
+
 /// The cache and the buffers of one thread. Once warm, encoding allocates nothing.
 pub(crate) struct Scratch {
     pub(super) cache: PieceCache,
@@ -30,6 +33,13 @@ impl Scratch {
             probes: vec![Probe::default(); BATCH],
             run: vec![0; BATCH * IDS_PER_PIECE + MAX_PIECE],
             ids: Vec::new(),
+        }
+    }
+
+    /// Frees the ids of a very long piece, which are not kept for the next call.
+    pub(crate) fn shrink(&mut self) {
+        if self.ids.capacity() > MAX_KEPT_IDS {
+            self.ids = Vec::new();
         }
     }
 

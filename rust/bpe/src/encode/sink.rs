@@ -2,6 +2,8 @@
 
 use bpe_llama_simd::huge_pages;
 
+use crate::memory::{reserve, with_capacity};
+
 /// A receiver of ids.
 pub(crate) trait Sink {
     fn take(&mut self, ids: &[u32]);
@@ -10,8 +12,17 @@ pub(crate) trait Sink {
 impl Sink for Vec<u32> {
     #[inline]
     fn take(&mut self, ids: &[u32]) {
+        if self.capacity() - self.len() < ids.len() {
+            return grow_and_take(self, ids);
+        }
         self.extend_from_slice(ids);
     }
+}
+
+#[cold]
+fn grow_and_take(list: &mut Vec<u32>, ids: &[u32]) {
+    reserve(list, ids.len());
+    list.extend_from_slice(ids);
 }
 
 /// Counts ids.
@@ -27,7 +38,7 @@ impl Sink for CountSink {
 
 /// Returns an empty list with room for about as many ids as `bytes` of text yield.
 pub(crate) fn reserve_ids(bytes: usize) -> Vec<u32> {
-    let mut ids = Vec::with_capacity(bytes / 3 + 8);
+    let mut ids = with_capacity(bytes / 3 + 8);
     huge_pages::advise(ids.spare_capacity_mut());
     ids
 }

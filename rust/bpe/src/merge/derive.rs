@@ -6,6 +6,7 @@
 
 use super::Merger;
 use crate::Result;
+use crate::interrupt::Interrupt;
 use crate::utf8::{char_count, is_continuation};
 use crate::vocab::{SentencePieceTokens, Vocab};
 
@@ -33,7 +34,7 @@ impl Vocab {
                 continue;
             }
             symbols.clear();
-            let is_known = merger.merge(&vocab, &token, &mut symbols).is_ok();
+            let is_known = merger.merge(&vocab, &token, Interrupt::NEVER, &mut symbols).is_ok();
             if is_known && let [left, right] = symbols[..] {
                 vocab.add_ranked_pair((left, right), id);
                 continue;
@@ -67,7 +68,7 @@ impl Vocab {
         let (mut merger, mut symbols) = (Merger::default(), Vec::new());
         for ((bytes, _), rank) in several.zip(first..) {
             symbols.clear();
-            merger.merge(&vocab, bytes, &mut symbols)?;
+            merger.merge(&vocab, bytes, Interrupt::NEVER, &mut symbols)?;
             if let [left, right] = symbols[..] {
                 vocab.add_ranked_pair((left, right), rank);
                 continue;
@@ -105,7 +106,7 @@ impl Vocab {
         let (mut merger, mut symbols) = (Merger::default(), Vec::new());
         for (bytes, id) in tokens {
             symbols.clear();
-            merger.merge(self, bytes, &mut symbols)?;
+            merger.merge(self, bytes, Interrupt::NEVER, &mut symbols)?;
             if symbols[..] != [id] {
                 return Ok(Some(bytes));
             }

@@ -27,6 +27,8 @@ use self::heap::merge_by_heap;
 use self::passes::Passes;
 use self::tiny::merge_tiny;
 use crate::Result;
+use crate::interrupt::Interrupt;
+use crate::memory::reserve;
 use crate::vocab::Vocab;
 
 /// The widest segment, in bytes; beyond it the heap encodes the whole piece.
@@ -52,7 +54,8 @@ impl Merger {
     /// Equal ranks merge left to right, so the result is unique. A piece that is a token gets no special treatment.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a byte of `piece` has no id; `out` is then unchanged.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a byte of `piece` has no id, or the error of the
+    /// interrupt check, which a long piece makes; `out` is then unchanged.
     ///
     /// # Cost
     /// Linear in `piece.len()`, but `O(n log n)` for a piece that needs the heap.
@@ -60,7 +63,13 @@ impl Merger {
     /// # Source
     /// Sennrich et al. 2016, arXiv:1508.07909, section 3.2. Concatenation of encodings: A. Neubeck and H. van Antwerpen,
     /// "So many tokens, so little time", GitHub 2024.
-    pub(crate) fn merge(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    pub(crate) fn merge(
+        &mut self,
+        vocab: &Vocab,
+        piece: &[u8],
+        interrupt: Interrupt<'_>,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
         if piece.len() <= TINY_BYTES {
             return merge_tiny(vocab, piece, out);
         }
@@ -68,7 +77,7 @@ impl Merger {
             return windows::merge_prefix(vocab, piece, out).map(drop);
         }
         let begin = out.len();
-        let result = self.merge_by_segments(vocab, piece, out);
+        let result = self.merge_by_segments(vocab, piece, interrupt, out);
         if result.is_err() {
             out.truncate(begin);
         }
@@ -76,14 +85,23 @@ impl Merger {
     }
 
     /// Encodes segment after segment, concatenated at seams where the adjacent tokens re-encode to themselves.
-    fn merge_by_segments(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    fn merge_by_segments(
+        &mut self,
+        vocab: &Vocab,
+        piece: &[u8],
+        interrupt: Interrupt<'_>,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
         let begin = out.len();
         self.last_seam = None;
         // `out[begin..]` always encodes `piece[..start]`.
         let (mut start, mut furthest, mut retries, mut width) = (0, 0, 0, windows::SPAN);
         // The previous segment: its bytes, how many of them are encoded, and the range of their ids in `out`.
         let (mut previous, mut covered, mut known): (&[u8], _, _) = (&[], 0, 0..0);
+        let mut segments = 0..;
         while start < piece.len() {
+            interrupt.check_at(segments.next().unwrap_or(0))?;
+            reserve(out, width);
             let rest = &piece[start..];
             let seam = out.len();
             if rest.len() > width && rest[..width] == *previous {
@@ -101,7 +119,7 @@ impl Merger {
                 }
                 if width > MAX_WIDTH {
                     out.truncate(begin);
-                    return merge_by_heap(vocab, piece, out);
+                    return merge_by_heap(vocab, piece, interrupt, out);
                 }
                 continue;
             }

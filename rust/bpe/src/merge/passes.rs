@@ -2,6 +2,7 @@
 
 use super::heap::merge_by_heap;
 use crate::Result;
+use crate::interrupt::Interrupt;
 use crate::vocab::{NO_RANK, Vocab};
 
 /// Runs of few distinct letters need fewer passes; beyond this number the heap is faster.
@@ -28,7 +29,7 @@ impl Passes {
         let mut passes = 0;
         while let Some(best) = ranks.iter().copied().min().filter(|&rank| rank != NO_RANK) {
             if passes == MAX_PASSES {
-                return merge_by_heap(vocab, piece, out);
+                return merge_by_heap(vocab, piece, Interrupt::NEVER, out); // at most 16 KiB
             }
             merge_rank(vocab, ids, ranks, best);
             passes += 1;

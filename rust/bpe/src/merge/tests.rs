@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::Merger;
 use super::heap::merge_by_heap;
 use super::passes::Passes;
+use crate::Error;
+use crate::interrupt::Interrupt;
 use crate::vocab::{NO_RANK, Vocab};
 
 /// The definition: merge the best pair, leftmost first, until there is none.
@@ -83,8 +85,8 @@ proptest! {
     #[test]
     fn tall_tokens_merge_as_by_the_heap((vocab, piece) in tall_vocab_and_piece()) {
         let (mut by_heap, mut fastest) = (vec![], vec![]);
-        merge_by_heap(&vocab, &piece, &mut by_heap).expect("all bytes are tokens");
-        Merger::default().merge(&vocab, &piece, &mut fastest).expect("all bytes are tokens");
+        merge_by_heap(&vocab, &piece, Interrupt::NEVER, &mut by_heap).expect("all bytes are tokens");
+        Merger::default().merge(&vocab, &piece, Interrupt::NEVER, &mut fastest).expect("all bytes are tokens");
         prop_assert_eq!(&fastest, &by_heap);
     }
 
@@ -95,8 +97,8 @@ proptest! {
         let mut merger = Merger::default();
         let (mut by_passes, mut by_heap, mut fastest) = (vec![], vec![], vec![]);
         Passes::default().merge(&vocab, &piece, &mut by_passes).expect("all bytes are tokens");
-        merge_by_heap(&vocab, &piece, &mut by_heap).expect("all bytes are tokens");
-        merger.merge(&vocab, &piece, &mut fastest).expect("all bytes are tokens");
+        merge_by_heap(&vocab, &piece, Interrupt::NEVER, &mut by_heap).expect("all bytes are tokens");
+        merger.merge(&vocab, &piece, Interrupt::NEVER, &mut fastest).expect("all bytes are tokens");
         prop_assert_eq!(&by_passes, &expected);
         prop_assert_eq!(&by_heap, &expected);
         prop_assert_eq!(&fastest, &expected);
@@ -107,7 +109,17 @@ proptest! {
 fn a_byte_without_a_token_is_named() {
     let vocab = Vocab::from_ranks(vec![(b"a".to_vec(), 0), (b"b".to_vec(), 1)]).expect("valid");
     let mut out = vec![7];
-    let error = Merger::default().merge(&vocab, b"abc", &mut out).expect_err("no token for c");
+    let error = Merger::default().merge(&vocab, b"abc", Interrupt::NEVER, &mut out).expect_err("no token for c");
     assert!(error.to_string().contains("0x63"), "{error}");
     assert_eq!(out, [7]);
+}
+
+#[test]
+fn a_long_piece_checks_for_an_interrupt() {
+    let vocab = Vocab::from_ranks((0..=255).map(|byte| (vec![byte], u32::from(byte))).collect()).expect("bytes");
+    let (stop, piece) = (|| Err(Error::Interrupted), vec![b'a'; 1 << 20]);
+    let mut out = Vec::new();
+    let stopped = Merger::default().merge(&vocab, &piece, Interrupt::new(&stop), &mut out);
+    assert!(matches!(stopped, Err(Error::Interrupted)) && out.is_empty());
+    assert!(matches!(merge_by_heap(&vocab, &piece, Interrupt::new(&stop), &mut out), Err(Error::Interrupted)));
 }

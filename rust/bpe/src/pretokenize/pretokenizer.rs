@@ -269,6 +269,11 @@ impl Pretokenizer {
         Ok(())
     }
 
+    /// Returns whether [`Pretokenizer::chunk_boundary`] can find any: the pattern has a grammar.
+    pub(crate) fn has_chunk_boundaries(&self) -> bool {
+        matches!(self.splitter, Splitter::Named(_) | Splitter::Superwords)
+    }
+
     /// Returns a chunk boundary at or after `from`: an offset where `text` can be split so that the pieces of both chunks are
     /// those of `text`. `None` if none is found, or the pattern has no grammar.
     ///

@@ -7,9 +7,12 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bpe_llama_simd::threads::bounded;
+
 use super::definition::Tokenizer;
-use crate::encode::{EncodeOptions, reserve_ids};
+use crate::encode::{EncodeOptions, Sink, reserve_ids};
 use crate::interrupt::Interrupt;
+use crate::memory::with_capacity;
 use crate::{Error, Result};
 
 /// A longer text, in bytes, is split into chunks, so that threads can share it.
@@ -31,7 +34,7 @@ struct Task {
 impl Tokenizer {
     /// Returns the ids of all texts in one list, and their offsets: row `i` is `ids[offsets[i]..offsets[i + 1]]`.
     ///
-    /// The result does not depend on `threads`.
+    /// The result does not depend on `threads`. At most one thread a CPU is used, eight on small machines.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`], for the first text with an error.
@@ -41,12 +44,14 @@ impl Tokenizer {
         options: EncodeOptions<'_>,
         threads: usize,
     ) -> Result<(Vec<u32>, Vec<i64>)> {
+        let threads = bounded(threads);
         let tasks = self.plan(texts, options, if threads > 1 { CHUNK } else { usize::MAX });
         let threads = threads.min(tasks.len());
         if threads <= 1 {
             let bytes: usize = texts.iter().map(|text| text.len()).sum();
             let mut ids = reserve_ids(bytes);
-            let mut offsets = vec![0];
+            let mut offsets = with_capacity(texts.len() + 1);
+            offsets.push(0);
             let mut since_check = 0;
             for text in texts {
                 since_check += text.len();
@@ -209,7 +214,7 @@ struct Joined {
 impl Joined {
     fn new(texts: &[&str]) -> Self {
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
-        let mut offsets = Vec::with_capacity(texts.len() + 1);
+        let mut offsets = with_capacity(texts.len() + 1);
         offsets.push(0);
         Self { ids: reserve_ids(bytes), offsets, next: 0, waiting: BTreeMap::new(), spare: Vec::new() }
     }
@@ -219,7 +224,7 @@ impl Joined {
         self.waiting.insert(index, encoded);
         while let Some(encoded) = self.waiting.remove(&self.next) {
             let begin = self.ids.len();
-            self.ids.extend_from_slice(&encoded.ids);
+            self.ids.take(&encoded.ids);
             self.offsets.extend(encoded.ends.iter().map(|end| (begin + end) as i64));
             self.next += 1;
             self.spare.push(encoded);

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use bpe_llama_simd::threads::bounded;
+
 use super::definition::Tokenizer;
 use crate::corpus::{Chunk, CorpusReader};
 use crate::encode::EncodeOptions;
 use crate::interrupt::Interrupt;
+use crate::memory::with_capacity;
 use crate::{Error, Result};
 
 /// Bytes of text encoded at a time, and the least for each thread.
@@ -76,7 +79,15 @@ impl DocumentEncoder {
         after: Vec<u32>,
         threads: usize,
     ) -> Self {
-        Self { tokenizer, corpus, before, after, threads, read_ahead: None, is_inside_document: false }
+        Self {
+            tokenizer,
+            corpus,
+            before,
+            after,
+            threads: bounded(threads),
+            read_ahead: None,
+            is_inside_document: false,
+        }
     }
 
     /// Returns the reader of the files.
@@ -148,10 +159,10 @@ impl DocumentEncoder {
     fn join(&mut self, chunks: &[FileChunk], ids: &[u32], offsets: &[i64]) -> EncodedDocuments {
         let count = chunks.iter().filter(|(chunk, _)| chunk.is_last).count();
         let mut joined = EncodedDocuments {
-            ids: Vec::with_capacity(ids.len() + (count + 1) * (self.before.len() + self.after.len())),
-            ends: Vec::with_capacity(count),
-            bytes: Vec::with_capacity(count + 1),
-            files: Vec::with_capacity(count),
+            ids: with_capacity(ids.len() + (count + 1) * (self.before.len() + self.after.len())),
+            ends: with_capacity(count),
+            bytes: with_capacity(count + 1),
+            files: with_capacity(count),
         };
         let mut bytes = 0;
         for ((chunk, file), row) in chunks.iter().zip(offsets.windows(2)) {

@@ -140,13 +140,14 @@ impl Tokenizer {
     /// vocabulary, makes the difference.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a byte has no token, or the vocabulary is no byte-level one.
-    pub fn encode_piece(&self, bytes: &[u8], merged: bool) -> Result<Vec<u32>> {
+    /// [`Error::InvalidArgument`] if a byte has no token, or the vocabulary is no byte-level one; what the interrupt check
+    /// returns.
+    pub fn encode_piece(&self, bytes: &[u8], merged: bool, interrupt: Interrupt<'_>) -> Result<Vec<u32>> {
         if self.general_because.is_some() || self.sentencepiece.is_some() || self.spaces().is_some() {
             return Err(invalid!("only byte-level vocabularies encode pieces of bytes"));
         }
         let mut ids = Vec::new();
-        self.with_scratch(Interrupt::NEVER, |encoder, scratch| {
+        self.with_scratch(interrupt, |encoder, scratch| {
             if merged {
                 encoder.merge_bytes(bytes, scratch, &mut ids)
             } else {
@@ -231,6 +232,7 @@ impl Tokenizer {
         let idle = self.idle.take().filter(|scratch| scratch.cache_limit() == limit);
         let mut scratch = idle.unwrap_or_else(|| Box::new(Scratch::new(limit)));
         let result = work(encoder, &mut scratch);
+        scratch.shrink();
         self.idle.give_back(scratch);
         result
     }

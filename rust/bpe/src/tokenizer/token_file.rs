@@ -12,6 +12,9 @@ use crate::{Error, Result};
 /// Bytes of text encoded at a time.
 const BATCH_BYTES: usize = 1 << 22;
 
+/// Ids written at a time.
+const WRITE_IDS: usize = 1 << 20;
+
 /// The length of the header in bytes, padded so that the final count can overwrite it.
 const HEADER: usize = 128;
 
@@ -50,16 +53,18 @@ impl TokenFile {
     /// [`Error::Io`], for example on a full disk.
     pub fn push(&mut self, ids: &[u32]) -> Result<()> {
         let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        if self.is_narrow {
-            bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes()));
-        } else {
-            bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes()));
+        for ids in ids.chunks(WRITE_IDS) {
+            bytes.clear();
+            if self.is_narrow {
+                bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes()));
+            } else {
+                bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes()));
+            }
+            self.write(&bytes)?;
+            self.len += ids.len() as u64;
         }
-        let written = self.write(&bytes);
         self.bytes = bytes;
-        self.len += ids.len() as u64;
-        written
+        Ok(())
     }
 
     /// Completes the file at its path and returns the number of ids.

@@ -3,13 +3,16 @@
 use aho_corasick::AhoCorasick;
 
 use super::counts::{Key, SHARD_BITS, WordCounts};
-use crate::Result;
 use crate::corpus::special_matcher;
 use crate::interrupt::Interrupt;
 use crate::pretokenize::Pretokenizer;
+use crate::{Error, Result, memory};
 
 /// Text that one thread counts at a time: it fits the core's cache and is long enough that the hand-over costs nothing.
 const BATCH_BYTES: usize = 1 << 18;
+
+/// The most bytes of a word: training takes 16 bytes of memory for each.
+const MAX_WORD: usize = 16 << 20;
 
 /// Words in a group whose hash table slots are loaded before the first is used.
 const GROUP: usize = 16;
@@ -39,31 +42,37 @@ impl Counter {
     /// Counts the words of one document.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a custom regex backtracks beyond its bound.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a custom regex backtracks beyond its bound, or a word has
+    /// more than 16 MiB.
     pub fn add(&mut self, document: &str) -> Result<()> {
         self.add_until(document, Interrupt::NEVER)
     }
 
     /// Counts like [`Counter::add`], with an interrupt check about every thousand words.
     fn add_until(&mut self, document: &str, interrupt: Interrupt<'_>) -> Result<()> {
-        let Some(matcher) = self.special_tokens.clone() else { return self.add_ordinary(document, interrupt) };
+        let Some(matcher) = self.special_tokens.clone() else { return self.add_ordinary(document, 0, interrupt) };
         let mut start = 0;
         for special in matcher.find_iter(document) {
-            self.add_ordinary(&document[start..special.start()], interrupt)?;
+            self.add_ordinary(&document[..special.start()], start, interrupt)?;
             start = special.end();
         }
-        self.add_ordinary(&document[start..], interrupt)
+        self.add_ordinary(document, start, interrupt)
     }
 
-    fn add_ordinary(&mut self, text: &str, interrupt: Interrupt<'_>) -> Result<()> {
+    /// Counts the words of `document` from byte `first` on.
+    fn add_ordinary(&mut self, document: &str, first: usize, interrupt: Interrupt<'_>) -> Result<()> {
+        let text = &document[first..];
         let bytes = text.as_bytes();
         let mut start = 0;
         loop {
             interrupt.check()?;
             self.ends.clear();
-            self.splitter.fill_ends(text, start, &mut self.ends)?;
+            self.splitter.fill_ends_interruptible(text, start, &mut self.ends, interrupt)?;
             if self.ends.is_empty() {
                 return Ok(());
+            }
+            if text.len() > MAX_WORD {
+                self.check_lengths(first, start)?;
             }
             // Cache misses of one group overlap: all slots are loaded before the first is used.
             for ends in self.ends.chunks(GROUP) {
@@ -80,6 +89,18 @@ impl Counter {
         }
     }
 
+    /// Checks the words between `ends`, the first of which begins at `start` of a text that begins at `first`.
+    fn check_lengths(&self, first: usize, mut start: usize) -> Result<()> {
+        for &end in &self.ends {
+            let (length, at) = (end - start, first + start);
+            if length > MAX_WORD {
+                return Err(invalid!("a pre-token of {length} bytes from byte {at}; expected at most {MAX_WORD}"));
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
     /// Returns the counts.
     pub fn finish(self) -> WordCounts {
         self.counts
@@ -91,18 +112,26 @@ impl Counter {
 pub struct Batch {
     text: String,
     ends: Vec<usize>,
+    /// Where the last document comes from, if an error names it.
+    place: Option<String>,
 }
 
 impl Batch {
     /// Adds a document, or a chunk of one that ends at a chunk boundary.
     pub fn push(&mut self, document: &str) {
-        self.text.push_str(document);
+        memory::push_str(&mut self.text, document);
         self.ends.push(self.text.len());
     }
 
-    /// Returns whether the batch is long enough to be counted: 256 KiB.
+    /// Adds a document as [`Batch::push`] does; an error about a long one names its place, `place()`.
+    pub(super) fn push_from(&mut self, document: &str, place: impl FnOnce() -> String) {
+        self.push(document);
+        self.place = (document.len() > MAX_WORD).then(place);
+    }
+
+    /// Returns whether the batch is long enough to be counted: 256 KiB, or as much memory for empty documents.
     pub fn is_full(&self) -> bool {
-        self.text.len() >= BATCH_BYTES
+        self.text.len() + self.ends.len() * size_of::<usize>() >= BATCH_BYTES
     }
 
     /// Returns whether the batch holds no document.
@@ -118,9 +147,16 @@ impl Batch {
     pub(super) fn count_into(&self, counter: &mut Counter, interrupt: Interrupt<'_>) -> Result<()> {
         let mut start = 0;
         for &end in &self.ends {
-            counter.add_until(&self.text[start..end], interrupt)?;
+            counter.add_until(&self.text[start..end], interrupt).map_err(|error| self.at_place(error))?;
             start = end;
         }
         Ok(())
+    }
+
+    fn at_place(&self, error: Error) -> Error {
+        match (&self.place, error) {
+            (Some(place), Error::InvalidArgument(what)) => invalid!("{place}: {what}"),
+            (_, error) => error,
+        }
     }
 }

@@ -20,6 +20,7 @@ use super::options::TrainOptions;
 use super::symbols::{Merge, SymbolArray};
 use crate::Result;
 use crate::interrupt::Interrupt;
+use crate::memory::reserve;
 
 /// A round tracks pairs down to its highest count divided by this.
 const ROUND_DEPTH: u64 = 256;
@@ -193,6 +194,7 @@ impl Merger {
             is_tracked
         });
         candidates.shrink_to_fit();
+        reserve(lists, end);
         lists.resize(end, 0);
         lists.shrink_to_fit();
         symbols.for_each_pair(interrupt, |position, left, right| {

@@ -1,11 +1,13 @@
 //! Text to word counts, on several threads.
 
-use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{self, Thread};
+use std::thread::{self, ScopedJoinHandle, Thread};
 use std::time::Duration;
+
+use bpe_llama_simd::threads::bounded;
 
 use super::counter::{Batch, Counter};
 use super::counts::{WordCounts, WordMap};
@@ -17,9 +19,6 @@ use crate::{Error, Result};
 
 /// Time between two interrupt checks of the calling thread while workers count the last batches.
 const END_WAIT: Duration = Duration::from_millis(1);
-
-/// Threads that are allowed on any machine; each holds a map of the distinct words.
-const LEAST_LIMIT: usize = 8;
 
 /// Returns the word counts of all batches that `next_batch` returns, counted on `num_threads` threads.
 ///
@@ -35,7 +34,8 @@ pub fn count_batches(
     next_batch: &mut dyn FnMut() -> Result<Option<Batch>>,
     on_progress: OnProgress<'_>,
 ) -> Result<WordCounts> {
-    let num_threads = num_threads.min(thread::available_parallelism().map_or(1, NonZero::get).max(LEAST_LIMIT));
+    // Each thread holds a map of the distinct words.
+    let num_threads = bounded(num_threads);
     let reporter = Reporter::new(on_progress);
     let mut feed = Feed { next_batch, reporter: &reporter, bytes: 0 };
     if num_threads <= 1 {
@@ -116,7 +116,7 @@ fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<W
         let mut fed = feed.run(&sender, &failed);
         drop(sender);
         // Counting the last batches can take long: keep checking for an interrupt.
-        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+        while !workers.iter().all(ScopedJoinHandle::is_finished) {
             fed = fed.and_then(|()| feed.tick());
             failed.fetch_or(fed.is_err(), Ordering::Relaxed);
             thread::park_timeout(END_WAIT);
@@ -126,11 +126,20 @@ fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<W
             match worker.join() {
                 Ok(Ok(counts)) => counted.extend(counts),
                 Ok(Err(error)) => fed = fed.and(Err(error)),
-                Err(panic) => std::panic::resume_unwind(panic),
+                Err(panic) => resume_unwind(panic),
             }
         }
         fed.map(|()| counted)
     })
+}
+
+/// Stops the other threads where this one unwinds: nobody would receive the batches.
+struct StopOnUnwind<'a>(&'a AtomicBool);
+
+impl Drop for StopOnUnwind<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_or(thread::panicking(), Ordering::Relaxed);
+    }
 }
 
 /// Counts batches until none is left. After a failure of any worker, only empties the channel.
@@ -140,6 +149,7 @@ fn count_received(
     feeder: &Thread,
     failed: &AtomicBool,
 ) -> Result<WordCounts> {
+    let _stop = StopOnUnwind(failed);
     let mut outcome = Ok(());
     let stop = || if failed.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     loop {
@@ -182,16 +192,17 @@ fn sum(mut counted: Vec<WordCounts>, interrupt: Interrupt<'_>) -> Result<WordCou
         }
     };
     thread::scope(|scope| {
-        for _ in 0..others {
-            // Where no thread can be started, this one adds all shards.
-            let _ = thread::Builder::new().spawn_scoped(scope, || {
-                let stop = || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
-                add_shards(Interrupt::new(&stop))
-            });
-        }
+        let work = || {
+            let stop = || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+            add_shards(Interrupt::new(&stop))
+        };
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        // Where no thread can be started, this one adds all shards.
+        let workers: Vec<_> = (0..others).map_while(spawn).collect();
         let outcome = add_shards(interrupt);
         stopped.store(outcome.is_err(), Ordering::Relaxed);
-        outcome
+        let join = |worker: ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+        workers.into_iter().map(join).fold(outcome, Result::and)
     })?;
     Ok(total)
 }
@@ -211,7 +222,8 @@ pub fn count_files(corpus: &mut CorpusReader, num_threads: usize, on_progress: O
         let mut batch = Batch::default();
         while !batch.is_full() {
             let Some(chunk) = corpus.next_chunk()? else { break };
-            batch.push(&chunk.text);
+            let path = corpus.path();
+            batch.push_from(&chunk.text, || format!("{}, document {}", path.display(), chunk.document));
             if chunk.is_heartbeat() {
                 break;
             }
@@ -231,6 +243,28 @@ pub fn count_files(corpus: &mut CorpusReader, num_threads: usize, on_progress: O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus::CorpusOptions;
+
+    #[test]
+    fn empty_documents_fill_a_batch_and_a_long_word_is_refused() {
+        let mut batch = Batch::default();
+        (0..100_000).for_each(|_| batch.push(""));
+        assert!(batch.is_full() && batch.len() == 0);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("corpus.txt");
+        std::fs::write(&path, format!("b {}", "a".repeat(17 << 20))).expect("a file");
+        for (pattern, place) in
+            [(r"\w+|\W", "document 0: a pre-token of 17825792 bytes from byte 2"), ("cl100k", "from byte 1")]
+        {
+            let splitter = Pretokenizer::new(pattern).expect("a pattern");
+            for num_threads in [1, 2] {
+                let mut corpus =
+                    CorpusReader::new(vec![path.clone()], splitter.clone(), CorpusOptions::default()).expect("a file");
+                let error = count_files(&mut corpus, num_threads, &mut |_| Ok(())).expect_err("17 MiB").to_string();
+                assert!(error.contains(&format!("corpus.txt, {place}")), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn every_step_checks_for_an_interrupt() {

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use super::counts::WordCounts;
 use crate::Result;
 use crate::interrupt::Interrupt;
+use crate::memory::filled;
 use crate::merge::Merger as Encoder;
 use crate::vocab::Vocab;
 
@@ -68,7 +69,7 @@ impl SymbolArray {
         if total >= TOMBSTONE as usize {
             return Err(invalid!("the distinct words hold about {total} bytes; training needs them below {TOMBSTONE}"));
         }
-        let mut slots = vec![SEPARATOR; total];
+        let mut slots = filled(SEPARATOR, total);
         counts.for_each(interrupt, |word, count| {
             if word.len() > 1
                 && let Some(next) = next_of_count.get_mut(&count)
@@ -100,7 +101,7 @@ impl SymbolArray {
             word.extend(slots.iter().map(|&byte| byte as u8));
             match vocab.bytes_to_id(&word).filter(|_| vocab.whole_piece_first()) {
                 Some(id) => symbols.push(id),
-                None => encoder.merge(vocab, &word, &mut symbols)?,
+                None => encoder.merge(vocab, &word, interrupt, &mut symbols)?,
             }
             slots.fill(SEPARATOR);
             for (slot, &id) in slots.iter_mut().zip(&symbols) {

@@ -2,7 +2,7 @@
 
 use super::arguments::{Call, read_biases, read_count, read_ids, read_u64};
 use crate::arguments::Threads;
-use crate::error::value_error;
+use crate::error::{caught, detached, value_error};
 use crate::named;
 use bpe_llama_sampler::{LogitsView, Options, Preset, Sampler};
 use numpy::{PyArray1, PyArrayMethods};
@@ -280,6 +280,6 @@ fn detach<T: Send>(
     sample: impl FnOnce() -> bpe_llama_sampler::Result<T> + Send,
 ) -> PyResult<T> {
     let detaches = logits.rows() * logits.vocab_size() >= MIN_LOGITS_TO_DETACH;
-    let result = if detaches { py.detach(sample) } else { sample() };
+    let result = if detaches { detached(py, sample) } else { caught(sample) }?;
     result.map_err(value_error)
 }

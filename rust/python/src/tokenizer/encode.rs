@@ -221,7 +221,7 @@ impl PyTokenizer {
         #[pyo3(from_py_with = named::data)] data: &[u8],
         #[pyo3(from_py_with = named::merged)] merged: bool,
     ) -> PyResult<Bound<'py, PyList>> {
-        let ids = py.detach(|| self.inner.encode_piece(data, merged)).map_err(to_py)?;
+        let ids = interruptible(py, |interrupt| self.inner.encode_piece(data, merged, interrupt))?;
         self.list(py, &ids)
     }
 

@@ -17,11 +17,11 @@ const ONE_THREAD_BYTES: usize = 1 << 15;
 type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
 
 impl PyTokenizer {
-    /// Returns the ids of many texts in one list, and the offset of each text.
+    /// Returns the ids of many texts in one list, and the offset of each text. The texts' own memory is freed.
     fn encode_rows(
         &self,
         py: Python<'_>,
-        texts: &Texts,
+        texts: Texts,
         num_threads: Option<Threads>,
         ends: (bool, bool),
         allowed: &Specials,
@@ -76,7 +76,7 @@ impl PyTokenizer {
         #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         let (ids, offsets) =
-            self.encode_rows(py, &texts, num_threads, (bos, eos), &allowed_special, &disallowed_special)?;
+            self.encode_rows(py, texts, num_threads, (bos, eos), &allowed_special, &disallowed_special)?;
         list(py, offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize])))
     }
 
@@ -108,7 +108,7 @@ impl PyTokenizer {
     ) -> PyResult<Rows<'py>> {
         prepare_arrays(py)?;
         let (ids, offsets) =
-            self.encode_rows(py, &texts, num_threads, (bos, eos), &allowed_special, &disallowed_special)?;
+            self.encode_rows(py, texts, num_threads, (bos, eos), &allowed_special, &disallowed_special)?;
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
     }
 }

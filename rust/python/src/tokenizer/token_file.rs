@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use super::PyTokenizer;
 use crate::arguments::{Texts, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
-use crate::error::to_py;
+use crate::error::{detached, to_py};
 use crate::interrupt::interruptible;
 use crate::named;
 
@@ -57,7 +57,7 @@ impl PyTokenFile {
         #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         let tokenizer = tokenizer.shared();
-        let file = py.detach(|| TokenFile::create(&path, tokenizer.vocab_size())).map_err(to_py)?;
+        let file = detached(py, || TokenFile::create(&path, tokenizer.vocab_size()))?.map_err(to_py)?;
         Ok(Self { tokenizer, end, threads: thread_count(num_threads), file: Mutex::new(Some(file)) })
     }
 
@@ -94,7 +94,7 @@ impl PyTokenFile {
 
     /// Return the number of ids, now that the file stands at its path.
     fn finish(&self, py: Python<'_>) -> PyResult<u64> {
-        let finished = py.detach(|| self.take().map(TokenFile::finish));
+        let finished = detached(py, || self.take().map(TokenFile::finish))?;
         finished.ok_or_else(|| PyValueError::new_err("the token file is closed"))?.map_err(to_py)
     }
 

@@ -8,7 +8,7 @@
 //! | version | one byte |
 //! | pattern | a string |
 //! | special tokens | their number, then strings |
-//! | words | their number, then each in the order of its bytes: the length of the prefix shared with the word before, the rest as a string, the count |
+//! | words | their number, then each in the order of its bytes: the length of the prefix shared with the word before, at most 64, the rest as a string, the count |
 //! | checksum | CRC-32 of all bytes before, four bytes, little-endian |
 
 use std::path::Path;
@@ -20,6 +20,14 @@ use crate::{Error, Interrupt, Result};
 
 const MAGIC: &[u8; 8] = b"BPEWORDS";
 const VERSION: u8 = 1;
+
+/// The most bytes of a prefix that a word written shares with the word before, so that words take at most
+/// [`MAX_EXPANSION`] times the memory of the file.
+const MAX_SHARED: usize = 64;
+
+/// How many times the size of the file the words read may take, and the size that is allowed for any file.
+const MAX_EXPANSION: usize = 32;
+const LEAST_LIMIT: usize = 64 << 20;
 
 /// Words between two interrupt checks.
 const CHECK_WORDS: usize = 1 << 16;
@@ -67,7 +75,7 @@ impl WordCounts {
             if index.is_multiple_of(CHECK_WORDS) {
                 interrupt.check()?;
             }
-            let shared = word.iter().zip(before).take_while(|(a, b)| a == b).count();
+            let shared = word.iter().zip(before).take(MAX_SHARED).take_while(|(a, b)| a == b).count();
             put(&mut bytes, shared as u64);
             put_string(&mut bytes, &word[shared..]);
             put(&mut bytes, *count);
@@ -101,11 +109,20 @@ impl WordCounts {
         }
         // The checksum matches, but lengths are still checked: another program may have written them.
         let mut rest = &body[MAGIC.len() + 1..];
+        let limit = (bytes.len() * MAX_EXPANSION).max(LEAST_LIMIT);
         let parsed = (|| {
             let pattern = String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?;
             let mut special_tokens = Vec::new();
             for _ in 0..take(&mut rest)? {
-                special_tokens.push(String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?);
+                let token = String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?;
+                special_tokens.push(Some(token).filter(|token| !token.is_empty())?);
+            }
+            match words_bytes(rest, interrupt)? {
+                Ok(total) if total > limit => {
+                    return Some(Err(damaged(&format!("words of {total} bytes; expected at most {limit}"))));
+                }
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
             }
             let mut counts = Self::from_parts(&pattern, &special_tokens, []);
             let mut word = Vec::new();
@@ -122,8 +139,25 @@ impl WordCounts {
             }
             rest.is_empty().then_some(Ok(counts))
         })();
-        parsed.unwrap_or_else(|| Err(damaged("a length is beyond the file's end")))
+        parsed.unwrap_or_else(|| Err(damaged("an empty special token, or a length beyond the file's end")))
     }
+}
+
+/// Returns the bytes of all words, before memory is taken for them; `None` if a length is beyond the end.
+fn words_bytes(mut rest: &[u8], interrupt: Interrupt<'_>) -> Option<Result<usize>> {
+    let (mut length, mut total) = (0, 0_usize);
+    for index in 0..take(&mut rest)? {
+        if index % CHECK_WORDS as u64 == 0
+            && let Err(error) = interrupt.check()
+        {
+            return Some(Err(error));
+        }
+        let shared = usize::try_from(take(&mut rest)?).ok().filter(|&shared| shared <= length)?;
+        length = shared + take_string(&mut rest)?.len();
+        total = total.saturating_add(length);
+        take(&mut rest)?;
+    }
+    Some(Ok(total))
 }
 
 fn put(bytes: &mut Vec<u8>, mut value: u64) {
@@ -202,6 +236,35 @@ mod tests {
             bytes.extend_from_slice(&checksum.to_le_bytes());
             let _ = WordCounts::from_bytes(&bytes, GO_ON);
         }
+    }
+
+    #[test]
+    fn words_that_share_long_prefixes_take_no_more_memory_than_the_file_allows() {
+        // Each word of four bytes in the file is one byte longer than the word before.
+        let file = |words: u64| {
+            let mut bytes = [&MAGIC[..], &[VERSION]].concat();
+            put_string(&mut bytes, b"a+");
+            put(&mut bytes, 0);
+            put(&mut bytes, words);
+            for word in 0..words {
+                put(&mut bytes, word);
+                put_string(&mut bytes, b"a");
+                put(&mut bytes, 1);
+            }
+            let checksum = crc32fast::hash(&bytes);
+            bytes.extend_from_slice(&checksum.to_le_bytes());
+            bytes
+        };
+        assert_eq!(WordCounts::from_bytes(&file(2000), GO_ON).expect("2 MB of words").len(), 2000);
+        let error = WordCounts::from_bytes(&file(20_000), GO_ON).expect_err("200 MB of words").to_string();
+        assert!(error.contains("words of 200010000 bytes; expected at most 67108864"), "{error}");
+        // What is written can be read: no word shares more than 64 bytes.
+        let words: Vec<Vec<u8>> = (1..2000).map(|length| vec![b'a'; length]).collect();
+        let bytes =
+            WordCounts::from_words("a+", words.iter().map(|word| (&word[..], 1))).to_bytes(GO_ON).expect("bytes");
+        let total: usize = words.iter().map(Vec::len).sum();
+        assert!(total <= 32 * bytes.len(), "{total} bytes of words in {}", bytes.len());
+        assert_eq!(WordCounts::from_bytes(&bytes, GO_ON).expect("what was written").len(), words.len());
     }
 
     /// Enough words that each step checks more than once.

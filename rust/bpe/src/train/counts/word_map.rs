@@ -8,9 +8,13 @@ use foldhash::fast::FixedState;
 use crate::Result;
 use crate::inline_key::{INLINE_BYTES, inline_key};
 use crate::interrupt::Interrupt;
+use crate::memory::{filled, reserve};
 
 /// Words between two interrupt checks: some milliseconds.
 const CHECK_WORDS: usize = 1 << 16;
+
+/// Bytes of a word that is checked for an interrupt by itself.
+const LONG_WORD: u64 = 1 << 16;
 
 /// The top byte of [`Word::high`] if the word is in the arena.
 const IN_ARENA: u64 = 0xFF;
@@ -127,6 +131,7 @@ impl WordMap {
         }
         let low = if key.high >> 56 == IN_ARENA { self.arena.len() as u64 } else { key.low };
         if key.high >> 56 == IN_ARENA {
+            reserve(&mut self.arena, key.bytes.len());
             self.arena.extend_from_slice(key.bytes);
         }
         self.words.push(Word { low, high: key.high, count });
@@ -151,9 +156,11 @@ impl WordMap {
     fn grow(&mut self) {
         let size = (self.slots.len() * 2).max(64);
         let mask = size - 1;
-        let mut slots = vec![0u64; size];
         // Free the old table first, to lower the peak of memory.
         self.slots = Vec::new();
+        let mut slots = filled(0_u64, size);
+        let room = size * 2 / 3 - self.words.len();
+        reserve(&mut self.words, room);
         for (index, word) in self.words.iter().enumerate() {
             let hash = if word.high >> 56 == IN_ARENA {
                 FixedState::with_seed(0).hash_one(self.arena_bytes(word))
@@ -176,6 +183,9 @@ impl WordMap {
                 interrupt.check()?;
             }
             if word.high >> 56 == IN_ARENA {
+                if (word.high & !(IN_ARENA << 56)) >= LONG_WORD {
+                    interrupt.check()?;
+                }
                 visit(self.arena_bytes(word), word.count);
             } else {
                 let packed = u128::from(word.low) | u128::from(word.high) << 64;

@@ -1,0 +1,73 @@
+//! Memory for what a caller or a file sizes: where there is none, the call ends, and not the process.
+//!
+//! Rust's own vectors abort the process. The functions here unwind instead, with [`Error::OutOfMemory`] as what
+//! `std::panic::catch_unwind` returns: an error returned by every list that grows would cost time in the hot loops. No
+//! message of a panic is printed. The Python module raises `MemoryError`.
+
+use crate::Error;
+
+/// Makes room for `additional` items more, as [`Vec::reserve`] does; unwinds.
+#[inline]
+pub(crate) fn reserve<T>(items: &mut Vec<T>, additional: usize) {
+    if items.capacity() - items.len() < additional && items.try_reserve(additional).is_err() {
+        exhausted::<T>(additional);
+    }
+}
+
+/// Returns an empty vector with room for `capacity` items; unwinds.
+pub(crate) fn with_capacity<T>(capacity: usize) -> Vec<T> {
+    let mut items = Vec::new();
+    if items.try_reserve_exact(capacity).is_err() {
+        exhausted::<T>(capacity);
+    }
+    items
+}
+
+/// Returns `length` copies of `item`; unwinds.
+pub(crate) fn filled<T: Clone>(item: T, length: usize) -> Vec<T> {
+    let mut items = with_capacity(length);
+    items.resize(length, item);
+    items
+}
+
+/// Appends to a text; unwinds.
+pub(crate) fn push_str(text: &mut String, part: &str) {
+    if text.try_reserve(part.len()).is_err() {
+        exhausted::<u8>(part.len());
+    }
+    text.push_str(part);
+}
+
+/// Returns a copy of a text; unwinds.
+pub(crate) fn copy(text: &str) -> String {
+    let mut copy = String::new();
+    if copy.try_reserve_exact(text.len()).is_err() {
+        exhausted::<u8>(text.len());
+    }
+    copy.push_str(text);
+    copy
+}
+
+#[cold]
+fn exhausted<T>(items: usize) -> ! {
+    let bytes = items.saturating_mul(size_of::<T>());
+    std::panic::resume_unwind(Box::new(Error::OutOfMemory(format!("there is no memory for {bytes} bytes more"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_much_memory_unwinds() {
+        let too_many = usize::MAX / 32;
+        let outcome = std::panic::catch_unwind(|| with_capacity::<u64>(too_many));
+        let payload = outcome.expect_err("more than any machine has").downcast::<Error>().expect("an error");
+        assert_eq!(payload.to_string(), format!("there is no memory for {} bytes more", 8 * too_many));
+        let mut some = vec![1_u64];
+        reserve(&mut some, 3);
+        assert!(some.capacity() >= 4);
+        assert!(std::panic::catch_unwind(move || reserve(&mut some, too_many)).is_err());
+        assert_eq!((filled(7, 2), copy("a")), (vec![7, 7], "a".to_owned()));
+    }
+}

@@ -1,0 +1,123 @@
+"""Memory: what hostile files and large batches take, and what happens where there is none left."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpe_llama import Tokenizer, WordCounts
+from bpe_llama._corpus.files import read_whole
+from tests.unit.corpus.written import zstd
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the limit and the peak of a process's memory are Linux's")
+
+READERS: dict[str, Callable[[Path, Tokenizer], Any]] = {
+    "train": lambda path, _: Tokenizer.train(path, vocab_size=257, progress=False),
+    "counts": lambda path, _: WordCounts.from_files(path, progress=False),
+    "encode_files": lambda path, tok: tok.encode_files(path, path.with_suffix(".npy"), progress=False),
+    "encode_corpus": lambda path, tok: tok.encode_corpus(path, path.with_suffix(".d"), progress=False),
+}
+
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of three small files with 17 MiB of text, in which no place divides it."""
+    folder = tmp_path_factory.mktemp("bombs")
+    letters = b"a" * (17 << 20)
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"Some words. " + letters, 1))
+    (folder / "a.txt.zst").write_bytes(zstd(letters))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + letters + b'"}', 1))
+    return folder
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_compressed_bomb_is_refused_with_the_file_and_the_place(reader: str, bombs: Path, tok: Tokenizer) -> None:
+    places = {"a.txt.gz": "from byte 10", "a.txt.zst": "from byte 0", "a.jsonl.gz": "line 1, from byte 0 of its text"}
+    for name, place in places.items():
+        with pytest.raises(ValueError, match=rf"{name}, {place}: more than 16777216 bytes of text without a place"):
+            READERS[reader](bombs / name, tok)
+
+
+def test_a_file_read_as_a_whole_is_bounded(bombs: Path) -> None:
+    assert len(read_whole(bombs / "a.txt.zst")) == 17 << 20
+    with pytest.raises(ValueError, match=r"a.txt.zst: more than 1,000,000 bytes of text"):
+        read_whole(bombs / "a.txt.zst", largest=1_000_000)
+
+
+def test_a_counts_file_whose_words_share_long_prefixes_is_refused(tmp_path: Path) -> None:
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value % 128 | 128]) + varint(value // 128)
+
+    words = b"".join(varint(length) + b"\x01a\x01" for length in range(20_000))  # 200 MB of words in 110 kB
+    body = b"BPEWORDS\x01\x02a+\x00" + varint(20_000) + words
+    path = tmp_path / "counts"
+    path.write_bytes(body + struct.pack("<I", zlib.crc32(body)))
+    with pytest.raises(ValueError, match=r"counts: damaged word counts: words of 200010000 bytes; expected at most"):
+        WordCounts.load(path)
+
+
+_CHILD = """
+import gzip, re, resource, sys
+from pathlib import Path
+import numpy
+from bpe_llama import Tokenizer, WordCounts
+
+def status(name):
+    return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+
+tok = Tokenizer.from_ranks({bytes([b]): b for b in range(256)}, pattern="cl100k")
+"""
+
+
+@linux
+def test_a_batch_of_short_texts_takes_little_memory() -> None:
+    script = f"""{_CHILD}
+texts = ["a"] * 1_000_000
+tok.encode_batch_to_numpy(texts[:100_000], num_threads=1), tok.encode_batch(texts[:1000])
+for encode in (tok.encode_batch_to_numpy, tok.encode_batch):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    encoded = encode(texts, num_threads=1)
+    print((status("VmHWM") - before) // len(texts))
+    del encoded
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    arrays, lists = map(int, done.stdout.split())
+    assert arrays < 90 and lists < 125, f"{arrays} and {lists} bytes a text; 72 of a list are Python's"
+
+
+_TOO_MUCH = {
+    "encode": "tok.encode_to_numpy(text)",
+    "encode one piece": "tok.encode_to_numpy(letters)",
+    "encode a batch": "tok.encode_batch_to_numpy([text], num_threads=1)",
+    "encode a batch on threads": "tok.encode_batch_to_numpy([text], num_threads=2)",
+    "count distinct words": "WordCounts.from_iterator((letters[:1000000] + str(i) for i in range(99)), progress=False)",
+    "count on a thread": "WordCounts.from_iterator([letters, letters + 'a'], num_threads=1, progress=False)",
+}
+
+
+@linux
+def test_where_there_is_no_memory_a_call_ends_and_not_the_process() -> None:
+    script = f"""{_CHILD}
+text, letters = "a b " * 4_000_000, "a" * 16_000_000
+tok.encode_batch_to_numpy(["a b " * 100_000] * 4, num_threads=2)  # with memory for its threads
+for name, call in {_TOO_MUCH!r}.items():
+    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (40 << 20), -1))
+    try:
+        eval(call)
+    except MemoryError as error:
+        print(name, "for" in str(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+assert tok.decode(tok.encode("and go on")) == "and go on"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [f"{name} True" for name in _TOO_MUCH], done.stderr
