@@ -23,7 +23,7 @@ from bpe_llama.model.adapters.layers import (
     base_modules,
     is_linear,
 )
-from bpe_llama.model.checkpoints.tensor_files import read_all
+from bpe_llama.model.checkpoints.tensor_files import open_pickled, read_all
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -66,19 +66,10 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
         source = folder / PICKLED
     if not source.is_file():
         raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {PICKLED}")
-    if source.name == WEIGHTS:
-        tensors = read_all(source)
-    else:
-        try:
-            tensors = dict(torch.load(source, map_location="cpu", weights_only=True))
-        except OSError:
-            raise
-        except Exception as error:  # of torch's unpickler
-            raise ValueError(f"{source}: damaged, or holds more than tensors ({error!r:.200})") from error
+    tensors = read_all(source) if source.name == WEIGHTS else open_pickled(source)
     for key, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"{source}: {key} is of {found}; expected a tensor of floats")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {key} is of {tensor.dtype}; expected a tensor of floats")
     stray = [key for key in tensors if not key.startswith(PREFIX)]
     if stray:
         raise ValueError(f"{source}: holds other tensors than pairs of lora_A and lora_B: {_few(stray)}")

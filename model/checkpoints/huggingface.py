@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from bpe_llama._files import read_json, read_json_object, write_text
-from bpe_llama.model.checkpoints.assemble import check_plain, check_shapes, empty_model, expected_shapes, fill
+from bpe_llama.model.checkpoints.assemble import (
+    check_counts,
+    check_plain,
+    check_shapes,
+    empty_model,
+    expected_shapes,
+    fill,
+)
 from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.config import LlamaConfig
@@ -123,11 +130,12 @@ def open_checkpoint(
         )
     if num_labels is not None:
         config = config.replace(num_labels=num_labels)
-    expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
     tensors = stored_together(_files_of(folder))
     if multimodal is not None:
         tensors = {name: place for name, place in tensors.items() if not _is_left_out(name, multimodal)}
     tensors = _without_layers_after(tensors, config, folder)
+    check_counts(tensors, config, folder / "config.json")
+    expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
     found = _named_for(tensors, expected, folder)
     if HEAD in found and HEAD not in expected and not model_class.NEW_HEAD:
         del found[HEAD]  # the model class has no head
