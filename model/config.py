@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bpe_llama._files import read_json_object
+from bpe_llama._files import complete_writes, read_json_object
 from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
 from bpe_llama.model.config_values import (
     check_experts,
@@ -369,6 +369,7 @@ class LlamaConfig:
         """
         path = Path(path)
         if path.is_dir():
+            complete_writes(path)
             path = path / "config.json"
         values = read_json_object(path)
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bpe_llama._files import read_json_object
+from bpe_llama._files import complete_writes, read_json_object
 
 CONFIG = "adapter_config.json"
 DEFAULT_TARGETS = ("q_proj", "v_proj")
@@ -130,6 +130,8 @@ class AdapterConfig:
             ValueError: As `of` does, or if the file is not JSON or not of a LoRA adapter.
         """
         source = folder / CONFIG
+        if folder.is_dir():
+            complete_writes(folder)
         try:
             described = read_json_object(source)
             kind = described["peft_type"]

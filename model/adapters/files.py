@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._files import write_text
+from bpe_llama._files import write_text, write_together
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
@@ -355,15 +355,15 @@ def stored_parts(model: nn.Module, name: str) -> dict[str, ModuleTensors]:
 
 
 def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base: str | None) -> None:
-    """Write one adapter's files into a folder, each to a temporary name that is then renamed."""
+    """Write one adapter's files into a folder, in which they replace those of another adapter together."""
     tensors: dict[str, Tensor] = {}
     for path, part in stored_parts(model, name).items():
         own = {f"base_layer.{key}" if part.update else key: tensor for key, tensor in part.own.items()}
         for key, tensor in {**part.update, **own}.items():
             tensors[f"{PREFIX}{path}.{key}"] = tensor.detach().cpu().contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    write_text(folder / CONFIG, config.to_json(base))
+    with write_together(folder, CONFIG) as temporary:
+        save_tensors(tensors, temporary / WEIGHTS, {"format": "pt"})
+        write_text(temporary / CONFIG, config.to_json(base))
 
 
 def _check_shape(source: Path, name: str, tensor: Tensor, shape: Iterable[int]) -> None:

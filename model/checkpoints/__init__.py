@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from bpe_llama._files import complete_writes
 from bpe_llama.model.checkpoints.averaging import average
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import LoaderOptions, Model
@@ -44,6 +45,7 @@ def load(
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
+        complete_writes(path)
         from bpe_llama.model.checkpoints import huggingface, meta
 
         has_model = (path / "config.json").is_file() or (path / "params.json").is_file()
