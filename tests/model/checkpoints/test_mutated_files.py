@@ -16,9 +16,9 @@ import torch
 
 from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama.cli.decode import _read_ids
-from bpe_llama.model import LlamaForCausalLM, TrainConfig, lora
+from bpe_llama.model import LlamaForCausalLM, lora
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
-from bpe_llama.model.generation.text_options import GenerationOptions
+from bpe_llama.model.training import TrainConfig
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
     find_checkpoint,
@@ -87,7 +87,6 @@ def arrays(folder: Path) -> None:
 
 def load_model(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, device="cpu")
-    GenerationOptions.for_model(model)
     model(torch.tensor([[1, 2, 3]]))
 
 
