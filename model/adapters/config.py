@@ -132,6 +132,10 @@ class AdapterConfig:
         source = folder / CONFIG
         if folder.is_dir():
             complete_writes(folder)
+        if not source.exists():
+            of_run = folder / "adapter"
+            hint = f"; {of_run} does" if (of_run / CONFIG).is_file() else ""
+            raise FileNotFoundError(f"{folder}: holds no {CONFIG}, as `bpe-llama finetune` and peft write it{hint}")
         try:
             described = read_json_object(source)
             kind = described["peft_type"]

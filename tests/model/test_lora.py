@@ -75,13 +75,13 @@ def test_merge_keeps_the_output_and_unmerge_restores_the_weights(
     before = model.model.layers[0].self_attn.q_proj.base_layer.weight.clone()
     train(model, ids, 5)
     adapted = model(ids).logits
-    lora.merge(model)
+    assert lora.merge(model) is model
     if dtype == torch.float32:
         assert_close(model(ids).logits, adapted, atol=2e-5, rtol=1e-4)
     assert not torch.equal(model.model.layers[0].self_attn.q_proj.base_layer.weight, before)
     with pytest.raises(ValueError, match="unmerge them first"):
         lora.activate(model)
-    lora.unmerge(model)
+    assert lora.unmerge(model) is model
     assert torch.equal(model.model.layers[0].self_attn.q_proj.base_layer.weight, before)
     assert torch.equal(model(ids).logits, adapted)
 
