@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,7 +284,7 @@ def _number(low: float, high: float = math.inf, whole: bool = False, open_end: b
     def parse(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise TypeError
-        if not (low <= value < high if open_end else low <= value <= high) or not math.isfinite(value):
+        if not (low <= value < high if open_end else low <= value <= high) or abs(value) > sys.float_info.max:
             raise ValueError
         return value if whole else float(value)
 

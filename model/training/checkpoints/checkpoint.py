@@ -10,10 +10,10 @@ number of ranks resumes from either.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -207,7 +207,7 @@ def read_state(folder: Path) -> TrainState:
     recent = values.get("recent", [])
     numbers = recent if isinstance(recent, list) and len(recent) <= len(Recent._fields) else [recent]
     for name, value in (("elapsed", values.get("elapsed")), *(("recent", number) for number in numbers)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"{path}: {name} is {value!r:.100}; expected finite numbers")
     for name, value in (("step", values.get("step")), ("skipped", values.get("skipped", 0))):
         if type(value) is not int or value < 0:
