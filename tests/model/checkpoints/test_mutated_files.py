@@ -108,15 +108,15 @@ def load_arrays(folder: Path) -> None:
 
 
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], object], int]] = {
-    "adapter": (adapter, lambda folder: lora.load(tiny_model(), folder), 60),
-    "arrays": (arrays, load_arrays, 150),
-    "bin": (pickled, load_model, 60),
-    "checkpoint": (checkpoint, load_checkpoint, 60),
-    "gguf": (gguf, load_gguf, 100),
-    "meta": (lambda folder: write_meta(tiny_model(), folder, 2, 0), load_model, 100),
-    "mistral": (lambda folder: write_mistral(tiny_model(), folder), load_model, 60),
-    "model": (models, load_model, 150),
-    "shards": (shards, load_model, 60),
+    "adapter": (adapter, lambda folder: lora.load(tiny_model(), folder), 40),
+    "arrays": (arrays, load_arrays, 100),
+    "bin": (pickled, load_model, 40),
+    "checkpoint": (checkpoint, load_checkpoint, 40),
+    "gguf": (gguf, load_gguf, 60),
+    "meta": (lambda folder: write_meta(tiny_model(), folder, 2, 0), load_model, 60),
+    "mistral": (lambda folder: write_mistral(tiny_model(), folder), load_model, 40),
+    "model": (models, load_model, 90),
+    "shards": (shards, load_model, 40),
 }
 """By name: what writes the files into a folder, what reads them, and the number of mutations."""
 
