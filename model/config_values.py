@@ -16,7 +16,7 @@ LARGEST = {
     "num_labels": 1 << 20,
 }
 """The largest size of each name: ten times those of published models, and far below what overflows or takes minutes."""
-LARGEST_EXPERTS = 1 << 16
+LARGEST_EXPERTS = 1 << 15
 """The most experts of all layers together."""
 
 

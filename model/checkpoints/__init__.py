@@ -45,9 +45,9 @@ def load(
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
-        complete_writes(path)
         from bpe_llama.model.checkpoints import huggingface, meta
 
+        complete_writes(path)
         has_model = (path / "config.json").is_file() or (path / "params.json").is_file()
         if (path / ADAPTER).is_file() and not has_model:
             raise ValueError(

@@ -15,6 +15,8 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Model, Pretrained
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_FEW = 4096
+"""Experts of all layers together that are built in a second."""
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
@@ -80,13 +82,15 @@ def check_counts(names: Iterable[str], config: LlamaConfig, source: Path) -> Non
         Traceback (most recent call last):
         ValueError: config.json: num_hidden_layers is 32; expected 1, the layers that have tensors
     """
-    layers, experts = set[str](), set[str]()
+    layers, experts, are_fused = set[str](), set[str](), False
     for name in names:
         layers.update(_LAYER.findall(name)[:1])
         experts.update(_EXPERT.findall(name))
+        are_fused = are_fused or (".experts." in name and not experts)  # then their shapes are compared
     counts = [("num_hidden_layers", config.num_hidden_layers, len(layers))]
-    if experts:
-        counts.append(("num_local_experts", config.num_local_experts or 0, len(experts)))
+    stated = config.num_local_experts or 0
+    if experts or (stated * len(layers) > _FEW and not are_fused):  # of few, a config may leave all layers without
+        counts.append(("num_local_experts", stated, len(experts)))
     for name, stated, found in counts:
         if stated > found:
             kind = name.rpartition("_")[2]

@@ -59,7 +59,7 @@ def load_classifier(
         padding = padding_for(tokenizer, base.config.pad_token_id, base.end_ids, base.config.vocab_size)
         model = LlamaForSequenceClassification.from_causal_lm(base, labels or (), pad_token_id=padding, seed=seed)
     if quantized is not None:
-        quantize.quantize(model.model, quantized, group_size or group_size_of(path))
+        quantize.quantize(model.model, quantized, group_size or group_size_of(path, quantized))
     return model
 
 

@@ -140,7 +140,7 @@ def load_generator(
         check_tokenizer(vocabulary)
     loaded = load_model(model, dtype, device, check)
     if quantized is not None:
-        quantize.quantize(loaded, quantized, group_size or group_size_of(checkpoint_path(model)))
+        quantize.quantize(loaded, quantized, group_size or group_size_of(checkpoint_path(model), quantized))
     if adapter is not None:
         lora.load(loaded, adapter)
         reason = lora.why_not_merge(loaded)
@@ -167,12 +167,12 @@ def check_quantized(kind: str | None, group_size: int | None = None) -> None:
         raise ValueError(f"--group-size is {group_size}; expected one of {sizes}, together with --quantize int4")
 
 
-def group_size_of(path: Path) -> int | None:
-    """Return 32 for a GGUF file with quantized matrices, of which almost all types have groups of 32; else None.
+def group_size_of(path: Path, kind: str | None) -> int | None:
+    """Return the default group size of int4: 32 for a GGUF file with quantized matrices, else None, quantize's own.
 
-    Groups of another size would mix the scales of several, which loses more.
+    Almost all of its types have groups of 32 or less. Larger groups would mix their scales, which loses more.
     """
-    if path.suffix != ".gguf":
+    if kind != "int4" or path.suffix != ".gguf":
         return None
     types = {info.type_name for name, info in read_gguf_model_header(path).tensors.items() if name.startswith("blk.")}
     return None if types <= {"F32", "F16", "BF16"} else 32

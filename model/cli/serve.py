@@ -11,7 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama.model.adapters import lora
-from bpe_llama.model.cli.loading import adapter_path, load_generator, tokenizer_of_adapter
+from bpe_llama.model.cli.loading import (
+    adapter_path,
+    check_quantized,
+    checkpoint_path,
+    group_size_of,
+    load_generator,
+    tokenizer_of_adapter,
+)
 from bpe_llama.model.cli.options.common import DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.tokenizer import Tokenizer
@@ -87,6 +94,8 @@ def command(
     if not is_loopback(host) and not api_key:
         typer.echo(f"anyone who can connect to {host} can use this server; --api-key makes it ask for a key", err=True)
     sizes: dict[str, Any] = {"slots": slots, "max_length": max_length, "prefix_cache_bytes": prefix_cache_mb << 20}
+    check_quantized(quantized, group_size)
+    group_size = group_size or group_size_of(checkpoint_path(model), quantized)
     fits = partial(check_fits, quantized=quantized, group_size=group_size, engines=1 + len(adapters), **sizes)
     base = load_generator(model, tokenizer, dtype, device, None, quantized, group_size, check=fits)
     generators = {name: base} | {each: adapted(base, path, tokenizer) for each, path in adapters.items()}

@@ -85,22 +85,42 @@ def test_an_error_leaves_the_old_files_and_names_the_new_one(tmp_path: Path) -> 
     assert (tmp_path / "config.json").read_text() == "old"
 
 
-def test_a_folder_that_is_being_written_is_refused_and_a_strangers_plan_stays_inside(tmp_path: Path) -> None:
-    folder, outside = tmp_path / "model", tmp_path / "outside"
+def interrupted(folder: Path, rename: list[str], remove: list[str]) -> Path:
+    """Write what a killed process leaves: a temporary folder with its plan."""
     swap = folder / ".config.json.0123456789abcdef.swap"
     swap.mkdir(parents=True)
-    outside.write_text("mine")
     (swap / "config.json").write_text("new")
     (swap / ".lock").touch()
-    names = {"rename": ["../outside", str(outside), "config.json"], "remove": ["../outside", str(outside)]}
-    (swap / ".plan.json").write_text(json.dumps(names))
+    (swap / ".plan.json").write_text(json.dumps({"rename": rename, "remove": remove}))
+    return swap
+
+
+def test_a_folder_that_is_being_written_is_refused(tmp_path: Path) -> None:
+    swap = interrupted(tmp_path / "model", ["config.json"], [])
     descriptor = os.open(swap / ".lock", os.O_RDWR)
     sys.modules[atomic_write.__module__].lock_at_once(descriptor)
     with pytest.raises(ValueError, match="model: its files are being replaced, or a process was killed"):
-        complete_writes(folder)
+        complete_writes(tmp_path / "model")
     os.close(descriptor)
-    complete_writes(folder)
-    assert [entry.name for entry in folder.iterdir()] == ["config.json"] and outside.read_text() == "mine"
+    complete_writes(tmp_path / "model")
+    assert [entry.name for entry in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
+@unix
+@pytest.mark.parametrize("name", ["../outside", "{outside}", "link/outside", "a/b/outside", "", "\0"])
+def test_a_strangers_plan_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    swap = interrupted(tmp_path / "model", [name.format(outside=outside), "config.json"], [])
+    for folder in (swap, swap.parent):
+        (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"model/.*\.plan\.json: damaged; remove "):
+        complete_writes(swap.parent)
+    (swap / ".plan.json").write_text('{"rename": 3}')
+    with pytest.raises(ValueError, match=r"model/.*\.plan\.json: damaged; remove "):
+        complete_writes(swap.parent)
+    write_text(swap.parent / "notes.txt", "a write leaves it")
+    assert (swap / "config.json").exists() and outside.read_text() == "mine"
 
 
 def test_a_full_disk_leaves_the_old_model_in_its_folder(full_disk: Path) -> None:

@@ -123,20 +123,22 @@ def complete_writes(folder: Path) -> None:
     """Rename what a process that was killed in `write_together` left; to be called before the folder is read.
 
     Raises:
-        ValueError: If another process is writing the folder, or the files cannot be renamed; it names the folder.
+        ValueError: If another process is replacing the files, they cannot be renamed, or the plan is damaged; it names
+            the folder.
     """
-    with os.scandir(folder) as entries:
-        found = [Path(entry) for entry in entries if entry.name.endswith(".swap") and _TEMPORARY.fullmatch(entry.name)]
-    for swap in found:
-        if (swap / _PLAN).is_file():
-            try:
-                _remove_if_abandoned(swap)
-            except OSError as error:
-                if (swap / _PLAN).is_file():
-                    raise ValueError(
-                        f"{folder}: its files are being replaced, or a process was killed while it replaced them "
-                        f"({swap.name}: {error.strerror}); try again, or write the folder anew"
-                    ) from None
+    for swap in _temporary_folders(folder):
+        if not (swap / _PLAN).is_file():
+            continue
+        last = ""
+        try:
+            *_, last = _plan_of(swap)[0] or [""]
+            _remove_if_abandoned(swap)
+        except OSError as error:
+            if (swap / _PLAN).is_file() and not (folder / last).exists():  # else all the old files are there
+                raise ValueError(
+                    f"{folder}: its files are being replaced, or a process was killed while it replaced them "
+                    f"({swap.name}: {error.strerror}); try again, or write the folder anew"
+                ) from None
 
 
 def _write_plan(swap: Path, last: str, replaced: Sequence[str], mode: int) -> None:
@@ -144,11 +146,13 @@ def _write_plan(swap: Path, last: str, replaced: Sequence[str], mode: int) -> No
     folder = swap.parent
     names = [path.relative_to(swap).as_posix() for path in swap.rglob("*") if path.is_file() and path.name != _LOCK]
     for name in names:
-        if (folder / name).is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(folder / name))
+        if (folder / name).is_dir() or not _is_inside(folder, name):
+            number = errno.EISDIR if (folder / name).is_dir() else errno.ELOOP
+            raise OSError(number, os.strerror(number), os.fspath(folder / name))
         _finish(swap / name, mode)
-    old = [path.relative_to(folder).as_posix() for pattern in replaced for path in folder.glob(pattern)]
-    plan = {"rename": sorted(names, key=lambda name: name == last), "remove": sorted(set(old) - set(names))}
+    old = {path.relative_to(folder).as_posix() for pattern in replaced for path in folder.glob(pattern)} - set(names)
+    remove = sorted(name for name in old if _is_inside(folder, name))
+    plan = {"rename": sorted(names, key=lambda name: name == last), "remove": remove}
     with atomic_write(swap / _PLAN) as temporary:
         temporary.write_text(json.dumps(plan), encoding="utf-8")
     _flush_folder(swap)
@@ -157,8 +161,7 @@ def _write_plan(swap: Path, last: str, replaced: Sequence[str], mode: int) -> No
 def _carry_out(swap: Path) -> None:
     """Rename the files of a complete temporary folder; again after a kill at any moment."""
     folder = swap.parent
-    plan = json.loads((swap / _PLAN).read_text(encoding="utf-8"))
-    rename, remove = ([name for name in plan[key] if _is_inside(name)] for key in ("rename", "remove"))
+    rename, remove = _plan_of(swap)
     left = [name for name in rename if (swap / name).exists()]
     if left:
         (folder / rename[-1]).unlink(missing_ok=True)
@@ -170,9 +173,35 @@ def _carry_out(swap: Path) -> None:
     _flush_folder(folder)
 
 
-def _is_inside(name: str) -> bool:
-    """Return whether a path stays in its folder; a plan may be a stranger's."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+def _plan_of(swap: Path) -> tuple[list[str], list[str]]:
+    """Return the files to rename, and those to remove, of a complete temporary folder, which may be a stranger's.
+
+    Raises:
+        ValueError: If the plan is damaged, or leads out of the folder.
+    """
+    with open(swap / _PLAN, "rb") as file:
+        content = file.read(1 << 20)
+    try:
+        plan = json.loads(content)
+        rename, remove = (list(map(os.fsdecode, plan[key])) for key in ("rename", "remove"))
+        inside = all(_is_inside(place, name) for name in rename + remove for place in (swap, swap.parent))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        inside = False
+    if not inside:
+        raise ValueError(f"{swap / _PLAN}: damaged; remove {swap}")
+    return rename, remove
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Return whether a path is in a folder or a sub-folder of it that is no link."""
+    path = Path(name)
+    return (
+        "\0" not in name
+        and len(path.parts) in (1, 2)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and (len(path.parts) == 1 or not (folder / path.parts[0]).is_symlink())
+    )
 
 
 def _pending(swap: Path) -> bool:
@@ -224,11 +253,17 @@ def _locked_folder(path: Path, kind: str) -> tuple[Path, int]:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the temporary folders of killed processes that wrote to the folder of ``path``, complete ones renamed."""
-    with os.scandir(path.parent) as entries:
-        found = [Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_dir()]
-    for folder in found:
-        with contextlib.suppress(OSError):
+    for folder in _temporary_folders(path.parent):
+        with contextlib.suppress(OSError, ValueError):
             _remove_if_abandoned(folder)
+
+
+def _temporary_folders(folder: Path) -> list[Path]:
+    """Return the temporary folders in a folder, those that are links left out."""
+    with os.scandir(folder) as entries:
+        return [
+            Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
 
 
 def _remove_if_abandoned(folder: Path) -> None:
@@ -236,7 +271,7 @@ def _remove_if_abandoned(folder: Path) -> None:
 
     The lock file is created if it is absent: its process was killed, or will find the file and make another folder.
     """
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         lock_at_once(lock)  # raises if a process holds it, and on a file system without locks
         if not os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
