@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bpe_llama._files import read_json_object
+from bpe_llama._files import complete_writes, read_json_object
 from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
-from bpe_llama.model.config_values import check_flag, check_number, check_probability, check_size, check_token_id
+from bpe_llama.model.config_values import (
+    check_experts,
+    check_flag,
+    check_number,
+    check_probability,
+    check_size,
+    check_token_id,
+)
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 from bpe_llama.model.windows import Window
@@ -83,15 +90,8 @@ class LlamaConfig:
         self._check_model_type()
         self._fill_labels()
         for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-            "num_experts_per_tok",
-            "pretraining_tp",
-            "num_labels",
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+            *("max_position_embeddings", "num_experts_per_tok", "pretraining_tp", "num_labels"),
         ):
             check_size(name, getattr(self, name))
         self._fill_heads()
@@ -184,12 +184,7 @@ class LlamaConfig:
         if self.sliding_window is not None:
             check_size("sliding_window", self.sliding_window)
         if self.num_local_experts is not None:
-            check_size("num_local_experts", self.num_local_experts)
-            if self.num_experts_per_tok > self.num_local_experts:
-                raise ValueError(
-                    f"num_experts_per_tok ({self.num_experts_per_tok}) exceeds num_local_experts "
-                    f"({self.num_local_experts})"
-                )
+            check_experts(self.num_hidden_layers, self.num_local_experts, self.num_experts_per_tok)
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
             if getattr(self, name) % self.pretraining_tp:
                 raise ValueError(
@@ -374,6 +369,7 @@ class LlamaConfig:
         """
         path = Path(path)
         if path.is_dir():
+            complete_writes(path)
             path = path / "config.json"
         values = read_json_object(path)
         try:

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
+
+LARGEST_SIZE = (1 << 31) - 1
+"""The largest size of a name that `LARGEST` lacks."""
+LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "num_local_experts", "n_shared_experts", "num_experts_per_tok"), 1 << 12),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 1 << 16),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 1 << 16),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "intermediate_size_mlp", "moe_intermediate_size"), 1 << 22),
+    "shared_expert_intermediate_size": 1 << 22,
+    "num_labels": 1 << 20,
+}
+"""The largest size of each name: ten times those of published models, and far below what overflows or takes minutes."""
+LARGEST_EXPERTS = 1 << 15
+"""The most experts of all layers together."""
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -17,16 +31,40 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_size(name: str, value: Any) -> None:
-    """Check that a value is an integer of at least 1.
+    """Check that a value is an integer of at least 1 and at most the bound of its name.
 
     Raises:
         TypeError: If it is no integer.
         ValueError: If it is out of range.
+
+    Example:
+        >>> check_size("num_hidden_layers", 100_000)
+        Traceback (most recent call last):
+        ValueError: num_hidden_layers is 100000; expected at most 4,096
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}; expected an integer")
     if value < 1:
         raise ValueError(f"{name} is {value}; expected at least 1")
+    if value > (largest := LARGEST.get(name, LARGEST_SIZE)):
+        raise ValueError(f"{name} is {value}; expected at most {largest:,}")
+
+
+def check_experts(layers: int, experts: int, chosen: int) -> None:
+    """Check the number of experts of each layer, of all layers together, and of a token.
+
+    Raises:
+        TypeError: If ``experts`` is no integer.
+        ValueError: If a number is out of range.
+    """
+    check_size("num_local_experts", experts)
+    if chosen > experts:
+        raise ValueError(f"num_experts_per_tok ({chosen}) exceeds num_local_experts ({experts})")
+    if layers * experts > LARGEST_EXPERTS:
+        raise ValueError(
+            f"num_local_experts is {experts} in {layers} layers (num_hidden_layers); expected at most "
+            f"{LARGEST_EXPERTS:,} experts together"
+        )
 
 
 def check_number(name: str, value: Any) -> None:
@@ -38,7 +76,7 @@ def check_number(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}; expected a number")
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,9 @@ _OPTIONAL = {
     "longrope": (_ORIGINAL, "attention_factor", "factor"),
 }
 _COMMON = ("rope_type", "rope_theta", "partial_rotary_factor")
+
+_LARGEST = {"rope_theta": 1e18, "factor": 1e9, _ORIGINAL: 1e18, "low_freq_factor": 1e9, "high_freq_factor": 1e9}
+"""The largest value of each positive parameter; its inverse is the smallest. Powers and differences are then finite."""
 
 PARAMETERS = {name: frozenset((*_COMMON, *required, *_OPTIONAL.get(name, ()))) for name, required in REQUIRED.items()}
 """All parameters that each ``rope_type`` reads."""
@@ -87,21 +89,41 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
     for name in REQUIRED[rope_type]:
         if rope.get(name) is None:
             raise ValueError(f"rope_type {rope_type!r} needs {name!r}, which is missing")
-    for name in ("rope_theta", "factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"):
-        value = rope.get(name, 1.0)
-        if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
-            raise ValueError(f"{name} is {value!r}; expected a positive number")
+    for name, largest in _LARGEST.items():
+        value = rope.get(name)
+        if value is not None and not _is_number(value, 1 / largest, largest):
+            raise ValueError(f"{name} is {value!r}; expected a positive number, {1 / largest:g} to {largest:g}")
+    for name in ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow"):
+        value = rope.get(name)
+        if value is not None and not _is_number(value, 0, 1e9):
+            raise ValueError(f"{name} is {value!r}; expected a number from 0 to 1e9")
+    if not isinstance(rope.get("truncate", True), bool):
+        raise ValueError(f"truncate is {rope['truncate']!r}; expected true or false")
     fraction = rope.get("partial_rotary_factor", 1.0)
     if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
         raise ValueError(f"partial_rotary_factor is {fraction!r}; expected a number in (0, 1]")
     rotated = rotated_features(rope, head_dim)
     if rotated < 2 or rotated % 2:
         raise ValueError(f"RoPE rotates pairs: {rotated} of head_dim {head_dim} are rotated; expected an even number")
+    if rope_type == "dynamic" and rotated == 2:
+        raise ValueError(f"rope_type 'dynamic' rotates {rotated} features of head_dim {head_dim}; expected at least 4")
+    if rope_type == "yarn" and rope["rope_theta"] == 1:
+        raise ValueError(f"rope_theta is {rope['rope_theta']}; expected another number than 1 with rope_type 'yarn'")
+    if rope_type == "longrope" and rope.get(_ORIGINAL) == 1:
+        raise ValueError(f"{_ORIGINAL} is 1; expected at least 2 with rope_type 'longrope'")
     for name in ("short_factor", "long_factor") if rope_type == "longrope" else ():
         if not isinstance(rope[name], Sequence):
             raise ValueError(f"{name} is {rope[name]!r}; expected a list of {rotated // 2} numbers")
         if len(rope[name]) != rotated // 2:
             raise ValueError(f"{name} has {len(rope[name])} values; expected {rotated // 2}, one for each rotated pair")
+        for value in rope[name]:
+            if not _is_number(value, 1e-9, 1e9):
+                raise ValueError(f"{name} has {value!r:.100}; expected positive numbers, 1e-09 to 1e+09")
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    """Return whether a value is a number in a range; NaN is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def rotated_features(rope: Mapping[str, Any], head_dim: int) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bpe_llama._files import read_json_object
+from bpe_llama._files import complete_writes, read_json_object
 
 CONFIG = "adapter_config.json"
 DEFAULT_TARGETS = ("q_proj", "v_proj")
@@ -130,6 +131,12 @@ class AdapterConfig:
             ValueError: As `of` does, or if the file is not JSON or not of a LoRA adapter.
         """
         source = folder / CONFIG
+        if folder.is_dir():
+            complete_writes(folder)
+        if not source.exists():
+            of_run = folder / "adapter"
+            hint = f"; {of_run} does" if (of_run / CONFIG).is_file() else ""
+            raise FileNotFoundError(f"{folder}: holds no {CONFIG}, as `bpe-llama finetune` and peft write it{hint}")
         try:
             described = read_json_object(source)
             kind = described["peft_type"]
@@ -277,7 +284,7 @@ def _number(low: float, high: float = math.inf, whole: bool = False, open_end: b
     def parse(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise TypeError
-        if not (low <= value < high if open_end else low <= value <= high) or not math.isfinite(value):
+        if not (low <= value < high if open_end else low <= value <= high) or abs(value) > sys.float_info.max:
             raise ValueError
         return value if whole else float(value)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._files import write_text
+from bpe_llama._files import write_text, write_together
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
@@ -23,7 +23,7 @@ from bpe_llama.model.adapters.layers import (
     base_modules,
     is_linear,
 )
-from bpe_llama.model.checkpoints.tensor_files import read_all
+from bpe_llama.model.checkpoints.tensor_files import open_pickled, read_all
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -66,19 +66,10 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
         source = folder / PICKLED
     if not source.is_file():
         raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {PICKLED}")
-    if source.name == WEIGHTS:
-        tensors = read_all(source)
-    else:
-        try:
-            tensors = dict(torch.load(source, map_location="cpu", weights_only=True))
-        except OSError:
-            raise
-        except Exception as error:  # of torch's unpickler
-            raise ValueError(f"{source}: damaged, or holds more than tensors ({error!r:.200})") from error
+    tensors = read_all(source) if source.name == WEIGHTS else open_pickled(source)
     for key, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"{source}: {key} is of {found}; expected a tensor of floats")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {key} is of {tensor.dtype}; expected a tensor of floats")
     stray = [key for key in tensors if not key.startswith(PREFIX)]
     if stray:
         raise ValueError(f"{source}: holds other tensors than pairs of lora_A and lora_B: {_few(stray)}")
@@ -364,15 +355,15 @@ def stored_parts(model: nn.Module, name: str) -> dict[str, ModuleTensors]:
 
 
 def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base: str | None) -> None:
-    """Write one adapter's files into a folder, each to a temporary name that is then renamed."""
+    """Write one adapter's files into a folder, in which they replace those of another adapter together."""
     tensors: dict[str, Tensor] = {}
     for path, part in stored_parts(model, name).items():
         own = {f"base_layer.{key}" if part.update else key: tensor for key, tensor in part.own.items()}
         for key, tensor in {**part.update, **own}.items():
             tensors[f"{PREFIX}{path}.{key}"] = tensor.detach().cpu().contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    write_text(folder / CONFIG, config.to_json(base))
+    with write_together(folder, CONFIG) as temporary:
+        save_tensors(tensors, temporary / WEIGHTS, {"format": "pt"})
+        write_text(temporary / CONFIG, config.to_json(base))
 
 
 def _check_shape(source: Path, name: str, tensor: Tensor, shape: Iterable[int]) -> None:

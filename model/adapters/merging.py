@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from bpe_llama.model.adapters.arguments import check_module
 from bpe_llama.model.adapters.layers import AdaptedLayer, TrainedRows, adapted_layers, base_modules
 
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
+
 
 @torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Merge the active adapters into the weights, so that they cost no time; `unmerge` restores the weights.
+def merge(model: AnyModel) -> AnyModel:
+    """Merge the active adapters into the weights, so that they cost no time, and return the model.
+
+    `unmerge` restores the weights.
 
     Raises:
         ValueError: If a weight is quantized, or shared with a module that must not change, as with a tied head. The
@@ -26,15 +32,17 @@ def merge(model: nn.Module) -> None:
     for _, layer in adapted_layers(model):
         if layer.active and layer.unmerged is None:
             layer.merge()
+    return model
 
 
 @torch.no_grad()
-def unmerge(model: nn.Module) -> None:
-    """Restore the exact values that the weights had before `merge`."""
+def unmerge(model: AnyModel) -> AnyModel:
+    """Restore the exact values that the weights had before `merge`, and return the model."""
     check_module(model)
     for _, layer in reversed(list(adapted_layers(model))):  # `merge` changed a tied head's weight after its embedding's
         if layer.unmerged is not None:
             layer.unmerge()
+    return model
 
 
 def why_not_merge(model: nn.Module) -> str | None:

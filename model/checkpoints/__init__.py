@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from bpe_llama._files import complete_writes
 from bpe_llama.model.checkpoints.averaging import average
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import LoaderOptions, Model
@@ -46,6 +47,7 @@ def load(
     if path.is_dir():
         from bpe_llama.model.checkpoints import huggingface, meta
 
+        complete_writes(path)
         has_model = (path / "config.json").is_file() or (path / "params.json").is_file()
         if (path / ADAPTER).is_file() and not has_model:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import check_memory
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Model, Pretrained
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_FEW = 4096
+"""Experts of all layers together that are built in a second."""
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 def empty_model(
@@ -56,6 +62,39 @@ def expected_shapes(
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
     return shapes
+
+
+def check_counts(names: Iterable[str], config: LlamaConfig, source: Path) -> None:
+    """Check that the tensors of a checkpoint are of as many layers and experts as its config counts.
+
+    A config alone could count modules for minutes; this is checked before the first one is built.
+
+    Args:
+        names: The names of the tensors in the file.
+        config: Of the model.
+        source: The file that counts them, for the error message.
+
+    Raises:
+        ValueError: If the config counts more.
+
+    Example:
+        >>> check_counts(["model.layers.0.input_layernorm.weight"], LlamaConfig(), Path("config.json"))
+        Traceback (most recent call last):
+        ValueError: config.json: num_hidden_layers is 32; expected 1, the layers that have tensors
+    """
+    layers, experts, are_fused = set[str](), set[str](), False
+    for name in names:
+        layers.update(_LAYER.findall(name)[:1])
+        experts.update(_EXPERT.findall(name))
+        are_fused = are_fused or (".experts." in name and not experts)  # then their shapes are compared
+    counts = [("num_hidden_layers", config.num_hidden_layers, len(layers))]
+    stated = config.num_local_experts or 0
+    if experts or (stated * len(layers) > _FEW and not are_fused):  # of few, a config may leave all layers without
+        counts.append(("num_local_experts", stated, len(experts)))
+    for name, stated, found in counts:
+        if stated > found:
+            kind = name.rpartition("_")[2]
+            raise ValueError(f"{source}: {name} is {stated:,}; expected {found:,}, the {kind} that have tensors")
 
 
 def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tuple[int, ...]], source: Path) -> None:

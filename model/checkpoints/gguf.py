@@ -64,7 +64,7 @@ def load_gguf(
     header = read_gguf_model_header(path)
     try:
         config = config_from_gguf(Content.of(header))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         named = str(error).startswith(str(header.path))
         raise ValueError(str(error) if named else f"{header.path}: {error}") from None
     names = Names(layout_of(config.family))

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpe_llama._files import read_json, read_json_object, write_text
-from bpe_llama.model.checkpoints.assemble import check_plain, check_shapes, empty_model, expected_shapes, fill
+from bpe_llama._files import read_json, read_json_object, write_text, write_together
+from bpe_llama.model.checkpoints.assemble import (
+    check_counts,
+    check_plain,
+    check_shapes,
+    empty_model,
+    expected_shapes,
+    fill,
+)
 from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.config import LlamaConfig
@@ -123,11 +130,12 @@ def open_checkpoint(
         )
     if num_labels is not None:
         config = config.replace(num_labels=num_labels)
-    expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
     tensors = stored_together(_files_of(folder))
     if multimodal is not None:
         tensors = {name: place for name, place in tensors.items() if not _is_left_out(name, multimodal)}
     tensors = _without_layers_after(tensors, config, folder)
+    check_counts(tensors, config, folder / "config.json")
+    expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
     found = _named_for(tensors, expected, folder)
     if HEAD in found and HEAD not in expected and not model_class.NEW_HEAD:
         del found[HEAD]  # the model class has no head
@@ -162,8 +170,8 @@ def open_checkpoint(
 def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     """Write config, generation config and weights into a folder, which transformers loads.
 
-    A model without a generation config removes the folder's. Each file is written to a temporary name and renamed, so
-    a killed process leaves the old file or the new one.
+    A model without a generation config removes the folder's. The files are written in a temporary folder and renamed
+    together: a process killed at any moment leaves the old model, or the new one (`bpe_llama._files.write_together`).
 
     Args:
         model: The model.
@@ -189,14 +197,12 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     expected = expected_shapes(config, type(model))
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in expected}
     check_plain(model, expected)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
-    write_config(model, folder)
-    if not model.generation_config.values:
-        (folder / FILE).unlink(missing_ok=True)  # another model's
-        return
-    text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
-    write_text(folder / FILE, text)
+    with write_together(folder, "config.json", [FILE]) as temporary:
+        save_tensors(tensors, temporary / WEIGHTS, {"format": "pt"})
+        write_config(model, temporary)
+        if model.generation_config.values:
+            text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
+            write_text(temporary / FILE, text)
 
 
 def write_config(model: Pretrained, folder: Path) -> None:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from bpe_llama._files import read_json_object
-from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill, half_split_rows
+from bpe_llama.model.checkpoints.assemble import (
+    check_counts,
+    check_shapes,
+    empty_model,
+    expected_shapes,
+    fill,
+    half_split_rows,
+)
 from bpe_llama.model.checkpoints.tensor_files import (
     FLOATS,
     Stored,
@@ -29,6 +36,7 @@ from bpe_llama.model.checkpoints.tensor_files import (
     stored_together,
 )
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_number, check_size
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
@@ -92,7 +100,10 @@ def load(
     for number, shard in enumerate(shards):
         if {name for name in shard if name != "rope.freqs"} != set(names):
             raise ValueError(f"{folder}: shard {number} holds other tensors than shard 0")
+    if _EMBEDDING not in names:
+        raise ValueError(f"{folder}: the shards have no {_EMBEDDING}")
     config = _config(folder, shards)
+    check_counts(names, config, folder / "params.json")
     axes = {name: _embedding_axis(config, shards) if axis == -1 else axis for name, (_, axis) in names.items()}
     shapes = {target: _joined_shape(name, axes[name], shards) for name, (target, _) in names.items()}
     check_shapes(shapes, expected_shapes(config), folder)
@@ -178,29 +189,33 @@ def _translate(name: str) -> tuple[str, int | None]:
 
 def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
     path = folder / "params.json"
+    params = read_json_object(path)
     try:
-        params: dict[str, Any] = read_json_object(path)
         for key, value in params.items():
             if key not in _KNOWN.split() and value not in (None, False) and (key, value) != ("causal", True):
                 raise ValueError(f"{key} is {value!r}, a key that is not known and may change the computation")
+        for key in ("dim", "n_layers", "n_heads", "norm_eps"):
+            if params.get(key) is None:
+                raise ValueError(f"{key} is missing")
+            (check_number if key == "norm_eps" else check_size)(key, params[key])
         experts = params.get("moe") or {}
-        if set(experts) - {"num_experts", "num_experts_per_tok"}:
-            raise ValueError(f"moe is {experts!r}; expected num_experts and num_experts_per_tok alone")
+        if not isinstance(experts, dict) or set(experts) - {"num_experts", "num_experts_per_tok"}:
+            raise ValueError(f"moe is {experts!r:.100}; expected num_experts and num_experts_per_tok alone")
         inner = "feed_forward.experts.0.w1.weight" if experts else "feed_forward.w1.weight"
-        embedding, gate = shards[0][_EMBEDDING], shards[0][f"layers.0.{inner}"]
-        width = gate.shape[0] * len(shards)
+        embedding, width = shards[0][_EMBEDDING], _rows(f"layers.0.{inner}", shards)
         if params.get("hidden_dim") not in (None, width):
-            raise ValueError(f"hidden_dim is {params['hidden_dim']!r}, but {inner} has {width} rows")
-        vocab_size = int(params.get("vocab_size", -1))
-        if vocab_size < 1:  # Llama 2's files leave it to the tokenizer
-            vocab_size = shards[0]["output.weight"].shape[0] * len(shards)
+            raise ValueError(f"hidden_dim is {params['hidden_dim']!r:.100}, but {inner} has {width} rows")
+        vocab_size = params.get("vocab_size")
+        if vocab_size in (None, -1):  # Llama 2's files leave it to the tokenizer
+            vocab_size = _rows("output.weight", shards)
+        check_size("vocab_size", vocab_size)
         scaling = None
         if params.get("use_scaled_rope"):
             scaling = {
                 "rope_type": "llama3",
-                "factor": float(params.get("rope_scaling_factor", 8.0)),
-                "low_freq_factor": float(params.get("low_freq_factor", 1.0)),
-                "high_freq_factor": float(params.get("high_freq_factor", 4.0)),
+                "factor": _number(params, "rope_scaling_factor", 8.0),
+                "low_freq_factor": _number(params, "low_freq_factor", 1.0),
+                "high_freq_factor": _number(params, "high_freq_factor", 4.0),
                 "original_max_position_embeddings": 8192,
             }
         is_mistral = "hidden_dim" in params  # Meta's files have multiple_of instead
@@ -215,7 +230,7 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
             num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
             head_dim=params.get("head_dim"),
             rms_norm_eps=params["norm_eps"],
-            rope_theta=float(params.get("rope_theta", 10_000.0)),
+            rope_theta=_number(params, "rope_theta", 10_000.0),
             rope_scaling=scaling,
             sliding_window=params.get("sliding_window"),
             num_local_experts=experts.get("num_experts"),
@@ -226,16 +241,37 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
             eos_token_id=[128_001, 128_008, 128_009] if is_llama3 else 2,
             dtype=embedding.dtype if embedding.dtype in FLOATS else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: does not describe a LLaMA ({error!r})") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _number(params: Mapping[str, Any], key: str, default: float) -> float:
+    value = default if params.get(key) is None else params[key]
+    check_number(key, value)
+    return float(value)
+
+
+def _rows(name: str, shards: list[dict[str, Stored]]) -> int:
+    """Return the rows of a matrix that is sharded along them."""
+    if name not in shards[0] or not shards[0][name].shape:
+        raise ValueError(f"the shards have no matrix {name}; expected one for each layer, and the output's")
+    return shards[0][name].shape[0] * len(shards)
 
 
 def _embedding_axis(config: LlamaConfig, shards: list[dict[str, Stored]]) -> int:
-    return 1 if shards[0][_EMBEDDING].shape[0] == config.vocab_size else 0
+    return 1 if shards[0][_EMBEDDING].shape[:1] == (config.vocab_size,) else 0
 
 
 def _joined_shape(name: str, axis: int | None, shards: list[dict[str, Stored]]) -> list[int]:
+    """Return the shape of a tensor of which each shard has a part.
+
+    Raises:
+        ValueError: If the parts differ in another axis.
+    """
     shape = list(shards[0][name].shape)
-    if axis is not None and axis < len(shape):
-        shape[axis] = sum(shard[name].shape[axis] for shard in shards)
-    return shape
+    if axis is None or axis >= len(shape):
+        return shape
+    for part in (shard[name] for shard in shards):
+        if (*part.shape[:axis], *part.shape[axis + 1 :]) != (*shape[:axis], *shape[axis + 1 :]):
+            raise ValueError(f"{part.path}: {name} is {list(part.shape)}, but {shape} in the first shard")
+    return [*shape[:axis], sum(shard[name].shape[axis] for shard in shards), *shape[axis + 1 :]]

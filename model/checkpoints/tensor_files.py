@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile, is_zipfile
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Parameter
 
 from bpe_llama._files import atomic_write, check_regular
 
@@ -119,21 +119,41 @@ def open_pickled(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a PyTorch file, memory-mapped if possible, unpickled with ``weights_only=True``.
 
     Raises:
-        ValueError: If the file is damaged, or has entries that are not named tensors.
+        OSError: If it cannot be opened.
+        ValueError: If the file is damaged, has entries that are not named tensors, or describes tensors of more bytes
+            than it has.
     """
+    check_regular(path)
+    with open(path, "rb"):  # whatever torch raises below is about the content
+        pass
     try:
+        _check_not_compressed(path)
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
             tensors = torch.load(path, map_location="cpu", weights_only=True)  # the format of torch before 1.6
-    except (OSError, RuntimeError, pickle.UnpicklingError, BadZipFile, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # the unpickler runs opcodes of the file, which may fail in any way
         reason = str(error).partition(". ")[0]  # torch's next sentence advises weights_only=False
         raise ValueError(f"{path}: damaged, or not a file of tensors alone ({reason})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and type(tensor) in (Tensor, Parameter) and tensor.layout == torch.strided
+        for name, tensor in tensors.items()
+    ):
         raise ValueError(f"{path}: expected a table of named tensors")
+    described, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if described > 2 * size:  # tied weights are described twice
+        raise ValueError(f"{path}: describes tensors of {described:,} bytes; expected at most twice its {size:,} bytes")
     return tensors
+
+
+def _check_not_compressed(path: Path) -> None:
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != ZIP_STORED or entry.file_size > path.stat().st_size:
+                    raise ValueError(f"{entry.filename} is compressed; expected it stored as torch.save does")
 
 
 def stored_together(paths: Iterable[Path]) -> dict[str, Stored]:

@@ -21,7 +21,7 @@ from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.templates import choose_template
 from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options import sampling
-from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.tokenizer import Tokenizer
@@ -72,6 +72,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
+    group_size: GroupSizeOption = None,
     verbose: sampling.Verbose = False,
 ) -> None:
     """Chat with an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
@@ -81,7 +82,9 @@ def command(
     sampling.check_values(given)
     if seed == "random":
         typer.echo(f"seed: {given['seed']}", err=True)
-    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized, check_tokenizer=check_template)
+    generator = load_generator(
+        model, tokenizer, dtype, device, adapter, quantized, group_size, check_tokenizer=check_template
+    )
     defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
     options = sampling.with_defaults(generator, given, defaults)
     generator.options(**options)  # raises before the first question

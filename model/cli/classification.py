@@ -10,7 +10,7 @@ from bpe_llama._files import read_json_object, write_text
 from bpe_llama._progress import note
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.classification import LlamaForSequenceClassification
-from bpe_llama.model.cli.loading import load_model
+from bpe_llama.model.cli.loading import group_size_of, load_model
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.evaluation.classification import ClassifierScore
 from bpe_llama.model.quantization import quantize
@@ -34,6 +34,7 @@ def load_classifier(
     device: str,
     *,
     quantized: str | None = None,
+    group_size: int | None = None,
     seed: int = 0,
 ) -> LlamaForSequenceClassification:
     """Return the classifier at a path, or one of these labels with the decoder of the causal LM there and a new head.
@@ -45,6 +46,7 @@ def load_classifier(
         dtype: ``auto`` or the name of a dtype.
         device: ``auto`` or the name of a device.
         quantized: A format to quantize the linear layers of the decoder to.
+        group_size: Of int4; None for the default.
         seed: Seed of a new head.
     """
     if is_classifier(path):
@@ -57,12 +59,18 @@ def load_classifier(
         padding = padding_for(tokenizer, base.config.pad_token_id, base.end_ids, base.config.vocab_size)
         model = LlamaForSequenceClassification.from_causal_lm(base, labels or (), pad_token_id=padding, seed=seed)
     if quantized is not None:
-        quantize.quantize(model.model, quantized)
+        quantize.quantize(model.model, quantized, group_size or group_size_of(path, quantized))
     return model
 
 
 def load_adapted_classifier(
-    path: Path, adapter: Path | None, tokenizer: Tokenizer, dtype: str, device: str, quantized: str | None
+    path: Path,
+    adapter: Path | None,
+    tokenizer: Tokenizer,
+    dtype: str,
+    device: str,
+    quantized: str | None,
+    group_size: int | None,
 ) -> LlamaForSequenceClassification:
     """Return a trained classifier: a folder of its own, or a base with the adapter of a classifier.
 
@@ -74,7 +82,7 @@ def load_adapted_classifier(
         if not is_classifier(adapter):
             raise ValueError(f"{adapter}: holds no config.json of a classifier, which names the labels")
         labels = LlamaConfig.from_json(adapter).label_names
-    model = load_classifier(path, labels, tokenizer, dtype, device, quantized=quantized)
+    model = load_classifier(path, labels, tokenizer, dtype, device, quantized=quantized, group_size=group_size)
     if adapter is not None:
         if labels is not None:
             padding = LlamaConfig.from_json(adapter).pad_token_id

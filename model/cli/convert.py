@@ -23,6 +23,12 @@ from bpe_llama.model.generation.prompts import check_vocabulary
 
 EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
 
+_FILE_SUFFIXES = (
+    *(".bin", ".ckpt", ".ggml", ".gguf", ".json", ".model", ".npy", ".npz", ".onnx", ".pickle", ".pkl", ".pt", ".pth"),
+    *(".safetensors", ".tar", ".tgz", ".gz", ".zip", ".tiktoken", ".txt"),
+)
+"""Ends of names that promise one file, of formats that are not written; a folder of such a name would mislead."""
+
 
 def command(
     source: Annotated[str, typer.Argument(help="A folder, a .gguf, or org/name on the Hugging Face Hub.")],
@@ -40,6 +46,8 @@ def command(
 ) -> None:
     """Convert weights and tokenizer to another file format or dtype; average checkpoints, or add tokens."""
     to_gguf = out.suffix == ".gguf"
+    if not to_gguf and (out.suffix.lower() in _FILE_SUFFIXES or out.is_file()):
+        raise ValueError(f"OUT is {out}; expected a name ending in .gguf, or a folder for Hugging Face's format")
     load_as = "auto" if to_gguf else dtype
     vocabulary = vocabulary_of(tokenizer, source)
     if average_with:

@@ -15,7 +15,7 @@ from bpe_llama._progress import note, reporting
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, is_classifiers_adapter, load_adapted_classifier
 from bpe_llama.model.cli.loading import adapter_path, check_quantized, checkpoint_path, load_generator, vocabulary_of
-from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.evaluation.classification import ClassifierScore, evaluate_classifier
 from bpe_llama.model.evaluation.perplexity import DEFAULT_WINDOW
 from bpe_llama.model.evaluation.text import TextScore, evaluate_text
@@ -73,6 +73,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
+    group_size: GroupSizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Evaluate a model on text or on tasks, a classifier on labelled rows."""
@@ -91,9 +92,9 @@ def command(
         wrong = next((flag for flag, value in given.items() if value), None)
         if wrong is not None:
             raise ValueError(f"the model is a classifier, and {wrong} is for models that predict text")
-        check_quantized(quantized)
+        check_quantized(quantized, group_size)
         vocabulary = vocabulary_of(tokenizer, model)
-        judge = load_adapted_classifier(path, adapter_folder, vocabulary, dtype, device, quantized)
+        judge = load_adapted_classifier(path, adapter_folder, vocabulary, dtype, device, quantized, group_size)
         label_score, labels = score_rows_of(
             judge, vocabulary, paths, field, label_field or "label", on_error, window, batch_size
         )
@@ -105,7 +106,7 @@ def command(
         from bpe_llama.model.evaluation import harness
 
         found_tasks = harness.find_tasks(names)  # raises before a large model is loaded
-    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized, group_size)
     found: dict[str, Any] = {}
     if paths:
         score = evaluate_text(

@@ -20,13 +20,21 @@ from bpe_llama.model.cli.loading import (
     check_quantized,
     checkpoint_path,
     end_turns,
+    group_size_of,
     load_model,
     resize_embeddings,
     save_with_tokenizer,
     vocabulary_of,
     with_template,
 )
-from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ChatTemplateOption, ResizeOption, describe
+from bpe_llama.model.cli.options.common import (
+    EXIT_INTERRUPTED,
+    QUANTIZED,
+    ChatTemplateOption,
+    GroupSizeOption,
+    ResizeOption,
+    describe,
+)
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
     SamplePromptOption,
@@ -97,6 +105,7 @@ def command(
     quantized: Annotated[
         str | None, typer.Option("--quantize", help=f"QLoRA: quantize the frozen weights to {' or '.join(QUANTIZED)}.")
     ] = None,
+    group_size: GroupSizeOption = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also save the model with the adapter merged.")] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = 1.0,
     task: Annotated[
@@ -164,7 +173,7 @@ def command(
         )
     if not full and settings["weights_dtype"] != "float32":
         raise ValueError(f"--weights-dtype is {settings['weights_dtype']!r}; it is for --full, as adapters are float32")
-    check_quantized(quantized)
+    check_quantized(quantized, group_size)
     if quantized is not None and merge:
         raise ValueError("--merge needs weights that are not quantized; give it or --quantize, not both")
     # Errors in the data and the folder are raised before a large model is loaded.
@@ -220,7 +229,8 @@ def command(
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
         if quantized is not None:
-            quantize.quantize(loaded.model if labelled else loaded, quantized)
+            group = group_size or group_size_of(checkpoint_path(model), quantized)
+            quantize.quantize(loaded.model if labelled else loaded, quantized, group)
         if target and target != ["all-linear"]:
             check_targets(loaded, target)
         lora.add(

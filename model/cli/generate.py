@@ -13,7 +13,7 @@ from bpe_llama._arguments import check_surrogates, integer
 from bpe_llama._progress import note
 from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options import sampling
-from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.cli.speed import describe_speed
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -84,6 +84,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
+    group_size: GroupSizeOption = None,
     speed: Annotated[
         bool,
         typer.Option("--speed", help="Print tokens per second and the fraction of the roofline (memory bandwidth)."),
@@ -104,7 +105,7 @@ def command(
         integer("--n", answers, 1)
     text = prompt if prompt is not None else read_prompt()
     check_surrogates("the prompt", text)
-    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized, group_size)
     options = sampling.with_defaults(generator, given, {})
     generator.options(**options)  # raises before anything is printed
     if num_beams != 1 and seed is None:
@@ -138,10 +139,23 @@ def command(
     sys.stdout.flush()
     if seed == "random":
         note(f"seed: {options['seed']}")
+    say_if_the_context_is_full(generator, max_new_tokens)
     if generator.last is not None and verbose:
         typer.echo(f"finish_reason: {generator.last.finish_reason} after {len(generator.last.new_ids)} ids", err=True)
     if speed and generator.last is not None:
         typer.echo(describe_speed(generator.model, generator.last), err=True)
+
+
+def say_if_the_context_is_full(generator: TextGenerator, max_new_tokens: int | None) -> None:
+    """Print a note on stderr if the last continuation ended before --max-new-tokens, as the context was full."""
+    last, context = generator.last, generator.model.config.context_length
+    if last is None or max_new_tokens is None or last.finish_reason != "length":
+        return
+    if len(last.new_ids) < max_new_tokens and len(last.prompt) + len(last.new_ids) >= context:
+        note(
+            f"the model's context of {context:,} tokens is full after {len(last.new_ids):,} new tokens; "
+            f"--max-new-tokens is {max_new_tokens:,}"
+        )
 
 
 def as_object(generator: TextGenerator, prompt: str, texts: Sequence[str]) -> dict[str, Any]:

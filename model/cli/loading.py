@@ -10,6 +10,7 @@ from typing import cast
 import torch
 
 from bpe_llama._by_name import open_tokenizer
+from bpe_llama._gguf.header import read_gguf_model_header
 from bpe_llama._hub.fetching import local_path
 from bpe_llama._progress import note, reporting
 from bpe_llama.chat import with_chat_template
@@ -17,7 +18,7 @@ from bpe_llama.chat.templates import template_tokens
 from bpe_llama.model import training
 from bpe_llama.model.adapters import files, lora
 from bpe_llama.model.checkpoints import average, hub_files
-from bpe_llama.model.cli.options.common import QUANTIZED
+from bpe_llama.model.cli.options.common import GROUP_SIZES, QUANTIZED
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -116,6 +117,7 @@ def load_generator(
     device: str,
     adapter: str | Path | None = None,
     quantized: str | None = None,
+    group_size: int | None = None,
     check: Callable[[Pretrained, torch.device], None] | None = None,
     check_tokenizer: Callable[[Tokenizer], None] | None = None,
 ) -> TextGenerator:
@@ -127,7 +129,7 @@ def load_generator(
     projection would change the embedding, and quantized weights cannot be merged with. ``check`` is as of `load_model`.
     What is wrong with the tokenizer, which ``check_tokenizer`` checks too, or with the adapter's config is said first.
     """
-    check_quantized(quantized)
+    check_quantized(quantized, group_size)
     resolve_device(device)
     if adapter is not None:
         adapter = adapter_path(str(adapter))
@@ -138,7 +140,7 @@ def load_generator(
         check_tokenizer(vocabulary)
     loaded = load_model(model, dtype, device, check)
     if quantized is not None:
-        quantize.quantize(loaded, quantized)
+        quantize.quantize(loaded, quantized, group_size or group_size_of(checkpoint_path(model), quantized))
     if adapter is not None:
         lora.load(loaded, adapter)
         reason = lora.why_not_merge(loaded)
@@ -156,7 +158,21 @@ def tokenizer_of_adapter(adapter: Path) -> str | None:
     return str(adapter) if has_one else None
 
 
-def check_quantized(kind: str | None) -> None:
-    """Raise a ValueError unless --quantize is one of `QUANTIZED` or absent."""
+def check_quantized(kind: str | None, group_size: int | None = None) -> None:
+    """Raise a ValueError unless --quantize is one of `QUANTIZED` or absent, and --group-size fits it."""
     if kind is not None and kind not in QUANTIZED:
         raise ValueError(f"--quantize is {kind!r}; expected {' or '.join(QUANTIZED)}")
+    if group_size is not None and (kind != "int4" or group_size not in GROUP_SIZES):
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        raise ValueError(f"--group-size is {group_size}; expected one of {sizes}, together with --quantize int4")
+
+
+def group_size_of(path: Path, kind: str | None) -> int | None:
+    """Return the default group size of int4: 32 for a GGUF file with quantized matrices, else None, quantize's own.
+
+    Almost all of its types have groups of 32 or less. Larger groups would mix their scales, which loses more.
+    """
+    if kind != "int4" or path.suffix != ".gguf":
+        return None
+    types = {info.type_name for name, info in read_gguf_model_header(path).tensors.items() if name.startswith("blk.")}
+    return None if types <= {"F32", "F16", "BF16"} else 32

@@ -11,8 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama.model.adapters import lora
-from bpe_llama.model.cli.loading import adapter_path, load_generator, tokenizer_of_adapter
-from bpe_llama.model.cli.options.common import DeviceOption, QuantizeOption
+from bpe_llama.model.cli.loading import (
+    adapter_path,
+    check_quantized,
+    checkpoint_path,
+    group_size_of,
+    load_generator,
+    tokenizer_of_adapter,
+)
+from bpe_llama.model.cli.options.common import DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.tokenizer import Tokenizer
 
@@ -20,8 +27,17 @@ EXAMPLE = "Example: bpe-llama serve SmolLM2-135M-Instruct.Q4_1.gguf --port 8000"
 _NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
 
 
+def refuse_model_option(value: str | None) -> None:
+    """Raise for --model, which other commands have."""
+    if value is not None:
+        raise typer.BadParameter(f"serve takes the model without a flag: bpe-llama serve {value}")
+
+
 def command(
     model: Annotated[str, typer.Argument(help="A folder with config.json, a .gguf, or a name of the Hub.")],
+    by_option: Annotated[
+        str | None, typer.Option("--model", "-m", hidden=True, is_eager=True, callback=refuse_model_option)
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.")] = 8000,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: the model's own.")] = None,
@@ -55,6 +71,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
+    group_size: GroupSizeOption = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API, until Ctrl-C. Once it accepts requests, it prints its URL."""
     check_installed()
@@ -77,8 +94,10 @@ def command(
     if not is_loopback(host) and not api_key:
         typer.echo(f"anyone who can connect to {host} can use this server; --api-key makes it ask for a key", err=True)
     sizes: dict[str, Any] = {"slots": slots, "max_length": max_length, "prefix_cache_bytes": prefix_cache_mb << 20}
-    fits = partial(check_fits, quantized=quantized, engines=1 + len(adapters), **sizes)
-    base = load_generator(model, tokenizer, dtype, device, None, quantized, check=fits)
+    check_quantized(quantized, group_size)
+    group_size = group_size or group_size_of(checkpoint_path(model), quantized)
+    fits = partial(check_fits, quantized=quantized, group_size=group_size, engines=1 + len(adapters), **sizes)
+    base = load_generator(model, tokenizer, dtype, device, None, quantized, group_size, check=fits)
     generators = {name: base} | {each: adapted(base, path, tokenizer) for each, path in adapters.items()}
     scheduler = Scheduler(generators, max_queue=max_queue, share_prefixes=share_prefixes, **sizes)
     app = create_app(scheduler, config, routes=page_routes(scheduler), grace=grace)

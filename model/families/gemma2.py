@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from bpe_llama.model.config_values import check_number, check_size
 from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
 from bpe_llama.model.family import Family, GGUFLayout, register
@@ -56,14 +57,13 @@ class Gemma2Config(LayerTypesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scalar = self.query_pre_attn_scalar
-        if isinstance(scalar, bool) or not isinstance(scalar, int) or scalar < 1:
-            raise ValueError(f"query_pre_attn_scalar is {scalar!r}; expected an integer of at least 1")
+        check_size("query_pre_attn_scalar", self.query_pre_attn_scalar)
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             cap = getattr(self, name)
             if cap is None:
                 continue
-            if isinstance(cap, bool) or not isinstance(cap, int | float) or not 0 < cap < math.inf:
+            check_number(name, cap)
+            if cap == 0:
                 raise ValueError(f"{name} is {cap!r}; expected a positive number or null")
             object.__setattr__(self, name, float(cap))  # transformers accepts no int
         if self.hidden_size % self.num_attention_heads:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama.model.config_values import check_size
 from bpe_llama.model.families.gemma import scaled_embedding, with_activation
 from bpe_llama.model.families.gemma2 import NORM_MODULES, Gemma2Config, Gemma2Layer, capped_logits, read_scalar
 from bpe_llama.model.families.layer_types import FULL, SLIDING, checked_local_rope
@@ -104,8 +105,8 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     types = prepared.get("layer_types")
     if types is None and pattern is not None:
         layers = prepared.get("num_hidden_layers", Gemma3TextConfig.num_hidden_layers)
-        if not isinstance(pattern, int) or pattern < 1 or not isinstance(layers, int):
-            raise ValueError(f"sliding_window_pattern is {pattern!r}; expected an integer of at least 1")
+        check_size("num_hidden_layers", layers)
+        check_size("sliding_window_pattern", pattern)
         prepared["layer_types"] = _types_of(pattern, layers)
     if types is not None or prepared.get("_sliding_window_pattern") == _PATTERN:  # transformers does not read it
         prepared.pop("_sliding_window_pattern", None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_flag
+from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 from bpe_llama.model.windows import Window
@@ -82,9 +82,9 @@ class RotatedLayersConfig(LayerTypesConfig):
     no_rope_layer_interval: int = 4
 
     def __post_init__(self) -> None:
-        layers, interval = self.num_hidden_layers, self.no_rope_layer_interval
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"no_rope_layer_interval is {interval!r}; expected an integer of at least 1")
+        layers = self.num_hidden_layers
+        for name in ("num_hidden_layers", "no_rope_layer_interval"):
+            check_size(name, getattr(self, name))
         if self.no_rope_layers is None:
             object.__setattr__(self, "no_rope_layers", self._default_rotated())
         rotated = self.no_rope_layers

@@ -73,7 +73,8 @@ class Llama4TextConfig(RotatedLayersConfig):
     LOCAL = (CHUNKED, "attention_chunk_size")
 
     def __post_init__(self) -> None:
-        for name in ("intermediate_size_mlp", "interleave_moe_layer_step", "attention_chunk_size", "floor_scale"):
+        sizes = ("intermediate_size_mlp", "interleave_moe_layer_step", "attention_chunk_size", "floor_scale")
+        for name in (*sizes, "num_hidden_layers"):
             check_size(name, getattr(self, name))
         check_number("attn_scale", self.attn_scale)
         object.__setattr__(self, "attn_scale", float(self.attn_scale))  # transformers accepts no int

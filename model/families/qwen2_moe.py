@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bpe_llama.model.config_values import check_flag
+from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.families.layer_types import FULL, SLIDING, UpperWindowConfig
 from bpe_llama.model.families.qwen2 import without_attention_bias
 from bpe_llama.model.families.sparse_layers import (
@@ -53,9 +53,7 @@ class Qwen2MoeConfig(SparseLayersConfig, UpperWindowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        size = self.shared_expert_intermediate_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"shared_expert_intermediate_size is {size!r}; expected an integer of at least 1")
+        check_size("shared_expert_intermediate_size", self.shared_expert_intermediate_size)
         check_flag("qkv_bias", self.qkv_bias)
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_flag
+from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts
 
@@ -37,9 +37,7 @@ class SparseLayersConfig(LlamaConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("moe_intermediate_size", "decoder_sparse_step"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+            check_size(name, getattr(self, name))
         check_flag("norm_topk_prob", self.norm_topk_prob)
         layers = [] if self.mlp_only_layers is None else self.mlp_only_layers
         if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):

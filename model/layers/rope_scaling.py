@@ -55,7 +55,7 @@ def _llama3(rope: Mapping[str, Any], width: int, max_positions: int, length: int
         rotations = context * frequency / (2 * math.pi)  # within the pretraining context
         if rotations < low:
             scaled.append(frequency / factor)
-        elif rotations > high:
+        elif rotations > high or low == high:  # equal in Llama 4
             scaled.append(frequency)
         else:
             smooth = (rotations - low) / (high - low)

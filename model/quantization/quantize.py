@@ -21,7 +21,7 @@ Example:
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -267,7 +267,7 @@ SKIPPED = ("lm_head", "gate", "router", "shared_expert_gate", "score")
 def quantize(
     model: AnyModel,
     kind: str,
-    group_size: int = 64,
+    group_size: int | None = None,
     per_row: bool = True,
     skip: Collection[str] = SKIPPED,
 ) -> AnyModel:
@@ -278,7 +278,8 @@ def quantize(
     Args:
         model: Any model of this package.
         kind: ``"int8"``, ``"int4"``, ``"float8_e4m3"`` or ``"float8_e5m2"``.
-        group_size: Weights that share a scale, for int4: 32, 64, 128 or 256.
+        group_size: Weights that share a scale, for int4: 32, 64, 128 or 256; by default 64, or 32 if 64 does not divide
+            a layer's inputs. 32 is best for weights that were in groups of 32 before, as in a GGUF file.
         per_row: For float8, one scale per row instead of one per matrix.
         skip: Last parts of the names of layers that are not quantized.
 
@@ -289,13 +290,14 @@ def quantize(
     instance("model", model, nn.Module, "a torch.nn.Module")
     one_of("kind", kind, KINDS)
     boolean("per_row", per_row)
-    if kind == "int4":
+    if group_size is not None and kind == "int4":
         integer("group_size", group_size)
     skip = tuple(iterator("skip", skip, "a list of names"))
     layers = _layers(model, skip)
+    group_size = group_size or _group_size(layers)
     if kind == "int4":
         for path, layer in layers.items():
-            for inputs in layer.inputs if isinstance(layer, FusedExperts) else (layer.in_features,):
+            for inputs in _inputs(layer):
                 _check_group_size(group_size, inputs, f"{path}'s {inputs} inputs")
     for path, layer in layers.items():
         parent, _, last = path.rpartition(".")
@@ -311,18 +313,18 @@ def quantize(
     return model
 
 
-def bytes_saved(model: nn.Module, kind: str, group_size: int = 64) -> int:
+def bytes_saved(model: nn.Module, kind: str, group_size: int | None = None) -> int:
     """Return how many bytes `quantize` with its defaults would save; the model may be on the meta device.
 
     Example:
         >>> bytes_saved(nn.Sequential(nn.Linear(64, 10)), "int8")  # 64 * 10 weights of 3 bytes less, 10 scales
         1880
     """
-    saved = 0
-    for layer in _layers(model, SKIPPED).values():
-        inputs = layer.inputs if isinstance(layer, FusedExperts) else (layer.in_features,)
+    saved, layers = 0, _layers(model, SKIPPED)
+    group_size = group_size or _group_size(layers)
+    for layer in layers.values():
         weights = layer.parameters() if isinstance(layer, FusedExperts) else (layer.weight,)
-        for weight, size in zip(weights, inputs, strict=True):
+        for weight, size in zip(weights, _inputs(layer), strict=True):
             rows = weight.numel() // size
             codes = weight.numel() // 2 if kind == "int4" else weight.numel()
             saved += weight.nbytes - codes - 4 * rows * (size // group_size if kind == "int4" else 1)
@@ -336,6 +338,16 @@ def _layers(model: nn.Module, skip: Collection[str]) -> dict[str, nn.Linear | Fu
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | FusedExperts) and not _skipped(path, skip)
     }
+
+
+def _inputs(layer: nn.Linear | FusedExperts) -> tuple[int, ...]:
+    """Return the inputs of each of a layer's matrices."""
+    return tuple(layer.inputs) if isinstance(layer, FusedExperts) else (layer.in_features,)
+
+
+def _group_size(layers: Mapping[str, nn.Linear | FusedExperts]) -> int:
+    """Return the default group size of int4: 64 if it divides the inputs of all layers, else 32."""
+    return 32 if any(size % 64 for layer in layers.values() for size in _inputs(layer)) else 64
 
 
 def _check_group_size(group_size: int, inputs: int, divided: str) -> None:

@@ -57,7 +57,8 @@ class TrainConfig:
         eval_fraction: Fraction of the data, at its end, that is held out for evaluation unless a file is given for it.
         eval_every: Steps between evaluations, 0 for one at the end only.
         eval_windows: Largest number of held-out sequences per evaluation.
-        save_every: Steps between checkpoints, 0 for one at the end only; a skipped step saves none.
+        save_every: Steps between checkpoints, 0 for one at the end only; None saves one after each 10 minutes of
+            training. A skipped step saves none.
         save_total_limit: Checkpoints to keep, the newest ones; 0 keeps all. May change on a resume.
         log_every: Steps between lines of `metrics.jsonl`.
         seed: Of the order of the sequences and of dropout, not of the model's initial weights.
@@ -100,7 +101,7 @@ class TrainConfig:
     eval_fraction: float = 0.01
     eval_every: int = 0
     eval_windows: int = 64
-    save_every: int = 0
+    save_every: int | None = None
     save_total_limit: int = 1
     log_every: int = 10
     seed: int = 0
@@ -129,7 +130,6 @@ class TrainConfig:
             ("max_skipped_steps", 0),
             ("eval_every", 0),
             ("eval_windows", 1),
-            ("save_every", 0),
             ("save_total_limit", 0),
             ("log_every", 1),
             ("seed", 0),
@@ -137,6 +137,8 @@ class TrainConfig:
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= least):
                 raise ValueError(f"{field} is {value!r}, expected at least {least}")
+        if self.save_every is not None and self.save_every < 0:
+            raise ValueError(f"save_every is {self.save_every!r}, expected at least 0, or None")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate!r}, expected a positive number")
         if self.max_seconds is not None and not self.max_seconds > 0:
@@ -166,6 +168,8 @@ class TrainConfig:
         if field in ("max_seconds", "document_mask"):
             if value is not None:
                 value = boolean(field, value) if field == "document_mask" else _plain(number(field, value))
+        elif field == "save_every":
+            value = value if value is None else integer(field, value)
         elif isinstance(default, bool):
             value = boolean(field, value)
         elif isinstance(default, int):

@@ -43,6 +43,9 @@ from bpe_llama.model.training.step import (
 if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained
 
+SAVE_SECONDS = 600.0
+"""Training time between checkpoints, unless `TrainConfig.save_every` sets their steps."""
+
 
 class Trainer:
     """One run: model, optimizer and data, and the loop over optimizer steps."""
@@ -83,6 +86,7 @@ class Trainer:
         self._saved_step = -1
         self._recent = Recent()
         self._trained_before, self._done_before, self._started = 0.0, 0.0, time.perf_counter()
+        self._saved_at = 0.0
         self._logged_step, self._logged_at, self._logged_wait = 0, 0.0, 0.0
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
 
@@ -94,7 +98,7 @@ class Trainer:
         self.step, self.skipped, self.checkpoint = state.step, state.skipped, checkpoint
         self._saved_step = state.step if checkpoint else -1
         self._recent = state.recent
-        self._trained_before = self._logged_at = state.elapsed
+        self._trained_before = self._logged_at = self._saved_at = state.elapsed
         self._logged_step = state.step
         self.loss, self.grad_norm, self.eval_loss = last
 
@@ -129,7 +133,7 @@ class Trainer:
                     self._log(rate)
                 if len(self.held_out) and (last or _is_due(self.step, config.eval_every)):
                     self._evaluate()
-                if _is_due(self.step, config.save_every) and not self.consecutive_skips:
+                if self._save_is_due() and not self.consecutive_skips:
                     self._save()
             if self.checkpoint is None or self._saved_step != self.step:
                 self._save()
@@ -314,6 +318,12 @@ class Trainer:
             }
             self._call("on_eval", metrics)
 
+    def _save_is_due(self) -> bool:
+        """Return whether to save a checkpoint; ranks agree, as they do on the time."""
+        if self.config.save_every is None:
+            return self.elapsed - self._saved_at >= SAVE_SECONDS
+        return _is_due(self.step, self.config.save_every)
+
     def _save(self) -> None:
         state = TrainState(
             self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, self.batches.fingerprint
@@ -322,7 +332,7 @@ class Trainer:
         self.checkpoint = save_checkpoint(
             self.out, whole, self.optimizer, state, self.ranks, self.model, self.config.save_total_limit
         )
-        self._saved_step = self.step
+        self._saved_step, self._saved_at = self.step, self.elapsed
         self._call("on_checkpoint", self.checkpoint)
 
     def _call(self, method: str, *arguments: object) -> None:

@@ -210,3 +210,39 @@ def test_every_rope_type_has_its_frequencies(rope_type: str) -> None:
     rope |= {name: values.get(name, 4.0) for name in REQUIRED[rope_type]}
     frequencies, factor = inverse_frequencies(rope, 16, 128, 64)
     assert len(frequencies) == 8 and all(f > 0 for f in frequencies) and factor > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 100_000}, "num_hidden_layers is 100000; expected at most 4,096"),
+        ({"num_local_experts": 100_000}, "num_local_experts is 100000; expected at most 4,096"),
+        ({"num_local_experts": 4096, "num_hidden_layers": 32}, "4096 in 32 layers .* at most 32,768 experts"),
+        ({"head_dim": 10**9}, "head_dim is 1000000000; expected at most 65,536"),
+        ({"hidden_size": 2**63}, "hidden_size is 9223372036854775808; expected at most 4,194,304"),
+        ({"vocab_size": 10**30}, "vocab_size is 1000000000000000000000000000000; expected at most"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000.*; expected a finite number"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf; expected a positive number"),
+        ({"rope_theta": 1e-320}, "rope_theta is 1e-320; expected a positive number"),
+        ({"rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_theta is 1.0; expected"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": -1.0}}, "beta_fast is -1.0; expected"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": float("nan")}}, "factor is nan; expected"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 2}, "expected at least 4"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [0]}, "head_dim": 2},
+            "long_factor has 0; expected positive numbers",
+        ),
+    ],
+)
+def test_sizes_and_numbers_have_bounds_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "mixtral" if "num_local_experts" in changes else "llama", **changes}))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+        LlamaConfig.from_json(path)
+
+
+def test_llama3_factors_may_be_equal() -> None:
+    """As in Llama 4; transformers divides by zero for a frequency at the boundary."""
+    at = 1 / (2 * torch.pi)
+    rope = LLAMA3 | {"rope_theta": 1.0, "low_freq_factor": at, "high_freq_factor": at}
+    assert inverse_frequencies(rope | {"original_max_position_embeddings": 1}, 4, 8, 8)[0] == [1.0, 1.0]

@@ -1,6 +1,12 @@
-"""A small tokenizer that most unit tests share: trained once a session on real text."""
+"""A small tokenizer that most unit tests share, trained once a session on real text; and a full disk."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +35,19 @@ def tok(corpus: list[str]) -> Tokenizer:
 def bytes_only() -> Tokenizer:
     """Return a tokenizer that knows the 256 bytes and nothing else."""
     return Tokenizer.from_ranks({bytes([b]): b for b in range(256)}, pattern="cl100k")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB; needs root on Linux."""
+    mount = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+        )
+        if sys.platform == "linux" and os.geteuid() == 0
+        else None
+    )
+    if mount is None or mount.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)

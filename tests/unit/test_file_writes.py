@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,22 +190,6 @@ def test_the_next_write_removes_what_a_killed_process_left(language: str, tok: T
 
 
 # -- a full disk -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 kB; needs root on Linux."""
-    mount = (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False
-        )
-        if sys.platform == "linux" and os.geteuid() == 0
-        else None
-    )
-    if mount is None or mount.returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def save_array(path: Path) -> None:

@@ -24,6 +24,15 @@ QuantizeOption = Annotated[
     str | None,
     typer.Option("--quantize", help=f"Quantize the weights to {' or '.join(QUANTIZED)}: less memory, faster decoding."),
 ]
+GROUP_SIZES = (32, 64, 128, 256)
+GroupSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        metavar="|".join(map(str, GROUP_SIZES)),
+        help="With --quantize int4: weights that share a scale.  [default: 64; 32 for a quantized .gguf]",
+    ),
+]
 ResizeOption = Annotated[
     bool,
     typer.Option(

@@ -42,7 +42,7 @@ TRAINING_FLAGS = {
     "label_smoothing": Flag("--label-smoothing", "Share of the target spread over the vocabulary."),
     "eval_fraction": Flag("--eval-fraction", "Fraction of the data, at its end, that is held out for evaluation."),
     "eval_every": Flag("--eval-every", "Steps between evaluations; 0: only at the end."),
-    "save_every": Flag("--save-every", "Steps between checkpoints; 0: only at the end."),
+    "save_every": Flag("--save-every", "Steps between checkpoints; 0: only at the end.  [default: every 10 minutes]"),
     "save_total_limit": Flag("--save-total-limit", "Newest checkpoints to keep; 0: all."),
     "log_every": Flag("--log-every", "Steps between lines of metrics.jsonl."),
     "seed": Flag("--seed", "Random seed of initial weights and data order."),

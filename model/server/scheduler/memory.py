@@ -26,6 +26,7 @@ def check_fits(
     device: torch.device,
     *,
     quantized: str | None = None,
+    group_size: int | None = None,
     engines: int = 1,
     slots: int = 16,
     max_length: int | None = None,
@@ -41,6 +42,7 @@ def check_fits(
         model: On the meta device: with its config and dtype, without weights.
         device: Where it will be.
         quantized: The kind that its layers are quantized to, once they are read.
+        group_size: As of `quantize.quantize`.
         engines: The model and its adapters; each has slots and a prefix cache, and all share the weights.
         slots: Sequences of one engine that run at once.
         max_length: Tokens of a slot; None as of `Scheduler`.
@@ -59,7 +61,7 @@ def check_fits(
         return
     dtype = str(model.dtype).removeprefix("torch.")
     read = _nbytes(model)
-    kept = read if quantized is None else read - quantize.bytes_saved(model, quantized)
+    kept = read if quantized is None else read - quantize.bytes_saved(model, quantized, group_size)
     length = first_length(model.config, max_length)
     if 1 <= length <= model.config.context_length:  # the engine refuses others
         cache = make_cache("full", model.config, slots, length, 1, model.dtype, torch.device("meta"))

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -198,18 +199,29 @@ def read_state(folder: Path) -> TrainState:
     Raises:
         ValueError: If its file is missing or damaged.
     """
+    path = folder / "training.json"
     try:
-        values = read_json_object(folder / "training.json")
-        return TrainState(
-            step=int(values["step"]),
-            elapsed=float(values["elapsed"]),
-            settings=dict(values["settings"]),
-            skipped=int(values.get("skipped", 0)),
-            recent=Recent(*values.get("recent", ())),
-            data=str(values.get("data", "")),
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        values = read_json_object(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
+    recent = values.get("recent", [])
+    numbers = recent if isinstance(recent, list) and len(recent) <= len(Recent._fields) else [recent]
+    for name, value in (("elapsed", values.get("elapsed")), *(("recent", number) for number in numbers)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{path}: {name} is {value!r:.100}; expected finite numbers")
+    for name, value in (("step", values.get("step")), ("skipped", values.get("skipped", 0))):
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{path}: {name} is {value!r:.100}; expected an integer of at least 0")
+    if not isinstance(values.get("settings"), dict):
+        raise ValueError(f"{path}: settings is {values.get('settings')!r:.100}; expected an object")
+    return TrainState(
+        step=values["step"],
+        elapsed=float(values["elapsed"]),
+        settings=values["settings"],
+        skipped=values.get("skipped", 0),
+        recent=Recent(*numbers),
+        data=str(values.get("data", "")),
+    )
 
 
 def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> None:

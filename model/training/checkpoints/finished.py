@@ -6,20 +6,30 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bpe_llama._files import write_together
+from bpe_llama.chat.templates import NAMED_FOLDER, TEMPLATE_FILE
 from bpe_llama.model.adapters import lora
+from bpe_llama.model.generation_config import FILE as GENERATION_CONFIG
 from bpe_llama.model.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
+_TEMPLATES = (TEMPLATE_FILE, f"{NAMED_FOLDER}/*.jinja")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
 
 def save_with_tokenizer(model: Pretrained, tokenizer: Tokenizer, folder: Path) -> None:
-    """Save weights, configs and tokenizer to one folder that `generate` and transformers load."""
+    """Save weights, configs and tokenizer to one folder that `generate` and transformers load.
+
+    They replace those in the folder together; other files stay.
+    """
     unknown = model.config.unknown_to_transformers
     if unknown:
         warnings.warn(f"{folder}: transformers cannot load it, as it does not support {unknown}", stacklevel=2)
-    model.save_pretrained(folder, portable=not unknown)
-    tokenizer.save(folder / "tokenizer.json")
+    with write_together(folder, "config.json", [GENERATION_CONFIG, *_TEMPLATES]) as temporary:
+        model.save_pretrained(temporary, portable=not unknown)
+        tokenizer.save(temporary / "tokenizer.json")
 
 
 def save_finished(model: Pretrained, tokenizer: Tokenizer, out: Path) -> None:
@@ -29,11 +39,12 @@ def save_finished(model: Pretrained, tokenizer: Tokenizer, out: Path) -> None:
     warning says if no file can hold it.
     """
     if lora.names(model):
-        lora.save(model, out / "adapter")
-        if tokenizer.chat_template is not None:
-            try:
-                tokenizer.save(out / "adapter")
-            except ValueError as error:
-                warnings.warn(f"{out / 'adapter'}: the tokenizer is not saved beside it: {error}", stacklevel=2)
+        with write_together(out / "adapter", lora.CONFIG, [*_TOKENIZER, *_TEMPLATES]) as temporary:
+            lora.save(model, temporary)
+            if tokenizer.chat_template is not None:
+                try:
+                    tokenizer.save(temporary)
+                except ValueError as error:
+                    warnings.warn(f"{out / 'adapter'}: the tokenizer is not saved beside it: {error}", stacklevel=2)
     else:
         save_with_tokenizer(model, tokenizer, out / "model")

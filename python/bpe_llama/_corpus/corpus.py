@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_llama._corpus.shards import TokenShards, open_shards
-from bpe_llama._files import PathLike, check_regular, open_regular
+from bpe_llama._files import PathLike, open_regular
+from bpe_llama._files.arrays import open_array
 
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
 Ids = npt.NDArray[np.int64]
@@ -156,12 +157,8 @@ def _read_starts(path: Path, tokens: int) -> Ids:
     Raises:
         ValueError: If the file is damaged or does not fit the token file.
     """
-    check_regular(path)
-    try:
-        starts: Any = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a complete .npy file: {error}") from None
-    if not isinstance(starts, np.ndarray) or starts.ndim != 1 or starts.dtype != np.int64 or len(starts) < 1:
+    starts = np.array(open_array(path))
+    if starts.ndim != 1 or starts.dtype != np.int64 or len(starts) < 1:
         raise ValueError(f"{path}: expected one row of int64 places of documents")
     if starts[0] != 0 or starts[-1] != tokens or (np.diff(starts) < 0).any():
         raise ValueError(f"{path}: expected places that rise from 0 to {tokens:,}, the tokens of the file beside it")
@@ -181,13 +178,9 @@ def open_tokens(path: PathLike) -> TokenArray:
     with open_regular(path) as file:
         if file.read(6) != b"\x93NUMPY":
             raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a complete .npy file: {error}") from None
-    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
-        found = f"{tokens.dtype} of shape {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
-        raise ValueError(f"{path}: {found}, expected one row of uint16 or uint32 tokens")
+    tokens = open_array(path)
+    if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
+        raise ValueError(f"{path}: {tokens.dtype} of shape {tokens.shape}, expected one row of uint16 or uint32 tokens")
     if len(tokens) == 0:
         raise ValueError(f"{path}: holds no tokens")
     return tokens

@@ -232,7 +232,9 @@ def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "a file of the token shards is missing", str(path)) from None
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses the header as Python, which may fail in any way
         raise ValueError(f"{path}: not a .npy file of token shards: {error}") from None
     if (shape, found) != ((count,), dtype):
         raise ValueError(f"{path}: {found} of shape {shape}, where {INDEX} says {dtype} of shape ({count},)")

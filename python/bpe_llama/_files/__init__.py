@@ -1,6 +1,6 @@
-"""Files: text and JSON (`read_write`), atomic writes (`atomic_write`), a folder locked for one run (`lock`)."""
+"""Files: text and JSON (`read_write`), atomic writes of one or several (`atomic_write`), a locked folder (`lock`)."""
 
-from bpe_llama._files.atomic_write import atomic_write
+from bpe_llama._files.atomic_write import atomic_write, complete_writes, write_together
 from bpe_llama._files.lock import locked
 from bpe_llama._files.read_write import (
     PathLike,
@@ -17,6 +17,7 @@ __all__ = [
     "PathLike",
     "atomic_write",
     "check_regular",
+    "complete_writes",
     "locked",
     "open_regular",
     "read_bytes",
@@ -24,4 +25,5 @@ __all__ = [
     "read_json_object",
     "read_text",
     "write_text",
+    "write_together",
 ]

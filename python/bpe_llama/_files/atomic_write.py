@@ -1,14 +1,19 @@
-"""Files that appear complete or not at all: written in a temporary folder beside them, flushed, then renamed."""
+"""Files that appear complete or not at all: written in a temporary folder beside them, flushed, then renamed.
+
+`atomic_write` replaces one file. `write_together` replaces the files of a folder that belong together; their temporary
+folder is also a journal: once it holds `_PLAN`, any process can complete the renames.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +21,8 @@ from bpe_llama._files.lock import TAKEN, lock_at_once
 
 _LOCK = ".lock"
 _LONGEST = 40  # characters of the file's name in the folder's
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.(tmp|swap)")
+_PLAN = ".plan.json"  # what to rename and remove, in a temporary folder that is complete
 
 
 @contextmanager
@@ -39,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     try:
         _remove_abandoned(path)
-        folder, lock = _locked_folder(path)
+        folder, lock = _locked_folder(path, "tmp")
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     temporary = folder / path.name
@@ -62,6 +68,157 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextmanager
+def write_together(folder: Path, last: str, replaced: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a temporary folder; on success its files replace those of ``folder`` together, on an error it is removed.
+
+    Other files of ``folder`` stay. A process killed at any moment leaves the old files, or the new ones. If it is
+    killed while it renames them, ``last`` is absent, so that no other program takes some old and some new files for a
+    model; `complete_writes`, and the next write into the folder, rename the others.
+
+    Args:
+        folder: Created if it does not exist.
+        last: The name of the file without which the others are not read, such as ``config.json``.
+        replaced: Patterns of further files that belong to the old ones, which are removed if there is no new one.
+
+    Raises:
+        OSError: If a file cannot be written, as on a full disk; it names the file in ``folder``.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "old.txt").write_text("of an old model"), (folder / "notes.txt").write_text("mine")
+        >>> with write_together(folder, "config.json", ["old.txt"]) as temporary:
+        ...     _ = (temporary / "config.json").write_text("{}"), (temporary / "weights").write_text("w")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['config.json', 'notes.txt', 'weights']
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _remove_abandoned(folder / last)
+        swap, lock = _locked_folder(folder / last, "swap")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(folder / last)) from None
+    is_complete = False
+    try:
+        yield swap
+        _write_plan(swap, last, replaced, os.fstat(lock).st_mode)
+        is_complete = True
+        _carry_out(swap)
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename or ""))
+        if swap in place.parents:
+            raise OSError(error.errno, error.strerror, os.fspath(folder / place.relative_to(swap))) from None
+        raise
+    finally:
+        if os.name == "nt":
+            os.close(lock)
+        if not is_complete or not _pending(swap):  # else the next reader or writer completes it
+            shutil.rmtree(swap, ignore_errors=True)
+        if os.name != "nt":
+            os.close(lock)
+
+
+def complete_writes(folder: Path) -> None:
+    """Rename what a process that was killed in `write_together` left; to be called before the folder is read.
+
+    Raises:
+        ValueError: If another process is replacing the files, they cannot be renamed, or the plan is damaged; it names
+            the folder.
+    """
+    for swap in _temporary_folders(folder):
+        if not (swap / _PLAN).is_file():
+            continue
+        last = ""
+        try:
+            *_, last = _plan_of(swap)[0] or [""]
+            _remove_if_abandoned(swap)
+        except OSError as error:
+            if (swap / _PLAN).is_file() and not (folder / last).exists():  # else all the old files are there
+                raise ValueError(
+                    f"{folder}: its files are being replaced, or a process was killed while it replaced them "
+                    f"({swap.name}: {error.strerror}); try again, or write the folder anew"
+                ) from None
+
+
+def _write_plan(swap: Path, last: str, replaced: Sequence[str], mode: int) -> None:
+    """Flush a temporary folder and write its plan, after which its files count and the old ones do not."""
+    folder = swap.parent
+    names = [path.relative_to(swap).as_posix() for path in swap.rglob("*") if path.is_file() and path.name != _LOCK]
+    for name in names:
+        if (folder / name).is_dir() or not _is_inside(folder, name):
+            number = errno.EISDIR if (folder / name).is_dir() else errno.ELOOP
+            raise OSError(number, os.strerror(number), os.fspath(folder / name))
+        _finish(swap / name, mode)
+    old = {path.relative_to(folder).as_posix() for pattern in replaced for path in folder.glob(pattern)} - set(names)
+    remove = sorted(name for name in old if _is_inside(folder, name))
+    plan = {"rename": sorted(names, key=lambda name: name == last), "remove": remove}
+    with atomic_write(swap / _PLAN) as temporary:
+        temporary.write_text(json.dumps(plan), encoding="utf-8")
+    _flush_folder(swap)
+
+
+def _carry_out(swap: Path) -> None:
+    """Rename the files of a complete temporary folder; again after a kill at any moment."""
+    folder = swap.parent
+    rename, remove = _plan_of(swap)
+    left = [name for name in rename if (swap / name).exists()]
+    if left:
+        (folder / rename[-1]).unlink(missing_ok=True)
+    for name in remove:
+        (folder / name).unlink(missing_ok=True)
+    for name in left:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (swap / name).replace(folder / name)
+    _flush_folder(folder)
+
+
+def _plan_of(swap: Path) -> tuple[list[str], list[str]]:
+    """Return the files to rename, and those to remove, of a complete temporary folder, which may be a stranger's.
+
+    Raises:
+        ValueError: If the plan is damaged, or leads out of the folder.
+    """
+    with open(swap / _PLAN, "rb") as file:
+        content = file.read(1 << 20)
+    try:
+        plan = json.loads(content)
+        rename, remove = (list(map(os.fsdecode, plan[key])) for key in ("rename", "remove"))
+        inside = all(_is_inside(place, name) for name in rename + remove for place in (swap, swap.parent))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        inside = False
+    if not inside:
+        raise ValueError(f"{swap / _PLAN}: damaged; remove {swap}")
+    return rename, remove
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Return whether a path is in a folder or a sub-folder of it that is no link."""
+    path = Path(name)
+    return (
+        "\0" not in name
+        and len(path.parts) in (1, 2)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and (len(path.parts) == 1 or not (folder / path.parts[0]).is_symlink())
+    )
+
+
+def _pending(swap: Path) -> bool:
+    """Return whether files of a complete temporary folder wait for being renamed."""
+    return any(path.is_file() and path.name not in (_LOCK, _PLAN) for path in swap.rglob("*"))
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk."""
+    if os.name != "nt":  # which cannot open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _finish(temporary: Path, mode: int) -> None:
     """Flush a file to disk, and give it the mode that new files have."""
     descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
@@ -73,10 +230,10 @@ def _finish(temporary: Path, mode: int) -> None:
         temporary.chmod(mode & 0o777)
 
 
-def _locked_folder(path: Path) -> tuple[Path, int]:
+def _locked_folder(path: Path, kind: str) -> tuple[Path, int]:
     """Return a new folder beside ``path``, and the descriptor of its locked lock file."""
     while True:
-        folder = path.with_name(f".{path.name[:_LONGEST]}.{secrets.token_hex(8)}.tmp")
+        folder = path.with_name(f".{path.name[:_LONGEST]}.{secrets.token_hex(8)}.{kind}")
         folder.mkdir(mode=0o700)
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -95,12 +252,18 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary folders of killed processes that wrote to the folder of ``path``."""
-    with os.scandir(path.parent) as entries:
-        found = [Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_dir()]
-    for folder in found:
-        with contextlib.suppress(OSError):
+    """Remove the temporary folders of killed processes that wrote to the folder of ``path``, complete ones renamed."""
+    for folder in _temporary_folders(path.parent):
+        with contextlib.suppress(OSError, ValueError):
             _remove_if_abandoned(folder)
+
+
+def _temporary_folders(folder: Path) -> list[Path]:
+    """Return the temporary folders in a folder, those that are links left out."""
+    with os.scandir(folder) as entries:
+        return [
+            Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
 
 
 def _remove_if_abandoned(folder: Path) -> None:
@@ -108,11 +271,13 @@ def _remove_if_abandoned(folder: Path) -> None:
 
     The lock file is created if it is absent: its process was killed, or will find the file and make another folder.
     """
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         lock_at_once(lock)  # raises if a process holds it, and on a file system without locks
         if not os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
             return
+        if (folder / _PLAN).is_file():
+            _carry_out(folder)
         if os.name != "nt":
             shutil.rmtree(folder)
     finally:

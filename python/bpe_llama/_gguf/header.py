@@ -260,7 +260,19 @@ class _Parser:
             if offset % alignment:
                 raise self.fail(f"tensor {name!r} lies at offset {offset}, not a multiple of {alignment}")
             tensors[name] = self.tensor_info(name, shape, type_id, data_start + offset)
+        self.check_apart(tensors)
         return GGUFHeader(self.path, version, metadata, tensors)
+
+    def check_apart(self, tensors: dict[str, TensorInfo]) -> None:
+        """Raise if two tensors share bytes: the file would describe more than it holds."""
+        before: TensorInfo | None = None
+        for info in sorted(tensors.values(), key=lambda info: info.start):
+            if before is not None and before.start + (before.nbytes or 0) > info.start and info.nbytes != 0:
+                raise self.fail(
+                    f"tensors {before.name!r} and {info.name!r} overlap: the second begins at byte {info.start:,}, the "
+                    f"first ends at {before.start + (before.nbytes or 0):,}"
+                )
+            before = info if info.nbytes != 0 else before
 
     def tensor_place(self) -> tuple[str, tuple[int, ...], int, int]:
         self.what = "a tensor name"

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import PathLike, open_regular
+from bpe_llama._files import PathLike, complete_writes, open_regular
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
@@ -69,6 +69,7 @@ def file_in(path: PathLike) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
+    complete_writes(path)
     return path / _vocabulary_in(str(path), [file.name for file in path.iterdir() if file.is_file()])
 
 

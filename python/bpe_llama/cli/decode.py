@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from bpe_llama._by_name import open_tokenizer
-from bpe_llama._files import check_regular, read_bytes
+from bpe_llama._files import read_bytes
+from bpe_llama._files.arrays import open_array
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
 
 EXAMPLE = "Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken"
@@ -37,8 +37,7 @@ def _read_ids(ids: list[str] | None, file: Path | None) -> list[int]:
     if ids and file is not None:
         raise ValueError("give ids or --file, not both")
     if file is not None and file.suffix == ".npy":
-        check_regular(file)
-        array = np.load(file, allow_pickle=False)
+        array = open_array(file)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"{file}: expected a flat array of integers, got {array.dtype} of shape {array.shape}")
         return [int(token_id) for token_id in array]

@@ -179,7 +179,11 @@ def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
         ({"architecture": "qwen3"}, r"missing: model\.layers\.0\.self_attn\.[qk]_norm\.weight"),
         ({"block_count": 1 << 31}, r"'llama\.block_count' is 2,147,483,648, but"),
         ({"llama.expert_count": 8}, r"'llama\.expert_used_count' is missing"),
-        ({"llama.expert_count": 1 << 30, "llama.expert_used_count": 2}, r"1,073,741,824, but .* of no experts"),
+        ({"llama.expert_count": 1 << 10, "llama.expert_used_count": 2}, r"is 1,024, but .* of no experts"),
+        (
+            {"llama.expert_count": 1 << 30, "llama.expert_used_count": 2},
+            r"num_local_experts is 1073741824; exp",
+        ),
         ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
         ({"llama.rope.scaling.type": "novel"}, "rope scaling 'novel'"),
         ({"llama.logit_scale": 0.5}, r"'llama\.logit_scale' is 0\.5; only 1\.0 is supported"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
+from tests.small_models import tiny_model as tiny
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -187,3 +189,41 @@ def test_a_classifier_from_a_causal_lm(tiny_model: Make, ids: Tensor, tmp_path: 
     assert torch.equal(loaded(ids).logits, classifier(ids).logits)
     with pytest.raises(ValueError, match=r"missing: lm_head\.weight|unexpected: score\.weight"):
         LlamaForCausalLM.from_pretrained(tmp_path / "classifier")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 2000}, r"config\.json: num_hidden_layers is 2,000; expected 1, the layers that have"),
+        ({"num_local_experts": 4000}, r"config\.json: num_local_experts is 4,000; expected 2, the experts that have"),
+        ({"head_dim": 1 << 16}, r"q_proj\.weight is \[32, 32\], expected \[262144, 32\]"),
+    ],
+)
+def test_counts_are_compared_with_the_tensors_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], message: str
+) -> None:
+    tiny(num_local_experts=2).save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | changes))
+    if "head_dim" not in changes:
+        monkeypatch.setattr(LlamaForCausalLM, "build", lambda *_: pytest.fail("a module is built"))
+    with pytest.raises(ValueError, match=message):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_pickled_tensors_are_bounded_by_their_file(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1).expand(1 << 40)}, path)
+    with pytest.raises(
+        ValueError, match=r"model\.bin: describes tensors of 4,398,046,511,104 bytes; expected at most tw"
+    ):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    torch.save({"a": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "new", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    (tmp_path / "new").replace(path)
+    with pytest.raises(ValueError, match=r"model\.bin: damaged, or .*data\.pkl is compressed; expected it stored"):
+        LlamaForCausalLM.from_pretrained(tmp_path)

@@ -203,6 +203,26 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_data(token_file: Pa
     assert training.train(fresh(), tmp_path / "other.npy", config, out, resume=True).step == 2
 
 
+def test_a_run_is_saved_by_time_unless_told_when(
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long work is resumable without an option: the default is a checkpoint after each ten minutes."""
+    saved: list[str] = []
+
+    class Saved(training.Callback):
+        def on_checkpoint(self, run: training.Run, checkpoint: Path) -> None:
+            saved.append(checkpoint.name)
+
+    loop = sys.modules["bpe_llama.model.training.loop"]
+    assert loop.SAVE_SECONDS == 600
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    for name, save_every, steps in (("by time", None, [1, 2, 3]), ("at the end", 0, [3])):
+        config = training.TrainConfig(max_steps=3, save_every=save_every, **SETTINGS)
+        training.train(fresh(), token_file, config, tmp_path / name, progress=False, callbacks=[Saved()])
+        assert saved == [f"step-{step:08d}" for step in steps]
+        saved.clear()
+
+
 def test_the_newest_checkpoints_are_kept_and_the_newest_resumes(token_file: Path, tmp_path: Path) -> None:
     def run(name: str, steps: int, limit: int, resume: bool = False) -> list[str]:
         config = training.TrainConfig(max_steps=steps, save_every=2, save_total_limit=limit, **SETTINGS)

@@ -225,7 +225,7 @@ QWEN_CASES: dict[str, dict[str, Any]] = {
             ),
         },
         "refused": [
-            ({"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size is 0; expected an integer"),
+            ({"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size is 0; expected at least 1"),
             ({"n_shared_experts": 1}, "n_shared_experts is 1, a key that is not known here"),
             ({"num_experts": 2}, r"num_experts_per_tok \(4\) exceeds num_local_experts \(2\)"),
             ({"mlp_bias": True}, "mlp_bias is true, but transformers' qwen2_moe has no"),
@@ -259,8 +259,8 @@ QWEN_CASES: dict[str, dict[str, Any]] = {
         "refused": [
             ({"use_qk_norm": False}, "use_qk_norm is False; transformers' qwen3_moe has True"),
             ({"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size is 64; transformers' qwen3_moe"),
-            ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; expected an integer of at least 1"),
-            ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0; expected an integer of at least 1"),
+            ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0; expected at least 1"),
+            ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0; expected at least 1"),
             ({"num_experts": 4}, r"num_experts_per_tok \(8\) exceeds num_local_experts \(4\)"),
             ({"first_k_dense_replace": 1}, "first_k_dense_replace is 1, a key that is not known here"),
             ({"num_experts": 8, "num_local_experts": 16}, "num_experts is 8, but num_local_experts is 16"),

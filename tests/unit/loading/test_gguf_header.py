@@ -112,3 +112,17 @@ def test_damaged_headers_raise_value_error_or_parse(small: Path, tmp_path: Path,
         assert str(path) in str(error)
     else:
         assert all(t.start + (t.nbytes or 0) <= len(content) for t in header.tensors.values())
+
+
+def test_tensors_that_share_bytes_are_refused(small: Path, tmp_path: Path) -> None:
+    """Many tensors at one place would make a large model of a small file."""
+    content = bytearray(small.read_bytes())
+    offset = struct.pack("<Q", 32)  # of the second tensor, 24 bytes of float32 after the first
+    description = b"two" + struct.pack("<IQI", 1, 4, 1)
+    place = content.index(description) + len(description)
+    assert content[place : place + 8] == offset
+    content[place : place + 8] = bytes(8)
+    path = tmp_path / "overlapping.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"overlapping\.gguf: tensors 'one' and 'two' overlap: the second begins at"):
+        read_gguf_header(path)

@@ -312,3 +312,53 @@ def test_structured_output_by_flags(made: Path, tmp_path: Path, capsys: pytest.C
         assert main([*arguments, *flag]) == 2
         out, error = capsys.readouterr()
         assert message in error and out == ""
+
+
+def test_names_and_flags_that_newcomers_give(
+    talker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.v1").touch()
+    for out in ("out.bin", "out.GGUF", "out.safetensors", "here.v1"):
+        assert main(["convert", str(talker), out]) == 2
+        assert f"OUT is {out}; expected a name ending in .gguf, or a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["here.v1"]
+    assert main(["serve", "--model", "smol"]) == 2
+    assert "serve takes the model without a flag: bpe-llama serve smol" in capsys.readouterr().err
+    assert main(["generate", "The quick", "--model", str(talker), "--adapter", str(talker), "--device", "cpu"]) == 2
+    assert f"{talker}: holds no adapter_config.json, as" in capsys.readouterr().err
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config\.json.*; .*adapter does"):
+        lora.load(tiny_model(), tmp_path)
+
+
+def test_a_full_context_is_said(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["generate", "The quick", "--model", str(made / "run" / "model"), "--device", "cpu", "--seed", "1"]
+    context = "the model's context of 64 tokens is full after"
+    assert main([*call, "-n", "500", "--ban", "279"]) == 0
+    assert f"{context} {64 - 9 + 2}" in (error := capsys.readouterr().err) or context in error
+    assert error.rstrip().endswith("new tokens; --max-new-tokens is 500")
+    assert main([*call, "-n", "5"]) == 0
+    assert context not in capsys.readouterr().err
+
+
+def test_the_groups_of_int4_are_those_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer.train_from_iterator([TEXT], vocab_size=280, progress=False)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 280}
+    save_with_tokenizer(tiny_model(**shape), tokenizer, tmp_path / "model")
+    save_with_tokenizer(tiny_model(**shape | {"intermediate_size": 96}), tokenizer, tmp_path / "narrow")
+    for dtype in ("q4_0", "float32"):
+        assert main(["convert", str(tmp_path / "model"), str(tmp_path / f"{dtype}.gguf"), "--dtype", dtype]) == 0
+
+    def group_of(name: str, group_size: int | None = None) -> int:
+        loaded = load_generator(str(tmp_path / name), None, "auto", "cpu", None, "int4", group_size).model
+        layer = loaded.model.layers[0].mlp.up_proj
+        assert isinstance(layer, quantize.Int4Linear)
+        return layer.group_size
+
+    assert [group_of(name) for name in ("model", "narrow", "q4_0.gguf", "float32.gguf")] == [64, 32, 32, 64]
+    assert group_of("q4_0.gguf", 64) == 64
+    for flags in (["--group-size", "32"], ["--group-size", "48", "--quantize", "int4"]):
+        assert main(["generate", "a", "--model", str(tmp_path / "model"), "--device", "cpu", *flags]) == 2
+        assert "expected one of 32, 64, 128, 256, together with --quantize int4" in capsys.readouterr().err

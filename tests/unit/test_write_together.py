@@ -1,0 +1,139 @@
+"""Files of one folder that replace the old ones together: killed processes, errors, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpe_llama import Tokenizer
+from bpe_llama._files import atomic_write, complete_writes, write_text, write_together
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="fork")
+
+KILLED_AT_EACH_STEP = """
+import os, sys
+from pathlib import Path
+from bpe_llama._files import complete_writes, write_together, write_text
+
+FILES = ["config.json", "generation_config.json", "weights"]
+
+def contents(folder):
+    return {name: (folder / name).read_text() if (folder / name).exists() else None for name in FILES}
+
+def killed_at(step):
+    left = [step]
+    def count(event, _):
+        if event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir"):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+    sys.addaudithook(count)
+
+old = dict.fromkeys(FILES, "old")
+new = {"config.json": "new", "generation_config.json": None, "weights": "new"}
+for step in range(1000):
+    folder = Path(sys.argv[1], str(step))
+    folder.mkdir()
+    for name in (*FILES, "notes.txt"):
+        (folder / name).write_text("old")
+    child = os.fork()
+    if child == 0:
+        killed_at(step)
+        with write_together(folder, "config.json", ["generation_config.json"]) as temporary:
+            write_text(temporary / "weights", "new")
+            write_text(temporary / "config.json", "new")
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found = contents(folder)
+    assert found in (old, new) or found["config.json"] is None, found
+    complete_writes(folder)
+    assert contents(folder) in (old, new), (step, contents(folder))
+    write_text(folder / "notes.txt", "old")
+    assert contents(folder) in (old, new), (step, contents(folder))
+    assert {path.name for path in folder.iterdir()} <= {*FILES, "notes.txt"}, list(folder.iterdir())
+    if status == 0:
+        break
+print(step)
+"""
+
+
+@unix
+def test_a_process_killed_at_any_step_leaves_the_old_files_or_the_new_ones(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_AT_EACH_STEP, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
+
+
+def test_an_error_leaves_the_old_files_and_names_the_new_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("old")
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(IsADirectoryError) as wrong, write_together(tmp_path, "config.json") as temporary:
+        write_text(temporary / "config.json", "new")
+        write_text(temporary / "weights", "new")
+    assert wrong.value.filename == str(tmp_path / "weights")
+    with pytest.raises(OSError, match="No space") as full, write_together(tmp_path, "config.json") as temporary:
+        raise OSError(errno.ENOSPC, "No space left on device", str(temporary / "weights"))
+    assert full.value.filename == str(tmp_path / "weights")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "weights"]
+    assert (tmp_path / "config.json").read_text() == "old"
+
+
+def interrupted(folder: Path, rename: list[str], remove: list[str]) -> Path:
+    """Write what a killed process leaves: a temporary folder with its plan."""
+    swap = folder / ".config.json.0123456789abcdef.swap"
+    swap.mkdir(parents=True)
+    (swap / "config.json").write_text("new")
+    (swap / ".lock").touch()
+    (swap / ".plan.json").write_text(json.dumps({"rename": rename, "remove": remove}))
+    return swap
+
+
+def test_a_folder_that_is_being_written_is_refused(tmp_path: Path) -> None:
+    swap = interrupted(tmp_path / "model", ["config.json"], [])
+    descriptor = os.open(swap / ".lock", os.O_RDWR)
+    sys.modules[atomic_write.__module__].lock_at_once(descriptor)
+    with pytest.raises(ValueError, match="model: its files are being replaced, or a process was killed"):
+        complete_writes(tmp_path / "model")
+    os.close(descriptor)
+    complete_writes(tmp_path / "model")
+    assert [entry.name for entry in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
+@unix
+@pytest.mark.parametrize("name", ["../outside", "{outside}", "link/outside", "a/b/outside", "", "\0"])
+def test_a_strangers_plan_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    swap = interrupted(tmp_path / "model", [name.format(outside=outside), "config.json"], [])
+    for folder in (swap, swap.parent):
+        (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"model/.*\.plan\.json: damaged; remove "):
+        complete_writes(swap.parent)
+    (swap / ".plan.json").write_text('{"rename": 3}')
+    with pytest.raises(ValueError, match=r"model/.*\.plan\.json: damaged; remove "):
+        complete_writes(swap.parent)
+    write_text(swap.parent / "notes.txt", "a write leaves it")
+    assert (swap / "config.json").exists() and outside.read_text() == "mine"
+
+
+def test_a_full_disk_leaves_the_old_model_in_its_folder(full_disk: Path) -> None:
+    from bpe_llama.model import LlamaForCausalLM
+    from bpe_llama.model.training.checkpoints.finished import save_with_tokenizer
+    from tests.small_models import tiny_model
+
+    tok = Tokenizer.train_from_iterator(["abab"] * 9, 258, progress=False)
+    shape = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 258, "num_attention_heads": 2}
+    save_with_tokenizer(tiny_model(**shape), tok, full_disk / "model")
+    before = {path.name: path.read_bytes() for path in (full_disk / "model").iterdir()}
+    with pytest.raises(OSError, match="No space left") as full:
+        save_with_tokenizer(tiny_model(**shape | {"hidden_size": 16}), tok, full_disk / "model")
+    assert full.value.filename == str(full_disk / "model" / "model.safetensors")
+    assert {path.name: path.read_bytes() for path in (full_disk / "model").iterdir()} == before
+    assert LlamaForCausalLM.from_pretrained(full_disk / "model", device="cpu").config.hidden_size == 8
