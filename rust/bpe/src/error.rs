@@ -30,6 +30,10 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// There is no memory for a result. Python: `MemoryError`.
+    #[error("{0}")]
+    OutOfMemory(String),
+
     /// An interrupt check stopped the call. Python: `KeyboardInterrupt`.
     #[error("interrupted")]
     Interrupted,

@@ -3,7 +3,7 @@
 use crate::arguments::at_least;
 use crate::error::value_error;
 use crate::linear::check_order;
-use crate::named::shown;
+use crate::named::{self, shown};
 use bpe_llama_kernels::{AttentionShape, KvCache, NewTokens, attend};
 use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -55,13 +55,13 @@ pub(crate) fn py_attend<'py>(
     cos: &Bound<'py, PyArray2<f32>>,
     sin: &Bound<'py, PyArray2<f32>>,
     cache: &Bound<'py, PyAny>,
-    layer: i64,
+    #[pyo3(from_py_with = named::layer)] layer: i64,
     positions: &Bound<'py, PyArray2<i64>>,
     out: &Bound<'py, PyArray2<f32>>,
-    window: i64,
-    num_threads: i64,
-    softcap: f32,
-    interleaved: bool,
+    #[pyo3(from_py_with = named::window)] window: i64,
+    #[pyo3(from_py_with = named::num_threads)] num_threads: i64,
+    #[pyo3(from_py_with = named::softcap)] softcap: f32,
+    #[pyo3(from_py_with = named::interleaved)] interleaved: bool,
 ) -> PyResult<()> {
     let (layer, window) = (at_least(0, "layer", layer)?, at_least(0, "window", window)?);
     let num_threads = at_least(1, "num_threads", num_threads)?;

@@ -2,7 +2,7 @@
 
 use bpe_llama::Error;
 use pyo3::PyErr;
-use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyMemoryError, PyOSError, PyValueError};
 
 /// Converts an error of the tokenizer to the exception that its documentation names.
 pub(crate) fn to_py(error: Error) -> PyErr {
@@ -19,6 +19,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
             }
             None => PyOSError::new_err(message),
         },
+        Error::OutOfMemory(_) => PyMemoryError::new_err(message),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
         _ => PyValueError::new_err(message),
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use aho_corasick::{AhoCorasick, Input, Match, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, Match, MatchKind};
 use fancy_regex::Regex;
 
 use super::added_token::{AddedToken, SpecialSet};
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 
 /// Bytes that are searched for added tokens between two interrupt checks.
 const WINDOW: usize = 1 << 18;
+
+/// The longest pattern of which a DFA is built: for a periodic pattern its construction takes quadratic time.
+const MAX_DFA_PATTERN: usize = 1 << 10;
 
 /// A segment of a text: an added token or ordinary text.
 #[derive(Debug)]
@@ -48,11 +51,14 @@ impl Matcher {
         if patterns.is_empty() {
             return Ok(None);
         }
-        let builder =
-            AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns.iter().map(|p| &p.0));
-        let automaton = builder.map_err(|error| invalid!("too many added tokens: {error}"))?;
-        let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
         let longest = patterns.iter().map(|(pattern, _)| pattern.len()).max().unwrap_or_default();
+        let kind = (longest > MAX_DFA_PATTERN).then_some(AhoCorasickKind::ContiguousNFA);
+        let mut builder = AhoCorasick::builder();
+        let builder = builder.match_kind(MatchKind::LeftmostLongest).kind(kind);
+        let automaton = builder
+            .build(patterns.iter().map(|(pattern, _)| pattern))
+            .map_err(|error| invalid!("too many added tokens: {error}"))?;
+        let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
         Ok(Some(Self { automaton, longest, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
     }
 
@@ -83,7 +89,8 @@ impl Matcher {
                 start = done + text[done..start.max(done)].trim_end().len();
             }
             if token.rstrip {
-                end = text.len() - text[end..].trim_start().len();
+                // White space that the token before includes is not read again.
+                end = text.len() - text[end.max(done)..].trim_start().len();
             }
             if start > done {
                 each(Segment { bytes: done..start, added: None })?;
@@ -125,7 +132,7 @@ impl Matcher {
     fn find(&self, text: &str, mut from: usize, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
         while from < text.len() {
             // The search range has room for the longest pattern that begins within the window.
-            let window = from..from + WINDOW;
+            let window = from..from + WINDOW.max(self.longest);
             let input = Input::new(text).range(from..text.len().min(window.end + self.longest));
             if let Some(found) = self.automaton.find(input).filter(|found| window.contains(&found.start())) {
                 return Ok(Some(found));

@@ -1,5 +1,7 @@
 //! Text to ids.
 
+use std::collections::HashSet;
+
 use bpe_llama::{EncodeOptions, SpecialSet};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
@@ -50,7 +52,8 @@ impl PyTokenizer {
 
     fn special_names_without(&self, names: &[String]) -> Specials {
         let special = self.inner.added_tokens().iter().filter(|token| token.special);
-        Specials::Only(special.map(|token| token.content.clone()).filter(|name| !names.contains(name)).collect())
+        let names: HashSet<&String> = names.iter().collect();
+        Specials::Only(special.map(|token| &token.content).filter(|name| !names.contains(name)).cloned().collect())
     }
 
     /// Returns the ids of one text.
