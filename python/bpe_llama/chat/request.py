@@ -171,6 +171,9 @@ def prepare(
 
     if add_generation_prompt is not None:
         boolean("add_generation_prompt", add_generation_prompt, "True, False or None")
+    if not isinstance(continue_final_message, str):
+        expected = "True, False or the name of a field"
+        continue_final_message = boolean("continue_final_message", continue_final_message, expected)
     if continue_final_message and add_generation_prompt:
         raise ValueError(
             "continue_final_message and add_generation_prompt exclude each other: the first continues the last "
