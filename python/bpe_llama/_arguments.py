@@ -86,12 +86,13 @@ def strings(name: str, values: Iterable[str], expected: str = "a list of str") -
 
     Raises:
         TypeError: If it is none, or an item is no ``str``.
-        ValueError: If an item is empty.
+        ValueError: If an item is empty or has a lone surrogate.
     """
     texts = list(iterator(name, values, expected))
     for index, text in enumerate(texts):
         if not string(f"{name}[{index}]", text):
             raise ValueError(f"{name}[{index}] is empty; expected text")
+        check_surrogates(f"{name}[{index}]", text)
     return texts
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bpe_llama._arguments import integer, string
+from bpe_llama._arguments import integer, string, wrong
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import DocumentEncoder
 from bpe_llama._core import Tokenizer as CoreTokenizer
@@ -119,7 +119,8 @@ class Corpus:
         Raises:
             ValueError: If an option is out of its range.
         """
-        integer("shard_tokens", self.shard_tokens, 1)
+        if integer("shard_tokens", self.shard_tokens, 1) >= 2**63:
+            raise ValueError(wrong("shard_tokens", self.shard_tokens, "less than 2**63"))
         string("field", self.field)
         if self.separator is not None and not string("separator", self.separator):
             raise ValueError("separator is empty; leave it out to keep files whole")

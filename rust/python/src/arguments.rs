@@ -321,7 +321,7 @@ fn item_of_ids(value: &Bound<'_, PyAny>) -> PyResult<u32> {
 
 fn id_or_error<'py>(value: &Bound<'py, PyAny>, no_int: impl FnOnce(&Bound<'py, PyAny>) -> PyErr) -> PyResult<u32> {
     value.extract().map_err(|error: PyErr| {
-        if error.is_instance_of::<PyTypeError>(value.py()) { no_int(value) } else { unknown_id(value) }
+        if error.is_instance_of::<PyTypeError>(value.py()) { no_int(value) } else { unknown_id(shown(value)) }
     })
 }
 

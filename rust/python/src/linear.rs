@@ -246,16 +246,16 @@ impl PyLinear {
     fn multiply<'py>(
         &self,
         py: Python<'py>,
-        x: &Bound<'py, PyArray2<f32>>,
-        out: &Bound<'py, PyArray2<f32>>,
+        #[pyo3(from_py_with = named::x)] x: Bound<'py, PyArray2<f32>>,
+        #[pyo3(from_py_with = named::out)] out: Bound<'py, PyArray2<f32>>,
         #[pyo3(from_py_with = named::add)] add: bool,
         #[pyo3(from_py_with = named::num_threads)] num_threads: i64,
     ) -> PyResult<()> {
         let num_threads = at_least(1, "num_threads", num_threads)?;
         let given = x.try_readonly().map_err(|error| PyValueError::new_err(format!("x: {error}")))?;
         let mut written = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
-        check_order(x)?;
-        check_order(out)?;
+        check_order(&x)?;
+        check_order(&out)?;
         let matrices = self.matrices(py)?;
         let activations = self.activations(py, given.as_slice()?)?;
         let columns = matrices.first().map_or(0, Matrix::columns) * if self.gate.is_some() { 2 } else { 1 };

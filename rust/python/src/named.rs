@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use numpy::ndarray::Dimension;
+use numpy::{Element, PyArray};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PySlice, PyString};
@@ -26,10 +28,10 @@ macro_rules! names {
 }
 
 names! {
-    add after allowed_special batch before bos bos_id cache_bytes data disallowed_special dropout eos eos_id eps errors first
-    frequency_penalty gate interleaved layer max_tokens merged min_count min_p n num_threads pad_id pair parts path pattern
-    presence_penalty preset repetition_penalty seed skip_special_tokens softcap temperature text texts top_p typical_p unk_id
-    window
+    add after allowed_special batch before bos bos_id cache_bytes cos data disallowed_special dropout eos eos_id eps errors first
+    frequency_penalty gate interleaved layer max_tokens merged min_count min_p n num_threads out pad_id pair parts path pattern
+    positions presence_penalty preset qkv repetition_penalty seed sin skip_special_tokens softcap start stop temperature text
+    texts top_p typical_p unk_id window x
 }
 
 /// Returns the value of a key of a dict, which the Python side makes of its arguments; an error has the key.
@@ -157,6 +159,16 @@ integers! {
     u64, "at least 0", "less than 2**64";
     usize, "at least 0", "less than 2**64";
     i64, "at least -2**63", "less than 2**63";
+}
+
+impl<'a, 'py, T: Element, D: Dimension> Argument<'a, 'py> for Bound<'py, PyArray<T, D>> {
+    fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        let array = value.cast::<PyArray<T, D>>().map_err(|_| {
+            let axes = D::NDIM.map_or_else(String::new, |axes| format!(" with {axes} axes"));
+            wrong_type(name, &format!("a NumPy array of {}{axes}", T::get_dtype(value.py())), value)
+        })?;
+        Ok(array.clone())
+    }
 }
 
 impl<'a, 'py, T: Argument<'a, 'py>> Argument<'a, 'py> for Option<T> {

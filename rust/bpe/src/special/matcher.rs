@@ -164,6 +164,37 @@ mod tests {
     use super::super::AddedTokens;
     use super::*;
 
+    #[test]
+    fn a_long_periodic_token_and_one_inside_it() {
+        // A DFA of it takes minutes.
+        let (inner, outer) = ("ab".to_owned(), "ab".repeat(50_000));
+        let tokens = vec![AddedToken::special(&inner, 1), AddedToken::special(&outer, 2)];
+        let added = AddedTokens::new(tokens, |content| Ok(content.to_owned())).expect("valid tokens");
+        let text = format!("{outer}x{inner}");
+        let mut found = Vec::new();
+        let mut each = |segment: Segment| {
+            found.push((segment.bytes, segment.added));
+            Ok(())
+        };
+        added.split_raw(&text, SpecialSet::All, Interrupt::NEVER, &mut each).expect("no interrupt");
+        assert_eq!(found, [(0..100_000, Some(2)), (100_000..100_001, None), (100_001..100_003, Some(1))]);
+    }
+
+    #[test]
+    fn white_space_after_a_token_is_read_once() {
+        // Each of these tokens includes the white space to its right, which holds all the others.
+        let text = " ".repeat(300_000);
+        let tokens = vec![AddedToken { rstrip: true, ..AddedToken::special(" ", 1) }];
+        let added = AddedTokens::new(tokens, |content| Ok(content.to_owned())).expect("valid tokens");
+        let mut found = Vec::new();
+        let mut each = |segment: Segment| {
+            found.push((segment.bytes, segment.added));
+            Ok(())
+        };
+        added.split_raw(&text, SpecialSet::All, Interrupt::NEVER, &mut each).expect("no interrupt");
+        assert_eq!(found, [(0..300_000, Some(1))]);
+    }
+
     proptest! {
         /// The first refused token is the one that a search for each token alone finds.
         #[test]
