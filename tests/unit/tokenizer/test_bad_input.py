@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpe_llama import Sampler, Tokenizer
+from bpe_llama import Sampler, Tokenizer, WordCounts
 from bpe_llama._core import Linear
 
 BYTES = {bytes([b]): b for b in range(256)}
@@ -330,6 +330,9 @@ def test_long_tokens_load_in_linear_time(tok: Tokenizer, tmp_path: Path) -> None
         grown.save(tmp_path / "tokenizer.json")
         again = Tokenizer.from_file(tmp_path / "tokenizer.json")
         assert again.encode(f"x{long}y", allowed_special="all") == [*tok.encode("x"), len(tok), *tok.encode("y")]
+    (tmp_path / "a.txt").write_text(f"x{long}y")
+    assert again.encode_files(tmp_path / "a.txt", tmp_path / "ids.npy", eos=False) > 3
+    assert WordCounts.from_iterator([f"x{long}y"], special_tokens=[long], progress=False).total == 2
 
 
 def test_many_special_tokens_are_checked_in_linear_time() -> None:

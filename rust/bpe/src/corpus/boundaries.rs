@@ -1,11 +1,12 @@
 //! Where a document can be divided into chunks: never inside a special token.
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::AhoCorasick;
 use hashbrown::HashSet;
 
 use super::options::CorpusOptions;
 use crate::Result;
 use crate::pretokenize::Pretokenizer;
+use crate::special::longest_of;
 
 /// Bytes read at a time: they fit a core's cache.
 pub(super) const BLOCK_BYTES: usize = 1 << 18;
@@ -93,6 +94,5 @@ pub(crate) fn special_matcher(special_tokens: &[String]) -> Result<Option<AhoCor
     if special_tokens.is_empty() {
         return Ok(None);
     }
-    let matcher = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(special_tokens);
-    matcher.map(Some).map_err(|error| invalid!("special tokens: {error}"))
+    longest_of(special_tokens).map(Some)
 }

@@ -51,13 +51,9 @@ impl Matcher {
         if patterns.is_empty() {
             return Ok(None);
         }
-        let longest = patterns.iter().map(|(pattern, _)| pattern.len()).max().unwrap_or_default();
-        let kind = (longest > MAX_DFA_PATTERN).then_some(AhoCorasickKind::ContiguousNFA);
-        let mut builder = AhoCorasick::builder();
-        let builder = builder.match_kind(MatchKind::LeftmostLongest).kind(kind);
-        let automaton = builder
-            .build(patterns.iter().map(|(pattern, _)| pattern))
-            .map_err(|error| invalid!("too many added tokens: {error}"))?;
+        let texts: Vec<&str> = patterns.iter().map(|(pattern, _)| pattern.as_str()).collect();
+        let automaton = longest_of(&texts)?;
+        let longest = automaton.max_pattern_len();
         let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
         Ok(Some(Self { automaton, longest, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
     }
@@ -142,6 +138,19 @@ impl Matcher {
         }
         Ok(None)
     }
+}
+
+/// Returns the automaton that finds the leftmost of these texts, and the longest of those.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if they are too many.
+pub(crate) fn longest_of(texts: &[impl AsRef<str>]) -> Result<AhoCorasick> {
+    let is_long = texts.iter().any(|text| text.as_ref().len() > MAX_DFA_PATTERN);
+    AhoCorasick::builder()
+        .match_kind(MatchKind::LeftmostLongest)
+        .kind(is_long.then_some(AhoCorasickKind::ContiguousNFA))
+        .build(texts.iter().map(AsRef::as_ref))
+        .map_err(|error| invalid!("too many special tokens: {error}"))
 }
 
 /// Returns whether a word character (`\w` of Rust's regexes) is adjacent to a range.
