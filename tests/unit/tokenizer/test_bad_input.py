@@ -347,3 +347,20 @@ def test_tokens_may_come_from_a_generator(tok: Tokenizer) -> None:
     for add in (tok.with_tokens, tok.with_special_tokens):
         grown = add(name for name in ("<one>", "<two>"))
         assert [grown.added_tokens[name] for name in ("<one>", "<two>")] == [len(tok), len(tok) + 1]
+
+
+@pytest.mark.parametrize(
+    ("beside", "complaint"),
+    [
+        ({"pattern": None, "special_tokens": {}}, "pattern must be a str, got None"),
+        ({"pattern": "cl100k", "special_tokens": {"<s>": 256.5}}, "must be an int, got 256.5"),
+        ({"pattern": "cl100k", "special_tokens": None}, "must be a mapping of str to id, got None"),
+    ],
+)
+def test_the_json_beside_a_tiktoken_file_is_taken_as_it_is(tmp_path: Path, beside: Any, complaint: str) -> None:
+    path = tmp_path / "v.tiktoken"
+    Tokenizer.from_ranks(BYTES).save(path)
+    path.with_name("v.tiktoken.json").write_text(json.dumps(beside))
+    with pytest.raises(ValueError, match="expected an object with pattern and special_tokens") as caught:
+        Tokenizer.from_file(path)
+    assert complaint in str(caught.value)
