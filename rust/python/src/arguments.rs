@@ -43,7 +43,7 @@ fn reserve<T>(name: &str, items: &mut Vec<T>, more: usize) -> PyResult<()> {
     })
 }
 
-/// A list of what `T` extracts. What an object says of its length is not believed, while a `Vec` reserves memory for it.
+/// A list of what `T` extracts. Unlike for a `Vec`, no memory is reserved for the length that an object claims.
 pub(crate) struct List<T>(pub(crate) Vec<T>);
 
 impl<'py, T: FromPyObjectOwned<'py>> FromPyObject<'_, 'py> for List<T> {

@@ -137,7 +137,10 @@ impl Norm {
         {
             Ok(Self::Layer(array.clone().unbind()))
         } else {
-            Err(wrong_type("norm", "an array: float32 or uint16 (I,), or float32 (I, 2)", array))
+            Err(PyTypeError::new_err(format!(
+                "norm is {}; expected float32 or uint16 (I,), or float32 (I, 2)",
+                shown(array)
+            )))
         }
     }
 
