@@ -44,7 +44,7 @@ def integer(name: str, value: object, least: int | None = None) -> int:
     except TypeError:  # an array or a tensor of several numbers
         raise TypeError(wrong(name, value, "an int")) from None
     if least is not None and whole < least:
-        raise ValueError(f"{name} is {whole}; expected at least {least}")
+        raise ValueError(f"{name} is {shown(whole)}; expected at least {least}")
     return whole
 
 
@@ -81,6 +81,21 @@ def string(name: str, value: object) -> str:
     return value
 
 
+def strings(name: str, values: Iterable[str], expected: str = "a list of str") -> list[str]:
+    """Return an argument that must be a list of texts, or another iterable of them, none empty.
+
+    Raises:
+        TypeError: If it is none, or an item is no ``str``.
+        ValueError: If an item is empty or has a lone surrogate.
+    """
+    texts = list(iterator(name, values, expected))
+    for index, text in enumerate(texts):
+        if not string(f"{name}[{index}]", text):
+            raise ValueError(f"{name}[{index}] is empty; expected text")
+        check_surrogates(f"{name}[{index}]", text)
+    return texts
+
+
 _LONE_SURROGATE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 
 
@@ -99,6 +114,7 @@ def path(name: str, value: object) -> Path:
 
     Raises:
         TypeError: If it is none.
+        ValueError: If no file can have this name: it holds a zero byte, or a lone surrogate that stands for no byte.
     """
     try:
         found = os.fspath(value)  # type: ignore[call-overload]
@@ -106,6 +122,12 @@ def path(name: str, value: object) -> Path:
         found = None
     if not isinstance(found, str):
         raise TypeError(wrong(name, value, "a str or another path"))
+    try:
+        is_possible = b"\0" not in os.fsencode(found)
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise ValueError(wrong(name, value, "a path without zero bytes and lone surrogates"))
     return Path(found)
 
 

@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from types import NoneType
 from typing import NamedTuple, TypeAlias
 
+from bpe_llama._arguments import wrong
+
 
 class Progress(NamedTuple):
     """The progress of a long call.
@@ -68,7 +70,7 @@ def reporting(progress: ProgressOption) -> Iterator[Report | None]:
         call = progress
         yield lambda stage, done, total: _ignore(call(Progress(stage, done, total)))
     elif not isinstance(progress, (bool, NoneType)):
-        raise TypeError(f"progress must be True, False, None or a function, got {progress!r:.80}")
+        raise TypeError(wrong("progress", progress, "True, False, None or a function"))
     elif progress or (progress is None and sys.stderr.isatty() and not is_quiet()):
         with _bar() as report:
             yield report

@@ -8,7 +8,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bpe_llama._arguments import instance, integer, iterator, wrong
+from bpe_llama._arguments import instance, integer, strings, wrong
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import WordCounts as CoreWordCounts
 from bpe_llama._corpus.bad_rows import BadRows
@@ -266,14 +266,12 @@ def splitting_of(pattern: str, special_tokens: Sequence[str], num_threads: int |
 
 def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     """Return the special tokens as a list, checked."""
-    tokens = list(iterator("special_tokens", special_tokens, "a list of str, which get the last ids"))
-    for index, token in enumerate(tokens):
-        if not isinstance(token, str):
-            raise TypeError(wrong(f"special_tokens[{index}]", token, "a str"))
-        if not token:
-            raise ValueError(f"special_tokens[{index}] is empty; expected text")
-        if token in tokens[:index]:
+    tokens = strings("special_tokens", special_tokens, "a list of str, which get the last ids")
+    seen: set[str] = set()
+    for token in tokens:
+        if token in seen:
             raise ValueError(f"special_tokens: {token!r} is given twice; expected each once")
+        seen.add(token)
     return tokens
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
-from bpe_llama._arguments import check_keywords, instance, integer, keywords_of
+from bpe_llama._arguments import check_keywords, instance, integer, keywords_of, string
 from bpe_llama._core import SUPERWORD_PATTERN as _SUPERWORD_PATTERN
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._core import train_from_files, train_merges
+from bpe_llama._core import shown, train_from_files, train_merges
 from bpe_llama._core import train_from_iterator as train_from_texts
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, is_parquet, reading_of
@@ -143,8 +143,8 @@ class _Training:
             least = 256 + new
             parts = f"256 bytes and {new} special tokens"
         if self.vocab_size < least:
-            raise ValueError(f"vocab_size is {self.vocab_size}; it must be at least {least}: {parts}")
-        if self.tie_order not in ("ids", "bytes"):
+            raise ValueError(f"vocab_size is {shown(self.vocab_size)}; it must be at least {least}: {parts}")
+        if string("tie_order", self.tie_order) not in ("ids", "bytes"):
             raise ValueError(f"tie_order is {self.tie_order!r}; expected 'ids' or 'bytes'")
 
     @property
@@ -313,7 +313,9 @@ def _in_stages(learn: _Learn, training: _Training) -> CoreTokenizer:
         least = 256 if training.base is None else training.base.vocab_size + 1
         below = training.vocab_size - len(training.new_special_tokens)
         if not least <= superword_from < below:
-            raise ValueError(f"superword_from is {superword_from}; it must be at least {least} and less than {below}")
+            raise ValueError(
+                f"superword_from is {shown(superword_from)}; it must be at least {least} and less than {below}"
+            )
         words = learn(pattern, replace(training, vocab_size=superword_from, special_tokens=[]))
         stage, pattern = replace(training, base=words), SUPERWORD_PATTERN
     tokenizer = learn(pattern, stage)

@@ -185,6 +185,28 @@ def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.Captu
     assert trained.special_tokens == {"<|end|>": 398, "<|pad|>": 399}
 
 
+def test_a_tokenizer_is_overwritten_only_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("low lower")
+    command = ["train-tokenizer", "a.txt", "--vocab-size", "260", "--quiet"]
+    assert cli.main(command) == 0
+    before = Path("tokenizer.json").read_bytes()
+    assert cli.main([*command, "--special", "<s>"]) == 2
+    assert Path("tokenizer.json").read_bytes() == before
+    assert cli.main([*command, "--special", "<s>", "--out", "tokenizer.json"]) == 0
+    assert Path("tokenizer.json").read_bytes() != before
+    assert cli.main([*command, "--out", "new/folder/tokenizer.json"]) == 0
+    assert Path("new/folder/tokenizer.json").read_bytes() == before
+
+
+def test_a_corpus_without_text_is_said(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").touch()
+    command = ["encode-corpus", str(tmp_path / "a.txt"), "-t", saved, "-o", str(tmp_path / "shards"), "--no-eos"]
+    with pytest.warns(UserWarning, match="shards: the corpus holds no text"):
+        assert cli.main(command) == 0
+    assert "0 tokens in" in capsys.readouterr().out
+
+
 def test_encode_corpus(tok: Tokenizer, saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("one|two words", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"body": "three"}\n', encoding="utf-8")
@@ -218,7 +240,12 @@ def test_counting_on_ray_needs_ray(
         (["encode", "--no-such-option"], "--no-such-option"),
         (["train-tokenizer"], "corpus"),
         (["train-tokenizer", "missing.txt", "--vocab-size", "many"], "--vocab-size"),
-        (["train-tokenizer", "missing.txt"], "missing.txt"),
+        (["train-tokenizer", "missing.txt", "--vocab-size", "8e3"], "expected a whole number, got '8e3'; write 8000"),
+        (["train-tokenizer", "missing.txt", "--threads", "2.5"], "expected a whole number, got '2.5'\n"),
+        (["train-tokenizer", "missing.txt"], "missing.txt: no such file or folder"),
+        (["train-tokenizer", "none/*.txt"], "none/*.txt: no file matches this pattern"),
+        (["train-tokenizer", "empty"], "empty: the folder holds no files"),
+        (["train-tokenizer", "image.png"], "image.png: invalid UTF-8 at byte 0. It holds zero bytes, as binary files"),
         (["train-tokenizer", "latin1.txt", "--ray", "auto", "--threads", "2"], "not both"),
         (["encode-corpus", "latin1.txt"], "--out"),
         (["encode-corpus", "-t", "SAVED", "--out", "shards"], "no paths were given"),
@@ -256,6 +283,8 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", _Stdin(b"", terminal=True))
     Path("latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    Path("image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    Path("empty").mkdir()
     np.save("floats.npy", np.zeros(3))
     assert cli.main([saved if argument == "SAVED" else argument for argument in arguments]) == 2
     captured = capsys.readouterr()

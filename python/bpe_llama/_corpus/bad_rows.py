@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+from bpe_llama._arguments import string
+
 
 class BadRows:
     """Rows without text: the first raises an error, or all are skipped and counted.
@@ -35,7 +37,7 @@ class BadRows:
         Raises:
             ValueError: If ``on_error`` is another value.
         """
-        if on_error not in ("raise", "skip"):
+        if string("on_error", on_error) not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
         self.skips = on_error == "skip"
         self.forget()

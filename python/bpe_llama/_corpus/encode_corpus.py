@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bpe_llama._arguments import integer
+from bpe_llama._arguments import integer, string, wrong
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import DocumentEncoder
 from bpe_llama._core import Tokenizer as CoreTokenizer
@@ -99,6 +100,9 @@ class Corpus:
     ) -> Corpus:
         """Return the corpus of the files that match `paths`, or of a data set: its name, configuration and split."""
         checked_path("out", out)
+        for name, value in zip(("dataset", "config", "split"), dataset or (), strict=False):
+            if value is not None or name == "split":
+                string(name, value)
         if dataset is None:
             inside = os.path.abspath(out) + os.sep
             files = [path for path in find_files(paths) if not os.path.abspath(path).startswith(inside)]
@@ -115,8 +119,10 @@ class Corpus:
         Raises:
             ValueError: If an option is out of its range.
         """
-        integer("shard_tokens", self.shard_tokens, 1)
-        if self.separator == "":
+        if integer("shard_tokens", self.shard_tokens, 1) >= 2**63:
+            raise ValueError(wrong("shard_tokens", self.shard_tokens, "less than 2**63"))
+        string("field", self.field)
+        if self.separator is not None and not string("separator", self.separator):
             raise ValueError("separator is empty; leave it out to keep files whole")
 
     @cached_property
@@ -158,7 +164,11 @@ class Corpus:
             yield open_shards(self.out) if has_index else None
 
     def finish(self, shards: Sequence[Shard]) -> TokenShards:
-        """Write the index of all shards, in order, once they are checked, and return them."""
+        """Write the index of all shards, in order, once they are checked, and return them.
+
+        Warns:
+            UserWarning: If the corpus holds no text.
+        """
         size = self.tokenizer.vocab_size
         for shard in shards:  # also tells whether the folder that workers wrote to is this one
             check_shard(self.out, shard, dtype_of(size))
@@ -170,6 +180,8 @@ class Corpus:
             self.out, dtype_of(size), size, self.fingerprint, *around, tokens, documents, text_bytes, tuple(shards)
         )
         write_index(found)
+        if not text_bytes:
+            warnings.warn(f"{self.out}: the corpus holds no text", UserWarning, stacklevel=4)
         for path in self.out.glob("*.progress"):
             path.unlink()
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,16 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
         checked_path(f"paths[{place}]", pattern)
         if str(pattern).startswith("hf://"):
             raise ValueError(f"{pattern}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
-        found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
+        try:
+            found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
+        except FileNotFoundError:
+            if os.path.isdir(os.path.expanduser(pattern)):
+                why = "the folder holds no files; hidden ones do not count"
+            elif set("*?[") & set(os.fspath(pattern)):
+                why = "no file matches this pattern"
+            else:
+                why = "no such file or folder"
+            raise FileNotFoundError(errno.ENOENT, why, os.fspath(pattern)) from None
     return list(found)
 
 

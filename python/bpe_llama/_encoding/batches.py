@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bpe_llama._arguments import boolean, integer, wrong
+from bpe_llama._core import shown
 
 if TYPE_CHECKING:
     from bpe_llama._core import Tokenizer as CoreTokenizer
@@ -24,6 +25,8 @@ _KNOWN: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("truncation_side", ("left", "right")),
     ("return_tensors", (None, "np", "pt")),
 )
+_MOST_PADDED = 1 << 31
+"""The most ids of a padded batch: as a list they take 16 GiB."""
 Span = tuple[int, int]
 
 
@@ -67,7 +70,7 @@ class Batches:
             value = getattr(self, name)
             # 1 is equal to True, but not known.
             if not (isinstance(value, (str, bool, NoneType)) and value in known):
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+                raise ValueError(wrong(name, value, f"one of {', '.join(map(repr, known))}"))
         for name in ("max_length", "pad_to_multiple_of"):
             value = getattr(self, name)
             if value is not None and integer(name, value) < 1:
@@ -75,8 +78,8 @@ class Batches:
         multiple = self.pad_to_multiple_of or 1
         if self.is_padded and self.strategy is not None and (self.max_length or 0) % multiple:
             raise ValueError(
-                f"max_length is {self.max_length}, to which rows are cut and padded; expected a multiple of "
-                f"pad_to_multiple_of, {multiple}"
+                f"max_length is {shown(self.max_length)}, to which rows are cut and padded; expected a multiple of "
+                f"pad_to_multiple_of, {shown(multiple)}"
             )
 
     def limited(self, longest: int | None) -> Batches:
@@ -200,6 +203,11 @@ class Batches:
         columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
         if self.is_padded:
             width = self._width(rows)
+            if width * len(rows) > _MOST_PADDED:
+                raise ValueError(
+                    f"max_length is {shown(self.max_length)} and pad_to_multiple_of {shown(self.pad_to_multiple_of)}; "
+                    f"expected less: padding makes no more than {_MOST_PADDED:,} ids of a batch"
+                )
             for key, column in columns.items():
                 for values in column:
                     missing = max(0, width - len(values))
@@ -222,6 +230,26 @@ class Batches:
             width = self.max_length
         multiple = self.pad_to_multiple_of or 1
         return -(-width // multiple) * multiple
+
+
+def columns_of(inputs: Collection[str], **wanted: bool | None) -> list[str]:
+    """Return the columns of a batch: ``input_ids``, and those that are wanted or, where that is None, in ``inputs``.
+
+    Args:
+        inputs: What the model reads.
+        **wanted: The arguments of `Tokenizer.__call__` that begin with ``return_``, in the order of the columns.
+
+    Raises:
+        TypeError: If one is neither a bool nor ``None`` where the default is.
+    """
+    columns = ["input_ids"]
+    for argument, value in wanted.items():
+        name = {"return_offsets_mapping": "offset_mapping"}.get(argument, argument.removeprefix("return_"))
+        if name in ("token_type_ids", "attention_mask") and value is None:
+            value = name in inputs
+        if boolean(argument, value):
+            columns.append(name)
+    return columns
 
 
 def template_of(tokenizer: CoreTokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:

@@ -131,6 +131,7 @@ class CorpusTokenizer(CoreTokenizer):
 
         Warns:
             UserWarning: The number of rows that this call skipped, and the place of the first.
+            UserWarning: If the corpus holds no text.
 
         Raises:
             FileNotFoundError: If nothing matches one of the paths.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from bpe_llama._arguments import integer, wrong
+from bpe_llama._arguments import integer, string, wrong
 from bpe_llama._encoding.corpora import CorpusTokenizer
 from bpe_llama._encoding.counters import Appender, IntervalCounts, prefix_counts
 from bpe_llama._encoding.splitting import Splitter, last_tokens
@@ -39,7 +39,7 @@ class CountingTokenizer(CorpusTokenizer):
             >>> tok.tokenize("low low"), tok.count_prefixes("low low").tolist()
             ([b'low', b' ', b'low'], [0, 1, 1, 1, 2, 3, 3, 3])
         """
-        return prefix_counts(self, text)
+        return prefix_counts(self, string("text", text))
 
     def count_intervals(self, text: str) -> IntervalCounts:
         """Return an object whose `count(start, stop)` is `tok.count(text[start:stop])`, for any interval.
@@ -56,7 +56,7 @@ class CountingTokenizer(CorpusTokenizer):
 
         Source: the interval encoding of the crate ``bpe`` in GitHub's rust-gems.
         """
-        return IntervalCounts(self, text)
+        return IntervalCounts(self, string("text", text))
 
     def appender(self) -> Appender:
         """Return a counter for a text that grows: `push` appends text, `pop` takes it back, `len` counts tokens."""
@@ -85,7 +85,7 @@ class CountingTokenizer(CorpusTokenizer):
             >>> tok.truncate("low low low", 3), tok.truncate("low low low", 3, side="left")
             ('low low', 'low low')
         """
-        if side == "right":
+        if string("side", side) == "right":
             return super().truncate(text, max_tokens, allowed_special=allowed_special)
         if side != "left":
             raise ValueError(f"side is {side!r}; expected 'left' or 'right'")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
-from bpe_llama._arguments import string
+from bpe_llama._arguments import one_of, string
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 
 _LEVELS = ("line", "word", "token", "character")
 
@@ -57,11 +58,11 @@ class Splitter:
             ValueError: If a number is out of range, or the boundary unknown.
         """
         if max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
+            raise ValueError(f"max_tokens is {shown(max_tokens)}; it must be at least 1")
         if not 0 <= overlap < max_tokens:
-            raise ValueError(f"overlap is {overlap}; it must be at least 0 and less than max_tokens, {max_tokens}")
-        if boundary not in _LEVELS:
-            raise ValueError(f"boundary is {boundary!r}; expected one of {', '.join(map(repr, _LEVELS))}")
+            least = f"it must be at least 0 and less than max_tokens, {shown(max_tokens)}"
+            raise ValueError(f"overlap is {shown(overlap)}; {least}")
+        one_of("boundary", boundary, _LEVELS)
         self._tokenizer, self._max_tokens, self._overlap = tokenizer, max_tokens, overlap
         self._text = text = without_surrogates(text)
         self._starts, is_whole = token_starts(tokenizer, text, ())

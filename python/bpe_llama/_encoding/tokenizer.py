@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from bpe_llama._arguments import boolean, integer, iterator, wrong
+from bpe_llama._arguments import boolean, integer, iterator, string, strings, wrong
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._encoding.batches import Batches, Span, template_of
+from bpe_llama._encoding.batches import Batches, Span, columns_of, template_of
 from bpe_llama._encoding.counting import CountingTokenizer
 from bpe_llama._loading.ends import END_ROLES, ends_of
 from bpe_llama._loading.settings import Settings
@@ -160,10 +160,12 @@ class EncodingTokenizer(CountingTokenizer):
         seconds = None if text_pairs is None else [text_pairs] if isinstance(text_pairs, str) else None
         if text_pairs is not None and seconds is None:
             seconds = list(iterator("text_pairs", text_pairs, expected))
+            for row, text in enumerate(seconds):
+                string(f"text_pairs[{row}]", text)
         if seconds is not None and len(seconds) != len(firsts):
             raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
         if pad_id is not None and not 0 <= integer("pad_id", pad_id) < 2**32:
-            raise ValueError(f"pad_id is {pad_id}; expected an id from 0 to 2**32 - 1")
+            raise ValueError(wrong("pad_id", pad_id, "an id from 0 to 2**32 - 1"))
         settings = self._settings
         if truncation is None:
             truncation = max_length is not None and padding is False
@@ -177,6 +179,13 @@ class EncodingTokenizer(CountingTokenizer):
             pad_to_multiple_of,
         ).limited(settings.model_max_length)
         template = template_of(self, pair=seconds is not None, special=add_special_tokens, bos=bos, eos=eos)
+        keys = columns_of(
+            settings.model_input_names,
+            return_token_type_ids=return_token_type_ids,
+            return_attention_mask=return_attention_mask,
+            return_special_tokens_mask=return_special_tokens_mask,
+            return_offsets_mapping=return_offsets_mapping,
+        )
         columns: list[list[list[int]]] = []
         spans: list[Any] = []
         for column in (firsts, seconds):
@@ -189,15 +198,6 @@ class EncodingTokenizer(CountingTokenizer):
             else:
                 columns.append(self.encode_batch(column, num_threads, allowed_special=allowed_special))
         fill = next((token_id for token_id in (pad_id, self.pad_id, self.eos_id) if token_id is not None), 0)
-        inputs = settings.model_input_names
-        wanted = {
-            "input_ids": True,
-            "token_type_ids": "token_type_ids" in inputs if return_token_type_ids is None else return_token_type_ids,
-            "attention_mask": "attention_mask" in inputs if return_attention_mask is None else return_attention_mask,
-            "special_tokens_mask": return_special_tokens_mask,
-            "offset_mapping": return_offsets_mapping,
-        }
-        keys = [key for key, is_wanted in wanted.items() if is_wanted]
 
         def span_of_first(which: int, row: int, token: int) -> Span:
             text = (firsts, seconds or [])[which][row]
@@ -333,11 +333,13 @@ class EncodingTokenizer(CountingTokenizer):
             "continue_final_message": continue_final_message,
             **variables,
         }
+        is_masked = boolean("return_assistant_tokens_mask", return_assistant_tokens_mask)
+        is_dict = boolean("return_dict", return_dict)
         if not boolean("tokenize", tokenize):
-            if return_assistant_tokens_mask or return_dict:
+            if is_masked or is_dict:
                 raise ValueError("return_assistant_tokens_mask and return_dict need tokenize=True")
             return chat.render_for(self, messages, **options)
-        if return_assistant_tokens_mask:
+        if is_masked:
             ids, is_answer = chat.encode_marked_chat(self, messages, **options)
             return {
                 "input_ids": ids,
@@ -345,7 +347,7 @@ class EncodingTokenizer(CountingTokenizer):
                 "assistant_masks": list(map(int, is_answer)),
             }
         ids = chat.encode_chat(self, messages, **options)
-        return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)} if is_dict else ids
 
     # -- extending -----------------------------------------------------------------------------------------------------
 
@@ -364,6 +366,7 @@ class EncodingTokenizer(CountingTokenizer):
             >>> grown.encode("<|user|>ab", allowed_special="all"), len(tok), len(grown)
             ([257, 256], 257, 258)
         """
+        tokens = strings("tokens", tokens)
         grown = self._grown(tokens, special=True)
         named = set(self.special_tokens_map.values())
         grown._extra = list(dict.fromkeys((*self._extra, *(token for token in tokens if token not in named))))
@@ -384,14 +387,9 @@ class EncodingTokenizer(CountingTokenizer):
             >>> tok.with_tokens(["bab"]).encode("abab")
             [64, 257]
         """
-        return self._grown(tokens, special=False)
+        return self._grown(strings("tokens", tokens), special=False)
 
-    def _grown(self, tokens: Sequence[str], *, special: bool) -> Self:
-        for index, token in enumerate(iterator("tokens", tokens, "a list of str")):
-            if not isinstance(token, str):
-                raise TypeError(wrong(f"tokens[{index}]", token, "a str"))
-            if not token:
-                raise ValueError(f"tokens[{index}] is empty; expected text")
+    def _grown(self, tokens: list[str], *, special: bool) -> Self:
         # Only the pipeline of a tokenizer.json normalizes text before it searches added tokens.
         normalized = not special and self.normalizes_added_tokens
         known = () if special else self.special_tokens

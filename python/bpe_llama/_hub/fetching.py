@@ -64,7 +64,8 @@ def local_path(name: PathLike, needed: Needed, **options: Unpack[HubOptions]) ->
     check_keywords("from_pretrained", options, HUB_OPTIONS)
     path = checked_path("name", name)
     if path.exists():
-        return path / (options.get("subfolder") or "")
+        subfolder = options.get("subfolder")
+        return path if subfolder is None else path / checked_path("subfolder", subfolder)
     parsed = parse_name(name)
     if parsed is None:
         raise FileNotFoundError(f"{name}: no such file or folder{missing_path(name).nearest}")

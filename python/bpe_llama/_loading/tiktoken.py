@@ -14,6 +14,7 @@ from typing import NamedTuple
 from bpe_llama._arguments import instance, integer, string
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 from bpe_llama._files import PathLike, read_bytes, read_json, write_text
 from bpe_llama._loading.published.cache import vocabulary_file
 from bpe_llama._loading.published.vocabularies import published_by_name, published_by_sha256
@@ -50,7 +51,7 @@ def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int
     for token, token_id in given.items():
         string("a special token", token)
         if not 0 <= integer(f"the id of special token {token!r}", token_id) < 2**21:
-            raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**21 - 1}")
+            raise ValueError(f"special token {token!r} has id {shown(token_id)}; expected 0 to {2**21 - 1}")
     return list(given.items())
 
 
@@ -64,8 +65,9 @@ def tiktoken_attributes(path: Path) -> Attributes:
     if json_path.is_file():
         stated = read_json(json_path)
         try:
-            return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            special = instance("special_tokens", stated["special_tokens"], Mapping, "a mapping of str to id")
+            return Attributes(string("pattern", stated["pattern"]), dict(checked_ids(special)))
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
     published = published_by_sha256(hashlib.sha256(read_bytes(path)).hexdigest())
     if published is None:

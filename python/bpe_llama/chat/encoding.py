@@ -9,10 +9,18 @@ from dataclasses import replace
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from bpe_llama._arguments import iterator
+from bpe_llama._arguments import boolean, iterator, string
 from bpe_llama.chat.answers import AnswerFinder
 from bpe_llama.chat.provenance import own_text, untraced
-from bpe_llama.chat.request import TOKEN_VARIABLES, ChatRequest, ChatTokenizer, Message, prepare, prepare_for
+from bpe_llama.chat.request import (
+    TOKEN_VARIABLES,
+    ChatRequest,
+    ChatTokenizer,
+    Message,
+    check_tokenizer,
+    prepare,
+    prepare_for,
+)
 from bpe_llama.chat.templates import template_text, template_tokens
 
 if TYPE_CHECKING:
@@ -61,7 +69,7 @@ def render(
     """
     named_tokens = {name: variables.pop(name) for name in TOKEN_VARIABLES & variables.keys()}
     request = prepare(
-        template,
+        string("template", template),
         named_tokens,
         messages,
         add_generation_prompt=add_generation_prompt,
@@ -152,7 +160,7 @@ def encode_conversation(
         >>> tok.decode(ids), "".join(" ^"[trained] for trained in learned)
         ('uHi.aHo.', '     ^^^')
     """
-    if train_on not in TRAIN_ON:
+    if string("train_on", train_on) not in TRAIN_ON:
         raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
     messages = list(iterator("messages", messages, "a list of mappings with a 'role'"))
     unweighted = [
@@ -376,9 +384,10 @@ def with_chat_template(tokenizer: TokenizerT, template: str, *, add_tokens: bool
         >>> [tok.id_to_token(token_id) for token_id in sorted(tok.end_ids)]
         ['<|im_end|>']
     """
+    check_tokenizer(tokenizer)
     text = template_text(template)
     missing = [token for token in template_tokens(template) if token not in tokenizer.special_tokens]
-    if missing and not add_tokens:
+    if not boolean("add_tokens", add_tokens) and missing:
         raise ValueError(
             f"the chat template {template} needs the special tokens {', '.join(missing)}, which this tokenizer lacks; "
             "expected a template of its own tokens, or a tokenizer trained with them"

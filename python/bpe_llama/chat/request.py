@@ -132,8 +132,7 @@ def prepare_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options
         TypeError: As of `prepare`; or if the tokenizer is none.
         ValueError: As of `prepare`; or if the tokenizer has no chat template.
     """
-    if not hasattr(tokenizer, "chat_template"):
-        raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
+    check_tokenizer(tokenizer)
     return prepare(tokenizer.chat_template, _tokens_by_name(tokenizer), messages, **options)
 
 
@@ -171,6 +170,9 @@ def prepare(
 
     if add_generation_prompt is not None:
         boolean("add_generation_prompt", add_generation_prompt, "True, False or None")
+    if not isinstance(continue_final_message, str):
+        expected = "True, False or the name of a field"
+        continue_final_message = boolean("continue_final_message", continue_final_message, expected)
     if continue_final_message and add_generation_prompt:
         raise ValueError(
             "continue_final_message and add_generation_prompt exclude each other: the first continues the last "
@@ -203,6 +205,12 @@ def prepare(
         template.marks_answers,
         datetime.now(),
     )
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise `TypeError` if an object has no chat template, and so is no tokenizer."""
+    if not hasattr(tokenizer, "chat_template"):
+        raise TypeError(wrong("tokenizer", tokenizer, "a Tokenizer"))
 
 
 def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from bpe_llama._arguments import path as checked_path
+from bpe_llama._arguments import string
+from bpe_llama._core import shown
 from bpe_llama._files import read_json, read_text, write_text
 
 ChatTemplate: TypeAlias = "str | dict[str, str]"
@@ -133,7 +136,7 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
         ValueError: If there is no template, or none of several is the default.
     """
     if chosen is not None and not isinstance(chosen, str):
-        raise ValueError(f"chat_template is {chosen!r:.100}; expected a template's text or name")
+        raise ValueError(f"chat_template is {shown(chosen)}; expected a template's text or name")
     if isinstance(templates, Mapping):
         if chosen is not None:
             return templates.get(chosen, chosen)
@@ -236,11 +239,11 @@ def template_text(template: str) -> str:
         FileNotFoundError: If it is none of these; the message suggests the nearest name.
         ValueError: If the file is not UTF-8.
     """
-    if template in NAMED_TEMPLATES:
+    if string("template", template) in NAMED_TEMPLATES:
         return NAMED_TEMPLATES[template].text
     if "{" in template:
         return template
-    if Path(template).is_file():
+    if checked_path("template", template).is_file():
         return read_text(Path(template))
     alike = difflib.get_close_matches(template, NAMED_TEMPLATES, n=1)
     hint = f"did you mean {alike[0]}?" if alike else f"expected {', '.join(NAMED_TEMPLATES)} or a file"

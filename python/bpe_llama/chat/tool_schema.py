@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bpe_llama._arguments import iterator
+from bpe_llama._core import shown
+
 _NAMES = {
     int: "integer",
     float: "number",
@@ -35,10 +38,12 @@ def tool_schemas(tools: Iterable[Any]) -> list[dict[str, Any]]:
     Raises:
         ValueError: If a tool is neither, or a function cannot be converted.
     """
-    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Iterable):
-        raise ValueError(f"tools is {tools!r:.100}; expected a list of JSON schemas or functions")
+    try:
+        given = list(iterator("tools", tools, "a list of JSON schemas or functions"))
+    except TypeError:
+        raise ValueError(f"tools is {shown(tools)}; expected a list of JSON schemas or functions") from None
     schemas = []
-    for place, tool in enumerate(tools):
+    for place, tool in enumerate(given):
         if isinstance(tool, Mapping):
             schemas.append(dict(tool))
         elif inspect.isfunction(tool) or inspect.ismethod(tool):

@@ -10,7 +10,7 @@ import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import note
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName, integer_option
 
 EXAMPLE = "Example: bpe-llama encode-corpus 'corpus/*.jsonl.zst' --tokenizer tokenizer.json --out shards"
 
@@ -44,8 +44,8 @@ def command(
             metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
         ),
     ] = "raise",
-    shard_tokens: Annotated[int, typer.Option(help="A shard ends with the document that reaches it.")] = 100_000_000,
-    threads: Annotated[int | None, typer.Option(help="Number of threads; default: one per core.")] = None,
+    shard_tokens: Annotated[int, integer_option("A shard ends with the document that reaches it.")] = 100_000_000,
+    threads: Annotated[int | None, integer_option("Number of threads; default: one per core.")] = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Encode on this Ray cluster; auto: find one, local: start one."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,38 @@ TokenizerName = Annotated[
 DEFAULT_TOKENIZER = "tokenizer.json"
 TextArgument = Annotated[str | None, typer.Argument(help="Text; default: --file or standard input.")]
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
+
+
+def integer_option(description: str) -> Any:
+    """Return the description of an option that is a whole number."""
+    return typer.Option(parser=whole_number, metavar="<int>", help=description)
+
+
+def whole_number(text: str) -> int:
+    """Return the whole number of an option.
+
+    Raises:
+        ValueError: If it is none; the message says what to write for a number such as ``8e3``.
+
+    Examples:
+        >>> whole_number("8000")
+        8000
+        >>> whole_number("8e3")
+        Traceback (most recent call last):
+            ...
+        typer...BadParameter: expected a whole number, got '8e3'; write 8000
+    """
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    hint = f"; write {int(number)}" if number.is_integer() and abs(number) < 2**53 else ""
+    raise typer.BadParameter(f"expected a whole number, got {text!r}{hint}")
+
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; errors remain.")]

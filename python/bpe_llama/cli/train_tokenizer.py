@@ -11,7 +11,7 @@ import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import is_quiet, note
-from bpe_llama.cli.options import DEFAULT_TOKENIZER
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, integer_option
 from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.tokenizer import Tokenizer
 
@@ -20,7 +20,7 @@ EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 
 
 def command(
     corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .gz, .zst.")],
-    vocab_size: Annotated[int, typer.Option(help="Number of tokens: 256 bytes, merges, special tokens.")] = 32_000,
+    vocab_size: Annotated[int, integer_option("Number of tokens: 256 bytes, merges, special tokens.")] = 32_000,
     pattern: Annotated[
         str | None,
         typer.Option(
@@ -38,20 +38,26 @@ def command(
     ] = None,
     base: Annotated[str | None, typer.Option(help="A tokenizer to extend; its ids do not change.")] = None,
     superword_from: Annotated[
-        int | None, typer.Option(help="SuperBPE: from this many tokens on, merge across words.")
+        int | None, integer_option("SuperBPE: from this many tokens on, merge across words.")
     ] = None,
-    min_frequency: Annotated[int, typer.Option(help="Least count of a pair that is merged.")] = 0,
-    max_token_length: Annotated[int | None, typer.Option(help="Longest token in bytes.")] = None,
+    min_frequency: Annotated[int, integer_option("Least count of a pair that is merged.")] = 0,
+    max_token_length: Annotated[int | None, integer_option("Longest token in bytes.")] = None,
     on_error: Annotated[
         str,
         typer.Option(
             metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
         ),
     ] = "raise",
-    threads: Annotated[int | None, typer.Option(help="Number of threads; default: one per core.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")] = Path(
-        DEFAULT_TOKENIZER
-    ),
+    threads: Annotated[int | None, integer_option("Number of threads; default: one per core.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="tokenizer.json, a name ending in .tiktoken, or a folder; an existing file is overwritten. "
+            f"Default: {DEFAULT_TOKENIZER}, unless it exists.",
+        ),
+    ] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Count on this Ray cluster; auto: find one, local: start one.")
     ] = None,
@@ -68,6 +74,10 @@ def command(
 
     from bpe_llama import report as reporting
 
+    if out is None:
+        out = Path(DEFAULT_TOKENIZER)
+        if out.exists():
+            raise ValueError(f"{out} exists; give --out {out} to overwrite it, or --out with another name")
     for name, value in (("--threads", threads), ("--base", base), ("--superword-from", superword_from)):
         if ray is not None and value is not None:
             raise ValueError(f"give {name} or --ray, not both")
@@ -107,6 +117,7 @@ def command(
         )
     if chat_template is not None:
         tokenizer = with_chat_template(tokenizer, chat_template)
+    out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)
     peak = reporting.peak_memory()
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypedDict
+
+from bpe_llama._arguments import integer, wrong
+from bpe_llama._core import shown
 
 
 class Specials(TypedDict):
@@ -24,11 +27,12 @@ def checked_specials(known: set[str], allowed: Any, disallowed: Any) -> tuple[Sp
         _check_names("allowed_special", allowed)
         allowed = allowed & known
     elif not _is_all(allowed):
-        raise TypeError(f'expected allowed_special to be a set of str or "all", got {allowed!r:.80}')
+        raise TypeError(f'expected allowed_special to be a set of str or "all", got {shown(allowed)}')
     if _is_all(disallowed):
         return Specials(allowed_special=allowed, disallowed_special="all"), frozenset()
-    names = frozenset(disallowed)
-    _check_names("disallowed_special", names)
+    given = listed("disallowed_special", disallowed, 'a collection of str or "all"')
+    _check_names("disallowed_special", given)
+    names = frozenset(given)
     return Specials(allowed_special=allowed, disallowed_special=names & known), names - known
 
 
@@ -40,7 +44,7 @@ def _is_all(names: object) -> bool:
 def _check_names(argument: str, names: Collection[object]) -> None:
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"expected {argument} to hold str, got {name!r:.80}")
+            raise TypeError(f"expected {argument} to hold str, got {shown(name)}")
 
 
 def thread_count(num_threads: int | None) -> int | None:
@@ -51,9 +55,19 @@ def thread_count(num_threads: int | None) -> int | None:
     """
     if num_threads is None:
         return None
-    if num_threads <= 0:
-        raise ValueError(f"num_threads is {num_threads}; expected at least 1")
-    return min(num_threads, os.cpu_count() or 1)
+    return min(integer("num_threads", num_threads, 1), os.cpu_count() or 1)
+
+
+def listed(name: str, values: Iterable[Any], expected: str) -> list[Any]:
+    """Return the items of an argument; of a text, its characters, as in tiktoken.
+
+    Raises:
+        TypeError: If it is not iterable.
+    """
+    try:
+        return list(iter(values))
+    except TypeError:
+        raise TypeError(wrong(name, values, expected)) from None
 
 
 def check_sequence(tokens: object) -> None:
@@ -61,11 +75,11 @@ def check_sequence(tokens: object) -> None:
     if isinstance(tokens, (list, tuple)):
         return
     if isinstance(tokens, dict) or not hasattr(type(tokens), "__getitem__"):
-        raise TypeError(f"expected a sequence of ids, got {type(tokens).__name__}")
+        raise TypeError(wrong("tokens", tokens, "a sequence of ids"))
 
 
 def refuse_large(tokens: Sequence[int]) -> None:
     """Raise `OverflowError` if an id is negative or does not fit into 32 bits."""
     for token in tokens:
         if not 0 <= int(token) < 2**32:
-            raise OverflowError(f"id {token} is out of range; expected 0 to {2**32 - 1}") from None
+            raise OverflowError(f"id {shown(token)} is out of range; expected 0 to {2**32 - 1}") from None

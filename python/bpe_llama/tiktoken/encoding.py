@@ -8,11 +8,19 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from bpe_llama._arguments import string
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import split_pieces
 from bpe_llama._loading.published.vocabularies import PUBLISHED, nearest
 from bpe_llama._loading.tiktoken import read_published
-from bpe_llama.tiktoken.arguments import Specials, check_sequence, checked_specials, refuse_large, thread_count
+from bpe_llama.tiktoken.arguments import (
+    Specials,
+    check_sequence,
+    checked_specials,
+    listed,
+    refuse_large,
+    thread_count,
+)
 from bpe_llama.tiktoken.unstable import encode_with_unstable
 
 if TYPE_CHECKING:
@@ -154,7 +162,7 @@ class Encoding:
             text: The texts.
             num_threads: How many threads encode; no more than there are processors.
         """
-        return self._core.encode_batch(list(text), thread_count(num_threads))
+        return self._core.encode_batch(listed("text", text, "a list of str"), thread_count(num_threads))
 
     def encode_batch(
         self,
@@ -165,7 +173,7 @@ class Encoding:
         disallowed_special: Literal["all"] | Collection[str] = "all",
     ) -> list[list[int]]:
         """Return the ids of each text, as `encode` does; for ``num_threads`` see `encode_ordinary_batch`."""
-        texts = list(text)
+        texts = listed("text", text, "a list of str")
         options = self._specials(texts, allowed_special, disallowed_special)
         return self._core.encode_batch(texts, thread_count(num_threads), **options)
 
@@ -235,7 +243,7 @@ class Encoding:
         """
         check_sequence(tokens)
         try:
-            if errors in ("replace", "strict", "ignore"):
+            if string("errors", errors) in ("replace", "strict", "ignore"):
                 return self._core.decode(tokens, errors)
             return self._core.decode_bytes(tokens).decode(errors=errors)  # an unknown name counts only where it is used
         except KeyError:
@@ -252,7 +260,7 @@ class Encoding:
 
     def decode_tokens_bytes(self, tokens: Iterable[int]) -> list[bytes]:
         """Return the bytes of each token; raises as `decode_bytes`."""
-        return [self.decode_single_token_bytes(token) for token in tokens]
+        return [self.decode_single_token_bytes(token) for token in listed("tokens", tokens, "ids")]
 
     def decode_with_offsets(self, tokens: Iterable[int]) -> tuple[str, list[int]]:
         """Return the text of ids, and the character in it with which each token begins.
@@ -277,12 +285,12 @@ class Encoding:
     ) -> list[str]:
         """Return the text of each row of ids, as `decode` does. One thread decodes, faster than several would."""
         thread_count(num_threads)
-        return [self.decode(row, errors) for row in batch]
+        return [self.decode(row, errors) for row in listed("batch", batch, "rows of ids")]
 
     def decode_bytes_batch(self, batch: Sequence[Sequence[int]], *, num_threads: int = 8) -> list[bytes]:
         """Return the bytes of each row of ids, as `decode_bytes` does; for ``num_threads`` see `decode_batch`."""
         thread_count(num_threads)
-        return [self.decode_bytes(row) for row in batch]
+        return [self.decode_bytes(row) for row in listed("batch", batch, "rows of ids")]
 
     # -- the vocabulary ------------------------------------------------------------------------------------------------
 

@@ -6,15 +6,54 @@ use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
 use numpy::{Element, PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{PyKeyError, PyLookupError, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyLookupError, PyMemoryError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyIterator, PyList, PyString};
+use pyo3::types::{PyBool, PyBytes, PyIterator, PyList, PyString};
 
 use crate::error::to_py;
 use crate::interrupt::check_at;
 use crate::named::{Argument, shown, wrong_type, wrong_value};
+
+/// Returns the items of an argument, as many as memory holds: an iterator can be endless.
+///
+/// # Errors
+/// The first error of an item; `MemoryError` naming the argument.
+pub(crate) fn collect<T>(name: &str, items: impl Iterator<Item = PyResult<T>>) -> PyResult<Vec<T>> {
+    let mut all = Vec::new();
+    for item in items {
+        let item = item?;
+        if all.len() == all.capacity() {
+            reserve(name, &mut all, 1)?;
+        }
+        all.push(item);
+    }
+    Ok(all)
+}
+
+/// Makes room for `more` items of an argument.
+///
+/// # Errors
+/// `MemoryError` naming the argument.
+fn reserve<T>(name: &str, items: &mut Vec<T>, more: usize) -> PyResult<()> {
+    items.try_reserve(more).map_err(|_| {
+        let count = items.len().saturating_add(more);
+        PyMemoryError::new_err(format!("{name} holds {count} items or more; expected as many as memory holds"))
+    })
+}
+
+/// A list of what `T` extracts. Unlike for a `Vec`, no memory is reserved for the length that an object claims.
+pub(crate) struct List<T>(pub(crate) Vec<T>);
+
+impl<'py, T: FromPyObjectOwned<'py>> FromPyObject<'_, 'py> for List<T> {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let items = value.try_iter()?.map(|item| item?.extract().map_err(Into::into));
+        collect("a list", items).map(Self)
+    }
+}
 
 /// A `str` as UTF-8; copied only if it contains surrogates.
 pub(crate) enum Text {
@@ -94,7 +133,7 @@ impl<'py> Argument<'_, 'py> for Texts {
             check_at(value.py(), index)?;
             Text::of(&text?, |text| wrong_type(&format!("{name}[{index}]"), "a str", text))
         });
-        texts.collect::<PyResult<_>>().map(Self)
+        collect(name, texts).map(Self)
     }
 }
 
@@ -114,14 +153,16 @@ impl<'py> Argument<'_, 'py> for Specials {
     fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
         let expected = "\"all\" or a collection of special tokens";
         if let Ok(text) = value.cast::<PyString>() {
-            return if &*text.to_cow()? == "all" { Ok(Self::All) } else { Err(wrong_value(name, expected, value)) };
+            let is_all = text.to_cow().is_ok_and(|text| text == "all");
+            return if is_all { Ok(Self::All) } else { Err(wrong_value(name, expected, value)) };
         }
         let tokens = value.try_iter().map_err(|_| wrong_type(name, expected, value))?;
         let token = |token: PyResult<Bound<'py, PyAny>>| {
             let token = token?;
-            token.cast::<PyString>().map_err(|_| wrong_type(name, expected, value))?.extract()
+            token.cast::<PyString>().map_err(|_| wrong_type(name, expected, value))?;
+            String::read(name, &token)
         };
-        tokens.map(token).collect::<PyResult<_>>().map(Self::Only)
+        collect(name, tokens.map(token)).map(Self::Only)
     }
 }
 
@@ -164,7 +205,7 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
     let mut items = list.try_iter().map_err(|_| wrong_type("ids", "an iterable of ints", value))?;
     let mut ids = Vec::new();
     if let Ok(list) = list.cast_exact::<PyList>() {
-        ids.reserve_exact(list.len());
+        reserve("ids", &mut ids, list.len())?;
         for (index, item) in items.enumerate() {
             check_at(value.py(), index)?;
             ids.push(item_of_ids(&item?)?);
@@ -174,6 +215,9 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
     ids.reserve(list.len().unwrap_or(0).min(BLOCK));
     loop {
         let start = ids.len();
+        if start > 0 {
+            reserve("ids", &mut ids, BLOCK)?;
+        }
         for item in items.by_ref().take(BLOCK) {
             ids.push(item_of_ids(&item?)?);
         }
@@ -207,7 +251,7 @@ impl<'py> IdRows<'py> {
             check_at(row.py(), i)?;
             work(&row).map_err(|error| in_row(row.py(), i, error))
         };
-        numbered.map(work).collect()
+        collect("batch", numbered.map(work))
     }
 }
 
@@ -256,8 +300,18 @@ pub(crate) fn prepare_arrays(py: Python<'_>) -> PyResult<()> {
 /// Returns the ids of a one-dimensional `NumPy` array of this type, or `None` for any other object.
 fn array_ids<T: Element + Copy + Display + TryInto<u32>>(value: &Bound<'_, PyAny>) -> Option<PyResult<Vec<u32>>> {
     let array = value.extract::<PyReadonlyArray1<'_, T>>().ok()?;
-    let id = |&id: &T| id.try_into().map_err(|_| unknown_id(id));
-    Some(array.as_array().iter().map(id).collect())
+    let mut ids = Vec::new();
+    // An array can be one number, repeated without memory for it.
+    if let Err(error) = reserve("ids", &mut ids, array.len().unwrap_or(0)) {
+        return Some(Err(error));
+    }
+    for &id in array.as_array() {
+        match id.try_into() {
+            Ok(id) => ids.push(id),
+            Err(_) => return Some(Err(unknown_id(id))),
+        }
+    }
+    Some(Ok(ids))
 }
 
 fn unknown_id(id: impl Display) -> PyErr {
@@ -278,7 +332,7 @@ fn item_of_ids(value: &Bound<'_, PyAny>) -> PyResult<u32> {
 
 fn id_or_error<'py>(value: &Bound<'py, PyAny>, no_int: impl FnOnce(&Bound<'py, PyAny>) -> PyErr) -> PyResult<u32> {
     value.extract().map_err(|error: PyErr| {
-        if error.is_instance_of::<PyTypeError>(value.py()) { no_int(value) } else { unknown_id(value) }
+        if error.is_instance_of::<PyTypeError>(value.py()) { no_int(value) } else { unknown_id(shown(value)) }
     })
 }
 
@@ -305,7 +359,9 @@ impl<'a, 'py> Argument<'a, 'py> for Errors<'a> {
         if !["replace", "strict", "ignore"].contains(&handler) {
             let known = value.py().import("codecs")?.call_method1("lookup_error", (value,));
             known.map_err(|error| {
-                if error.is_instance_of::<PyLookupError>(value.py()) {
+                let py = value.py();
+                // `ValueError` for a zero byte.
+                if error.is_instance_of::<PyLookupError>(py) || error.is_instance_of::<PyValueError>(py) {
                     return wrong_value(name, "the name of an error handler, such as 'replace' or 'strict'", value);
                 }
                 error
@@ -321,6 +377,9 @@ pub(crate) struct Threads(pub(crate) NonZero<usize>);
 
 impl<'py> Argument<'_, 'py> for Threads {
     fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if value.is_instance_of::<PyBool>() {
+            return Err(wrong_type(name, "an int, or None", value));
+        }
         match value.extract::<usize>().map(NonZero::new) {
             Ok(Some(threads)) => Ok(Self(threads)),
             Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => {

@@ -3,7 +3,7 @@
 use crate::arguments::at_least;
 use crate::error::{caught, detached, value_error};
 use crate::linear::check_order;
-use crate::named::shown;
+use crate::named::{self, shown};
 use bpe_llama_kernels::{AttentionShape, KvCache, NewTokens, attend};
 use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -51,31 +51,31 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 #[allow(clippy::too_many_arguments, reason = "one step of a model needs all of them")]
 pub(crate) fn py_attend<'py>(
     py: Python<'py>,
-    qkv: &Bound<'py, PyArray2<f32>>,
-    cos: &Bound<'py, PyArray2<f32>>,
-    sin: &Bound<'py, PyArray2<f32>>,
+    #[pyo3(from_py_with = named::qkv)] qkv: Bound<'py, PyArray2<f32>>,
+    #[pyo3(from_py_with = named::cos)] cos: Bound<'py, PyArray2<f32>>,
+    #[pyo3(from_py_with = named::sin)] sin: Bound<'py, PyArray2<f32>>,
     cache: &Bound<'py, PyAny>,
-    layer: i64,
-    positions: &Bound<'py, PyArray2<i64>>,
-    out: &Bound<'py, PyArray2<f32>>,
-    window: i64,
-    num_threads: i64,
-    softcap: f32,
-    interleaved: bool,
+    #[pyo3(from_py_with = named::layer)] layer: i64,
+    #[pyo3(from_py_with = named::positions)] positions: Bound<'py, PyArray2<i64>>,
+    #[pyo3(from_py_with = named::out)] out: Bound<'py, PyArray2<f32>>,
+    #[pyo3(from_py_with = named::window)] window: i64,
+    #[pyo3(from_py_with = named::num_threads)] num_threads: i64,
+    #[pyo3(from_py_with = named::softcap)] softcap: f32,
+    #[pyo3(from_py_with = named::interleaved)] interleaved: bool,
 ) -> PyResult<()> {
     let (layer, window) = (at_least(0, "layer", layer)?, at_least(0, "window", window)?);
     let num_threads = at_least(1, "num_threads", num_threads)?;
     let mut written = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
-    check_order(out)?;
+    check_order(&out)?;
     let rows = out.shape()[0];
-    for (name, array) in [("qkv", qkv), ("cos", cos), ("sin", sin)] {
+    for (name, array) in [("qkv", &qkv), ("cos", &cos), ("sin", &sin)] {
         check_order(array)?;
         if array.shape()[0] != rows {
             let found = array.shape();
             return Err(PyValueError::new_err(format!("{name} has shape {found:?}; expected {rows} rows, as out has")));
         }
     }
-    check_order(positions)?;
+    check_order(&positions)?;
     if positions.shape() != [rows, 2] {
         let found = positions.shape();
         return Err(PyValueError::new_err(format!("positions have shape {found:?}; expected ({rows}, 2)")));

@@ -71,7 +71,7 @@ impl PyFileLines {
 
 /// Return the files of a path: the file, the files below a folder, or those that match a glob pattern; sorted.
 #[pyfunction]
-fn expand_paths(py: Python<'_>, path: &str) -> PyResult<Vec<PathBuf>> {
+fn expand_paths(py: Python<'_>, #[pyo3(from_py_with = named::path)] path: &str) -> PyResult<Vec<PathBuf>> {
     py.detach(|| expand(path)).map_err(to_py)
 }
 

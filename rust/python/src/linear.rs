@@ -1,7 +1,8 @@
 //! `Linear` for Python: matrix products with weights in NumPy arrays.
 
-use crate::arguments::at_least;
+use crate::arguments::{at_least, collect};
 use crate::error::{caught, detached, value_error};
+use crate::named::{self, shown, wrong_type};
 use bpe_llama_kernels::{
     Activations, Gate, Matrix, NormWeights, Weights, has_amx, has_avx512, has_avx512_bf16, matmul,
 };
@@ -75,7 +76,7 @@ impl Arrays {
                 return Ok(Self::Int4(codes.clone().unbind(), scales.clone().unbind()));
             }
         }
-        Err(PyTypeError::new_err(format!("a matrix is {}; {EXPECTED}", object.repr()?)))
+        Err(PyTypeError::new_err(format!("matrices holds {}; {EXPECTED}", shown(object))))
     }
 
     fn matrix<'py>(&'py self, py: Python<'py>) -> PyResult<Matrix<'py>> {
@@ -136,9 +137,9 @@ impl Norm {
         {
             Ok(Self::Layer(array.clone().unbind()))
         } else {
-            let found = array.repr()?;
             Err(PyTypeError::new_err(format!(
-                "the norm is {found}; expected float32 or uint16 (I,), or float32 (I, 2)"
+                "norm is {}; expected float32 or uint16 (I,), or float32 (I, 2)",
+                shown(array)
             )))
         }
     }
@@ -201,10 +202,10 @@ impl PyLinear {
     #[pyo3(signature = (matrices, norm=None, eps=1e-5, gate=None))]
     fn new(
         py: Python<'_>,
-        matrices: Vec<Bound<'_, PyAny>>,
+        matrices: &Bound<'_, PyAny>,
         norm: Option<&Bound<'_, PyAny>>,
-        eps: f32,
-        gate: Option<&str>,
+        #[pyo3(from_py_with = named::eps)] eps: f32,
+        #[pyo3(from_py_with = named::gate)] gate: Option<&str>,
     ) -> PyResult<Self> {
         if gate.is_some() && norm.is_some() {
             return Err(PyValueError::new_err("gated input is not normalized; expected norm=None"));
@@ -219,7 +220,8 @@ impl PyLinear {
                 return Err(PyValueError::new_err(message));
             }
         };
-        let matrices = matrices.iter().map(Arrays::extract).collect::<PyResult<Vec<_>>>()?;
+        let arrays = matrices.try_iter().map_err(|_| wrong_type("matrices", "a list of arrays", matrices))?;
+        let matrices = collect("matrices", arrays.map(|array| Arrays::extract(&array?)))?;
         let linear = Self { matrices, norm, eps, gate, bytes: 0 };
         let matrices = linear.matrices(py)?;
         let bytes = matrices.iter().map(Matrix::bytes).sum();
@@ -247,16 +249,16 @@ impl PyLinear {
     fn multiply<'py>(
         &self,
         py: Python<'py>,
-        x: &Bound<'py, PyArray2<f32>>,
-        out: &Bound<'py, PyArray2<f32>>,
-        add: bool,
-        num_threads: i64,
+        #[pyo3(from_py_with = named::x)] x: Bound<'py, PyArray2<f32>>,
+        #[pyo3(from_py_with = named::out)] out: Bound<'py, PyArray2<f32>>,
+        #[pyo3(from_py_with = named::add)] add: bool,
+        #[pyo3(from_py_with = named::num_threads)] num_threads: i64,
     ) -> PyResult<()> {
         let num_threads = at_least(1, "num_threads", num_threads)?;
         let given = x.try_readonly().map_err(|error| PyValueError::new_err(format!("x: {error}")))?;
         let mut written = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
-        check_order(x)?;
-        check_order(out)?;
+        check_order(&x)?;
+        check_order(&out)?;
         let matrices = self.matrices(py)?;
         let activations = self.activations(py, given.as_slice()?)?;
         let columns = matrices.first().map_or(0, Matrix::columns) * if self.gate.is_some() { 2 } else { 1 };

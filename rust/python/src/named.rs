@@ -4,9 +4,13 @@
 
 use std::path::PathBuf;
 
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use numpy::ndarray::Dimension;
+use numpy::{Element, PyArray};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PySlice, PyString};
+use pyo3::types::{PyBool, PyBytes, PyDict, PySlice, PyString};
+
+use crate::arguments::collect;
 
 /// A type of an argument.
 pub(crate) trait Argument<'a, 'py>: Sized {
@@ -24,9 +28,10 @@ macro_rules! names {
 }
 
 names! {
-    allowed_special batch before bos cache_bytes data disallowed_special dropout eos errors first frequency_penalty max_tokens
-    merged min_count min_p n num_threads parts path pattern presence_penalty preset repetition_penalty seed
-    skip_special_tokens temperature text texts top_p typical_p
+    add after allowed_special batch before bos bos_id cache_bytes cos data disallowed_special dropout eos eos_id eps errors first
+    frequency_penalty gate interleaved layer max_tokens merged min_count min_p n num_threads out pad_id pair parts path pattern
+    positions presence_penalty preset qkv repetition_penalty seed sin skip_special_tokens softcap start stop temperature text
+    texts top_p typical_p unk_id window x
 }
 
 /// Returns the value of a key of a dict, which the Python side makes of its arguments; an error has the key.
@@ -68,7 +73,9 @@ pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
         }
         Ok(repr.call_method1("repr", (value,))?.cast::<PyString>()?.to_string_lossy().into_owned())
     };
-    let text = repr().unwrap_or_else(|_| "?".to_owned());
+    // Python shows no int of more than 4300 digits.
+    let unknown = || value.get_type().name().map_or_else(|_| "?".to_owned(), |name| format!("<{name} object>"));
+    let text = repr().unwrap_or_else(|_| unknown());
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -80,13 +87,27 @@ impl<'a, 'py> Argument<'a, 'py> for bool {
 
 impl<'a, 'py> Argument<'a, 'py> for f64 {
     fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
-        value.extract().map_err(|_| wrong_type(name, "a number", value))
+        let number = if value.is_instance_of::<PyBool>() { None } else { Some(value.extract()) };
+        match number {
+            Some(Ok(number)) => Ok(number),
+            Some(Err(error)) if PyErr::is_instance_of::<PyOverflowError>(&error, value.py()) => {
+                Err(wrong_value(name, "a number less than 2**1024", value))
+            }
+            _ => Err(wrong_type(name, "a number", value)),
+        }
+    }
+}
+
+impl<'a, 'py> Argument<'a, 'py> for f32 {
+    fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        f64::read(name, value).map(|number| number as f32)
     }
 }
 
 impl<'a, 'py> Argument<'a, 'py> for &'a str {
     fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
-        value.cast::<PyString>().map_err(|_| wrong_type(name, "a str", value))?.to_str()
+        let text = value.cast::<PyString>().map_err(|_| wrong_type(name, "a str", value))?;
+        text.to_str().map_err(|_| wrong_value(name, "a str without lone surrogates", value))
     }
 }
 
@@ -104,28 +125,51 @@ impl<'a, 'py> Argument<'a, 'py> for &'a [u8] {
 
 impl<'a, 'py> Argument<'a, 'py> for PathBuf {
     fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
-        value.extract().map_err(|_| wrong_type(name, "a str or another path", value))
+        value.extract().map_err(|error: PyErr| {
+            if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) {
+                return wrong_value(name, "a path without lone surrogates", value);
+            }
+            wrong_type(name, "a str or another path", value)
+        })
     }
 }
 
-/// Integers that the core counts with, which are at least 0.
-macro_rules! counts {
-    ($($integer:ty)*) => {$(
+/// Integers, with what is said of one that is too small or too large.
+macro_rules! integers {
+    ($($integer:ty, $least:literal, $bound:literal;)*) => {$(
         impl<'a, 'py> Argument<'a, 'py> for $integer {
             fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+                if value.is_instance_of::<PyBool>() {
+                    return Err(wrong_type(name, "an int", value));
+                }
                 value.extract().map_err(|error: PyErr| {
                     if !error.is_instance_of::<PyOverflowError>(value.py()) {
                         return wrong_type(name, "an int", value);
                     }
-                    let is_negative = value.lt(0).unwrap_or(false);
-                    wrong_value(name, if is_negative { "at least 0" } else { "less than 2**64" }, value)
+                    let is_small = value.lt(0).unwrap_or(false);
+                    wrong_value(name, if is_small { $least } else { $bound }, value)
                 })
             }
         }
     )*};
 }
 
-counts!(u64 usize);
+integers! {
+    u32, "at least 0", "less than 2**32";
+    u64, "at least 0", "less than 2**64";
+    usize, "at least 0", "less than 2**64";
+    i64, "at least -2**63", "less than 2**63";
+}
+
+impl<'a, 'py, T: Element, D: Dimension> Argument<'a, 'py> for Bound<'py, PyArray<T, D>> {
+    fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        let array = value.cast::<PyArray<T, D>>().map_err(|_| {
+            let axes = D::NDIM.map_or_else(String::new, |axes| format!(" with {axes} axes"));
+            wrong_type(name, &format!("a NumPy array of {}{axes}", T::get_dtype(value.py())), value)
+        })?;
+        Ok(array.clone())
+    }
+}
 
 impl<'a, 'py, T: Argument<'a, 'py>> Argument<'a, 'py> for Option<T> {
     fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
@@ -136,6 +180,6 @@ impl<'a, 'py, T: Argument<'a, 'py>> Argument<'a, 'py> for Option<T> {
 impl<'a, 'py, T: for<'item> Argument<'item, 'py>> Argument<'a, 'py> for Vec<T> {
     fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
         let items = value.try_iter().map_err(|_| wrong_type(name, "a list", value))?.enumerate();
-        items.map(|(index, item)| T::read(&format!("{name}[{index}]"), &item?)).collect()
+        collect(name, items.map(|(index, item)| T::read(&format!("{name}[{index}]"), &item?)))
     }
 }

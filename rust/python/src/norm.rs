@@ -3,6 +3,7 @@
 use crate::arguments::at_least;
 use crate::error::{caught, detached, value_error};
 use crate::linear::{Norm, check_order};
+use crate::named;
 use bpe_llama_kernels::normalize;
 use numpy::{PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
@@ -42,16 +43,16 @@ const RELEASE_ELEMENTS: usize = 1 << 15;
 #[pyo3(signature = (x, weights, eps, start, stop, num_threads=1))]
 pub(crate) fn py_normalize<'py>(
     py: Python<'py>,
-    x: &Bound<'py, PyArray2<f32>>,
+    #[pyo3(from_py_with = named::x)] x: Bound<'py, PyArray2<f32>>,
     weights: &Bound<'py, PyAny>,
-    eps: f32,
-    start: i64,
-    stop: i64,
-    num_threads: i64,
+    #[pyo3(from_py_with = named::eps)] eps: f32,
+    #[pyo3(from_py_with = named::start)] start: i64,
+    #[pyo3(from_py_with = named::stop)] stop: i64,
+    #[pyo3(from_py_with = named::num_threads)] num_threads: i64,
 ) -> PyResult<()> {
     let (start, stop) = (at_least(0, "start", start)?, at_least(0, "stop", stop)?);
     let num_threads = at_least(1, "num_threads", num_threads)?;
-    check_order(x)?;
+    check_order(&x)?;
     let mut written = x.try_readwrite().map_err(|error| PyTypeError::new_err(format!("x: {error}")))?;
     let norm = Norm::extract(weights)?;
     let weights = norm.weights(py)?;

@@ -10,7 +10,7 @@ use bpe_llama::train::{count_batches, count_files, train, train_owned};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyTuple};
 
-use crate::arguments::{Text, Threads, new_bytes, thread_count};
+use crate::arguments::{List, Text, Threads, new_bytes, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::{detached, to_py};
 use crate::interrupt::{PendingError, interruptible};
@@ -171,12 +171,12 @@ impl WordCounts {
     #[staticmethod]
     fn from_files(
         py: Python<'_>,
-        paths: Vec<PathBuf>,
+        paths: List<PathBuf>,
         splitting: Splitting,
         reading: Reading,
         on_progress: Option<Py<PyAny>>,
     ) -> PyResult<(Self, SkippedRows)> {
-        let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
+        let (counts, skipped) = from_files(py, paths.0, splitting, reading, on_progress.as_ref())?;
         Ok((Self(counts), skipped_rows(&skipped)))
     }
 
@@ -277,14 +277,14 @@ fn train_merges<'py>(
 #[pyfunction]
 fn train_from_files(
     py: Python<'_>,
-    paths: Vec<PathBuf>,
+    paths: List<PathBuf>,
     splitting: Splitting,
     reading: Reading,
     options: Options,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<(Vocabulary<'_>, SkippedRows)> {
     let options = options.into_core()?;
-    let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
+    let (counts, skipped) = from_files(py, paths.0, splitting, reading, on_progress.as_ref())?;
     let trained = run(py, on_progress.as_ref(), |on_progress, _| train_owned(counts, &options, on_progress))?;
     Ok((vocabulary(py, trained)?, skipped_rows(&skipped)))
 }

@@ -27,7 +27,7 @@ WORDS = [
     *("\0", "\x7f\x80", "\u2028", " ", "  ", "   "),
 ]
 CORPUS = [" ".join(random.Random(seed).choices(WORDS, k=12)).replace("\0", "") for seed in range(120)]
-SYMBOLS = ["<mask>", "of the", "▁▁", "▁▁▁", "ab", "aba", "the", "é", " a", "▁x", "\n", "ﬁ", "日本"]
+SYMBOLS = ["<mask>", "of the", "▁▁", "▁▁▁", "ab", "aba", "the", "é", " a", "  ", "▁x", "\n", "ﬁ", "日本"]
 RULES = ["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -237,3 +239,42 @@ def test_special_tokens_with_another_normal_form_are_not_skipped(normalizer: Any
         assert ours.decode(ids, skip_special_tokens=True) == expected
         stream = ours.decode_stream(skip_special_tokens=True)
         assert "".join(map(stream.push, ids)) + stream.flush() == expected
+
+
+STEPS = {
+    "ByteLevel": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "ByteLevel, no regex": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    "ByteLevel, prefix": pre_tokenizers.ByteLevel(add_prefix_space=True),
+    "Digits": pre_tokenizers.Digits(individual_digits=False),
+    "single Digits": pre_tokenizers.Digits(individual_digits=True),
+    "Split": pre_tokenizers.Split(Regex(r"\s+"), "isolated"),
+    "Split that removes": pre_tokenizers.Split(Regex(r"\w+"), "removed", invert=True),
+    "Split by text": pre_tokenizers.Split(" ", "merged_with_next"),
+    "empty Sequence": pre_tokenizers.Sequence([]),
+    "Whitespace": pre_tokenizers.Whitespace(),
+    "Metaspace": pre_tokenizers.Metaspace(),
+}
+ONE_OR_TWO = [(), *((one,) for one in STEPS), *itertools.product(STEPS, repeat=2)]
+
+
+@pytest.mark.parametrize("alphabet", [True, False], ids=["all bytes", "some bytes"])
+def test_any_order_of_pre_tokenizers(alphabet: bool, tmp_path: Path) -> None:
+    """None, one without ByteLevel, and steps after ByteLevel among them: no file loads as if it were another."""
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = STEPS["ByteLevel"]
+    text = "low lower lowest don't 12 123 \u00e9t\u00e9  \u4e2d\n\tx"
+    bytes_of_all = pre_tokenizers.ByteLevel.alphabet() if alphabet else []
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=bytes_of_all, show_progress=False)
+    model.train_from_iterator([text] * 3, trainer)
+    described = json.loads(model.to_str())
+    for names in ONE_OR_TWO:
+        steps = [json.loads(STEPS[name].__getstate__()) for name in names]
+        one = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+        described["pre_tokenizer"] = one if steps else None
+        (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+        ours = Tokenizer.from_file(tmp_path / "tokenizer.json")
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(described))
+        for example in (text, "  lower12 ", "\u0120low", "x"):
+            ids = theirs.encode(example, add_special_tokens=False).ids
+            assert ours.encode(example) == ids, (names, example)
+            assert ours.decode(ids) == theirs.decode(ids), (names, example)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpe_llama import Tokenizer
+from bpe_llama import Sampler, Tokenizer, WordCounts
+from bpe_llama._core import Linear
 
 BYTES = {bytes([b]): b for b in range(256)}
 
@@ -242,3 +246,121 @@ def test_a_tokenizer_json_that_is_no_object_says_how_it_begins(tmp_path: Path, c
 def test_an_empty_folder_is_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match=tmp_path.name):
         Tokenizer.from_file(tmp_path)
+
+
+def test_lengths_are_hints(tok: Tokenizer) -> None:
+    class Long(list):  # type: ignore[type-arg]
+        def __init__(self, item: Any) -> None:
+            super().__init__([item])
+
+        def __len__(self) -> int:
+            return 1 << 62
+
+    class Longer(Sequence[Any]):
+        def __init__(self, item: Any) -> None:
+            self.item = item
+
+        def __len__(self) -> int:
+            return 10**12
+
+        def __getitem__(self, place: Any) -> Any:
+            if place > 2:
+                raise IndexError
+            return self.item
+
+    eye, row = np.eye(2, dtype=np.float32), np.zeros(4, np.float32)
+    for sequence in (Long, Longer):
+        ids = [64] if sequence is Long else [64] * 3
+        assert tok.decode_bytes(sequence(64)) == tok.decode_bytes(ids)
+        assert tok.decode(sequence(64)) == tok.decode(ids)
+        assert tok.decode_batch(sequence([64])) == [tok.decode([64])] * len(ids)
+        assert tok.encode_batch(sequence("low")) == [tok.encode("low")] * len(ids)
+        assert Sampler(banned_ids=sequence(1)).banned_ids == [1] * len(ids)
+        assert 0 <= Sampler().sample(row, history=sequence(1)) < 4
+        assert len(tok.with_tokens(sequence("<new>"))) == len(tok) + 1
+        out = np.zeros((1, 2 * len(ids)), np.float32)
+        Linear(sequence(eye)).multiply(np.ones((1, 2), np.float32), out)
+        assert (out == 1).all()
+    with pytest.raises(KeyError, match="is not in this vocabulary"):
+        tok.decode(range(10**12))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets RLIMIT_AS")
+def test_no_memory_is_a_memory_error() -> None:
+    """An iterator without end, and an array that is one number repeated: the process goes on."""
+    script = """
+import itertools, resource
+import numpy as np
+from bpe_llama import Sampler, Tokenizer
+tok = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)} | {b"ab" * 10**5: 256})
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (48 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+for call in (
+    lambda: tok.decode(itertools.repeat(5)),
+    lambda: tok.decode_bytes(np.broadcast_to(np.uint32(5), (10**12,))),
+    lambda: tok.decode_bytes([256] * 1000),
+    lambda: tok.decode([256] * 1000),
+    lambda: Sampler(banned_ids=itertools.repeat(5)),
+):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+assert tok.decode([97, 98]) == "ab"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert "ids holds" in lines[0] and "ids holds 1000000000000 items" in lines[1]
+    assert lines[2] == lines[3] == "there is no memory for the text of 1000 ids"
+    assert "banned_ids holds" in lines[4]
+
+
+def test_long_tokens_load_in_linear_time(tok: Tokenizer, tmp_path: Path) -> None:
+    """Quadratic time would be many minutes."""
+    long = "ab" * 150_000
+    ranks = {**BYTES, b"ab": 256, long.encode(): 257, b"cd" * 90_000: 258, b"e" * 999: 259}
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
+    (tmp_path / "v.tiktoken").write_text("".join(lines))
+    loaded = Tokenizer.from_tiktoken(tmp_path / "v.tiktoken", "cl100k")
+    assert loaded.encode(long) == [257]
+    assert loaded.encode("abc") == [256, ord("c")]
+    for grown in (tok.with_tokens([long]), tok.with_special_tokens([long])):
+        grown.save(tmp_path / "tokenizer.json")
+        again = Tokenizer.from_file(tmp_path / "tokenizer.json")
+        assert again.encode(f"x{long}y", allowed_special="all") == [*tok.encode("x"), len(tok), *tok.encode("y")]
+    (tmp_path / "a.txt").write_text(f"x{long}y")
+    assert again.encode_files(tmp_path / "a.txt", tmp_path / "ids.npy", eos=False) > 3
+    assert WordCounts.from_iterator([f"x{long}y"], special_tokens=[long], progress=False).total == 2
+
+
+def test_many_special_tokens_are_checked_in_linear_time() -> None:
+    names = [f"<{number}>" for number in range(30_000)]
+    tok = Tokenizer.train_from_iterator(["low"], 256 + len(names), special_tokens=names, progress=False)
+    assert len(tok.special_tokens) == len(names)
+    with pytest.raises(ValueError, match='disallowed special token "<20000>" at byte 3'):
+        tok.encode("<7><20000>", allowed_special=names[:15_000], disallowed_special="all")
+
+
+def test_tokens_may_come_from_a_generator(tok: Tokenizer) -> None:
+    for add in (tok.with_tokens, tok.with_special_tokens):
+        grown = add(name for name in ("<one>", "<two>"))
+        assert [grown.added_tokens[name] for name in ("<one>", "<two>")] == [len(tok), len(tok) + 1]
+
+
+@pytest.mark.parametrize(
+    ("beside", "complaint"),
+    [
+        ({"pattern": None, "special_tokens": {}}, "pattern must be a str, got None"),
+        ({"pattern": "cl100k", "special_tokens": {"<s>": 256.5}}, "must be an int, got 256.5"),
+        ({"pattern": "cl100k", "special_tokens": None}, "must be a mapping of str to id, got None"),
+    ],
+)
+def test_the_json_beside_a_tiktoken_file_is_taken_as_it_is(tmp_path: Path, beside: Any, complaint: str) -> None:
+    path = tmp_path / "v.tiktoken"
+    Tokenizer.from_ranks(BYTES).save(path)
+    path.with_name("v.tiktoken.json").write_text(json.dumps(beside))
+    with pytest.raises(ValueError, match="expected an object with pattern and special_tokens") as caught:
+        Tokenizer.from_file(path)
+    assert complaint in str(caught.value)

@@ -2,11 +2,12 @@
 
 use std::fmt::Display;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::AhoCorasick;
 use hashbrown::HashSet;
 
 use super::options::CorpusOptions;
 use crate::pretokenize::Pretokenizer;
+use crate::special::longest_of;
 use crate::{Error, Result};
 
 /// Bytes read at a time: they fit a core's cache.
@@ -130,6 +131,5 @@ pub(crate) fn special_matcher(special_tokens: &[String]) -> Result<Option<AhoCor
     if special_tokens.is_empty() {
         return Ok(None);
     }
-    let matcher = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(special_tokens);
-    matcher.map(Some).map_err(|error| invalid!("special tokens: {error}"))
+    longest_of(special_tokens).map(Some)
 }

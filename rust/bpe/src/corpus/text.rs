@@ -165,7 +165,13 @@ impl TextFile {
                 let (valid, rest) = self.block.split_at(error.valid_up_to());
                 if error.error_len().is_some() || self.at_end {
                     let at = self.offset + error.valid_up_to() as u64;
-                    return Err(Error::Format(invalid_utf8(&self.path, at)));
+                    let hint = if self.block.contains(&0) {
+                        ". It holds zero bytes, as binary files and UTF-16 do; name the files of text alone, such as \
+                         'folder/*.txt', or skip others with on_error='skip', --on-error skip"
+                    } else {
+                        ""
+                    };
+                    return Err(Error::Format(invalid_utf8(&self.path, at) + hint));
                 }
                 self.partial.extend_from_slice(rest);
                 std::str::from_utf8(valid).unwrap_or_default()

@@ -7,8 +7,9 @@ pub use self::stream::DecodeStream;
 pub use self::utf8_stream::Utf8Stream;
 
 use std::borrow::Cow;
+use std::collections::TryReserveError;
 
-use crate::{Interrupt, Result, Tokenizer};
+use crate::{Error, Interrupt, Result, Tokenizer};
 
 /// Ids between two interrupt checks, if decoding only concatenates bytes.
 const CHECK_IDS: usize = 1 << 20;
@@ -19,7 +20,7 @@ impl Tokenizer {
     /// If a `tokenizer.json` has another decoder than `ByteLevel`, they are the bytes of the text that it returns.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) for an id without a token.
+    /// [`Error::NotFound`] for an id without a token; [`Error::OutOfMemory`].
     pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
         self.decode(ids, false, Interrupt::NEVER)
     }
@@ -35,12 +36,13 @@ impl Tokenizer {
         if let Some(model) = self.sentencepiece() {
             return model.decode(&self.without_skipped(ids, skip_special), false, &self.added, interrupt);
         }
-        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        let mut bytes = Vec::new();
+        bytes.try_reserve(ids.len().saturating_mul(4)).map_err(|_| out_of_memory(ids))?;
         if !skip_special && !self.drops_space() {
-            for ids in ids.chunks(CHECK_IDS) {
+            for chunk in ids.chunks(CHECK_IDS) {
                 interrupt.check()?;
-                for &id in ids {
-                    bytes.extend_from_slice(self.id_to_bytes(id)?);
+                for &id in chunk {
+                    append(&mut bytes, self.id_to_bytes(id)?).map_err(|_| out_of_memory(ids))?;
                 }
             }
             return Ok(bytes);
@@ -50,11 +52,8 @@ impl Tokenizer {
             interrupt.check_at(index)?;
             let token = self.id_to_bytes(id)?;
             if !(skip_special && self.added.is_skipped(id)) {
-                bytes.extend_from_slice(if at_start {
-                    self.without_first_space(id, token, &mut at_start)
-                } else {
-                    token
-                });
+                let token = if at_start { self.without_first_space(id, token, &mut at_start) } else { token };
+                append(&mut bytes, token).map_err(|_| out_of_memory(ids))?;
             }
         }
         Ok(bytes)
@@ -110,4 +109,19 @@ impl Tokenizer {
     fn drops_space(&self) -> bool {
         self.spaces().is_some_and(|spaces| spaces.drop_first)
     }
+}
+
+/// Appends the bytes of a token, which can be long: a few ids of a file's longest token can exceed all memory.
+#[inline]
+fn append(bytes: &mut Vec<u8>, token: &[u8]) -> std::result::Result<(), TryReserveError> {
+    if bytes.capacity() - bytes.len() < token.len() {
+        bytes.try_reserve(token.len())?;
+    }
+    bytes.extend_from_slice(token);
+    Ok(())
+}
+
+#[cold]
+fn out_of_memory(ids: &[u32]) -> Error {
+    Error::OutOfMemory(format!("there is no memory for the text of {} ids", ids.len()))
 }

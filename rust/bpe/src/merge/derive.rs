@@ -20,10 +20,14 @@ impl Vocab {
     /// range.
     ///
     /// # Cost
-    /// One run of BPE for each token, over the merges of lower rank.
+    /// One run of BPE for each token, over the merges of lower rank. A token that this does not reduce to two symbols
+    /// takes as many look-ups as there are two lengths of tokens that sum to its own: fewer than the square root of
+    /// twice the bytes of all tokens.
     pub fn from_ranks<T: AsRef<[u8]>>(ranks: Vec<(T, u32)>) -> Result<Self> {
         let mut vocab = Self::from_tokens(ranks, |_| false)?;
         vocab.set_whole_piece_first();
+        let mut is_length = vec![false; vocab.longest_token() + 1];
+        vocab.tokens().for_each(|(token, _)| is_length[token.len()] = true);
         let mut merger = Merger::default();
         let mut symbols = Vec::new();
         let mut token = Vec::new();
@@ -39,7 +43,7 @@ impl Vocab {
                 vocab.add_ranked_pair((left, right), id);
                 continue;
             }
-            for at in 1..token.len() {
+            for at in (1..token.len()).filter(|&at| is_length[at] && is_length[token.len() - at]) {
                 let (left, right) = token.split_at(at);
                 if let (Some(left), Some(right)) = (vocab.bytes_to_id(left), vocab.bytes_to_id(right)) {
                     vocab.add_ranked_pair((left, right), id);

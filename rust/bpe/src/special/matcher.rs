@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use aho_corasick::{AhoCorasick, Input, Match, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, Match, MatchKind};
 use fancy_regex::Regex;
 
 use super::added_token::{AddedToken, SpecialSet};
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 
 /// Bytes that are searched for added tokens between two interrupt checks.
 const WINDOW: usize = 1 << 18;
+
+/// The longest pattern of which a DFA is built: for a periodic pattern its construction takes quadratic time.
+const MAX_DFA_PATTERN: usize = 1 << 10;
 
 /// A segment of a text: an added token or ordinary text.
 #[derive(Debug)]
@@ -48,11 +51,10 @@ impl Matcher {
         if patterns.is_empty() {
             return Ok(None);
         }
-        let builder =
-            AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns.iter().map(|p| &p.0));
-        let automaton = builder.map_err(|error| invalid!("too many added tokens: {error}"))?;
+        let texts: Vec<&str> = patterns.iter().map(|(pattern, _)| pattern.as_str()).collect();
+        let automaton = longest_of(&texts)?;
+        let longest = automaton.max_pattern_len();
         let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
-        let longest = patterns.iter().map(|(pattern, _)| pattern.len()).max().unwrap_or_default();
         Ok(Some(Self { automaton, longest, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
     }
 
@@ -83,7 +85,8 @@ impl Matcher {
                 start = done + text[done..start.max(done)].trim_end().len();
             }
             if token.rstrip {
-                end = text.len() - text[end..].trim_start().len();
+                // White space that the token before includes is not read again.
+                end = text.len() - text[end.max(done)..].trim_start().len();
             }
             if start > done {
                 each(Segment { bytes: done..start, added: None })?;
@@ -125,7 +128,7 @@ impl Matcher {
     fn find(&self, text: &str, mut from: usize, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
         while from < text.len() {
             // The search range has room for the longest pattern that begins within the window.
-            let window = from..from + WINDOW;
+            let window = from..from + WINDOW.max(self.longest);
             let input = Input::new(text).range(from..text.len().min(window.end + self.longest));
             if let Some(found) = self.automaton.find(input).filter(|found| window.contains(&found.start())) {
                 return Ok(Some(found));
@@ -135,6 +138,19 @@ impl Matcher {
         }
         Ok(None)
     }
+}
+
+/// Returns the automaton that finds the leftmost of these texts, and the longest of those.
+///
+/// # Errors
+/// [`crate::Error::InvalidArgument`] if they are too many.
+pub(crate) fn longest_of(texts: &[impl AsRef<str>]) -> Result<AhoCorasick> {
+    let is_long = texts.iter().any(|text| text.as_ref().len() > MAX_DFA_PATTERN);
+    AhoCorasick::builder()
+        .match_kind(MatchKind::LeftmostLongest)
+        .kind(is_long.then_some(AhoCorasickKind::ContiguousNFA))
+        .build(texts.iter().map(AsRef::as_ref))
+        .map_err(|error| invalid!("too many special tokens: {error}"))
 }
 
 /// Returns whether a word character (`\w` of Rust's regexes) is adjacent to a range.
@@ -156,6 +172,37 @@ mod tests {
 
     use super::super::AddedTokens;
     use super::*;
+
+    #[test]
+    fn a_long_periodic_token_and_one_inside_it() {
+        // A DFA of it takes minutes.
+        let (inner, outer) = ("ab".to_owned(), "ab".repeat(50_000));
+        let tokens = vec![AddedToken::special(&inner, 1), AddedToken::special(&outer, 2)];
+        let added = AddedTokens::new(tokens, |content| Ok(content.to_owned())).expect("valid tokens");
+        let text = format!("{outer}x{inner}");
+        let mut found = Vec::new();
+        let mut each = |segment: Segment| {
+            found.push((segment.bytes, segment.added));
+            Ok(())
+        };
+        added.split_raw(&text, SpecialSet::All, Interrupt::NEVER, &mut each).expect("no interrupt");
+        assert_eq!(found, [(0..100_000, Some(2)), (100_000..100_001, None), (100_001..100_003, Some(1))]);
+    }
+
+    #[test]
+    fn white_space_after_a_token_is_read_once() {
+        // Each of these tokens includes the white space to its right, which holds all the others.
+        let text = " ".repeat(300_000);
+        let tokens = vec![AddedToken { rstrip: true, ..AddedToken::special(" ", 1) }];
+        let added = AddedTokens::new(tokens, |content| Ok(content.to_owned())).expect("valid tokens");
+        let mut found = Vec::new();
+        let mut each = |segment: Segment| {
+            found.push((segment.bytes, segment.added));
+            Ok(())
+        };
+        added.split_raw(&text, SpecialSet::All, Interrupt::NEVER, &mut each).expect("no interrupt");
+        assert_eq!(found, [(0..300_000, Some(1))]);
+    }
 
     proptest! {
         /// The first refused token is the one that a search for each token alone finds.

@@ -11,3 +11,4 @@ mod matcher;
 
 pub use self::added_token::{AddedToken, SpecialSet};
 pub(crate) use self::added_tokens::AddedTokens;
+pub(crate) use self::matcher::longest_of;

@@ -1,12 +1,12 @@
 //! Converts the arguments of `Sampler`; errors name the argument and its value.
 
 use super::logits::Logits;
-use crate::arguments::Threads;
-use crate::named::shown;
+use crate::arguments::{Threads, collect};
+use crate::named::{shown, wrong_type};
 use bpe_llama_sampler::BatchOptions;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBool, PyDict};
 
 const U32: &str = "ints in [0, 2**32)";
 const U64: &str = "ints in [0, 2**64)";
@@ -47,6 +47,9 @@ impl<'py> Call<'py> {
 
 /// Returns an int in `[0, 2**64)`, such as a seed or a step.
 pub(super) fn read_u64(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    if value.is_instance_of::<PyBool>() {
+        return Err(wrong_type(name, "an int", value));
+    }
     read_int(value, |overflows| {
         let expected = if overflows { "in [0, 2**64)" } else { "an int" };
         format!("{name} must be {expected}, got {}", shown(value))
@@ -91,7 +94,7 @@ fn read_histories(history: &Bound<'_, PyAny>, is_batch: bool) -> PyResult<Vec<Ve
         return Ok(vec![read("history", history)?]);
     }
     let rows = history.try_iter().map_err(|_| not_a_sequence("history", history, "rows of ints"))?;
-    rows.map(|row| read("a row of history", &row?)).collect()
+    collect("history", rows.map(|row| read("a row of history", &row?)))
 }
 
 /// Returns the elements of a sequence of ints that fit `T`; `expected` describes them in errors.
@@ -100,7 +103,7 @@ where
     T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
 {
     let elements = values.try_iter().map_err(|_| not_a_sequence(name, values, "ints"))?;
-    elements.map(|element| read_element(name, &element?, expected)).collect()
+    collect(name, elements.map(|element| read_element(name, &element?, expected)))
 }
 
 fn read_element<'py, T>(name: &str, element: &Bound<'py, PyAny>, expected: &str) -> PyResult<T>

@@ -7,9 +7,11 @@ use bpe_llama::train::Trained;
 use bpe_llama::{AddedToken, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::PyTokenizer;
+use crate::arguments::List;
 use crate::error::to_py;
 use crate::named::{self, shown};
 
@@ -32,9 +34,9 @@ fn added_token((content, id, special, lstrip, rstrip): AddedArgs) -> AddedToken 
 }
 
 impl PyTokenizer {
-    fn assemble(vocab: Vocab, pattern: &str, tokens: Option<Vec<(String, u32)>>) -> PyResult<Self> {
+    fn assemble(vocab: Vocab, pattern: &str, tokens: Option<List<(String, u32)>>) -> PyResult<Self> {
         let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
-        let tokens = tokens.unwrap_or_default().into_iter();
+        let tokens = tokens.map_or_else(Vec::new, |tokens| tokens.0).into_iter();
         let tokens = tokens.map(|(content, id)| AddedToken::special(content, id)).collect();
         Tokenizer::new(vocab, pretokenizer, tokens, false).map(Self::new).map_err(to_py)
     }
@@ -48,7 +50,7 @@ impl PyTokenizer {
     fn build_from_ranks(
         ranks: &Bound<'_, PyDict>,
         #[pyo3(from_py_with = named::pattern)] pattern: &str,
-        special_tokens: Option<Vec<(String, u32)>>,
+        special_tokens: Option<List<(String, u32)>>,
     ) -> PyResult<Self> {
         let mut tokens = Vec::with_capacity(ranks.len());
         for (token, rank) in ranks {
@@ -69,27 +71,28 @@ impl PyTokenizer {
     #[staticmethod]
     #[pyo3(signature = (tokens, merges, pattern, special_tokens=None))]
     fn build_from_merges(
-        tokens: Vec<Vec<u8>>,
-        merges: Vec<(u32, u32)>,
+        tokens: List<PyBackedBytes>,
+        merges: List<(u32, u32)>,
         #[pyo3(from_py_with = named::pattern)] pattern: &str,
-        special_tokens: Option<Vec<(String, u32)>>,
+        special_tokens: Option<List<(String, u32)>>,
     ) -> PyResult<Self> {
-        let tokens = tokens.into_iter().zip(0..).collect();
-        let vocab = Vocab::from_merges(tokens, merges, false).map_err(to_py)?;
+        let tokens = tokens.0.iter().map(|token| token.to_vec()).zip(0..).collect();
+        let vocab = Vocab::from_merges(tokens, merges.0, false).map_err(to_py)?;
         Self::assemble(vocab, pattern, special_tokens)
     }
 
     /// Return this tokenizer with more tokens, merges and special tokens; `bpe_llama.training` calls this.
     fn extended(
         &self,
-        tokens: Vec<Vec<u8>>,
-        merges: Vec<(u32, u32)>,
+        tokens: List<PyBackedBytes>,
+        merges: List<(u32, u32)>,
         #[pyo3(from_py_with = named::pattern)] pattern: &str,
-        special_tokens: Vec<String>,
+        special_tokens: List<String>,
     ) -> PyResult<Self> {
         let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
-        let trained = Trained { tokens, merges };
-        self.inner.extended(&trained, pretokenizer, &special_tokens).map(Self::new).map_err(to_py)
+        let tokens = tokens.0.iter().map(|token| token.to_vec()).collect();
+        let trained = Trained { tokens, merges: merges.0 };
+        self.inner.extended(&trained, pretokenizer, &special_tokens.0).map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer with the ranks of a `.tiktoken` file; `Tokenizer.from_tiktoken` calls this.
@@ -99,7 +102,7 @@ impl PyTokenizer {
         py: Python<'_>,
         #[pyo3(from_py_with = named::path)] path: PathBuf,
         #[pyo3(from_py_with = named::pattern)] pattern: &str,
-        special_tokens: Option<Vec<(String, u32)>>,
+        special_tokens: Option<List<(String, u32)>>,
     ) -> PyResult<Self> {
         let vocab = py.detach(|| Vocab::from_tiktoken_file(&path)).map_err(to_py)?;
         Self::assemble(vocab, pattern, special_tokens)
@@ -127,22 +130,22 @@ impl PyTokenizer {
     ///
     /// `prefix` puts a space before a text, `collapse` makes one space of several.
     #[staticmethod]
-    fn build_from_pieces(pieces: Vec<PieceArgs>, prefix: bool, collapse: bool) -> PyResult<Self> {
-        Tokenizer::from_pieces(read_pieces(pieces)?, prefix, collapse).map(Self::new).map_err(to_py)
+    fn build_from_pieces(pieces: List<PieceArgs>, prefix: bool, collapse: bool) -> PyResult<Self> {
+        Tokenizer::from_pieces(read_pieces(pieces.0)?, prefix, collapse).map(Self::new).map_err(to_py)
     }
 
     /// Return the byte-level tokenizer of a GGUF file's metadata; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf(
         py: Python<'_>,
-        tokens: Vec<String>,
-        merges: Vec<(u32, u32)>,
-        patterns: Vec<String>,
+        tokens: List<String>,
+        merges: List<(u32, u32)>,
+        patterns: List<String>,
         ignore_merges: bool,
-        added: Vec<AddedArgs>,
+        added: List<AddedArgs>,
     ) -> PyResult<Self> {
-        let added = added.into_iter().map(added_token).collect();
-        py.detach(|| Tokenizer::from_gguf(&tokens, merges, &patterns, ignore_merges, added))
+        let added = added.0.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf(&tokens.0, merges.0, &patterns.0, ignore_merges, added))
             .map(Self::new)
             .map_err(to_py)
     }
@@ -151,12 +154,12 @@ impl PyTokenizer {
     #[staticmethod]
     fn build_from_gguf_pieces(
         py: Python<'_>,
-        pieces: Vec<PieceArgs>,
+        pieces: List<PieceArgs>,
         prefix: bool,
-        added: Vec<AddedArgs>,
+        added: List<AddedArgs>,
     ) -> PyResult<Self> {
-        let pieces = read_pieces(pieces)?;
-        let added = added.into_iter().map(added_token).collect();
+        let pieces = read_pieces(pieces.0)?;
+        let added = added.0.into_iter().map(added_token).collect();
         py.detach(|| Tokenizer::from_gguf_pieces(pieces, prefix, added)).map(Self::new).map_err(to_py)
     }
 
@@ -164,20 +167,24 @@ impl PyTokenizer {
     #[staticmethod]
     fn build_from_gguf_characters(
         py: Python<'_>,
-        pieces: Vec<(String, u64)>,
-        merges: Vec<(u32, u32)>,
-        added: Vec<AddedArgs>,
+        pieces: List<(String, u64)>,
+        merges: List<(u32, u32)>,
+        added: List<AddedArgs>,
     ) -> PyResult<Self> {
-        let pieces = read_pieces(pieces.into_iter().map(|(text, kind)| (text, 0.0, kind)))?;
-        let added = added.into_iter().map(added_token).collect();
-        py.detach(|| Tokenizer::from_gguf_characters(pieces, merges, added)).map(Self::new).map_err(to_py)
+        let pieces = read_pieces(pieces.0.into_iter().map(|(text, kind)| (text, 0.0, kind)))?;
+        let added = added.0.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf_characters(pieces, merges.0, added)).map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer with other ids that begin and end a text; `None` for no such id.
     ///
     /// Raises:
     ///     ValueError: If an id is outside the vocabulary.
-    fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {
+    fn with_bos_eos(
+        &self,
+        #[pyo3(from_py_with = named::bos_id)] bos_id: Option<u32>,
+        #[pyo3(from_py_with = named::eos_id)] eos_id: Option<u32>,
+    ) -> PyResult<Self> {
         self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
     }
 
@@ -187,26 +194,30 @@ impl PyTokenizer {
     ///     ValueError: If an id is outside the vocabulary.
     fn with_ends(
         &self,
-        bos_id: Option<u32>,
-        eos_id: Option<u32>,
-        pad_id: Option<u32>,
-        unk_id: Option<u32>,
+        #[pyo3(from_py_with = named::bos_id)] bos_id: Option<u32>,
+        #[pyo3(from_py_with = named::eos_id)] eos_id: Option<u32>,
+        #[pyo3(from_py_with = named::pad_id)] pad_id: Option<u32>,
+        #[pyo3(from_py_with = named::unk_id)] unk_id: Option<u32>,
     ) -> PyResult<Self> {
         let ids = SpecialIds { bos: bos_id, eos: eos_id, pad: pad_id, unk: unk_id };
         self.inner.as_ref().clone().with_special_ids(ids).map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer with a post-processor that puts these ids around each text; `None` puts nothing.
-    fn with_template(&self, before: Option<u32>, after: Option<u32>) -> PyResult<Self> {
+    fn with_template(
+        &self,
+        #[pyo3(from_py_with = named::before)] before: Option<u32>,
+        #[pyo3(from_py_with = named::after)] after: Option<u32>,
+    ) -> PyResult<Self> {
         self.inner.as_ref().clone().with_template(before, after).map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer with more added tokens: content, special, single_word, lstrip, rstrip, normalized.
-    fn with_added_tokens(&self, tokens: Vec<AddedFlags>) -> PyResult<Self> {
+    fn with_added_tokens(&self, tokens: List<AddedFlags>) -> PyResult<Self> {
         let token = |(content, special, single_word, lstrip, rstrip, normalized)| {
             let token = AddedToken::special(content, 0);
             AddedToken { special, single_word, lstrip, rstrip, normalized, ..token }
         };
-        self.inner.with_added_tokens(tokens.into_iter().map(token).collect()).map(Self::new).map_err(to_py)
+        self.inner.with_added_tokens(tokens.0.into_iter().map(token).collect()).map(Self::new).map_err(to_py)
     }
 }

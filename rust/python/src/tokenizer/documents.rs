@@ -9,7 +9,7 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
 use super::PyTokenizer;
-use crate::arguments::{Texts, Threads, prepare_arrays, thread_count};
+use crate::arguments::{List, Texts, Threads, prepare_arrays, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
@@ -40,18 +40,18 @@ impl PyDocumentEncoder {
     fn new(
         py: Python<'_>,
         tokenizer: &PyTokenizer,
-        paths: Vec<PathBuf>,
+        paths: List<PathBuf>,
         reading: Reading,
-        begins: Vec<u32>,
-        ends: Vec<u32>,
+        begins: List<u32>,
+        ends: List<u32>,
         #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         prepare_arrays(py)?;
         let tokenizer = tokenizer.shared();
         let tokens = tokenizer.added_tokens();
         let options = reading.into_core(tokens.iter().map(|token| token.content.clone()).collect());
-        let corpus = CorpusReader::new(paths, tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
-        Ok(Self(Mutex::new(DocumentEncoder::new(tokenizer, corpus, begins, ends, thread_count(num_threads)))))
+        let corpus = CorpusReader::new(paths.0, tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
+        Ok(Self(Mutex::new(DocumentEncoder::new(tokenizer, corpus, begins.0, ends.0, thread_count(num_threads)))))
     }
 
     /// Return the next documents as four arrays, or `None` after the last one.

@@ -1,5 +1,7 @@
 //! Text to ids.
 
+use std::collections::HashSet;
+
 use bpe_llama::{EncodeOptions, SpecialSet};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
@@ -8,7 +10,6 @@ use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
 use crate::arguments::{Specials, Text, places_before_joining, prepare_arrays};
-use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
 use crate::named::{self, Argument};
 
@@ -50,7 +51,8 @@ impl PyTokenizer {
 
     fn special_names_without(&self, names: &[String]) -> Specials {
         let special = self.inner.added_tokens().iter().filter(|token| token.special);
-        Specials::Only(special.map(|token| token.content.clone()).filter(|name| !names.contains(name)).collect())
+        let names: HashSet<&String> = names.iter().collect();
+        Specials::Only(special.map(|token| &token.content).filter(|name| !names.contains(name)).cloned().collect())
     }
 
     /// Returns the ids of one text.

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
 use crate::error::to_py;
+use crate::named;
 
 /// Return the pieces of `text` under a pattern's name or a regex; together they are `text`.
 ///
@@ -13,13 +14,17 @@ use crate::error::to_py;
 ///     >>> split_pieces("llama3", "low lower")
 ///     ['low', ' lower']
 #[pyfunction]
-fn split_pieces<'text>(py: Python<'_>, pattern: &str, text: &'text str) -> PyResult<Vec<&'text str>> {
+fn split_pieces<'text>(
+    py: Python<'_>,
+    #[pyo3(from_py_with = named::pattern)] pattern: &str,
+    #[pyo3(from_py_with = named::text)] text: &'text str,
+) -> PyResult<Vec<&'text str>> {
     py.detach(|| Pretokenizer::new(pattern)?.split(text)).map_err(to_py)
 }
 
 /// Return the regex of a pattern's name, spelled as Python's `regex` and Oniguruma read it alike.
 #[pyfunction]
-fn pattern_regex(pattern: &str) -> PyResult<String> {
+fn pattern_regex(#[pyo3(from_py_with = named::pattern)] pattern: &str) -> PyResult<String> {
     Ok(Pretokenizer::new(pattern).map_err(to_py)?.pattern().to_owned())
 }
 

@@ -8,7 +8,7 @@ use super::PyTokenizer;
 use crate::arguments::extract_id;
 use crate::error::to_py;
 use crate::interrupt::list;
-use crate::named::{self, wrong_type, wrong_value};
+use crate::named::{self, Argument, wrong_type, wrong_value};
 
 /// The smallest limit on the cache, in bytes.
 const MIN_CACHE: usize = 1 << 20;
@@ -70,8 +70,8 @@ impl PyTokenizer {
     ///     >>> tok.token_to_id("low"), tok.token_to_id(b" "), tok.token_to_id("high")
     ///     (257, 220, None)
     fn token_to_id(&self, token: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
-        if let Ok(text) = token.cast::<PyString>() {
-            return Ok(self.inner.token_to_id(&text.to_cow()?));
+        if token.is_instance_of::<PyString>() {
+            return Ok(self.inner.token_to_id(<&str>::read("token", token)?));
         }
         let bytes = token.cast::<PyBytes>().map_err(|_| wrong_type("token", "bytes or a str", token))?;
         Ok(self.inner.bytes_to_id(bytes.as_bytes()))

@@ -39,7 +39,10 @@ impl PyTokenizer {
     ///
     /// Each place is a special token's id, or `"A"` or `"B"` for a text; and its type id, `None` where the texts have 0
     /// and 1.
-    fn template(&self, pair: bool) -> Vec<(Option<u32>, Option<&'static str>, Option<u32>)> {
+    fn template(
+        &self,
+        #[pyo3(from_py_with = named::pair)] pair: bool,
+    ) -> Vec<(Option<u32>, Option<&'static str>, Option<u32>)> {
         self.inner.template_items(pair)
     }
 

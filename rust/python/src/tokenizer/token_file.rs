@@ -9,7 +9,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::PyTokenizer;
-use crate::arguments::{Texts, Threads, thread_count};
+use crate::arguments::{List, Texts, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::{detached, to_py};
 use crate::interrupt::interruptible;
@@ -65,14 +65,14 @@ impl PyTokenFile {
     fn add_files(
         &self,
         py: Python<'_>,
-        paths: Vec<PathBuf>,
+        paths: List<PathBuf>,
         reading: Reading,
         on_progress: Option<Py<PyAny>>,
     ) -> PyResult<SkippedRows> {
         let tokens = self.tokenizer.added_tokens();
         let special_tokens = tokens.iter().map(|token| token.content.clone()).collect();
         let options = reading.into_core(special_tokens);
-        let mut corpus = CorpusReader::new(paths, self.tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
+        let mut corpus = CorpusReader::new(paths.0, self.tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
         let total = corpus.total_bytes();
         while self
             .with_file(py, |file, options| self.tokenizer.encode_documents(&mut corpus, options, self.threads, file))?

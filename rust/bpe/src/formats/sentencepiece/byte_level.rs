@@ -1,5 +1,7 @@
 //! SentencePiece pieces as a vocabulary over bytes.
 
+use hashbrown::HashMap;
+
 use super::splits::{isolate, require_space, words_or_whole};
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Piece, PieceKind};
@@ -69,22 +71,26 @@ fn in_order(mut pieces: Vec<(Vec<u8>, u32, f32)>) -> Result<Vec<(Vec<u8>, u32)>>
     }
     pieces.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.0.len().cmp(&a.0.len())));
     let several: Vec<_> = pieces.iter().filter(|(bytes, ..)| char_count(bytes) > 1).collect();
-    let mut known = None;
+    // The score that all runs of a character share, if they do.
+    let mut shared: HashMap<char, Option<f32>> = HashMap::new();
+    for (bytes, _, score) in &several {
+        if let Some(character) = run_of(bytes) {
+            let known = shared.entry(character).or_insert(Some(*score));
+            *known = known.filter(|known| known.total_cmp(score).is_eq());
+        }
+    }
     for pair in several.windows(2) {
         let [(a, _, score), (b, _, other)] = pair else { continue };
-        let run = run_of(a);
-        if score.total_cmp(other).is_ne() || (run.is_some() && run == known && run == run_of(b)) {
+        if score.total_cmp(other).is_ne() {
             continue;
         }
         // A run of one character merges from the left, and all pairs further right are of single characters, so the
         // leftmost and the longest pair are the same, provided that all runs of this character share the score.
-        let is_alone =
-            |(bytes, _, score): &&(Vec<u8>, u32, f32)| run_of(bytes) != run || score.total_cmp(other).is_eq();
-        if run.is_none() || run != run_of(b) || !several.iter().all(is_alone) {
+        let is_run = |run: char| run_of(b) == Some(run) && shared.get(&run).is_some_and(Option::is_some);
+        if !run_of(a).is_some_and(is_run) {
             let [a, b] = [a, b].map(|bytes| String::from_utf8_lossy(bytes));
             return Err(unsupported(&format!("that the pieces {a:?} and {b:?} share the score {score}")));
         }
-        known = run;
     }
     Ok(pieces.into_iter().map(|(bytes, id, _)| (bytes, id)).collect())
 }
