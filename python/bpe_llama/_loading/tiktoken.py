@@ -68,9 +68,10 @@ def tiktoken_attributes(path: Path) -> Attributes:
             sha256 = stated.get("sha256")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
-        if sha256 is not None and sha256 != _sha256(path):
+        actual = _sha256(path)
+        if sha256 not in (None, actual):
             raise ValueError(
-                f"{json_path}: sha256 is {sha256!r}, but that of {path.name} is {_sha256(path)!r}; expected the pattern "
+                f"{json_path}: sha256 is {sha256!r}, but that of {path.name} is {actual!r}; expected the pattern "
                 "and special tokens of this vocabulary. Perhaps saving was killed between the two files: save it again"
             )
         return found

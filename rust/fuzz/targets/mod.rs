@@ -1,6 +1,6 @@
 //! What must hold for any input, a function a target: an error is fine, a panic or a wrong result is not.
 //!
-//! `make fuzz` gives them what cargo-fuzz thinks up; `rust/bpe/tests/fuzz.rs` replays what is kept under `tests/fuzz/`.
+//! `make fuzz-all` gives them what cargo-fuzz thinks up; `rust/bpe/tests/fuzz.rs` replays what is kept under `tests/fuzz/`.
 #![allow(dead_code, unused_imports, reason = "a test that includes them uses some")]
 
 mod corpus_reader;
