@@ -152,7 +152,7 @@ loom: ## the thread pool and the scratch pool in every order of their threads' s
 	RUSTFLAGS="--cfg loom" $(CARGO) test --target-dir target/loom --locked --lib -p bpe-llama-kernels -p bpe-llama-simd models
 
 kill-test: $(VENV)/.dev ## kill every writing command at KILLS (100) moments; full, read-only and removed folders (root on Linux)
-	$(BIN)/python -m tests.killed_commands $(or $(KILLS),100)
+	$(BIN)/python -m tests.kills $(or $(KILLS),100)
 
 bench: $(VENV)/.bench ## the tables of docs/benchmarks.md; the peers run side by side
 	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done

@@ -206,7 +206,7 @@ def test_a_tiktoken_file_whose_saving_ended_between_its_two_files_is_refused(
 @unix
 def test_commands_killed_at_any_moment_leave_the_old_or_the_new_file() -> None:
     """A few of the moments of `make kill-test`."""
-    script = [sys.executable, "-m", "tests.killed_commands", "3", "--troubles", "killed", "removed"]
+    script = [sys.executable, "-m", "tests.kills", "3", "--troubles", "killed", "removed"]
     commands = ["train-tokenizer", "encode", "encode-files", "counts", "save-tiktoken", "encode-corpus"]
     done = subprocess.run([*script, "--commands", *commands], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count(": 0 wrong\n") == 2 * len(commands), done.stdout + done.stderr
