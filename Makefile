@@ -127,13 +127,15 @@ fuzz-all: $(addprefix fuzz-,$(FUZZ_TARGETS) $(PYTHON_FUZZ_TARGETS)) ## guided ra
 
 fuzz-%: # one target, by cargo-fuzz with AddressSanitizer; an input that breaks it is kept as a regression to commit
 	$(CARGO) fuzz --version || $(CARGO) install --locked cargo-fuzz
-	mkdir -p rust/fuzz/corpus/$* tests/fuzz/regressions/$*
+	$(PYTHON) tests/fuzz/corpus.py unpack $*
+	mkdir -p tests/fuzz/regressions/$*
 	cd rust/fuzz && $(CARGO) +$(NIGHTLY) fuzz run --fuzz-dir . $* corpus/$* ../../tests/fuzz/seeds/$* ../../tests/fuzz/regressions/$* -- \
 		-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=../../tests/fuzz/regressions/$*/
 	-rmdir tests/fuzz/regressions/$* 2>/dev/null
 
 fuzz-python_%: $(VENV)/.dev # one target of Python's, by atheris
 	$(UV) pip install --quiet atheris==3.0.0
+	$(PYTHON) tests/fuzz/corpus.py unpack python_$*
 	$(BIN)/python -m tests.fuzz.guided python_$* $(FUZZ_SECONDS)
 	-rmdir tests/fuzz/regressions/python_$* 2>/dev/null
 

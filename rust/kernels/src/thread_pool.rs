@@ -188,27 +188,32 @@ mod models {
     // SAFETY: the cell holds nothing; loom checks the accesses.
     unsafe impl Sync for Borrowed {}
 
+    impl Borrowed {
+        fn read(&self) {
+            self.0.with(|_| ());
+        }
+    }
+
     /// Runs `jobs` jobs with `workers` threads in every order of their steps.
     fn explore(workers: usize, jobs: usize) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(move || {
             let shared = Arc::new(Shared::default());
-            let work = |shared: Arc<Shared>| {
-                let mut seen = 0;
-                while seen < jobs {
-                    seen = shared.join_next(seen);
-                }
-            };
             let started: Vec<_> = (0..workers)
                 .map(|_| {
                     let shared = Arc::clone(&shared);
-                    thread::spawn(move || work(shared))
+                    thread::spawn(move || {
+                        let mut seen = 0;
+                        while seen < jobs {
+                            seen = shared.join_next(seen);
+                        }
+                    })
                 })
                 .collect();
             for _ in 0..jobs {
                 let borrowed = Borrowed(UnsafeCell::new(()));
-                shared.run(workers, &|| borrowed.0.with(|_| ()));
+                shared.run(workers, &|| borrowed.read());
                 borrowed.0.with_mut(|_| ()); // no worker uses it any more
             }
             for worker in started {

@@ -31,6 +31,7 @@ impl<T> ScratchPool<T> {
         Self { slots: [const { Mutex::new(None) }; SLOTS] }
     }
 
+    /// Returns an empty pool.
     #[cfg(all(test, loom))]
     pub fn new() -> Self {
         Self { slots: std::array::from_fn(|_| Mutex::new(None)) }
