@@ -14,8 +14,8 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity fuzz bench \
-	cuda cuda-wheel docs site lessons clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity bench \
+	fuzz-all sanitize loom kill-test cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -116,17 +116,45 @@ stubs: $(VENV)/.dev ## copy the docstrings of the compiled module to _core.pyi
 parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a peer or its data is missing
 	BPE_LLAMA_REQUIRE_DATA=1 BPE_LLAMA_FULL=1 $(RUN) pytest tests/parity tests/model
 
+# ---- hunts for what tests do not find. They need a nightly Rust: rustup toolchain install nightly -c miri,rust-src ----
+
+NIGHTLY ?= nightly-2026-05-20
+FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := $(shell sed -n 's/^name = "\([a-z_]*\)"$$/\1/p' rust/fuzz/Cargo.toml)
+PYTHON_FUZZ_TARGETS := $(shell sed -n 's/^    "\(python_[a-z_]*\)": .*/\1/p' tests/fuzz/test_fuzz.py tests/fuzz/model_targets.py)
 
-fuzz: $(VENV)/.dev $(addprefix fuzz-,$(FUZZ_TARGETS)) ## random input for FUZZ_SECONDS (60) a target; needs nightly Rust
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) $(RUN) pytest tests/fuzz
+fuzz-all: $(addprefix fuzz-,$(FUZZ_TARGETS) $(PYTHON_FUZZ_TARGETS)) ## guided random input, FUZZ_SECONDS (60) a target (Linux)
 
-fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regression to commit
+fuzz-%: # one target, by cargo-fuzz with AddressSanitizer; an input that breaks it is kept as a regression to commit
 	$(CARGO) fuzz --version || $(CARGO) install --locked cargo-fuzz
-	mkdir -p rust/fuzz/corpus/$* tests/fuzz/regressions/$*
-	cd rust/fuzz && $(CARGO) +nightly fuzz run --fuzz-dir . $* corpus/$* ../../tests/fuzz/seeds/$* ../../tests/fuzz/regressions/$* -- \
-		-max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=../../tests/fuzz/regressions/$*/
-	-rmdir tests/fuzz/regressions/$* tests/fuzz/regressions 2>/dev/null
+	$(PYTHON) tests/fuzz/corpus.py unpack $*
+	mkdir -p tests/fuzz/regressions/$*
+	cd rust/fuzz && $(CARGO) +$(NIGHTLY) fuzz run --fuzz-dir . $* corpus/$* ../../tests/fuzz/seeds/$* ../../tests/fuzz/regressions/$* -- \
+		-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=../../tests/fuzz/regressions/$*/
+	-rmdir tests/fuzz/regressions/$* 2>/dev/null
+
+fuzz-python_%: $(VENV)/.dev # one target of Python's, by atheris
+	$(UV) pip install --quiet atheris==3.0.0
+	$(PYTHON) tests/fuzz/corpus.py unpack python_$*
+	$(BIN)/python -m tests.fuzz.guided python_$* $(FUZZ_SECONDS)
+	-rmdir tests/fuzz/regressions/python_$* 2>/dev/null
+
+# Miri runs the unsafe code that needs no vector instructions, and the pools; sanitizers need an instrumented std.
+SANITIZED := -Zbuild-std --target $(shell rustc -vV | sed -n 's/^host: //p')
+MIRI_TESTS := scratch thread_pool bf16 prefetch
+sanitize: loom ## the crates' unit tests under Miri, AddressSanitizer and ThreadSanitizer, and loom's models (Linux, nightly)
+	MIRIFLAGS=-Zmiri-disable-isolation BPE_LLAMA_SIMD=portable $(CARGO) +$(NIGHTLY) miri test --locked --lib \
+		-p bpe-llama-simd -p bpe-llama-kernels -- $(MIRI_TESTS)
+	RUSTFLAGS=-Zsanitizer=address $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/address --locked --lib \
+		--workspace --exclude bpe-llama-python
+	RUSTFLAGS=-Zsanitizer=thread $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/thread --locked --lib \
+		--workspace --exclude bpe-llama-python
+
+loom: ## the thread pool and the scratch pool in every order of their threads' steps
+	RUSTFLAGS="--cfg loom" $(CARGO) test --target-dir target/loom --locked --lib -p bpe-llama-kernels -p bpe-llama-simd models
+
+kill-test: $(VENV)/.dev ## kill every writing command at KILLS (100) moments; full, read-only and removed folders (root on Linux)
+	$(BIN)/python -m tests.kills $(or $(KILLS),100)
 
 bench: $(VENV)/.bench ## the tables of docs/benchmarks.md; the peers run side by side
 	set -e; for script in encode doors train sample generate serve prefill; do $(RUN) bench.$$script; done

@@ -120,8 +120,9 @@ def kept_weights(scores_BV: Tensor, filters: Filters) -> Tensor:
         keep_BV = keep_BV & (wide_BV >= highest_B1 + filters.judged_at * math.log(filters.min_p))
     if filters.preset != "llama_cpp":
         keep_BV = _typical(weights_BV, gap_BV / filters.judged_at, keep_BV, filters)
-    else:
-        weights_BV = (gap_BV / filters.temperature).exp()
+    else:  # typical-p may have removed the highest score, relative to which all weights might be 0 at a low temperature
+        highest_B1 = wide_BV.where(keep_BV, -math.inf).amax(-1, keepdim=True)
+        weights_BV = ((wide_BV - highest_B1) / filters.temperature).exp()
     return torch.where(keep_BV, weights_BV, 0.0)
 
 

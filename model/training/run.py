@@ -24,6 +24,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     load_optimizer_state,
     load_weights,
     read_state,
+    remove_unfinished,
 )
 from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
@@ -238,6 +239,7 @@ def train_on_batches(
             model.gradient_checkpointing_enable(every=config.checkpoint_activations)
         if config.dtype == "float8":
             use_float8(model, ranks.device)
+        ranks.on_main(lambda: remove_unfinished(out))
         checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, options.get("resume", False)))
         state, trained = TrainState(0, 0.0, {}), model
         if checkpoint is not None:

@@ -189,6 +189,30 @@ def test_the_next_write_removes_what_a_killed_process_left(language: str, tok: T
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.txt", "ids.npy"]
 
 
+def test_a_tiktoken_file_whose_saving_ended_between_its_two_files_is_refused(
+    tok: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "v.tiktoken"
+    tok.save(path)
+    other = Tokenizer.train_from_iterator(["cdcd"] * 9, 258, pattern="cl100k", special_tokens=["<s>"], progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("bpe_llama._loading.tiktoken.write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        other.save(path)
+    with pytest.raises(ValueError, match=r"v\.tiktoken\.json: sha256 is '[0-9a-f]+', but that of v\.tiktoken is"):
+        Tokenizer.from_file(path)
+    other.save(path)
+    assert Tokenizer.from_file(path).special_tokens == other.special_tokens
+
+
+@unix
+def test_commands_killed_at_any_moment_leave_the_old_or_the_new_file() -> None:
+    """A few of the moments of `make kill-test`."""
+    script = [sys.executable, "-m", "tests.kills", "3", "--troubles", "killed", "removed"]
+    commands = ["train-tokenizer", "encode", "encode-files", "counts", "save-tiktoken", "encode-corpus"]
+    done = subprocess.run([*script, "--commands", *commands], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count(": 0 wrong\n") == 2 * len(commands), done.stdout + done.stderr
+
+
 # -- a full disk -------------------------------------------------------------------------------------------------------
 
 

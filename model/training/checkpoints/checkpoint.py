@@ -141,9 +141,7 @@ def _previous(out: Path) -> str:
 def _write(
     out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState, shards: Path | None, keep: int
 ) -> Path:
-    for unfinished in out.glob(f"{_UNFINISHED}*"):  # left by a killed process
-        if unfinished != shards:
-            shutil.rmtree(unfinished)
+    remove_unfinished(out, shards)
     older = sorted(_checkpoints(out), key=_step_and_revision)
     same_step = [folder for folder in older if _step_and_revision(folder)[0] == state.step]
     name = f"step-{state.step:08d}" + (f".{_step_and_revision(same_step[-1])[1] + 1}" if same_step else "")
@@ -170,6 +168,13 @@ def _write(
         removed = surplus.rename(out / f"{_UNFINISHED}{surplus.name}")  # so that a kill leaves no part of a checkpoint
         shutil.rmtree(removed)
     return final
+
+
+def remove_unfinished(out: Path, but: Path | None = None) -> None:
+    """Remove what killed processes left of checkpoints that they wrote or removed, `but` for this folder."""
+    for unfinished in out.glob(f"{_UNFINISHED}*"):
+        if unfinished != but:
+            shutil.rmtree(unfinished)
 
 
 def _to_disk(path: Path) -> None:

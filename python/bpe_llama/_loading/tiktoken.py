@@ -66,10 +66,18 @@ def tiktoken_attributes(path: Path) -> Attributes:
         stated = read_json(json_path)
         try:
             special = instance("special_tokens", stated["special_tokens"], Mapping, "a mapping of str to id")
-            return Attributes(string("pattern", stated["pattern"]), dict(checked_ids(special)))
+            found = Attributes(string("pattern", stated["pattern"]), dict(checked_ids(special)))
+            sha256 = stated.get("sha256")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
-    published = published_by_sha256(hashlib.sha256(read_bytes(path)).hexdigest())
+        actual = _sha256(path)
+        if sha256 not in (None, actual):
+            raise ValueError(
+                f"{json_path}: sha256 is {sha256!r}, but that of {path.name} is {actual!r}; expected the pattern "
+                "and special tokens of this vocabulary. Perhaps saving was killed between the two files: save it again"
+            )
+        return found
+    published = published_by_sha256(_sha256(path))
     if published is None:
         raise ValueError(
             f"{path}: a .tiktoken file does not hold its splitting pattern, and this is no published vocabulary: "
@@ -91,9 +99,16 @@ def read_published(name: str) -> CoreTokenizer:
 
 
 def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
-    """Write the pattern and special tokens of a `.tiktoken` file beside it."""
-    text = json.dumps({"pattern": pattern, "special_tokens": dict(special_tokens)}, ensure_ascii=False, indent=1)
-    write_text(_json_path(path), text + "\n")
+    """Write the pattern and special tokens of a `.tiktoken` file beside it, and the file's SHA-256.
+
+    By the SHA-256 a reader sees if saving was killed between the two files.
+    """
+    attributes = {"pattern": pattern, "special_tokens": dict(special_tokens), "sha256": _sha256(path)}
+    write_text(_json_path(path), json.dumps(attributes, ensure_ascii=False, indent=1) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def _json_path(path: Path) -> Path:

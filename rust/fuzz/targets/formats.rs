@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
+use bpe_llama::formats::{Piece, PieceKind};
 use bpe_llama::train::{TrainOptions, WordCounts, train};
-use bpe_llama::{After, Interrupt, Pretokenizer, SpecialSet, Tokenizer, Vocab};
+use bpe_llama::{AddedToken, After, Interrupt, Pretokenizer, SpecialSet, Tokenizer, Vocab};
 
+use super::input::{self, Input};
 use super::naive;
 
 const TEXTS: [&str; 2] = ["the thing, aabbaabb 12 é\n\n  <|end|>", "日本語 ababababab \u{301}"];
@@ -61,6 +63,49 @@ pub(crate) fn sentencepiece_model(input: &[u8]) {
             decoded += &stream.flush(&tokenizer).expect("a decoder of bytes");
             assert_eq!(decoded, tokenizer.decode_lossy(&ids, false, Interrupt::NEVER).expect("known ids"));
         }
+    }
+}
+
+/// The vocabulary of a GGUF file, in each of its three forms: as a `tokenizer.json`.
+///
+/// The input: the form, the number of tokens, the tokens, pairs of ids that merge, an id that is matched as a whole.
+pub(crate) fn gguf_vocabulary(input: &[u8]) {
+    let mut input = Input(input);
+    let (form, count) = (input.byte(), input.byte() % 64);
+    let mut texts: Vec<String> = Vec::new();
+    for _ in 0..count {
+        let length = 1 + usize::from(input.byte() % 8);
+        texts.push(input::text(input.take(length), form & 4 != 0));
+    }
+    // With every byte, so that texts can be encoded: in GPT-2's alphabet, or by name.
+    if form & 8 != 0 {
+        texts.extend((0..=255_u8).map(|byte| match (form % 3, byte) {
+            (0, b'!'..=b'~') => char::from(byte).to_string(),
+            (0, 0..=b' ') => char::from_u32(256 + u32::from(byte)).expect("a letter").to_string(),
+            _ => format!("<0x{byte:02X}>"),
+        }));
+        texts.push("\u{2581}".to_owned());
+    }
+    let added_id = u32::from(input.byte());
+    let content = texts.get(added_id as usize).cloned().unwrap_or_default();
+    let added = if form & 16 == 0 { vec![] } else { vec![AddedToken::special(content, added_id)] };
+    let merges = input.0.chunks_exact(2).map(|pair| (pair[0].into(), pair[1].into())).collect();
+    let kind = |text: &String| match &text[..] {
+        text if text.starts_with("<0x") => PieceKind::Byte,
+        text if text.starts_with('\u{301}') => PieceKind::Control,
+        _ => PieceKind::Normal,
+    };
+    let piece =
+        |(text, score): (&String, u8)| Piece { text: text.clone(), score: f32::from(score % 7), kind: kind(text) };
+    let pieces = texts.iter().zip((0..=255).cycle()).map(piece).collect();
+    let patterns = ["llama3", r"\p{N}", r"[^\n]+|\n+"].map(str::to_owned);
+    let tokenizer = match form % 3 {
+        0 => Tokenizer::from_gguf(&texts, merges, &patterns[..usize::from(form >> 6)], form & 32 != 0, added),
+        1 => Tokenizer::from_gguf_pieces(pieces, form & 32 != 0, added),
+        _ => Tokenizer::from_gguf_characters(pieces, merges, added),
+    };
+    if let Ok(tokenizer) = tokenizer {
+        check_tokenizer(&tokenizer);
     }
 }
 

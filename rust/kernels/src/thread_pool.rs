@@ -3,15 +3,30 @@
 //! Decoding a token takes about a hundred products. Starting threads for each would cost as much as the product, so workers
 //! stay: after a job a worker spins for [`SPIN_TIME`], then sleeps.
 
+// `make loom` runs the tests named `models` in every order of the threads' steps.
+#[cfg(all(test, loom))]
+use loom::{
+    hint,
+    sync::atomic::{AtomicBool, AtomicUsize},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+#[cfg(not(all(test, loom)))]
+use std::{
+    hint,
+    sync::atomic::{AtomicBool, AtomicUsize},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread,
+};
 
 use bpe_llama_simd::threads::bounded;
 
 /// How long a worker spins before it sleeps.
-const SPIN_TIME: Duration = Duration::from_micros(100);
+const SPIN_TIME: Duration = if cfg!(loom) { Duration::ZERO } else { Duration::from_micros(100) };
 
 type Job = &'static (dyn Fn() + Sync);
 
@@ -40,22 +55,41 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs jobs for ever.
-    fn work(&self) {
-        let mut seen = 0;
-        loop {
-            seen = self.next_job(seen);
-            let mut state = self.lock();
-            let Some(job) = state.job.filter(|_| state.openings > 0) else { continue };
-            state.openings -= 1;
-            self.active.fetch_add(1, Ordering::Relaxed);
-            drop(state);
-            // After a panic the caller must neither wait for ever nor return an incomplete result. No job is known to panic.
-            if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-            }
-            self.active.fetch_sub(1, Ordering::Release);
+    /// Runs `job` on this thread and on up to `openings` workers; returns when all have finished.
+    fn run(&self, openings: usize, job: &(dyn Fn() + Sync)) {
+        // SAFETY: a worker calls the job only while it counts as active, and becomes active only while the state holds the
+        // job. Before this function returns or unwinds, `guard` is dropped: it removes the job and waits until no worker is
+        // active.
+        let job_of_workers = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), Job>(job) };
+        let guard = JobGuard(self);
+        let mut state = self.lock();
+        state.job = Some(job_of_workers);
+        state.openings = openings;
+        self.jobs.fetch_add(1, Ordering::Release);
+        let sleeping = state.sleeping > 0;
+        drop(state);
+        if sleeping {
+            self.wake.notify_all();
         }
+        job();
+        drop(guard);
+        assert!(!self.panicked.load(Ordering::Relaxed), "a job panicked in a worker");
+    }
+
+    /// Waits for a job after `seen`, joins it if it has an opening, and returns its number.
+    fn join_next(&self, seen: usize) -> usize {
+        let number = self.next_job(seen);
+        let mut state = self.lock();
+        let Some(job) = state.job.filter(|_| state.openings > 0) else { return number };
+        state.openings -= 1;
+        self.active.fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        // After a panic the caller must neither wait for ever nor return an incomplete result. No job is known to panic.
+        if catch_unwind(AssertUnwindSafe(job)).is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+        self.active.fetch_sub(1, Ordering::Release);
+        number
     }
 
     /// Waits until the number of jobs differs from `seen`, and returns it.
@@ -67,7 +101,7 @@ impl Shared {
                 if jobs != seen {
                     return jobs;
                 }
-                std::hint::spin_loop();
+                hint::spin_loop();
             }
         }
         let mut state = self.lock();
@@ -90,9 +124,9 @@ impl Drop for JobGuard<'_> {
         while self.0.active.load(Ordering::Acquire) > 0 {
             rounds = rounds.saturating_add(1);
             if rounds < 10_000 {
-                std::hint::spin_loop();
+                hint::spin_loop();
             } else {
-                std::thread::yield_now();
+                thread::yield_now();
             }
         }
     }
@@ -104,7 +138,7 @@ struct ThreadPool {
     shared: Arc<Shared>,
 }
 
-static POOL: Mutex<Option<ThreadPool>> = Mutex::new(None);
+static POOL: std::sync::Mutex<Option<ThreadPool>> = std::sync::Mutex::new(None);
 
 /// Runs `job` on this thread and, at the same time, on up to `threads - 1` free workers; returns when all have finished.
 /// There is at most one worker a CPU, eight on small machines.
@@ -120,41 +154,86 @@ pub(crate) fn run(threads: usize, job: &(dyn Fn() + Sync)) {
     };
     let process = std::process::id();
     pool.take_if(|pool| pool.process != process);
-    pool.get_or_insert_with(|| ThreadPool { process, workers: 0, shared: Arc::default() }).run(threads, job);
+    pool.get_or_insert_with(|| ThreadPool::new(process)).run(threads, job);
 }
 
 impl ThreadPool {
+    fn new(process: u32) -> Self {
+        Self { process, workers: 0, shared: Arc::new(Shared::default()) }
+    }
+
     fn run(&mut self, threads: usize, job: &(dyn Fn() + Sync)) {
         let threads = bounded(threads);
         while self.workers < threads - 1 {
             let shared = Arc::clone(&self.shared);
-            if std::thread::Builder::new().name("bpe-llama".into()).spawn(move || shared.work()).is_err() {
+            let work = move || {
+                let mut seen = 0;
+                loop {
+                    seen = shared.join_next(seen);
+                }
+            };
+            if thread::Builder::new().name("bpe-llama".into()).spawn(work).is_err() {
                 break; // go on with fewer
             }
             self.workers += 1;
         }
-        let shared = &*self.shared;
-        // SAFETY: a worker calls the job only while it counts as active, and becomes active only while the state holds the
-        // job. Before this function returns or unwinds, `guard` is dropped: it removes the job and waits until no worker is
-        // active.
-        let job_of_workers = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), Job>(job) };
-        let guard = JobGuard(shared);
-        let mut state = shared.lock();
-        state.job = Some(job_of_workers);
-        state.openings = threads - 1;
-        shared.jobs.fetch_add(1, Ordering::Release);
-        let sleeping = state.sleeping > 0;
-        drop(state);
-        if sleeping {
-            shared.wake.notify_all();
-        }
-        job();
-        drop(guard);
-        assert!(!shared.panicked.load(Ordering::Relaxed), "a job panicked in a worker");
+        self.shared.run(threads - 1, job);
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use loom::cell::UnsafeCell;
+
+    /// What a job uses: loom reports an access that the caller's next one could meet.
+    struct Borrowed(UnsafeCell<()>);
+
+    // SAFETY: the cell holds nothing; loom checks the accesses.
+    unsafe impl Sync for Borrowed {}
+
+    impl Borrowed {
+        fn read(&self) {
+            self.0.with(|_| ());
+        }
+    }
+
+    /// Runs `jobs` jobs with `workers` threads in every order of their steps.
+    fn explore(workers: usize, jobs: usize) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let shared = Arc::new(Shared::default());
+            let started: Vec<_> = (0..workers)
+                .map(|_| {
+                    let shared = Arc::clone(&shared);
+                    thread::spawn(move || {
+                        let mut seen = 0;
+                        while seen < jobs {
+                            seen = shared.join_next(seen);
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..jobs {
+                let borrowed = Borrowed(UnsafeCell::new(()));
+                shared.run(workers, &|| borrowed.read());
+                borrowed.0.with_mut(|_| ()); // no worker uses it any more
+            }
+            for worker in started {
+                worker.join().expect("no panic");
+            }
+        });
+    }
+
+    #[test]
+    fn no_worker_uses_a_job_after_run_has_returned_and_none_sleeps_for_ever() {
+        explore(1, 2);
+        explore(2, 1);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -191,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_worker_reaches_the_caller() {
-        let mut pool = ThreadPool { process: std::process::id(), workers: 0, shared: Arc::default() };
+        let mut pool = ThreadPool::new(std::process::id());
         let (caller, joined) = (std::thread::current().id(), AtomicUsize::new(0));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             pool.run(2, &|| {

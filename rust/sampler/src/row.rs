@@ -29,7 +29,7 @@ pub(crate) fn sample_row(
         if options.temperature == 0.0 {
             return argmax(row, extrema.max);
         }
-        let (cutoff, mass) = apply_filters(row, extrema, options, scratch);
+        let (cutoff, mass, _) = apply_filters(row, extrema, options, scratch);
         draw(row, &scratch.weights[..row.len()], cutoff, mass, uniform, scratch.backend)
     })
 }
@@ -49,9 +49,9 @@ pub(crate) fn row_probs(
             probs[argmax(row, extrema.max) as usize] = 1.0;
             return;
         }
-        let (cutoff, _) = apply_filters(row, extrema, options, scratch);
+        let (cutoff, _, max) = apply_filters(row, extrema, options, scratch);
         for (id, (&logit, prob)) in row.iter().zip(probs.iter_mut()).enumerate() {
-            let z = (f64::from(logit) - f64::from(extrema.max)) / options.temperature;
+            let z = (f64::from(logit) - f64::from(max)) / options.temperature;
             *prob = if cutoff.keeps(logit, id) { exp64(z) } else { 0.0 };
         }
         for &id in &scratch.removed {

@@ -42,6 +42,12 @@ def assert_same(row: np.ndarray, seed: int, step: int, options: dict) -> None:
 @given(ROWS, OPTIONS, st.integers(0, 2**64 - 1))
 # At temperature 1 the first has no weight in float64 left.
 @example(np.array([0, 746], np.float32), {"temperature": 2.0, "preset": "llama_cpp", "typical_p": 0.5}, 0)
+# Typical-p removes the highest logit, and relative to it no weight is left at this temperature.
+@example(
+    np.array([1] + [0] * 99, np.float32),
+    {"temperature": 1e-3, "preset": "llama_cpp", "typical_p": 0.5, "top_p": 0.1},
+    0,
+)
 def test_twin_and_sampler_agree_on_any_row(row, options, seed):
     assert_same(row, seed, 3, {"top_p": 1.0, **options})
 

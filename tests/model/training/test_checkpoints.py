@@ -153,6 +153,9 @@ def test_two_runs_in_one_folder_are_refused(token_file: Path, tmp_path: Path) ->
             holder.kill()
     training.train(fresh(), token_file, config, out, progress=False)  # the lock of a killed process blocks nobody
     assert sorted(os.listdir(out)) == ["loss.png", "metrics.jsonl", "step-00000001"]
+    (out / ".saving-step-00000000" / "part").mkdir(parents=True)  # of a process killed while it removed a checkpoint
+    training.train(fresh(), token_file, config, out, resume=True, progress=False)
+    assert sorted(os.listdir(out)) == ["loss.png", "metrics.jsonl", "step-00000001"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")

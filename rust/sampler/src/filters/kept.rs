@@ -48,10 +48,23 @@ impl<'a> Kept<'a> {
             return;
         }
         self.temperature = temperature;
+        if !scratch.removed.is_empty() {
+            // Typical-p may have removed the highest logit, relative to which all others may have a weight of 0.
+            self.extrema.max = self.highest(&mut scratch.removed);
+        }
         let scale = Scale::new(self.extrema.max, temperature);
         compute_weights(scratch.backend, self.row, &scale, &mut scratch.weights[..self.row.len()]);
         scratch.clear_removed_weights();
         self.update_mass(scratch);
+    }
+
+    /// Returns the highest logit that is kept, and sorts the ids that are removed.
+    fn highest(&self, removed: &mut [u32]) -> f32 {
+        removed.sort_unstable();
+        let is_kept = |&(id, &logit): &(usize, &f32)| {
+            self.cutoff.keeps(logit, id) && removed.binary_search(&(id as u32)).is_err()
+        };
+        self.row.iter().enumerate().filter(is_kept).map(|(_, &logit)| logit).fold(f32::NEG_INFINITY, f32::max)
     }
 
     /// Sets `mass` to the mass of the ids kept.

@@ -14,11 +14,16 @@ use crate::simd::Extrema;
 use crate::threshold::Cutoff;
 use kept::Kept;
 
-/// Returns what the filters keep of a row: a cutoff and the mass of the ids it keeps.
+/// Returns what the filters keep of a row: a cutoff, the mass of the ids it keeps, and the logit whose weight is 1.
 ///
 /// Leaves the row's weights in `scratch.weights`, and in `scratch.removed` the ids that are removed though the cutoff
 /// keeps them.
-pub(crate) fn apply_filters(row: &[f32], extrema: Extrema, options: &Options, scratch: &mut Scratch) -> (Cutoff, f64) {
+pub(crate) fn apply_filters(
+    row: &[f32],
+    extrema: Extrema,
+    options: &Options,
+    scratch: &mut Scratch,
+) -> (Cutoff, f64, f32) {
     let mut kept = Kept::all(row, extrema, options, scratch);
     kept.top_k(scratch);
     if options.preset == Preset::LlamaCpp {
@@ -31,5 +36,5 @@ pub(crate) fn apply_filters(row: &[f32], extrema: Extrema, options: &Options, sc
         kept.min_p(scratch);
         kept.typical_p(scratch);
     }
-    (kept.cutoff, kept.mass)
+    (kept.cutoff, kept.mass, kept.extrema.max)
 }

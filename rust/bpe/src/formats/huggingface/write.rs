@@ -153,7 +153,14 @@ impl Tokenizer {
             }
             None => self.file_vocab()?,
         };
-        let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+        let mut ids: HashMap<&str, u32> = HashMap::with_capacity(entries.len());
+        for (token, id) in &entries {
+            if let Some(other) = ids.insert(token, *id) {
+                return Err(invalid!(
+                    "token {token:?} has two ids, {other} and {id}: tokenizer.json has one for a token"
+                ));
+            }
+        }
         let mut new = Vec::new();
         for token in self.added_tokens() {
             match ids.get(token.content.as_str()) {
