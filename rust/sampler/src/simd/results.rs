@@ -1,11 +1,6 @@
-//! What all backends share: the number of lanes, the order in which lanes are added, and the results of the passes.
+//! What the passes return.
 
 use std::ops::AddAssign;
-
-/// Float32 lanes of every pass but [`super::approximate_cumulative`].
-pub(crate) const LANES: usize = 16;
-/// Lanes of [`super::approximate_cumulative`], which is bound by the latency of an addition.
-pub(crate) const WIDE_LANES: usize = 32;
 
 /// The maximum and minimum of a row, and whether the row is free of NaN and +inf.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,10 +26,14 @@ pub(crate) struct Candidates<W> {
 }
 
 impl<W> Candidates<W> {
-    pub(super) fn clear(&mut self) {
+    /// Removes all candidates and reserves room for `capacity` of them.
+    pub(super) fn clear(&mut self, capacity: usize) {
         self.logits.clear();
         self.weights.clear();
         self.ids.clear();
+        self.logits.reserve(capacity);
+        self.weights.reserve(capacity);
+        self.ids.reserve(capacity);
     }
 
     #[inline(always)]
