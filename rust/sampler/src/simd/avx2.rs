@@ -34,6 +34,20 @@ impl Vector for Avx2 {
     type Sums = [__m256d; 4];
 
     #[inline(always)]
+    unsafe fn load_bits(from: &[u32; LANES]) -> Self {
+        unsafe { Self([_mm256_loadu_ps(from.as_ptr().cast()), _mm256_loadu_ps(from.as_ptr().add(8).cast())]) }
+    }
+
+    #[inline(always)]
+    unsafe fn indices_from(start: u32) -> Self {
+        unsafe {
+            let low = _mm256_add_epi32(_mm256_set1_epi32(start as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            let high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+            Self([_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)])
+        }
+    }
+
+    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         unsafe { Self([_mm256_sub_ps(self.0[0], other.0[0]), _mm256_sub_ps(self.0[1], other.0[1])]) }
     }
@@ -51,21 +65,25 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn at_least(self, limit: Self) -> Self::Mask {
         unsafe {
-            [
-                _mm256_cmp_ps::<_CMP_GE_OQ>(self.0[0], limit.0[0]),
-                _mm256_cmp_ps::<_CMP_GE_OQ>(self.0[1], limit.0[1]),
-            ]
+            [_mm256_cmp_ps::<_CMP_GE_OQ>(self.0[0], limit.0[0]), _mm256_cmp_ps::<_CMP_GE_OQ>(self.0[1], limit.0[1])]
         }
     }
 
     #[inline(always)]
     unsafe fn below(self, limit: Self) -> Self::Mask {
         unsafe {
-            [
-                _mm256_cmp_ps::<_CMP_LT_OQ>(self.0[0], limit.0[0]),
-                _mm256_cmp_ps::<_CMP_LT_OQ>(self.0[1], limit.0[1]),
-            ]
+            [_mm256_cmp_ps::<_CMP_LT_OQ>(self.0[0], limit.0[0]), _mm256_cmp_ps::<_CMP_LT_OQ>(self.0[1], limit.0[1])]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn no_flags() -> Self::Mask {
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn either(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        unsafe { [_mm256_or_ps(a[0], b[0]), _mm256_or_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
@@ -170,16 +188,15 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn compress(mask: Self::Mask, columns: [*const u32; 3], to: [*mut u32; 3]) -> usize {
+    unsafe fn compress(mask: Self::Mask, columns: [Self; 3], to: [*mut u32; 3]) -> usize {
         unsafe {
             let mut length = 0;
             for half in 0..2 {
                 let flags = _mm256_movemask_ps(mask[half]) as usize;
                 let lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(SET_LANES[flags].as_ptr().cast()));
                 for column in 0..3 {
-                    let values = _mm256_loadu_si256(columns[column].add(8 * half).cast());
-                    let packed = _mm256_permutevar8x32_epi32(values, lanes);
-                    _mm256_storeu_si256(to[column].add(length).cast(), packed);
+                    let packed = _mm256_permutevar8x32_ps(columns[column].0[half], lanes);
+                    _mm256_storeu_ps(to[column].add(length).cast(), packed);
                 }
                 length += flags.count_ones() as usize;
             }

@@ -13,6 +13,19 @@ impl Vector for Avx512 {
     type Sums = [__m512d; 2];
 
     #[inline(always)]
+    unsafe fn load_bits(from: &[u32; LANES]) -> Self {
+        Self(unsafe { _mm512_loadu_ps(from.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn indices_from(start: u32) -> Self {
+        unsafe {
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            Self(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_set1_epi32(start as i32), lanes)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         Self(unsafe { _mm512_sub_ps(self.0, other.0) })
     }
@@ -35,6 +48,16 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn below(self, limit: Self) -> Self::Mask {
         unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, limit.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn no_flags() -> Self::Mask {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn either(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        a | b
     }
 
     #[inline(always)]
@@ -121,11 +144,11 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn compress(mask: Self::Mask, columns: [*const u32; 3], to: [*mut u32; 3]) -> usize {
+    unsafe fn compress(mask: Self::Mask, columns: [Self; 3], to: [*mut u32; 3]) -> usize {
         unsafe {
             for column in 0..3 {
-                let packed = _mm512_maskz_compress_epi32(mask, _mm512_loadu_si512(columns[column].cast()));
-                _mm512_storeu_si512(to[column].cast(), packed);
+                // VCOMPRESSPS to memory is slow on Zen 4, so to a register first.
+                _mm512_storeu_ps(to[column].cast(), _mm512_maskz_compress_ps(mask, columns[column].0));
             }
         }
         mask.count_ones() as usize

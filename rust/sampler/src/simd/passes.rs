@@ -1,7 +1,7 @@
 //! The passes over float32 weights: each is written once over [`Vector`] and compiled for every backend.
 
 use super::passes_f64::{collect_bracket_f64, cumulative_f64};
-use super::results::{Candidates, Cumulative, Extrema, tree_sum};
+use super::results::{Candidates, Cumulative, Extrema, tree_fold, tree_sum};
 use super::vector::Vector;
 use bpe_llama_simd::exp::{MAGIC, POLYNOMIAL, Scale};
 #[cfg(target_arch = "x86_64")]
@@ -103,34 +103,55 @@ fn padded(tail: &[f32], filler: f32) -> [f32; LANES] {
     chunk
 }
 
+/// The extrema of each lane, and which lanes were free of NaN and +inf.
+#[derive(Clone, Copy)]
+struct LaneExtrema<V: Vector> {
+    max: V,
+    min: V,
+    valid: V::Mask,
+}
+
+impl<V: Vector> LaneExtrema<V> {
+    /// # Safety
+    /// Needs the CPU features of the backend.
+    #[inline(always)]
+    unsafe fn add(&mut self, values: V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.max = self.max.max(values);
+            self.min = self.min.min(values);
+            self.valid = V::both(self.valid, values.below(V::splat(f32::INFINITY)));
+        }
+    }
+}
+
 pass! {
     /// Returns the extrema of a row; `max` and `min` are unspecified unless `valid`.
     extrema<V>, (row: &[f32]) -> Extrema {
-        let infinity = V::splat(f32::INFINITY);
+        let lowest = V::splat(f32::NEG_INFINITY);
+        let none = LaneExtrema { max: lowest, min: V::splat(f32::INFINITY), valid: lowest.at_least(lowest) };
         // Two accumulators hide the latency of the maximum.
-        let mut max = [V::splat(f32::NEG_INFINITY); 2];
-        let mut min = [infinity; 2];
-        let mut valid = [infinity.at_least(infinity); 2];
+        let mut halves = [none; 2];
         let (chunks, tail) = row.as_chunks::<LANES>();
         let (pairs, last) = chunks.as_chunks::<2>();
-        // -inf, too, is in a valid row and changes no maximum; a row without tail repeats its last value.
-        let tail = padded(tail, row.last().copied().unwrap_or(f32::NEG_INFINITY));
-        let rest = [*last.first().unwrap_or(&tail), tail];
-        for pair in pairs.iter().chain([&rest]) {
-            for half in 0..2 {
-                let values = V::load(&pair[half]);
-                max[half] = max[half].max(values);
-                min[half] = min[half].min(values);
-                valid[half] = V::both(valid[half], values.below(infinity));
-            }
+        for pair in pairs {
+            halves[0].add(V::load(&pair[0]));
+            halves[1].add(V::load(&pair[1]));
         }
-        let (mut highest, mut lowest) = ([0.0; LANES], [0.0; LANES]);
-        max[0].max(max[1]).store(&mut highest);
-        min[0].min(min[1]).store(&mut lowest);
+        for chunk in last {
+            halves[0].add(V::load(chunk));
+        }
+        if let Some(&value) = tail.last() {
+            // Repeating a value changes neither extremum.
+            halves[1].add(V::load(&padded(tail, value)));
+        }
+        let (mut max, mut min) = ([0.0; LANES], [0.0; LANES]);
+        halves[0].max.max(halves[1].max).store(&mut max);
+        halves[0].min.min(halves[1].min).store(&mut min);
         Extrema {
-            max: highest.into_iter().fold(f32::NEG_INFINITY, f32::max),
-            min: lowest.into_iter().fold(f32::INFINITY, f32::min),
-            valid: V::all(V::both(valid[0], valid[1])),
+            max: tree_fold(max, |a, b| if a > b { a } else { b }),
+            min: tree_fold(min, |a, b| if a < b { a } else { b }),
+            valid: V::all(V::both(halves[0].valid, halves[1].valid)),
         }
     }
 }
@@ -229,36 +250,56 @@ pass! {
     }
 }
 
-/// Appends to [`Candidates`] the logits in `[low, high)`, sixteen at a time.
-struct Collector<'a, V> {
+/// Vectors that [`collect_bracket`] looks at before it branches: with fewer, half of the branches of a flat row are
+/// mispredicted.
+const GROUP: usize = 2;
+
+/// Appends to [`Candidates`] the logits in `[low, high)`, and tallies those at or above `high`.
+struct Collector<'a, V: Vector> {
     low: V,
     high: V,
+    tally: Tally<V>,
     candidates: &'a mut Candidates<f32>,
     length: usize,
 }
 
 impl<V: Vector> Collector<'_, V> {
-    /// Appends those of sixteen logits that are in the bracket, and returns which are at least `high`.
-    ///
     /// # Safety
-    /// Needs the CPU features of the backend, and room for sixteen more candidates.
+    /// Needs the CPU features of the backend, and room for a whole group of candidates.
     #[inline(always)]
-    unsafe fn add(&mut self, logits: &[f32; LANES], weights: &[f32; LANES], ids: &[u32; LANES]) -> V::Mask {
+    unsafe fn add(
+        &mut self,
+        start: usize,
+        logits: &[[f32; LANES]; GROUP],
+        weights: &[[f32; LANES]; GROUP],
+        ids: Option<&[[u32; LANES]; GROUP]>,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let values = V::load(logits);
-            let above = values.at_least(self.high);
-            let inside = V::and_not(values.at_least(self.low), above);
-            if V::any(inside) {
-                let from = [logits.as_ptr().cast(), weights.as_ptr().cast(), ids.as_ptr()];
-                let to = [
-                    self.candidates.logits.as_mut_ptr().add(self.length).cast(),
-                    self.candidates.weights.as_mut_ptr().add(self.length).cast(),
-                    self.candidates.ids.as_mut_ptr().add(self.length),
-                ];
-                self.length += V::compress(inside, from, to);
+            let mut inside = [V::no_flags(); GROUP];
+            let mut any = V::no_flags();
+            for vector in 0..GROUP {
+                let values = V::load(&logits[vector]);
+                let above = values.at_least(self.high);
+                self.tally.add(above, &weights[vector]);
+                inside[vector] = V::and_not(values.at_least(self.low), above);
+                any = V::either(any, inside[vector]);
             }
-            above
+            if V::any(any) {
+                for vector in 0..GROUP {
+                    let ids = match ids {
+                        Some(ids) => V::load_bits(&ids[vector]),
+                        None => V::indices_from((start + vector * LANES) as u32),
+                    };
+                    let columns = [V::load(&logits[vector]), V::load(&weights[vector]), ids];
+                    let to = [
+                        self.candidates.logits.as_mut_ptr().add(self.length).cast(),
+                        self.candidates.weights.as_mut_ptr().add(self.length).cast(),
+                        self.candidates.ids.as_mut_ptr().add(self.length),
+                    ];
+                    self.length += V::compress(inside[vector], columns, to);
+                }
+            }
         }
     }
 }
@@ -272,27 +313,28 @@ pass! {
         bracket: (f32, f32),
         candidates: &mut Candidates<f32>
     ) -> Cumulative {
-        // Each logit is appended at most once, and every append writes sixteen elements.
+        // Each logit is appended at most once, and an append writes a whole vector.
         candidates.clear(row.len() + LANES);
-        let mut collector = Collector { low: V::splat(bracket.0), high: V::splat(bracket.1), candidates, length: 0 };
-        let mut tally = Tally::<V>::new();
-        let (chunks, tail) = row.as_chunks::<LANES>();
-        let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
-        let (id_chunks, id_tail) = ids.unwrap_or_default().as_chunks::<LANES>();
-        let mut indices: [u32; LANES] = std::array::from_fn(|lane| lane as u32);
-        for (index, (chunk, weights)) in chunks.iter().zip(weight_chunks).enumerate() {
-            let ids = if ids.is_some() { &id_chunks[index] } else { &indices };
-            tally.add(collector.add(chunk, weights, ids), weights);
-            for index in &mut indices {
-                *index += LANES as u32;
+        let (low, high) = (V::splat(bracket.0), V::splat(bracket.1));
+        let mut collector = Collector { low, high, tally: Tally::<V>::new(), candidates, length: 0 };
+        let groups = row.as_chunks::<LANES>().0.as_chunks::<GROUP>().0;
+        let weight_groups = weights.as_chunks::<LANES>().0.as_chunks::<GROUP>().0;
+        let id_groups = ids.unwrap_or_default().as_chunks::<LANES>().0.as_chunks::<GROUP>().0;
+        for (group, (logits, weights)) in groups.iter().zip(weight_groups).enumerate() {
+            collector.add(group * GROUP * LANES, logits, weights, ids.map(|_| &id_groups[group]));
+        }
+        let start = groups.len() * GROUP * LANES;
+        if start < row.len() {
+            let mut last_ids = [[0; LANES]; GROUP];
+            let (mut last_logits, mut last_weights) = ([[f32::NAN; LANES]; GROUP], [[0.0; LANES]; GROUP]);
+            last_logits.as_flattened_mut()[..row.len() - start].copy_from_slice(&row[start..]);
+            last_weights.as_flattened_mut()[..row.len() - start].copy_from_slice(&weights[start..row.len()]);
+            if let Some(ids) = ids {
+                last_ids.as_flattened_mut()[..row.len() - start].copy_from_slice(&ids[start..]);
             }
+            collector.add(start, &last_logits, &last_weights, ids.map(|_| &last_ids));
         }
-        if !tail.is_empty() {
-            indices[..id_tail.len()].copy_from_slice(id_tail);
-            let weights = padded(&weight_tail[..tail.len()], 0.0);
-            tally.add(collector.add(&padded(tail, f32::NAN), &weights, &indices), &weights);
-        }
-        let Collector { candidates, length, .. } = collector;
+        let Collector { tally, candidates, length, .. } = collector;
         candidates.logits.set_len(length);
         candidates.weights.set_len(length);
         candidates.ids.set_len(length);

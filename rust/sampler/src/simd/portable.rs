@@ -16,6 +16,16 @@ impl Vector for Portable {
     type Sums = [f64; LANES];
 
     #[inline(always)]
+    unsafe fn load_bits(from: &[u32; LANES]) -> Self {
+        Self(from.map(f32::from_bits))
+    }
+
+    #[inline(always)]
+    unsafe fn indices_from(start: u32) -> Self {
+        Self(from_fn(|lane| f32::from_bits(start + lane as u32)))
+    }
+
+    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         Self(from_fn(|lane| self.0[lane] - other.0[lane]))
     }
@@ -38,6 +48,16 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn below(self, limit: Self) -> Self::Mask {
         from_fn(|lane| flag(self.0[lane] < limit.0[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn no_flags() -> Self::Mask {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn either(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        from_fn(|lane| a[lane] | b[lane])
     }
 
     #[inline(always)]
@@ -120,12 +140,12 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn compress(mask: Self::Mask, columns: [*const u32; 3], to: [*mut u32; 3]) -> usize {
+    unsafe fn compress(mask: Self::Mask, columns: [Self; 3], to: [*mut u32; 3]) -> usize {
         let mut length = 0;
         for lane in 0..LANES {
             for column in 0..3 {
-                // SAFETY: each source has sixteen elements, each target room for as many; `length` is at most `lane`.
-                unsafe { to[column].add(length).write(columns[column].add(lane).read()) };
+                // SAFETY: each target has room for sixteen elements, and `length` is at most `lane`.
+                unsafe { to[column].add(length).write(columns[column].0[lane].to_bits()) };
             }
             length += (mask[lane] & 1) as usize;
         }

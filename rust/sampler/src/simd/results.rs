@@ -1,6 +1,6 @@
 //! What the passes return.
 
-use std::ops::AddAssign;
+use std::ops::Add;
 
 /// The maximum and minimum of a row, and whether the row is free of NaN and +inf.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,14 +46,19 @@ impl<W> Candidates<W> {
 
 /// Returns the sum of the lanes, added as a balanced tree.
 #[inline(always)]
-pub(super) fn tree_sum<T: Copy + AddAssign, const LANES: usize>(mut sums: [T; LANES]) -> T {
+pub(super) fn tree_sum<T: Copy + Add<Output = T>, const LANES: usize>(lanes: [T; LANES]) -> T {
+    tree_fold(lanes, |a, b| a + b)
+}
+
+/// Returns the lanes combined as a balanced tree: first those half the lanes apart.
+#[inline(always)]
+pub(super) fn tree_fold<T: Copy, const LANES: usize>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            let other = sums[lane + width];
-            sums[lane] += other;
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
         }
         width /= 2;
     }
-    sums[0]
+    lanes[0]
 }

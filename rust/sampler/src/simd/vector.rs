@@ -17,6 +17,12 @@ pub(super) trait Vector: F32x16 {
     /// A float64 sum for each lane.
     type Sums: Copy;
 
+    /// Returns sixteen integers as the bits of the lanes. `VMOVDQU`.
+    unsafe fn load_bits(from: &[u32; LANES]) -> Self;
+
+    /// Returns the integers from `start` on as the bits of the lanes. `VPADDD`.
+    unsafe fn indices_from(start: u32) -> Self;
+
     /// Returns `self - other`. `VSUBPS`.
     #[must_use]
     unsafe fn sub(self, other: Self) -> Self;
@@ -34,6 +40,12 @@ pub(super) trait Vector: F32x16 {
 
     /// Returns whether each lane is below `limit`; false for NaN. `VCMPPS`.
     unsafe fn below(self, limit: Self) -> Self::Mask;
+
+    /// Returns no flag. `VXORPS`.
+    unsafe fn no_flags() -> Self::Mask;
+
+    /// Returns the flags that are set in either. `VORPS`.
+    unsafe fn either(a: Self::Mask, b: Self::Mask) -> Self::Mask;
 
     /// Returns the flags that are set in both. `VANDPS`.
     unsafe fn both(a: Self::Mask, b: Self::Mask) -> Self::Mask;
@@ -85,6 +97,6 @@ pub(super) trait Vector: F32x16 {
     /// AVX2 looks the shuffle up in a table by the flags of eight lanes. `VMOVMSKPS`, `VPMOVZXBD`, `VPERMD`.
     ///
     /// # Safety
-    /// Each column has sixteen elements. Each target has room for sixteen, all of which may be overwritten.
-    unsafe fn compress(mask: Self::Mask, columns: [*const u32; 3], to: [*mut u32; 3]) -> usize;
+    /// Each target has room for sixteen elements, all of which may be overwritten.
+    unsafe fn compress(mask: Self::Mask, columns: [Self; 3], to: [*mut u32; 3]) -> usize;
 }
