@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `results.rs` | what the passes return |
 //! | `vector.rs` | [`Vector`](vector::Vector): the operations of a vector of sixteen float32 |
-//! | `portable.rs`, `avx2.rs`, `avx512.rs` | the same trait for each backend |
+//! | `portable.rs`, `avx2.rs`, `avx512.rs`, `neon.rs` | the same trait for each backend |
 //! | `passes.rs` | the passes over float32 weights, generic over the trait, and their dispatch |
 //! | `passes_f64.rs` | the passes over float64 weights, which few rows need: loops that the compiler vectorizes |
 //!
@@ -17,6 +17,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod passes;
 mod passes_f64;
 mod portable;

@@ -4,6 +4,8 @@ use super::passes_f64::{collect_bracket_f64, cumulative_f64};
 use super::results::{Candidates, Cumulative, Extrema, tree_fold, tree_sum};
 use super::vector::Vector;
 use bpe_llama_simd::exp::{MAGIC, POLYNOMIAL, Scale};
+#[cfg(target_arch = "aarch64")]
+use bpe_llama_simd::f32x16::Neon;
 #[cfg(target_arch = "x86_64")]
 use bpe_llama_simd::f32x16::{Avx2, Avx512};
 use bpe_llama_simd::f32x16::{LANES, Portable};
@@ -84,6 +86,9 @@ macro_rules! pass {
             match backend.kind() {
                 // SAFETY: the portable backend needs no features.
                 Kind::Portable => unsafe { generic::<Portable>($($argument),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: every CPU of this target has NEON.
+                Kind::Neon => unsafe { generic::<Neon>($($argument),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Backend` is only ever `Avx2` where the features of `Tier::Avx2` were detected.
                 Kind::Avx2 => unsafe { avx2($($argument),*) },

@@ -24,6 +24,8 @@ macro_rules! pass_f64 {
 
             match backend.kind() {
                 Kind::Portable => portable($($argument),*),
+                #[cfg(target_arch = "aarch64")]
+                Kind::Neon => portable($($argument),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Backend` is only ever one of these where AVX2 and FMA were detected.
                 Kind::Avx2 | Kind::Avx512 => unsafe { avx2($($argument),*) },

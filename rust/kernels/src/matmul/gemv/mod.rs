@@ -31,6 +31,9 @@ pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
     match backend.kind() {
         // SAFETY: the portable backend needs no CPU feature.
         Kind::Portable => unsafe { run_in::<Portable>(task, rows) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the portable backend needs no CPU feature.
+        Kind::Neon => unsafe { run_in::<Portable>(task, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Backend` exists only if the CPU has it.
         Kind::Avx2 => unsafe { run_avx2(task, rows) },
