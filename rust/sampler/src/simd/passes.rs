@@ -255,8 +255,7 @@ pass! {
     }
 }
 
-/// Vectors that [`collect_bracket`] looks at before it branches: with fewer, half of the branches of a flat row are
-/// mispredicted.
+/// Vectors that [`collect_bracket`] compares before it branches: after one, a flat row's branches are hard to predict.
 const GROUP: usize = 2;
 
 /// Appends to [`Candidates`] the logits in `[low, high)`, and tallies those at or above `high`.
