@@ -122,11 +122,11 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn add_exponent(self, rounded: Self, bias: i32) -> Self {
         unsafe {
-            let mut sums = [_mm256_setzero_ps(); 2];
-            for half in 0..2 {
-                let exponent = _mm256_sub_epi32(_mm256_castps_si256(rounded.0[half]), _mm256_set1_epi32(bias));
-                let bits = _mm256_castps_si256(self.0[half]);
-                sums[half] = _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_slli_epi32::<23>(exponent)));
+            let mut sums = self.0;
+            for (sum, rounded) in sums.iter_mut().zip(rounded.0) {
+                let exponent = _mm256_sub_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(bias));
+                let bits = _mm256_add_epi32(_mm256_castps_si256(*sum), _mm256_slli_epi32::<23>(exponent));
+                *sum = _mm256_castsi256_ps(bits);
             }
             Self(sums)
         }
@@ -191,8 +191,8 @@ impl Vector for Avx2 {
     unsafe fn compress(mask: Self::Mask, columns: [Self; 3], to: [*mut u32; 3]) -> usize {
         unsafe {
             let mut length = 0;
-            for half in 0..2 {
-                let flags = _mm256_movemask_ps(mask[half]) as usize;
+            for (half, flags) in mask.into_iter().enumerate() {
+                let flags = _mm256_movemask_ps(flags) as usize;
                 let lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(SET_LANES[flags].as_ptr().cast()));
                 for column in 0..3 {
                     let packed = _mm256_permutevar8x32_ps(columns[column].0[half], lanes);

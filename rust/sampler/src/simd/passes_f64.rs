@@ -97,7 +97,8 @@ pass_f64! {
         let (low, high) = bracket;
         candidates.clear(0);
         for (start, chunk) in row.chunks(LANES).enumerate().map(|(chunk_index, chunk)| (chunk_index * LANES, chunk)) {
-            if chunk.iter().fold(false, |any, &logit| any | (logit >= low && logit < high)) {
+            let inside = chunk.iter().fold(0u32, |count, &logit| count + u32::from(logit >= low && logit < high));
+            if inside > 0 {
                 for (index, &logit) in (start..).zip(chunk) {
                     if logit >= low && logit < high {
                         candidates.push(logit, weights[index], ids.map_or(index as u32, |ids| ids[index]));

@@ -142,12 +142,12 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn compress(mask: Self::Mask, columns: [Self; 3], to: [*mut u32; 3]) -> usize {
         let mut length = 0;
-        for lane in 0..LANES {
+        for (lane, flag) in mask.into_iter().enumerate() {
             for column in 0..3 {
                 // SAFETY: each target has room for sixteen elements, and `length` is at most `lane`.
                 unsafe { to[column].add(length).write(columns[column].0[lane].to_bits()) };
             }
-            length += (mask[lane] & 1) as usize;
+            length += (flag & 1) as usize;
         }
         length
     }
