@@ -2,6 +2,7 @@
 
     python -m bench.sample                 # the table, and bench/results/sample.jsonl
     python -m bench.sample --rounds 5      # quicker, noisier
+    python -m bench.sample --simd avx2     # as on a CPU without AVX-512: ours and torch's
     python -m bench.sample --cuda          # the GPU alone, beside the bar
 
 One thread, p = 0.9, T = 0.8; with a GPU, also the torch twin in a CUDA graph. Peers take turns within each round, and
@@ -22,6 +23,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 from bench import measure
 from bench.cuda.bars import about, beside_bar, require_cuda
 from bpe_llama import Sampler
+from bpe_llama._core import simd_tier
 from bpe_llama.model.sampling import sample_logits
 
 TOP_P, TEMPERATURE = 0.9, 0.8
@@ -186,7 +188,7 @@ def main() -> None:
     together = batch(32, 128_256, rounds)
 
     names = list(results[0]["times"])
-    print(f"Microseconds per row, best of {rounds} interleaved rounds; in brackets the ratio to ours.\n")
+    print(f"Microseconds per row on {simd_tier()}, best of {rounds} interleaved rounds; in brackets the ratio to ours.\n")
     print("| logits | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
     for result in results:

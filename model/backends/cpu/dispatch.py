@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from bpe_llama._core import has_amx, has_avx512, has_avx512_bf16
+from bpe_llama._core import has_amx, has_avx512, simd_tier
 from bpe_llama.model.backends.layer_parts import has_known_layers
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -28,13 +28,20 @@ from bpe_llama.model.quantization.quantize import PackedLinear
 FEW_ROWS = 8
 """Up to so many rows, memory for hidden states and logits is kept from pass to pass: allocating it costs more."""
 
-NATIVE_ROWS = 48
-"""Rows up to which native products with float32 and packed weights are at least as fast as PyTorch's, without AVX-512;
-with it there is no limit."""
+ALWAYS = sys.maxsize
 
-NATIVE_ROWS_BFLOAT16, NATIVE_ROWS_BFLOAT16_AMX = 32, 64
-"""The same for bfloat16 weights, which PyTorch multiplies with activations rounded to bfloat16. AMX does so once where
-the exact native product takes three passes. With AVX-512 BF16, native products round too, and there is no limit."""
+NATIVE_ROWS = {
+    "portable": (48, 32),
+    "neon": (48, 32),
+    "avx2": (48, ALWAYS),
+    "avx512": (ALWAYS, ALWAYS),
+    "avx512_bf16": (ALWAYS, ALWAYS),
+    "amx": (ALWAYS, 64),
+}
+"""Rows up to which native products are at least as fast as PyTorch's, for each tier of `bpe_llama._core.simd_tier`: with
+float32 and packed weights, and with bfloat16 weights. On a CPU without instructions for bfloat16 PyTorch takes ten times
+as long as for float32, and native products widen the weights. AMX multiplies PyTorch's rounded activations once where the
+exact native product takes three passes."""
 
 FEW_KEYS = 2048
 """Query rows times keys of PyTorch's attention, up to which its threads do not pay beside the native thread pool."""
@@ -75,12 +82,8 @@ def has_native_kernels(linears: Sequence[nn.Module]) -> bool:
 
 def native_rows(linears: Sequence[nn.Module]) -> int:
     """Return the most rows that native products serve best; the layers must have native kernels."""
-    if any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears):
-        if has_amx():
-            return NATIVE_ROWS_BFLOAT16_AMX
-        if not has_avx512_bf16():
-            return NATIVE_ROWS_BFLOAT16
-    return sys.maxsize if has_avx512() else NATIVE_ROWS
+    bfloat16 = any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears)
+    return NATIVE_ROWS[simd_tier()][bfloat16]
 
 
 def native_attention(new_tokens: int) -> bool:

@@ -82,6 +82,8 @@ fn normalize_with(
             let Some(part) = parts.lock().unwrap_or_else(PoisonError::into_inner).next() else { break };
             match backend.kind() {
                 Kind::Portable => normalize_rows(part, width, &columns, weights, eps),
+                #[cfg(target_arch = "aarch64")]
+                Kind::Neon => normalize_rows(part, width, &columns, weights, eps),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: a `Backend` exists only if the CPU has it; AVX-512's includes AVX2's.
                 Kind::Avx2 | Kind::Avx512 => unsafe { normalize_avx2(part, width, &columns, weights, eps) },

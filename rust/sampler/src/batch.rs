@@ -10,6 +10,9 @@ use std::sync::{Mutex, PoisonError};
 /// Starting a thread takes some tens of microseconds, which pays off from this many logits.
 const LOGITS_PER_THREAD: usize = 1 << 18;
 
+/// Threads take parts of so many logits, so that those that start late or share their CPU take fewer.
+const LOGITS_PER_PART: usize = 1 << 17;
+
 /// Scratch memory that later calls reuse. Threads end with their call, so a forked child lacks none of them.
 static SCRATCH: ScratchPool<Scratch> = ScratchPool::new();
 
@@ -41,12 +44,12 @@ pub(crate) fn for_each_row<T: Send>(
     if threads == 1 {
         return run(0, out);
     }
-    let rows_per_thread = rows.div_ceil(threads);
-    let parts = Mutex::new(out.chunks_mut(rows_per_thread * width).enumerate());
+    let rows_per_part = (LOGITS_PER_PART / vocab_size.max(1)).clamp(1, rows.div_ceil(threads));
+    let parts = Mutex::new(out.chunks_mut(rows_per_part * width).enumerate());
     let run_parts = || loop {
         let part = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
         let Some((i, part)) = part else { return Ok(()) };
-        run(i * rows_per_thread, part).map_err(|error| (i, error))?;
+        run(i * rows_per_part, part).map_err(|error| (i, error))?;
     };
     std::thread::scope(|scope| {
         // Where no thread can be started, this one does all the work.

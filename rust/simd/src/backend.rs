@@ -9,8 +9,11 @@ pub struct Backend(Kind);
 /// The instruction set of a [`Backend`], for a `match`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The baseline of the target: SSE2 on x86-64, NEON on arm64.
+    /// The baseline of the target: SSE2 on x86-64, NEON on arm64, by the compiler alone.
     Portable,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -29,6 +32,8 @@ impl Backend {
     pub fn available() -> impl DoubleEndedIterator<Item = Self> {
         [
             (Kind::Portable, Tier::Portable),
+            #[cfg(target_arch = "aarch64")]
+            (Kind::Neon, Tier::Neon),
             #[cfg(target_arch = "x86_64")]
             (Kind::Avx2, Tier::Avx2),
             #[cfg(target_arch = "x86_64")]

@@ -199,6 +199,9 @@ impl Layer<'_> {
                 && unsafe { avx512_bf16::attend(head_dim, scale, keys, values, scratch) } => {}
             // SAFETY: the portable backend needs no CPU feature.
             Kind::Portable => unsafe { cached.attend::<Portable>(scratch) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => unsafe { cached.attend::<Portable>(scratch) },
             // SAFETY: a `Backend` exists only if the CPU has it.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => unsafe { cached.attend_avx2(scratch) },

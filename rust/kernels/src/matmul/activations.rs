@@ -50,6 +50,8 @@ impl<'a> Activations<'a> {
         let mut out = vec![0.0; given.len() / length * columns];
         match backend.kind() {
             Kind::Portable => compute(self, columns, &mut out),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => compute(self, columns, &mut out),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Backend` exists only if the CPU has it; AVX-512's includes AVX2's.
             Kind::Avx2 | Kind::Avx512 => unsafe { compute_avx2(self, columns, &mut out) },

@@ -25,7 +25,7 @@ use crate::backend::{GEMV_ROWS, GemmBackend};
 use crate::output::{Output, atomic_bits};
 use crate::{Error, Result, thread_pool};
 use bpe_llama_simd::Backend;
-use gemm::{amx, avx512_bf16};
+use gemm::{amx, avx512_bf16, widened};
 use pack::PackedActivations;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use task::{Layout, Task};
@@ -90,7 +90,7 @@ fn matmul_with(
     for matrix in matrices {
         let layout = Layout::of(&matrix.weights, gemm);
         let panels = activations.panels(layout);
-        let chunk_rows = chunk_rows(matrix, layout, panels.len() > 1);
+        let chunk_rows = chunk_rows(matrix, layout, panels.len() > 1, backend);
         tasks.push(Task { matrix, layout, panels, packed: &activations.packed, chunk_rows, first_column, out: &out });
         first_column += matrix.rows;
         chunks += matrix.rows.div_ceil(chunk_rows);
@@ -120,14 +120,15 @@ fn matmul_with(
 }
 
 /// Returns how many weight rows a thread takes at a time: about a fixed number of bytes, in whole register blocks.
-fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, several_passes: bool) -> usize {
+fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, several_passes: bool, backend: Backend) -> usize {
     let (bytes, multiple) = match (layout, several_passes) {
         (Layout::AmxTiles, false) => (CHUNK_BYTES, 32),
         (Layout::AmxTiles, true) => (2 * CHUNK_BYTES_OF_PASSES, 32),
         (Layout::Bf16Tiles, false) => (CHUNK_BYTES, 48),
         (Layout::Bf16Tiles, true) => (CHUNK_BYTES_OF_PASSES, 48),
         (_, false) => (CHUNK_BYTES, 4),
-        (_, true) => (CHUNK_BYTES_OF_PASSES, 3),
+        (_, true) if backend.is_avx512() => (CHUNK_BYTES_OF_PASSES, 3),
+        (_, true) => (widened::WIDENED_BYTES * matrix.row_bytes() / (4 * matrix.columns), widened::KERNEL_ROWS),
     };
     (bytes / matrix.row_bytes().max(1)).next_multiple_of(multiple).max(multiple)
 }

@@ -1,7 +1,7 @@
 //! Packs activations: panels of rows, in the column order that a micro-kernel reads, the same columns of all rows together.
 
 use super::gemm::{amx, avx512_bf16};
-use super::gemv::INT4_BLOCK;
+use super::gemv::{INT4_BLOCK, INT4_BLOCK_VECTORS, int4_factor};
 use super::task::{Layout, Panel};
 use super::weights::Matrix;
 use crate::backend::{GEMM_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512, GemmBackend};
@@ -16,33 +16,15 @@ fn append(layout: Layout, x: &[f32], columns: usize, packed: &mut Vec<CacheLine>
         Layout::AmxTiles => unsafe { amx::pack(x, columns, packed) },
         // SAFETY: as above, for AVX-512 BF16.
         Layout::Bf16Tiles => unsafe { avx512_bf16::pack(x, columns, packed) },
-        Layout::Sequential => append_strided::<LANES, 1>(x, columns, packed, |_| {}),
-        Layout::EvenOdd => append_strided::<{ 2 * LANES }, 2>(x, columns, packed, |_| {}),
-        Layout::Int4 => append_strided::<INT4_BLOCK, 8>(x, columns, packed, |packed| {
-            let rows = x.len() / columns;
-            let start = packed.len() - 8 * rows;
-            for row in 0..rows {
-                let mut sum = [0.0; LANES];
-                for vector in packed[start + row..].iter().step_by(rows).take(8) {
-                    for (sum, x) in sum.iter_mut().zip(vector.0) {
-                        *sum += x;
-                    }
-                }
-                packed.push(CacheLine(sum));
-            }
-        }),
+        Layout::Sequential => append_strided::<LANES, 1>(x, columns, packed),
+        Layout::EvenOdd => append_strided::<{ 2 * LANES }, 2>(x, columns, packed),
+        Layout::Int4 => append_int4(x, columns, packed),
     }
 }
 
-/// Appends, for each `N` columns and each start below `STRIDE`, every `STRIDE`th column of all rows; calls `after_block`
-/// after each `N` columns.
+/// Appends, for each `N` columns and each start below `STRIDE`, every `STRIDE`th column of all rows.
 #[inline(always)]
-fn append_strided<const N: usize, const STRIDE: usize>(
-    x: &[f32],
-    columns: usize,
-    packed: &mut Vec<CacheLine>,
-    after_block: impl Fn(&mut Vec<CacheLine>),
-) {
+fn append_strided<const N: usize, const STRIDE: usize>(x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
     for column in (0..columns).step_by(N) {
         for start in 0..STRIDE {
             packed.extend(x.chunks_exact(columns).map(|row| {
@@ -56,7 +38,35 @@ fn append_strided<const N: usize, const STRIDE: usize>(
                 CacheLine(std::array::from_fn(|lane| block[STRIDE * lane + start]))
             }));
         }
-        after_block(packed);
+    }
+}
+
+/// Appends the vectors of each block; see [`Layout::Int4`].
+fn append_int4(x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
+    let rows = x.len() / columns;
+    for column in (0..columns).step_by(INT4_BLOCK) {
+        let first = packed.len();
+        packed.resize(first + INT4_BLOCK_VECTORS * rows, CacheLine::ZERO);
+        for (row, x) in x.chunks_exact(columns).enumerate() {
+            let tail;
+            let block = if let Some(block) = x[column..].first_chunk::<INT4_BLOCK>() {
+                block
+            } else {
+                tail = zero_padded(&x[column..]);
+                &tail
+            };
+            let packed = &mut packed[first + row..];
+            let mut sum = [0.0; LANES];
+            for code in 0..8 {
+                for lane in 0..LANES {
+                    let x = block[8 * lane + code];
+                    sum[lane] += x;
+                    packed[code * rows].0[lane] = x / int4_factor(code);
+                }
+            }
+            packed[8 * rows] = CacheLine(sum);
+            packed[9 * rows] = CacheLine(sum.map(|sum| -8.0 * sum));
+        }
     }
 }
 

@@ -13,8 +13,8 @@ pub(crate) enum Layout {
     Sequential,
     /// Of 32 columns, first the even ones, then the odd ones, as bfloat16 weights widen.
     EvenOdd,
-    /// Of 128 columns, every eighth from the first on, then every eighth from the second on, and so on, as four-bit codes
-    /// widen; then the sums of these eight vectors.
+    /// Of 128 columns, every eighth from the first on, then every eighth from the second on, and so on, each divided by the
+    /// power of two that its four-bit codes are multiplied by; then the sum of the eight undivided vectors, and -8 times it.
     Int4,
     /// Tiles of three bfloat16 terms, for AMX.
     AmxTiles,

@@ -78,6 +78,17 @@ impl<'a> Matrix<'a> {
         self.rows * self.row_bytes()
     }
 
+    /// Returns where a row begins, or would begin if the matrix had more rows.
+    pub(crate) fn address(&self, row: usize) -> *const u8 {
+        let start: *const u8 = match self.weights {
+            Weights::F32(weights) => weights.as_ptr().cast(),
+            Weights::Bf16(weights) => weights.as_ptr().cast(),
+            Weights::Int8(codes, _) => codes.as_ptr().cast(),
+            Weights::Int4(codes, _) => codes.as_ptr(),
+        };
+        start.wrapping_add(row * self.row_bytes())
+    }
+
     pub(crate) fn row_bytes(&self) -> usize {
         match self.weights {
             Weights::F32(_) => 4 * self.columns,

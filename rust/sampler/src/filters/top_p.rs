@@ -29,7 +29,7 @@ impl Kept<'_> {
         let bounds = (lower_bound(extrema, self.temperature, nats), extrema.max);
         let bracket = self.estimate_bracket(target, total_mass, bounds, scratch);
         let selection = select(scratch.backend, row, weights, Search { target, bounds, bracket }, &mut scratch.buffers);
-        if is_exact(selection, target_mass, total_mass) {
+        if is_exact(selection, target_mass, self.mass, row.len()) {
             (self.cutoff, self.mass) = (selection.cutoff, selection.mass);
         } else {
             self.cutoff = self.top_p_in_f64(selection.cutoff.threshold, scratch);
@@ -86,9 +86,16 @@ impl Kept<'_> {
 }
 
 /// Returns whether the cutoff is certain in spite of the rounding errors of float32 weights.
-fn is_exact(selection: Selection, target_mass: f64, total_mass: f64) -> bool {
-    let error = 2.0 * RELATIVE_ERROR * total_mass;
-    selection.mass_before + error < target_mass && target_mass + error < selection.mass
+///
+/// A mass M reaches the target p K, where K is the mass of the ids kept, if M - p K is at least 0. An error of e w in the
+/// weight w of an id changes M - p K by (1 - p) e w if M includes the id, by -p e w if not. So with relative errors of at
+/// most E it is off by at most E ((1 - p) M + p (K - M)), about 2 p (1 - p) E K. The sums' own rounding comes on top.
+fn is_exact(selection: Selection, target_mass: f64, kept_mass: f64, row_len: usize) -> bool {
+    let p = target_mass / kept_mass;
+    let rounding_of_sums = f64::EPSILON * row_len as f64 * kept_mass;
+    let error = |mass: f64| RELATIVE_ERROR * ((1.0 - p) * mass + p * (kept_mass - mass)) + rounding_of_sums;
+    let Selection { mass_before, mass, .. } = selection;
+    mass_before + error(mass_before) < target_mass && target_mass + error(mass) < mass
 }
 
 /// Returns a finite threshold at least `nats` temperatures below the maximum, but no lower than the minimum.

@@ -1,45 +1,15 @@
-//! Each pass as a portable loop over lanes that the compiler vectorizes, and the dispatch to the CPU's backend.
+//! The passes over float32 weights: each is written once over [`Vector`] and compiled for every backend.
 
+use super::passes_f64::{collect_bracket_f64, cumulative_f64};
+use super::results::{Candidates, Cumulative, Extrema, tree_fold, tree_sum};
+use super::vector::Vector;
+use bpe_llama_simd::exp::{MAGIC, POLYNOMIAL, Scale};
+#[cfg(target_arch = "aarch64")]
+use bpe_llama_simd::f32x16::Neon;
 #[cfg(target_arch = "x86_64")]
-use super::avx2;
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
-use super::lanes::{Candidates, Cumulative, Extrema, LANES, WIDE_LANES, tree_sum};
-use bpe_llama_simd::exp::{Scale, exp64};
+use bpe_llama_simd::f32x16::{Avx2, Avx512};
+use bpe_llama_simd::f32x16::{LANES, Portable};
 use bpe_llama_simd::{Backend, Kind};
-
-/// Defines a pass: a function that compiles `$body` once per backend and dispatches on its first argument.
-///
-/// `$avx512`, if given, is the same pass in AVX-512 intrinsics.
-macro_rules! pass {
-    ($(#[$attribute:meta])* $name:ident as $avx512:path, ($($argument:ident: $type:ty),*) -> $result:ty $body:block) => {
-        $(#[$attribute])*
-        #[inline]
-        pub(crate) fn $name(backend: Backend, $($argument: $type),*) -> $result {
-            #[inline(always)]
-            fn portable($($argument: $type),*) -> $result $body
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2($($argument: $type),*) -> $result {
-                portable($($argument),*)
-            }
-
-            match backend.kind() {
-                Kind::Portable => portable($($argument),*),
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Backend` is only ever `Avx2` where AVX2 and FMA were detected.
-                Kind::Avx2 => unsafe { avx2($($argument),*) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Backend` is only ever `Avx512` where AVX-512 F, BW and DQ, AVX2 and FMA were detected.
-                Kind::Avx512 => unsafe { $avx512($($argument),*) },
-            }
-        }
-    };
-    ($(#[$attribute:meta])* $name:ident, ($($argument:ident: $type:ty),*) -> $result:ty $body:block) => {
-        pass! { $(#[$attribute])* $name as avx2, ($($argument: $type),*) -> $result $body }
-    };
-}
 
 /// The type of weights: float32, or float64 where rounding to float32 could change the result. Their sums are float64.
 pub(crate) trait Weight: Copy + Default + Into<f64> + Send + Sync {
@@ -83,188 +53,349 @@ macro_rules! impl_weight {
 impl_weight!(f32, cumulative, collect_bracket);
 impl_weight!(f64, cumulative_f64, collect_bracket_f64);
 
-pass! {
-    /// Returns the extrema of a row; `max` and `min` are unspecified unless `valid`.
-    extrema as avx512::extrema, (row: &[f32]) -> Extrema {
-        let mut max = [f32::NEG_INFINITY; LANES];
-        let mut min = [f32::INFINITY; LANES];
-        let mut invalid = [0u32; LANES];
-        let (chunks, tail) = row.as_chunks::<LANES>();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                let value = chunk[lane];
-                max[lane] = if value > max[lane] { value } else { max[lane] };
-                min[lane] = if value < min[lane] { value } else { min[lane] };
-                // The comparison is false for NaN, too.
-                invalid[lane] |= u32::from(!(value < f32::INFINITY));
+/// Defines a pass: a function that is compiled once for each backend, in which `$vector` is the backend's vector, and
+/// that dispatches on its first argument.
+macro_rules! pass {
+    (
+        $(#[$attribute:meta])*
+        $name:ident<$vector:ident>, ($($argument:ident: $type:ty),*) -> $result:ty $body:block
+    ) => {
+        $(#[$attribute])*
+        #[inline]
+        pub(crate) fn $name(backend: Backend, $($argument: $type),*) -> $result {
+            #[inline(always)]
+            unsafe fn generic<$vector: Vector>($($argument: $type),*) -> $result {
+                // SAFETY: the caller has the features of the backend.
+                unsafe { $body }
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+            fn avx2($($argument: $type),*) -> $result {
+                // SAFETY: the features are enabled above.
+                unsafe { generic::<Avx2>($($argument),*) }
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+            fn avx512($($argument: $type),*) -> $result {
+                // SAFETY: the features are enabled above.
+                unsafe { generic::<Avx512>($($argument),*) }
+            }
+
+            match backend.kind() {
+                // SAFETY: the portable backend needs no features.
+                Kind::Portable => unsafe { generic::<Portable>($($argument),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: every CPU of this target has NEON.
+                Kind::Neon => unsafe { generic::<Neon>($($argument),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Backend` is only ever `Avx2` where the features of `Tier::Avx2` were detected.
+                Kind::Avx2 => unsafe { avx2($($argument),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Backend` is only ever `Avx512` where the features of `Tier::Avx512` were detected.
+                Kind::Avx512 => unsafe { avx512($($argument),*) },
             }
         }
-        for (lane, &value) in tail.iter().enumerate() {
-            max[lane] = max[lane].max(value);
-            min[lane] = min[lane].min(value);
-            invalid[lane] |= u32::from(!(value < f32::INFINITY));
+    };
+}
+
+/// Returns the tail of a row as a full vector, its missing lanes set to `filler`.
+#[inline(always)]
+fn padded(tail: &[f32], filler: f32) -> [f32; LANES] {
+    let mut chunk = [filler; LANES];
+    chunk[..tail.len()].copy_from_slice(tail);
+    chunk
+}
+
+/// The extrema of each lane, and which lanes were free of NaN and +inf.
+#[derive(Clone, Copy)]
+struct LaneExtrema<V: Vector> {
+    max: V,
+    min: V,
+    valid: V::Mask,
+}
+
+impl<V: Vector> LaneExtrema<V> {
+    /// # Safety
+    /// Needs the CPU features of the backend.
+    #[inline(always)]
+    unsafe fn add(&mut self, values: V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.max = self.max.max(values);
+            self.min = self.min.min(values);
+            self.valid = V::both(self.valid, values.below(V::splat(f32::INFINITY)));
         }
+    }
+}
+
+pass! {
+    /// Returns the extrema of a row; `max` and `min` are unspecified unless `valid`.
+    extrema<V>, (row: &[f32]) -> Extrema {
+        let lowest = V::splat(f32::NEG_INFINITY);
+        let none = LaneExtrema { max: lowest, min: V::splat(f32::INFINITY), valid: lowest.at_least(lowest) };
+        // Two accumulators hide the latency of the maximum.
+        let mut halves = [none; 2];
+        let (chunks, tail) = row.as_chunks::<LANES>();
+        let (pairs, last) = chunks.as_chunks::<2>();
+        for pair in pairs {
+            halves[0].add(V::load(&pair[0]));
+            halves[1].add(V::load(&pair[1]));
+        }
+        for chunk in last {
+            halves[0].add(V::load(chunk));
+        }
+        if let Some(&value) = tail.last() {
+            // Repeating a value changes neither extremum.
+            halves[1].add(V::load(&padded(tail, value)));
+        }
+        let (mut max, mut min) = ([0.0; LANES], [0.0; LANES]);
+        halves[0].max.max(halves[1].max).store(&mut max);
+        halves[0].min.min(halves[1].min).store(&mut min);
         Extrema {
-            max: max.iter().copied().fold(f32::NEG_INFINITY, f32::max),
-            min: min.iter().copied().fold(f32::INFINITY, f32::min),
-            valid: invalid.iter().all(|&flag| flag == 0),
+            max: tree_fold(max, |a, b| if a > b { a } else { b }),
+            min: tree_fold(min, |a, b| if a < b { a } else { b }),
+            valid: V::all(V::both(halves[0].valid, halves[1].valid)),
         }
+    }
+}
+
+/// Returns [`Scale::weight`] of sixteen logits.
+///
+/// # Safety
+/// Needs the CPU features of the backend.
+#[inline(always)]
+unsafe fn weight<V: Vector>(logits: V, scale: &Scale) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (magic, factor) = (V::splat(MAGIC), V::splat(scale.factor));
+        let x = logits.sub(V::splat(scale.shift));
+        let rounded = x.mul_add(factor, magic);
+        let r = x.mul_add(factor, magic.sub(rounded));
+        let r = x.mul_add(V::splat(scale.factor_low), r);
+        let mut q = V::splat(POLYNOMIAL[0]);
+        for coefficient in &POLYNOMIAL[1..] {
+            q = q.mul_add(r, V::splat(*coefficient));
+        }
+        let power = q.mul_add(r, V::splat(1.0));
+        power.add_exponent(rounded, scale.exponent).keep(rounded.at_least(V::splat(scale.lowest)))
     }
 }
 
 pass! {
     /// Writes the float32 weight of every logit and returns their sum.
-    compute_weights as avx512::compute_weights, (row: &[f32], scale: &Scale, weights: &mut [f32]) -> f64 {
-        let scale = *scale;
-        let mut sums = [0f64; LANES];
+    compute_weights<V>, (row: &[f32], scale: &Scale, weights: &mut [f32]) -> f64 {
+        let mut sums = V::no_sums();
         let (chunks, tail) = row.as_chunks::<LANES>();
         let (weight_chunks, weight_tail) = weights.as_chunks_mut::<LANES>();
-        for (chunk, out) in chunks.iter().zip(weight_chunks) {
-            for lane in 0..LANES {
-                out[lane] = scale.weight(chunk[lane]);
+        // A block of weights is stored first and then read back: a conversion to float64 from memory needs no shuffle.
+        for (chunks, outs) in chunks.chunks(LANES).zip(weight_chunks.chunks_mut(LANES)) {
+            for (chunk, out) in chunks.iter().zip(outs.iter_mut()) {
+                weight(V::load(chunk), scale).store(out);
             }
-            for lane in 0..LANES {
-                sums[lane] += f64::from(out[lane]);
+            for out in outs {
+                V::add_to_sums(&mut sums, out);
             }
         }
-        for (lane, (&value, out)) in tail.iter().zip(weight_tail).enumerate() {
-            *out = scale.weight(value);
-            sums[lane] += f64::from(*out);
-        }
-        tree_sum(sums)
+        let mut out = [0.0; LANES];
+        weight(V::load(&padded(tail, f32::NEG_INFINITY)), scale).store(&mut out);
+        V::add_to_sums(&mut sums, &out);
+        weight_tail[..tail.len()].copy_from_slice(&out[..tail.len()]);
+        tree_sum(V::sums_of_lanes(sums))
     }
 }
 
-pass! {
-    /// Writes the float64 weight of every logit, 1 for the maximum `max`, and returns their sum.
-    compute_weights_f64, (row: &[f32], max: f32, temperature: f64, weights: &mut [f64]) -> f64 {
-        let mut sums = [0f64; LANES];
-        for (chunk, out) in row.chunks(LANES).zip(weights.chunks_mut(LANES)) {
-            for (lane, (&value, out)) in chunk.iter().zip(out).enumerate() {
-                *out = exp64((f64::from(value) - f64::from(max)) / temperature);
-                sums[lane] += *out;
-            }
-        }
-        tree_sum(sums)
-    }
+/// The count of the selected logits, and a float64 sum of their weights for each lane.
+struct Tally<V: Vector> {
+    counts: V::Counts,
+    sums: V::Sums,
 }
 
-/// See [`Weight::cumulative`].
-#[inline]
-pub(crate) fn cumulative(backend: Backend, row: &[f32], weights: &[f32], threshold: f32) -> Cumulative {
-    match backend.kind() {
-        Kind::Portable => cumulative_generic(row, weights, threshold),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Backend` is only ever `Avx2` where AVX2 was detected; every such CPU has POPCNT.
-        Kind::Avx2 => unsafe { avx2::cumulative(row, weights, threshold) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Backend` is only ever `Avx512` where AVX-512 F, BW and DQ were detected; every such CPU has POPCNT.
-        Kind::Avx512 => unsafe { avx512::cumulative(row, weights, threshold) },
+/// # Safety
+/// Each function needs the CPU features of the backend.
+impl<V: Vector> Tally<V> {
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self { counts: V::no_counts(), sums: V::no_sums() } }
+    }
+
+    #[inline(always)]
+    unsafe fn add(&mut self, selected: V::Mask, weights: &[f32; LANES]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            V::count(&mut self.counts, selected);
+            V::add_selected_to_sums(&mut self.sums, selected, weights);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn cumulative(self) -> Cumulative {
+        // SAFETY: the caller's promise.
+        unsafe { Cumulative { count: V::total(self.counts), mass: tree_sum(V::sums_of_lanes(self.sums)) } }
     }
 }
 
 pass! {
     /// See [`Weight::cumulative`].
-    cumulative_f64, (row: &[f32], weights: &[f64], threshold: f32) -> Cumulative {
-        cumulative_generic(row, weights, threshold)
+    cumulative<V>, (row: &[f32], weights: &[f32], threshold: f32) -> Cumulative {
+        let limit = V::splat(threshold);
+        let mut tally = Tally::<V>::new();
+        let (chunks, tail) = row.as_chunks::<LANES>();
+        let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
+        for (chunk, weights) in chunks.iter().zip(weight_chunks) {
+            tally.add(V::load(chunk).at_least(limit), weights);
+        }
+        if !tail.is_empty() {
+            let selected = V::load(&padded(tail, f32::NAN)).at_least(limit);
+            tally.add(selected, &padded(&weight_tail[..tail.len()], 0.0));
+        }
+        tally.cumulative()
+    }
+}
+
+/// Vectors that [`collect_bracket`] compares before it branches: after one, a flat row's branches are hard to predict.
+const GROUP: usize = 2;
+
+/// Appends to [`Candidates`] the logits in `[low, high)`, and tallies those at or above `high`.
+struct Collector<'a, V: Vector> {
+    low: V,
+    high: V,
+    tally: Tally<V>,
+    candidates: &'a mut Candidates<f32>,
+    length: usize,
+}
+
+impl<V: Vector> Collector<'_, V> {
+    /// # Safety
+    /// Needs the CPU features of the backend, and room for a whole group of candidates.
+    #[inline(always)]
+    unsafe fn add(
+        &mut self,
+        start: usize,
+        logits: &[[f32; LANES]; GROUP],
+        weights: &[[f32; LANES]; GROUP],
+        ids: Option<&[[u32; LANES]; GROUP]>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut inside = [V::no_flags(); GROUP];
+            let mut any = V::no_flags();
+            for vector in 0..GROUP {
+                let values = V::load(&logits[vector]);
+                let above = values.at_least(self.high);
+                self.tally.add(above, &weights[vector]);
+                inside[vector] = V::and_not(values.at_least(self.low), above);
+                any = V::either(any, inside[vector]);
+            }
+            if V::any(any) {
+                for vector in 0..GROUP {
+                    let ids = match ids {
+                        Some(ids) => V::load_bits(&ids[vector]),
+                        None => V::indices_from((start + vector * LANES) as u32),
+                    };
+                    let columns = [V::load(&logits[vector]), V::load(&weights[vector]), ids];
+                    let to = [
+                        self.candidates.logits.as_mut_ptr().add(self.length).cast(),
+                        self.candidates.weights.as_mut_ptr().add(self.length).cast(),
+                        self.candidates.ids.as_mut_ptr().add(self.length),
+                    ];
+                    self.length += V::compress(inside[vector], columns, to);
+                }
+            }
+        }
     }
 }
 
 pass! {
     /// See [`Weight::collect_bracket`].
-    collect_bracket as avx512::collect_bracket,
-    (row: &[f32], weights: &[f32], ids: Option<&[u32]>, bracket: (f32, f32), candidates: &mut Candidates<f32>) -> Cumulative {
-        collect_bracket_generic(row, weights, ids, bracket, candidates)
-    }
-}
-
-pass! {
-    /// See [`Weight::collect_bracket`].
-    collect_bracket_f64,
-    (row: &[f32], weights: &[f64], ids: Option<&[u32]>, bracket: (f32, f32), candidates: &mut Candidates<f64>) -> Cumulative {
-        collect_bracket_generic(row, weights, ids, bracket, candidates)
+    collect_bracket<V>, (
+        row: &[f32],
+        weights: &[f32],
+        ids: Option<&[u32]>,
+        bracket: (f32, f32),
+        candidates: &mut Candidates<f32>
+    ) -> Cumulative {
+        // Each logit is appended at most once, and an append writes a whole vector.
+        candidates.clear(row.len() + LANES);
+        let (low, high) = (V::splat(bracket.0), V::splat(bracket.1));
+        let mut collector = Collector { low, high, tally: Tally::<V>::new(), candidates, length: 0 };
+        let groups = row.as_chunks::<LANES>().0.as_chunks::<GROUP>().0;
+        let weight_groups = weights.as_chunks::<LANES>().0.as_chunks::<GROUP>().0;
+        let id_groups = ids.unwrap_or_default().as_chunks::<LANES>().0.as_chunks::<GROUP>().0;
+        for (group, (logits, weights)) in groups.iter().zip(weight_groups).enumerate() {
+            collector.add(group * GROUP * LANES, logits, weights, ids.map(|_| &id_groups[group]));
+        }
+        let start = groups.len() * GROUP * LANES;
+        if start < row.len() {
+            let mut last_ids = [[0; LANES]; GROUP];
+            let (mut last_logits, mut last_weights) = ([[f32::NAN; LANES]; GROUP], [[0.0; LANES]; GROUP]);
+            last_logits.as_flattened_mut()[..row.len() - start].copy_from_slice(&row[start..]);
+            last_weights.as_flattened_mut()[..row.len() - start].copy_from_slice(&weights[start..row.len()]);
+            if let Some(ids) = ids {
+                last_ids.as_flattened_mut()[..row.len() - start].copy_from_slice(&ids[start..]);
+            }
+            collector.add(start, &last_logits, &last_weights, ids.map(|_| &last_ids));
+        }
+        let Collector { tally, candidates, length, .. } = collector;
+        candidates.logits.set_len(length);
+        candidates.weights.set_len(length);
+        candidates.ids.set_len(length);
+        tally.cumulative()
     }
 }
 
 pass! {
     /// Returns the sum of weights, the sum of squared weights and the count of the logits below `threshold`, in
-    /// float32.
-    moments_below, (row: &[f32], weights: &[f32], threshold: f32) -> (f32, f32, f32) {
-        let mut sums = [0f32; LANES];
-        let mut squares = [0f32; LANES];
-        let mut counts = [0f32; LANES];
+    /// float32, without those of the last incomplete vector.
+    moments_below<V>, (row: &[f32], weights: &[f32], threshold: f32) -> (f32, f32, f32) {
+        let limit = V::splat(threshold);
+        let (zero, one) = (V::splat(0.0), V::splat(1.0));
+        let [mut total, mut squares, mut counts] = [zero; 3];
         for (chunk, weight) in row.as_chunks::<LANES>().0.iter().zip(weights.as_chunks::<LANES>().0) {
-            for lane in 0..LANES {
-                counts[lane] += if chunk[lane] < threshold { 1.0 } else { 0.0 };
-                let weight = if chunk[lane] < threshold { weight[lane] } else { 0.0 };
-                sums[lane] += weight;
-                squares[lane] += weight * weight;
-            }
+            let selected = V::load(chunk).below(limit);
+            let weight = V::load(weight);
+            counts = counts.add_where(selected, one);
+            total = total.add_where(selected, weight);
+            squares = squares.add_where(selected, weight.mul_add(weight, zero));
         }
-        (sums.iter().sum(), squares.iter().sum(), counts.iter().sum())
+        let mut sums = [[0.0; LANES]; 3];
+        for (sum, lanes) in [total, squares, counts].into_iter().zip(&mut sums) {
+            sum.store(lanes);
+        }
+        let [total, squares, counts] = sums.map(|lanes| lanes.iter().sum());
+        (total, squares, counts)
     }
 }
 
 pass! {
     /// Returns the count of the logits that are at least `threshold`, and their mass added in float32.
-    approximate_cumulative as avx512::approximate_cumulative, (row: &[f32], weights: &[f32], threshold: f32) -> (usize, f32) {
-        let mut counts = [0u32; WIDE_LANES];
-        let mut sums = [0f32; WIDE_LANES];
+    approximate_cumulative<V>, (row: &[f32], weights: &[f32], threshold: f32) -> (usize, f32) {
+        /// Two vectors, as the pass is bound by the latency of an addition.
+        const WIDE_LANES: usize = 2 * LANES;
+        let limit = V::splat(threshold);
+        let mut counts = V::no_counts();
+        let mut sums = [V::splat(0.0); 2];
         let (chunks, tail) = row.as_chunks::<WIDE_LANES>();
         let (weight_chunks, weight_tail) = weights.as_chunks::<WIDE_LANES>();
-        for (chunk, weight) in chunks.iter().zip(weight_chunks) {
-            for lane in 0..WIDE_LANES {
-                counts[lane] += u32::from(chunk[lane] >= threshold);
-                sums[lane] += if chunk[lane] >= threshold { weight[lane] } else { 0.0 };
+        for (chunk, weights) in chunks.iter().zip(weight_chunks) {
+            let (chunk, weights) = (chunk.as_chunks::<LANES>().0, weights.as_chunks::<LANES>().0);
+            for half in 0..2 {
+                let selected = V::load(&chunk[half]).at_least(limit);
+                V::count(&mut counts, selected);
+                sums[half] = sums[half].add_where(selected, V::load(&weights[half]));
             }
         }
-        for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {
-            counts[lane] += u32::from(value >= threshold);
-            sums[lane] += if value >= threshold { weight } else { 0.0 };
+        for (sum, (chunk, weights)) in sums.iter_mut().zip(tail.chunks(LANES).zip(weight_tail.chunks(LANES))) {
+            let selected = V::load(&padded(chunk, f32::NAN)).at_least(limit);
+            V::count(&mut counts, selected);
+            *sum = sum.add_where(selected, V::load(&padded(&weights[..chunk.len()], 0.0)));
         }
-        (counts.iter().map(|&count| count as usize).sum(), tree_sum(sums))
-    }
-}
-
-#[inline(always)]
-fn cumulative_generic<W: Weight>(row: &[f32], weights: &[W], threshold: f32) -> Cumulative {
-    let mut counts = [0u32; LANES];
-    let mut sums = [0f64; LANES];
-    let (chunks, tail) = row.as_chunks::<LANES>();
-    let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
-    for (chunk, weight) in chunks.iter().zip(weight_chunks) {
-        for lane in 0..LANES {
-            let selected = chunk[lane] >= threshold;
-            counts[lane] += u32::from(selected);
-            sums[lane] += Into::<f64>::into(if selected { weight[lane] } else { W::default() });
+        let mut lanes = [0.0; WIDE_LANES];
+        for (lanes, sums) in lanes.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
+            sums.store(lanes);
         }
+        (V::total(counts), tree_sum(lanes))
     }
-    for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {
-        let selected = value >= threshold;
-        counts[lane] += u32::from(selected);
-        sums[lane] += Into::<f64>::into(if selected { weight } else { W::default() });
-    }
-    Cumulative { count: counts.iter().map(|&count| count as usize).sum(), mass: tree_sum(sums) }
-}
-
-#[inline(always)]
-fn collect_bracket_generic<W: Weight>(
-    row: &[f32],
-    weights: &[W],
-    ids: Option<&[u32]>,
-    (low, high): (f32, f32),
-    candidates: &mut Candidates<W>,
-) -> Cumulative {
-    candidates.clear();
-    for (start, chunk) in row.chunks(LANES).enumerate().map(|(chunk_index, chunk)| (chunk_index * LANES, chunk)) {
-        let inside = chunk.iter().fold(0u32, |count, &value| count + u32::from(value >= low && value < high));
-        if inside > 0 {
-            for (index, &value) in (start..).zip(chunk) {
-                if value >= low && value < high {
-                    candidates.push(value, weights[index], ids.map_or(index as u32, |ids| ids[index]));
-                }
-            }
-        }
-    }
-    cumulative_generic(row, weights, high)
 }

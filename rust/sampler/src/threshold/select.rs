@@ -73,7 +73,7 @@ pub(crate) fn select<W: Weight>(
         (low, count_at_low) = (bracket_high, at_high.count);
     } else {
         (high, above) = (bracket_high, at_high);
-        let mass = candidates.weights.iter().fold(at_high.mass, |mass, &weight| mass + weight.into());
+        let mass = at_high.mass + sum(&candidates.weights);
         let at_low = Cumulative { count: at_high.count + candidates.ids.len(), mass };
         if target.is_reached_by(at_low) {
             (low, count_at_low, base, compacted) = (bracket_low, at_low.count, at_high, true);
@@ -113,6 +113,18 @@ pub(crate) fn select<W: Weight>(
         sorted.sort_unstable_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1)));
     }
     scan(sorted, target, above, low)
+}
+
+/// Returns the sum of the weights, in lanes that do not wait for each other's additions.
+fn sum<W: Weight>(weights: &[W]) -> f64 {
+    let mut lanes = [0.0; 8];
+    let (chunks, tail) = weights.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+            *lane += weight.into();
+        }
+    }
+    tail.iter().fold(lanes.iter().sum(), |sum, &weight| sum + weight.into())
 }
 
 /// Reduces the candidates to those in the bracket, or collects them from the row if there are none yet.

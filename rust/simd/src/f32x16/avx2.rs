@@ -80,14 +80,32 @@ impl F32x16 for Avx2 {
     #[inline(always)]
     unsafe fn load_i8(from: &[i8; LANES]) -> Self {
         unsafe {
-            let bytes = _mm_loadu_si128(from.as_ptr().cast());
-            let high = _mm_unpackhi_epi64(bytes, bytes);
-            Self([_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))])
+            // Two loads of 8 bytes, which VPMOVSXBD takes from memory.
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().add(8).cast()));
+            Self([_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)])
         }
     }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         unsafe { sum_8(_mm256_add_ps(self.0[0], self.0[1])) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_each([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+        unsafe {
+            let sum_8 = |x: Self| _mm256_add_ps(x.0[0], x.0[1]);
+            // Two vectors side by side: their lower halves plus their upper ones.
+            let fold = |x, y| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(x, y), _mm256_permute2f128_ps::<0x31>(x, y));
+            let (ab, cd) = (fold(sum_8(a), sum_8(b)), fold(sum_8(c), sum_8(d)));
+            let sum_2 = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+            let acbd = _mm256_add_ps(sum_2, _mm256_permute_ps::<0xb1>(sum_2));
+            let (ac, bd) = (_mm256_castps256_ps128(acbd), _mm256_extractf128_ps::<1>(acbd));
+            let mut sums = [0.0; 4];
+            let even = _mm_shuffle_ps::<0x88>(ac, bd);
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_permute_ps::<0xd8>(even));
+            sums
+        }
     }
 }

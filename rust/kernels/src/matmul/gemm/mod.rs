@@ -16,6 +16,7 @@ pub(crate) mod avx512_bf16;
 pub(crate) mod tile;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) mod unavailable;
+pub(crate) mod widened;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use unavailable as amx;
 #[cfg(not(target_arch = "x86_64"))]

@@ -1,7 +1,8 @@
 //! The micro-kernel of float32, bfloat16 and int8 weights, which widen to float32 one by one.
 
+use super::half_vector::{HalfVector, half_of_mut};
 use super::int4_vector::Int4Vector;
-use super::micro_kernel::{MicroKernel, multiply_add, rows_in_steps, sum_lanes};
+use super::micro_kernel::{MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, zero_padded};
 
@@ -62,6 +63,61 @@ unsafe fn multiply<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize, co
     }
 }
 
+/// See [`MicroKernel::widen`].
+///
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize, const R: usize>(
+    weights: &[D::Element],
+    row: usize,
+    columns: usize,
+    widened: &mut [CacheLine],
+) {
+    let rows = rows_in_steps::<_, R, N>(weights, row, columns);
+    for (step, widened) in widened.as_chunks_mut::<R>().0.as_chunks_mut::<S>().0.iter_mut().enumerate() {
+        for next in 0..R {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let vectors: [V; S] = match rows[next].0.get(step) {
+                    Some(weights) => D::widen(weights),
+                    None => D::widen(&zero_padded(rows[next].1)),
+                };
+                for vector in 0..S {
+                    vectors[vector].store(&mut widened[vector][next].0);
+                }
+            }
+        }
+    }
+}
+
+/// See [`MicroKernel::multiply_widened`].
+///
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+    widened: &[CacheLine],
+    x: &[CacheLine],
+) -> [[f32; M]; R] {
+    let mut lines = [[CacheLine::ZERO; M]; R];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for half in 0..2 {
+            let mut accumulators = [[V::Half::zero(); M]; R];
+            for (widened, x) in widened.as_chunks().0.iter().zip(x.as_chunks().0) {
+                multiply_add_half(&mut accumulators, widened, x, half);
+            }
+            for row in 0..R {
+                for m in 0..M {
+                    accumulators[row][m].store(half_of_mut(&mut lines[row][m], half));
+                }
+            }
+        }
+        sum_lines::<V, R, M>(&lines)
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) struct F32<'a>(pub(super) &'a [f32]);
 
@@ -86,6 +142,27 @@ impl MicroKernel for F32<'_> {
     ) -> [[f32; M]; R] {
         // SAFETY: the caller's promise.
         unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
+    }
+
+    fn widened_vectors(columns: usize) -> usize {
+        columns.div_ceil(LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
+        // SAFETY: the caller's promise.
+        unsafe { widen::<Self, V, _, _, R>(self.0, row, columns, widened) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+        self,
+        _: usize,
+        widened: &[CacheLine],
+        x: &[CacheLine],
+    ) -> [[f32; M]; R] {
+        // SAFETY: the caller's promise.
+        unsafe { multiply_widened::<V, R, M>(widened, x) }
     }
 }
 
@@ -115,6 +192,27 @@ impl MicroKernel for Bf16<'_> {
         // SAFETY: the caller's promise.
         unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
     }
+
+    fn widened_vectors(columns: usize) -> usize {
+        2 * columns.div_ceil(2 * LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
+        // SAFETY: the caller's promise.
+        unsafe { widen::<Self, V, _, _, R>(self.0, row, columns, widened) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+        self,
+        _: usize,
+        widened: &[CacheLine],
+        x: &[CacheLine],
+    ) -> [[f32; M]; R] {
+        // SAFETY: the caller's promise.
+        unsafe { multiply_widened::<V, R, M>(widened, x) }
+    }
 }
 
 /// Signed bytes; the scale of a row multiplies its sum.
@@ -134,6 +232,19 @@ impl Dense<LANES, 1> for Int8<'_> {
     }
 }
 
+impl Int8<'_> {
+    /// Multiplies the sums of `R` rows of codes, the first of them `row`, with their scales.
+    #[inline(always)]
+    fn scaled<const R: usize, const M: usize>(self, row: usize, mut sums: [[f32; M]; R]) -> [[f32; M]; R] {
+        for (sums, scale) in sums.iter_mut().zip(&self.scales[row..]) {
+            for sum in sums {
+                *sum *= scale;
+            }
+        }
+        sums
+    }
+}
+
 impl MicroKernel for Int8<'_> {
     #[inline(always)]
     unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
@@ -144,12 +255,27 @@ impl MicroKernel for Int8<'_> {
         prefetch: PrefetchDistance,
     ) -> [[f32; M]; R] {
         // SAFETY: the caller's promise.
-        let mut products = unsafe { multiply::<Self, V, _, _, R, M>(self.codes, row, columns, x, prefetch) };
-        for (products, scale) in products.iter_mut().zip(&self.scales[row..]) {
-            for product in products {
-                *product *= scale;
-            }
-        }
-        products
+        self.scaled(row, unsafe { multiply::<Self, V, _, _, R, M>(self.codes, row, columns, x, prefetch) })
+    }
+
+    fn widened_vectors(columns: usize) -> usize {
+        columns.div_ceil(LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
+        // SAFETY: the caller's promise.
+        unsafe { widen::<Self, V, _, _, R>(self.codes, row, columns, widened) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        widened: &[CacheLine],
+        x: &[CacheLine],
+    ) -> [[f32; M]; R] {
+        // SAFETY: the caller's promise.
+        self.scaled(row, unsafe { multiply_widened::<V, R, M>(widened, x) })
     }
 }

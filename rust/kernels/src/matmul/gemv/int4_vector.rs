@@ -1,14 +1,21 @@
 //! The vector operations of four-bit weights: unpack codes, and load the scales of groups.
 
+use super::half_vector::HalfVector;
 use bpe_llama_simd::bf16;
+#[cfg(target_arch = "aarch64")]
+use bpe_llama_simd::f32x16::Neon;
 #[cfg(target_arch = "x86_64")]
 use bpe_llama_simd::f32x16::{Avx2, Avx512};
 use bpe_llama_simd::f32x16::{F32x16, LANES, Portable, zero_padded};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 /// Four-bit codes of a block: eight for each lane.
 pub(crate) const BLOCK: usize = 8 * LANES;
+/// Packed vectors of a block: the activations of each of the eight codes, their sum, and -8 times their sum.
+pub(crate) const BLOCK_VECTORS: usize = 10;
 
 /// A vector of float32 that four-bit weights widen to.
 ///
@@ -18,27 +25,39 @@ pub(crate) trait Int4Vector: F32x16 {
     /// 16 words of 32 bits, each with eight codes.
     type Codes: Copy;
 
+    /// Half of the lanes.
+    type Half: HalfVector;
+
     /// Returns the codes in `from`, at most a [`BLOCK`], followed by zeros.
     unsafe fn load_codes(from: &[u8]) -> Self::Codes;
 
-    /// Returns the lowest code of each word less 8, and the words shifted to the next code.
-    unsafe fn next_code(codes: Self::Codes) -> (Self, Self::Codes);
+    /// Returns code `K` of each word, times [`factor`]`(K)`: a mask and a conversion. Only codes 4 and above are shifted, all
+    /// together.
+    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self;
 
     /// Returns in lane `l` the scale and the offset of group `group[l]`, below 4, or zeros if there is no such group.
     unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2];
 }
 
-/// Returns the first four scales, followed by zeros if there are fewer.
-#[inline(always)]
-fn first_four(scales: &[[u16; 2]]) -> [[u16; 2]; 4] {
-    match scales.first_chunk() {
-        Some(four) => *four,
-        None => zero_padded(scales),
-    }
+/// The power of two by which [`Int4Vector::code`] multiplies code `k`, and by which the activation of code `k` is divided.
+///
+/// Both are exact, but for activations below `2^-114`.
+pub(crate) const fn factor(k: usize) -> f32 {
+    (1 << (4 * (k % 4))) as f32
+}
+
+/// The bits of code `k` in a word that is shifted right by [`shift`]`(k)`.
+const fn mask(k: usize) -> i32 {
+    15 << (4 * (k % 4))
+}
+
+const fn shift(k: usize) -> i32 {
+    16 * (k as i32 / 4)
 }
 
 impl Int4Vector for Portable {
     type Codes = [u32; LANES];
+    type Half = [f32; LANES / 2];
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
@@ -50,13 +69,13 @@ impl Int4Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn next_code(codes: Self::Codes) -> (Self, Self::Codes) {
-        (Self(codes.map(|word| (word & 15) as f32 - 8.0)), codes.map(|word| word >> 4))
+    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
+        Self(codes.map(|word| ((word >> shift(K)) as i32 & mask(K)) as f32))
     }
 
     #[inline(always)]
     unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
-        let four = first_four(scales);
+        let four: [_; 4] = zero_padded(&scales[..scales.len().min(4)]);
         [0, 1].map(|which| Self(group.map(|group| bf16::to_f32(four[group as usize & 3][which]))))
     }
 }
@@ -66,6 +85,7 @@ impl Int4Vector for Portable {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
 impl Int4Vector for Avx2 {
     type Codes = [__m256i; 2];
+    type Half = __m256;
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
@@ -78,33 +98,27 @@ impl Int4Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn next_code(codes: Self::Codes) -> (Self, Self::Codes) {
+    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
         unsafe {
-            let (low, high) = (lowest_codes(codes[0]), lowest_codes(codes[1]));
-            (Self([low, high]), [_mm256_srli_epi32::<4>(codes[0]), _mm256_srli_epi32::<4>(codes[1])])
+            let [mut low, mut high] = codes;
+            if K >= 4 {
+                (low, high) = (_mm256_srli_epi32::<16>(low), _mm256_srli_epi32::<16>(high));
+            }
+            let mask = _mm256_set1_epi32(mask(K));
+            Self([_mm256_cvtepi32_ps(_mm256_and_si256(low, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(high, mask))])
         }
     }
 
     #[inline(always)]
     unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
-        let four = first_four(scales);
         unsafe {
-            let four = _mm256_castsi128_si256(_mm_loadu_si128(four.as_ptr().cast()));
+            // A copy of up to four would be a call, around which every register is spilled.
+            let there = _mm_cmpgt_epi32(_mm_set1_epi32(scales.len() as i32), _mm_setr_epi32(0, 1, 2, 3));
+            let four = _mm256_castsi128_si256(_mm_maskload_epi32(scales.as_ptr().cast(), there));
             let low = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(group.as_ptr().cast()));
             let high = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(group.as_ptr().add(8).cast()));
             Self::from_bf16_pairs([low, high])
         }
-    }
-}
-
-/// Returns the lowest code of each of eight words less 8.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn lowest_codes(words: __m256i) -> __m256 {
-    // SAFETY: the caller has AVX2.
-    unsafe {
-        let code = _mm256_and_si256(words, _mm256_set1_epi32(15));
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)))
     }
 }
 
@@ -113,6 +127,7 @@ unsafe fn lowest_codes(words: __m256i) -> __m256 {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
 impl Int4Vector for Avx512 {
     type Codes = __m512i;
+    type Half = __m256;
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
@@ -122,11 +137,10 @@ impl Int4Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn next_code(codes: Self::Codes) -> (Self, Self::Codes) {
+    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
         unsafe {
-            let values = _mm512_setr_ps(-8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.);
-            // VPERMPS looks up the lowest four bits of each word.
-            (Self(_mm512_permutexvar_ps(codes, values)), _mm512_srli_epi32::<4>(codes))
+            let words = if K >= 4 { _mm512_srli_epi32::<16>(codes) } else { codes };
+            Self(_mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(mask(K)))))
         }
     }
 
@@ -136,6 +150,56 @@ impl Int4Vector for Avx512 {
         unsafe {
             let four = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(mask, scales.as_ptr().cast()));
             Self::from_bf16_pairs(_mm512_permutexvar_epi32(_mm512_loadu_si512(group.as_ptr().cast()), four))
+        }
+    }
+}
+
+// SAFETY of every block: the trait's callers have NEON, and loads read what the references hold.
+#[cfg(target_arch = "aarch64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
+impl Int4Vector for Neon {
+    type Codes = [int32x4_t; 4];
+    type Half = [float32x4_t; 2];
+
+    #[inline(always)]
+    unsafe fn load_codes(from: &[u8]) -> Self::Codes {
+        let mut padded = [0; 4 * LANES];
+        let bytes = from.first_chunk().unwrap_or_else(|| {
+            padded[..from.len()].copy_from_slice(from);
+            &padded
+        });
+        unsafe {
+            let words: *const i32 = bytes.as_ptr().cast(); // NEON loads need no alignment
+            [vld1q_s32(words), vld1q_s32(words.add(4)), vld1q_s32(words.add(8)), vld1q_s32(words.add(12))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
+        unsafe {
+            let mut values = [vdupq_n_f32(0.0); 4];
+            for quarter in 0..4 {
+                let mut words = codes[quarter];
+                if K >= 4 {
+                    words = vreinterpretq_s32_u32(vshrq_n_u32::<16>(vreinterpretq_u32_s32(words)));
+                }
+                values[quarter] = vcvtq_f32_s32(vandq_s32(words, vdupq_n_s32(mask(K))));
+            }
+            Self(values)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
+        unsafe {
+            // Groups begin at whole registers: one broadcast for each register.
+            let mut pairs = [[vdupq_n_f32(0.0); 4]; 2];
+            for quarter in 0..4 {
+                let [scale, offset] = scales.get(group[4 * quarter] as usize).copied().unwrap_or_default();
+                pairs[0][quarter] = vdupq_n_f32(bf16::to_f32(scale));
+                pairs[1][quarter] = vdupq_n_f32(bf16::to_f32(offset));
+            }
+            pairs.map(Self)
         }
     }
 }

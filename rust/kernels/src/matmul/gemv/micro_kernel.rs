@@ -1,5 +1,6 @@
 //! What the micro-kernels of all weight formats share.
 
+use super::half_vector::{HalfVector, half_of};
 use super::int4_vector::Int4Vector;
 use crate::backend::GEMV_ROWS;
 use crate::matmul::prefetch_distance::PrefetchDistance;
@@ -11,7 +12,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 ///
 /// Each product has one order of summation, whatever the backend, `R`, `M` and the threads are: every lane from the first
 /// column on, as activations are packed; then the lanes ([`F32x16::sum`]).
-pub(super) trait MicroKernel: Copy {
+pub(in crate::matmul) trait MicroKernel: Copy {
     /// Returns the products of `R` weight rows, the first of them `row`, with the `M` activation rows packed in `x`.
     ///
     /// # Safety
@@ -22,6 +23,26 @@ pub(super) trait MicroKernel: Copy {
         columns: usize,
         x: &[CacheLine],
         prefetch: PrefetchDistance,
+    ) -> [[f32; M]; R];
+
+    /// Returns the vectors of a row that is widened to float32.
+    fn widened_vectors(columns: usize) -> usize;
+
+    /// Writes `R` weight rows, the first of them `row`, widened: the first vector of each row, then the second, and so on.
+    ///
+    /// # Safety
+    /// The CPU has the features of `V`.
+    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]);
+
+    /// Returns what [`multiply`](Self::multiply) does, with the same bits, from the rows that [`widen`](Self::widen) wrote.
+    ///
+    /// # Safety
+    /// The CPU has the features of `V`.
+    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        widened: &[CacheLine],
+        x: &[CacheLine],
     ) -> [[f32; M]; R];
 }
 
@@ -47,6 +68,52 @@ pub(super) unsafe fn multiply_add<V: F32x16, const R: usize, const M: usize>(
                 compiler_fence(Ordering::SeqCst);
             }
         }
+    }
+}
+
+/// Adds the products of a vector of each widened weight row and each activation row, one half of the lanes.
+///
+/// # Safety
+/// The CPU has the features of `H`.
+#[inline(always)]
+pub(super) unsafe fn multiply_add_half<H: HalfVector, const R: usize, const M: usize>(
+    accumulators: &mut [[H; M]; R],
+    widened: &[CacheLine; R],
+    x: &[CacheLine; M],
+    half: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut weights = [H::zero(); R];
+        for row in 0..R {
+            weights[row] = H::load(half_of(&widened[row], half));
+        }
+        for m in 0..M {
+            let x = H::load(half_of(&x[m], half));
+            for row in 0..R {
+                accumulators[row][m] = weights[row].mul_add(x, accumulators[row][m]);
+            }
+        }
+    }
+}
+
+/// Returns the sum of the lanes of each accumulator in memory.
+///
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+pub(super) unsafe fn sum_lines<V: F32x16, const R: usize, const M: usize>(
+    lines: &[[CacheLine; M]; R],
+) -> [[f32; M]; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut accumulators = [[V::splat(0.0); M]; R];
+        for row in 0..R {
+            for m in 0..M {
+                accumulators[row][m] = V::load(&lines[row][m].0);
+            }
+        }
+        sum_lanes(accumulators)
     }
 }
 

@@ -6,72 +6,85 @@
 //! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 mod dense;
+mod half_vector;
 mod int4;
 mod int4_vector;
 mod micro_kernel;
 
-pub(super) use int4_vector::BLOCK as INT4_BLOCK;
+pub(super) use int4_vector::{
+    BLOCK as INT4_BLOCK, BLOCK_VECTORS as INT4_BLOCK_VECTORS, Int4Vector, factor as int4_factor,
+};
+pub(super) use micro_kernel::MicroKernel;
 
+use super::gemm::widened;
 use super::prefetch_distance::PrefetchDistance;
 use super::task::{Panel, Task};
 use super::weights::Weights;
 use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
+#[cfg(target_arch = "aarch64")]
+use bpe_llama_simd::f32x16::Neon;
 use bpe_llama_simd::f32x16::Portable;
 #[cfg(target_arch = "x86_64")]
 use bpe_llama_simd::f32x16::{Avx2, Avx512};
 use bpe_llama_simd::{Backend, Kind};
 use dense::{Bf16, F32, Int8};
 use int4::Int4;
-use int4_vector::Int4Vector;
-use micro_kernel::MicroKernel;
 use std::ops::Range;
 
 /// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
+    match task.matrix.weights {
+        Weights::F32(weights) => run_kernel(task, backend, F32(weights), rows),
+        Weights::Bf16(weights) => run_kernel(task, backend, Bf16(weights), rows),
+        Weights::Int8(codes, scales) => run_kernel(task, backend, Int8 { codes, scales }, rows),
+        Weights::Int4(codes, scales) => run_kernel(task, backend, Int4 { codes, scales }, rows),
+    }
+}
+
+fn run_kernel<K: MicroKernel>(task: &Task<'_>, backend: Backend, kernel: K, rows: Range<usize>) {
     match backend.kind() {
         // SAFETY: the portable backend needs no CPU feature.
-        Kind::Portable => unsafe { run_in::<Portable>(task, rows) },
-        #[cfg(target_arch = "x86_64")]
+        Kind::Portable => unsafe { run_passes::<Portable, K>(task, kernel, rows) },
+        #[cfg(target_arch = "aarch64")]
         // SAFETY: a `Backend` exists only if the CPU has it.
-        Kind::Avx2 => unsafe { run_avx2(task, rows) },
+        Kind::Neon => unsafe { run_passes::<Neon, K>(task, kernel, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Kind::Avx512 => unsafe { run_avx512(task, rows) },
+        Kind::Avx2 => unsafe { run_avx2(task, kernel, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx512 => unsafe { run_avx512(task, kernel, rows) },
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn run_avx2(task: &Task<'_>, rows: Range<usize>) {
+fn run_avx2<K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     // SAFETY: AVX2 and FMA are enabled here.
-    unsafe { run_in::<Avx2>(task, rows) };
+    unsafe { run_passes::<Avx2, K>(task, kernel, rows) };
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-fn run_avx512(task: &Task<'_>, rows: Range<usize>) {
+fn run_avx512<K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     // SAFETY: AVX-512 F, BW and VL are enabled here.
-    unsafe { run_in::<Avx512>(task, rows) };
+    unsafe { run_passes::<Avx512, K>(task, kernel, rows) };
 }
 
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn run_in<V: Int4Vector>(task: &Task<'_>, rows: Range<usize>) {
+unsafe fn run_passes<V: Int4Vector, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let passes = task.panels.len();
+    if passes > 1 && V::REGISTERS < 16 {
+        // SAFETY: the caller's promise.
+        return unsafe { widened::run::<V, K>(task, kernel, rows) };
+    }
     let bytes = rows.len() * task.matrix.row_bytes();
     for (pass, panel) in task.panels.iter().enumerate() {
         let prefetch = PrefetchDistance::of_pass(pass, passes, bytes);
-        let rows = rows.clone();
-        // SAFETY: the caller's promise.
-        unsafe {
-            match task.matrix.weights {
-                Weights::F32(weights) => run_pass::<V, _>(task, F32(weights), panel, rows, prefetch),
-                Weights::Bf16(weights) => run_pass::<V, _>(task, Bf16(weights), panel, rows, prefetch),
-                Weights::Int8(codes, scales) => run_pass::<V, _>(task, Int8 { codes, scales }, panel, rows, prefetch),
-                Weights::Int4(codes, scales) => run_pass::<V, _>(task, Int4 { codes, scales }, panel, rows, prefetch),
-            }
-        }
+        // SAFETY: as above.
+        unsafe { run_pass::<V, K>(task, kernel, panel, rows.clone(), prefetch) };
     }
 }
 
@@ -98,6 +111,7 @@ unsafe fn run_pass<V: Int4Vector, K: MicroKernel>(
                 sweep::<V, K, 1, GEMV_ROWS_WITHOUT_AVX512>(task, kernel, panel, rows, prefetch);
             }
             GEMV_ROWS_WITHOUT_AVX512 => sweep::<V, K, 2, GEMV_ROWS_WITHOUT_AVX512>(task, kernel, panel, rows, prefetch),
+            _ if V::REGISTERS < 16 => unreachable!("panels of at most {GEMV_ROWS_WITHOUT_AVX512} rows"),
             // 24 accumulators, three weight vectors and one activation vector.
             _ => sweep::<V, K, 3, GEMV_ROWS>(task, kernel, panel, rows, prefetch),
         }

@@ -1,11 +1,6 @@
-//! What all backends share: the number of lanes, the order in which lanes are added, and the results of the passes.
+//! What the passes return.
 
-use std::ops::AddAssign;
-
-/// Float32 lanes of every pass but [`super::approximate_cumulative`].
-pub(crate) const LANES: usize = 16;
-/// Lanes of [`super::approximate_cumulative`], which is bound by the latency of an addition.
-pub(crate) const WIDE_LANES: usize = 32;
+use std::ops::Add;
 
 /// The maximum and minimum of a row, and whether the row is free of NaN and +inf.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,10 +26,14 @@ pub(crate) struct Candidates<W> {
 }
 
 impl<W> Candidates<W> {
-    pub(super) fn clear(&mut self) {
+    /// Removes all candidates and reserves room for `capacity` of them.
+    pub(super) fn clear(&mut self, capacity: usize) {
         self.logits.clear();
         self.weights.clear();
         self.ids.clear();
+        self.logits.reserve(capacity);
+        self.weights.reserve(capacity);
+        self.ids.reserve(capacity);
     }
 
     #[inline(always)]
@@ -47,14 +46,19 @@ impl<W> Candidates<W> {
 
 /// Returns the sum of the lanes, added as a balanced tree.
 #[inline(always)]
-pub(super) fn tree_sum<T: Copy + AddAssign, const LANES: usize>(mut sums: [T; LANES]) -> T {
+pub(super) fn tree_sum<T: Copy + Add<Output = T>, const LANES: usize>(lanes: [T; LANES]) -> T {
+    tree_fold(lanes, |a, b| a + b)
+}
+
+/// Returns the lanes combined as a balanced tree: first those half the lanes apart.
+#[inline(always)]
+pub(super) fn tree_fold<T: Copy, const LANES: usize>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            let other = sums[lane + width];
-            sums[lane] += other;
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
         }
         width /= 2;
     }
-    sums[0]
+    lanes[0]
 }
