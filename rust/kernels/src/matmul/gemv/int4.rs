@@ -2,7 +2,9 @@
 
 use super::half_vector::{HalfVector, half_of, half_of_mut};
 use super::int4_vector::{BLOCK, BLOCK_VECTORS, Int4Vector};
-use super::micro_kernel::{MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines, unrolled};
+use super::micro_kernel::{
+    MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines, unrolled,
+};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, LANES};
 use std::sync::atomic::{Ordering, compiler_fence};
