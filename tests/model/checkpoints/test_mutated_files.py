@@ -109,10 +109,10 @@ def load_arrays(folder: Path) -> None:
 
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], object], int]] = {
     "adapter": (adapter, lambda folder: lora.load(tiny_model(), folder), 40),
-    "arrays": (arrays, load_arrays, 100),
+    "arrays": (arrays, load_arrays, 50),
     "bin": (pickled, load_model, 40),
     "checkpoint": (checkpoint, load_checkpoint, 40),
-    "gguf": (gguf, load_gguf, 60),
+    "gguf": (gguf, load_gguf, 40),
     "meta": (lambda folder: write_meta(tiny_model(), folder, 2, 0), load_model, 60),
     "mistral": (lambda folder: write_mistral(tiny_model(), folder), load_model, 40),
     "model": (models, load_model, 90),

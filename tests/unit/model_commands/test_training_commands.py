@@ -297,7 +297,7 @@ FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
         ([*FINETUNE, "--quantize", "int8", "--merge"], "not both"),
         ([*GENERATE, "--adapter", "absent"], "absent"),
         ([*GENERATE, "--quantize", "float8_e4m3"], "expected int8 or int4"),
-        ([*GENERATE, "--quantize", "int4"], "a divisor of model.layers.0.self_attn.q_proj's 32"),
+        ([*GENERATE, "--quantize", "int4", "--group-size", "64"], "a divisor of model.layers.0.self_attn.q_proj's 32"),
         (["chat", "--model", "{run}", "--quantize", "int2"], "expected int8 or int4"),
         ([*GENERATE, "--seed", "often"], "--seed is 'often'; expected a number, or random"),
         ([*GENERATE, "--xtc-probability", "2"], "xtc_probability is 2.0; expected 0 to 1"),
