@@ -188,7 +188,7 @@ def main() -> None:
     together = batch(32, 128_256, rounds)
 
     names = list(results[0]["times"])
-    print(f"Microseconds per row on {simd_tier()}, best of {rounds} interleaved rounds; in brackets the ratio to ours.\n")
+    print(f"Microseconds per row, {simd_tier()}, best of {rounds} interleaved rounds; in brackets the ratio to ours.\n")
     print("| logits | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
     for result in results:
