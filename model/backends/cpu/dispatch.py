@@ -38,10 +38,12 @@ NATIVE_ROWS = {
     "avx512_bf16": (ALWAYS, ALWAYS),
     "amx": (ALWAYS, 64),
 }
-"""Rows up to which native products are at least as fast as PyTorch's, for each tier of `bpe_llama._core.simd_tier`: with
-float32 and packed weights, and with bfloat16 weights. On a CPU without instructions for bfloat16 PyTorch takes ten times
-as long as for float32, and native products widen the weights. AMX multiplies PyTorch's rounded activations once where the
-exact native product takes three passes."""
+"""Rows up to which native products are at least as fast as PyTorch's, for each tier of `bpe_llama._core.simd_tier`:
+with float32 and packed weights, and with bfloat16 weights.
+
+On a CPU without instructions for bfloat16 PyTorch multiplies it up to fifteen times slower than float32, while native
+products widen the weights to float32. AMX multiplies activations rounded to bfloat16 once where the exact native
+product takes three passes. The limits of `portable` and `neon` for bfloat16 are not measured."""
 
 FEW_KEYS = 2048
 """Query rows times keys of PyTorch's attention, up to which its threads do not pay beside the native thread pool."""

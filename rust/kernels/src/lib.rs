@@ -26,8 +26,9 @@
 //! | int8 | FMA | AMX, 3 products | FMA | FMA |
 //! | int4 | FMA | AMX, 6 products | FMA | FMA |
 //!
-//! - **FMA** widens weights to float32 and uses fused multiply-adds of AVX-512, of AVX2, or of the baseline (NEON on arm64,
-//!   SSE2 on x86-64). One pass over the weights takes 8 activation rows with AVX-512, 4 without.
+//! - **FMA** widens weights to float32 and uses fused multiply-adds of AVX-512, of AVX2, of NEON, or of the baseline. One pass
+//!   over the weights takes 8 activation rows with AVX-512, 4 without. Without AVX-512, weights are widened once for all passes
+//!   over more than 16 rows.
 //! - **AMX** splits each float32 into three bfloat16 terms, and sums 3 or 6 products of terms in float32: as accurate as
 //!   float32. It takes precedence over AVX-512 BF16.
 //! - **`VDPBF16PS`** rounds activations to bfloat16.

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpe_llama._core import simd_tiers
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
 from bpe_llama.model.backends.adjacent import adjacent
 from bpe_llama.model.backends.cpu.decoder import CpuDecoder
-from bpe_llama.model.backends.cpu.dispatch import FEW_KEYS, FEW_ROWS, can_decode
+from bpe_llama.model.backends.cpu.dispatch import FEW_KEYS, FEW_ROWS, NATIVE_ROWS, can_decode
 from bpe_llama.model.backends.cpu.native import Rows
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.cache import QuantizedCache
@@ -357,3 +358,7 @@ def test_a_model_with_the_weight_layout_is_saved_copied_and_trained_as_before(ti
     for name, weight in twin.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight)
     assert sum(weight.numel() for weight in model.parameters()) * 4 <= (tmp_path / "weights.pt").stat().st_size
+
+
+def test_every_tier_of_this_cpu_has_row_limits() -> None:
+    assert set(simd_tiers()) <= NATIVE_ROWS.keys()

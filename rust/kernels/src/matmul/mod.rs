@@ -5,7 +5,7 @@
 //! | `weights.rs`, `activations.rs` | the operands of the caller |
 //! | `task.rs`, `pack.rs` | one matrix and its packed activations |
 //! | `gemv/` | up to eight activation rows a pass, on every CPU |
-//! | `gemm/` | more rows, with AMX or AVX-512 BF16 |
+//! | `gemm/` | more rows, with AMX or AVX-512 BF16, and on AVX2 and NEON |
 //! | `prefetch_distance.rs` | software prefetch of weights |
 
 mod activations;
@@ -88,9 +88,9 @@ fn matmul_with(
     let (mut first_column, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {
-        let layout = Layout::of(&matrix.weights, backend, gemm, rows);
+        let layout = Layout::of(&matrix.weights, gemm);
         let panels = activations.panels(layout);
-        let chunk_rows = chunk_rows(matrix, layout, panels.len() > 1, backend);
+        let chunk_rows = chunk_rows(matrix, layout, panels.len(), backend);
         tasks.push(Task { matrix, layout, panels, packed: &activations.packed, chunk_rows, first_column, out: &out });
         first_column += matrix.rows;
         chunks += matrix.rows.div_ceil(chunk_rows);
@@ -120,15 +120,17 @@ fn matmul_with(
 }
 
 /// Returns how many weight rows a thread takes at a time: about a fixed number of bytes, in whole register blocks.
-fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, several_passes: bool, backend: Backend) -> usize {
-    let (bytes, multiple) = match (layout, several_passes) {
+fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, passes: usize, backend: Backend) -> usize {
+    let (bytes, multiple) = match (layout, passes > 1) {
         (Layout::AmxTiles, false) => (CHUNK_BYTES, 32),
         (Layout::AmxTiles, true) => (2 * CHUNK_BYTES_OF_PASSES, 32),
         (Layout::Bf16Tiles, false) => (CHUNK_BYTES, 48),
         (Layout::Bf16Tiles, true) => (CHUNK_BYTES_OF_PASSES, 48),
         (_, false) => (CHUNK_BYTES, 4),
-        (_, true) if backend.is_avx512() => (CHUNK_BYTES_OF_PASSES, 3),
-        (_, true) => (widened::WIDENED_BYTES * matrix.row_bytes() / (4 * matrix.columns), widened::KERNEL_ROWS),
+        (_, true) if passes >= widened::MIN_PASSES && !backend.is_avx512() => {
+            (widened::WIDENED_BYTES * matrix.row_bytes() / (4 * matrix.columns), widened::KERNEL_ROWS)
+        }
+        (_, true) => (CHUNK_BYTES_OF_PASSES, 3),
     };
     (bytes / matrix.row_bytes().max(1)).next_multiple_of(multiple).max(multiple)
 }
@@ -145,7 +147,7 @@ fn run_chunk(tasks: &[Task<'_>], mut chunk: usize, backend: Backend) {
                 Layout::AmxTiles => unsafe { amx::run(task, rows) },
                 // SAFETY: as above, for AVX-512 BF16.
                 Layout::Bf16Tiles => unsafe { avx512_bf16::run(task, rows) },
-                _ => gemv::run(task, backend, rows),
+                Layout::Sequential | Layout::EvenOdd | Layout::Int4 => gemv::run(task, backend, rows),
             }
             return;
         }

@@ -1,12 +1,13 @@
-//! GEMM: products with more activation rows than GEMV takes, by instructions that multiply bfloat16.
+//! GEMM: products with more activation rows than GEMV takes.
 //!
 //! | file | instructions | weights | activations |
 //! |---|---|---|---|
 //! | `amx/` | AMX, `TDPBF16PS` | all | as three bfloat16 terms: exact |
 //! | `avx512_bf16.rs` | AVX-512 BF16, `VDPBF16PS` | bfloat16 | rounded to bfloat16 |
 //! | `tile.rs` | AVX-512 | packs activations, transposes tiles | |
+//! | `widened.rs` | AVX2, NEON, baseline | all, widened to float32 once | float32 |
 //!
-//! Without these instructions, such a product is several passes of GEMV.
+//! With AVX-512 alone, such a product is several passes of GEMV.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;

@@ -12,6 +12,10 @@ use bpe_llama_simd::prefetch::prefetch_l2;
 use std::cell::Cell;
 use std::ops::Range;
 
+/// Passes of four activation rows from which widening weights once is faster: with fewer, a product still waits for memory,
+/// which widening in a pass of its own does not overlap with arithmetic.
+pub(crate) const MIN_PASSES: usize = 5;
+
 /// Weight rows of the micro-kernel.
 pub(crate) const KERNEL_ROWS: usize = 3;
 

@@ -2,25 +2,37 @@
 
 use super::half_vector::{HalfVector, half_of, half_of_mut};
 use super::int4_vector::{BLOCK, BLOCK_VECTORS, Int4Vector};
-use super::micro_kernel::{
-    MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines, unrolled,
-};
+use super::micro_kernel::{MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, LANES};
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Four-bit weights.
 ///
-/// Lane `l` of a block holds columns `8 l` to `8 l + 7`. Let `x` be the activations there, `q * step` the same rounded to
-/// integers `q` of 16 bits, and `scale` and `offset` those of the group. The lane then adds
-/// `scale * step * (-8 * sum(q) + sum(code * q)) + offset * sum(x)`. The sums of `q` are below `2^24`, so they are exact,
-/// computed in float32 here or in integers in `int4_bytes.rs`. Code `k` stays where it is in its half of the word, so it is
-/// multiplied by `16^(k % 4)`, and `q` is packed divided by that power of two.
+/// Lane `l` of a block holds columns `8 l` to `8 l + 7`. Let `x` be the activations there, and `scale` and `offset` those of
+/// the group. The lane then adds `scale * (-8 * sum(x) + sum(code * x)) + offset * sum(x)`, in which both multiples of
+/// `sum(x)` are packed beside `x`. Code `k` stays where it is in its half of the word, so it is multiplied by `16^(k % 4)`, and
+/// `x` is packed divided by that power of two: both are exact.
 #[derive(Clone, Copy)]
 pub(super) struct Int4<'a> {
     pub(super) codes: &'a [u8],
     /// The bfloat16 scale and offset of each group, row by row.
     pub(super) scales: &'a [[u16; 2]],
+}
+
+/// Repeats `$body` for `$index` from 0 to below `$count`, at most 4. A compiler does not unroll a loop with so long a body,
+/// and the arrays that the loop indexes would be in memory.
+macro_rules! unrolled {
+    ($count:expr, $index:ident, $body:block) => {
+        const { assert!($count <= 4) };
+        unrolled!(0 1 2 3; $count, $index, $body);
+    };
+    ($($number:literal)*; $count:expr, $index:ident, $body:block) => {
+        $(if $number < $count {
+            let $index = $number;
+            $body
+        })*
+    };
 }
 
 impl MicroKernel for Int4<'_> {
@@ -120,8 +132,7 @@ impl MicroKernel for Int4<'_> {
                         let [scale, offset] = [8, 9].map(|vector| V::Half::load(half_of(&widened[vector][row], half)));
                         for m in 0..M {
                             let line = half_of_mut(&mut lines[row][m], half);
-                            let sum = sums[row][m].mul_add(V::Half::load(half_of(&x[10][m], half)), V::Half::zero());
-                            let sum = sum.mul_add(scale, V::Half::load(line));
+                            let sum = sums[row][m].mul_add(scale, V::Half::load(line));
                             offset.mul_add(V::Half::load(half_of(&x[8][m], half)), sum).store(line);
                         }
                     }
@@ -133,8 +144,8 @@ impl MicroKernel for Int4<'_> {
 }
 
 /// Which groups of columns the lanes of a block belong to.
-pub(super) struct Groups {
-    pub(super) of_lane: [u32; LANES],
+struct Groups {
+    of_lane: [u32; LANES],
     /// The binary logarithm of the columns of a group; group sizes are powers of two.
     shift: u32,
     in_block: usize,
@@ -143,7 +154,7 @@ pub(super) struct Groups {
 impl Groups {
     /// Returns the scales and offsets of a block, from those of the row.
     #[inline(always)]
-    pub(super) fn of_block<'a>(&self, of_row: &'a [[u16; 2]], block: usize) -> &'a [[u16; 2]] {
+    fn of_block<'a>(&self, of_row: &'a [[u16; 2]], block: usize) -> &'a [[u16; 2]] {
         let scales = &of_row[(block * BLOCK) >> self.shift..];
         &scales[..scales.len().min(self.in_block)]
     }
@@ -151,7 +162,7 @@ impl Groups {
 
 impl Int4<'_> {
     #[inline(always)]
-    pub(super) fn groups(self) -> Groups {
+    fn groups(self) -> Groups {
         let group = 2 * self.codes.len() / self.scales.len().max(1);
         let shift = group.trailing_zeros();
         let of_lane = std::array::from_fn(|lane| (8 * lane / group) as u32);
@@ -160,7 +171,7 @@ impl Int4<'_> {
 
     /// Returns exactly the scales of the row: those of the next one may be infinite, which a product with 0 does not hide.
     #[inline(always)]
-    pub(super) fn scales_of_row(&self, row: usize, columns: usize) -> &[[u16; 2]] {
+    fn scales_of_row(&self, row: usize, columns: usize) -> &[[u16; 2]] {
         let shift = (2 * self.codes.len() / self.scales.len().max(1)).trailing_zeros();
         &self.scales[(row * columns) >> shift..][..columns >> shift]
     }
@@ -194,8 +205,7 @@ unsafe fn add_block<V: Int4Vector, const M: usize>(
         multiply_add(&mut sums, [V::code::<7>(codes)], &x[7]);
         let [scale, offset] = V::load_scales(scales, group_of_lane);
         for m in 0..M {
-            let sum = sums[0][m].mul_add(V::load(&x[10][m].0), V::splat(0.0));
-            let sum = sum.mul_add(scale, accumulators[m]);
+            let sum = sums[0][m].mul_add(scale, accumulators[m]);
             accumulators[m] = offset.mul_add(V::load(&x[8][m].0), sum);
         }
         if V::REGISTERS < 16 {

@@ -14,9 +14,8 @@ use std::arch::x86_64::*;
 
 /// Four-bit codes of a block: eight for each lane.
 pub(crate) const BLOCK: usize = 8 * LANES;
-/// Packed vectors of a block: the rounded activations of each of the eight codes, the sum of the activations, -8 times the sum
-/// of the rounded ones, and the step of rounding.
-pub(crate) const BLOCK_VECTORS: usize = 11;
+/// Packed vectors of a block: the activations of each of the eight codes, their sum, and -8 times their sum.
+pub(crate) const BLOCK_VECTORS: usize = 10;
 
 /// A vector of float32 that four-bit weights widen to.
 ///
@@ -42,7 +41,7 @@ pub(crate) trait Int4Vector: F32x16 {
 
 /// The power of two by which [`Int4Vector::code`] multiplies code `k`, and by which the activation of code `k` is divided.
 ///
-/// Both are exact.
+/// Both are exact, but for activations below `2^-114`.
 pub(crate) const fn factor(k: usize) -> f32 {
     (1 << (4 * (k % 4))) as f32
 }

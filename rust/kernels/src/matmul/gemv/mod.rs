@@ -3,18 +3,21 @@
 //! Up to eight rows a product is bound by memory bandwidth: each weight is read once, widened to float32 and multiplied with
 //! all rows. More rows take several passes over a chunk of weights that the second-level cache holds.
 //!
+//! | file | its part |
+//! |---|---|
+//! | `micro_kernel.rs` | the trait of weight formats, and what they share |
+//! | `dense.rs` | float32, bfloat16, int8 |
+//! | `int4.rs`, `int4_vector.rs` | four-bit weights, and their vector operations on each backend |
+//! | `half_vector.rs` | half a vector, for the micro-kernel of `gemm/widened.rs` |
+//!
 //! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 mod dense;
 mod half_vector;
 mod int4;
-#[cfg(target_arch = "x86_64")]
-mod int4_bytes;
 mod int4_vector;
 mod micro_kernel;
 
-#[cfg(target_arch = "x86_64")]
-pub(super) use int4_bytes::{BLOCK_VECTORS as INT4_BYTES_VECTORS, MOST_ROWS as INT4_BYTES_ROWS};
 pub(super) use int4_vector::{
     BLOCK as INT4_BLOCK, BLOCK_VECTORS as INT4_BLOCK_VECTORS, Int4Vector, factor as int4_factor,
 };
@@ -22,7 +25,7 @@ pub(super) use micro_kernel::MicroKernel;
 
 use super::gemm::widened;
 use super::prefetch_distance::PrefetchDistance;
-use super::task::{Layout, Panel, Task};
+use super::task::{Panel, Task};
 use super::weights::Weights;
 use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
 #[cfg(target_arch = "aarch64")]
@@ -37,16 +40,6 @@ use std::ops::Range;
 
 /// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
-    #[cfg(target_arch = "x86_64")]
-    if let (Layout::Int4Bytes, Weights::Int4(codes, scales)) = (task.layout, task.matrix.weights) {
-        return match backend.kind() {
-            Kind::Portable => unreachable!("packed for backends with products of bytes"),
-            // SAFETY: a `Backend` exists only if the CPU has it.
-            Kind::Avx2 => unsafe { int4_bytes::run_avx2(task, Int4 { codes, scales }, rows) },
-            // SAFETY: as above.
-            Kind::Avx512 => unsafe { int4_bytes::run_avx512(task, Int4 { codes, scales }, rows) },
-        };
-    }
     match task.matrix.weights {
         Weights::F32(weights) => run_kernel(task, backend, F32(weights), rows),
         Weights::Bf16(weights) => run_kernel(task, backend, Bf16(weights), rows),
@@ -90,7 +83,7 @@ fn run_avx512<K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
 #[inline(always)]
 unsafe fn run_passes<V: Int4Vector, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let passes = task.panels.len();
-    if passes > 1 && V::REGISTERS < 16 {
+    if passes >= widened::MIN_PASSES && V::REGISTERS < 16 {
         // SAFETY: the caller's promise.
         return unsafe { widened::run::<V, K>(task, kernel, rows) };
     }
