@@ -1,8 +1,8 @@
 """Encoding speed against the peers: ``python -m bench.encode --help``.
 
 Every peer encodes the same text with the same vocabulary, in one process and one thread. Its ids are compared with
-tiktoken's before anything is timed. The cell of a peer that refuses the text or returns other ids says so. One thread is
-timed in CPU time, to which other processes do not add; two threads in wall-clock time.
+tiktoken's before anything is timed. The cell of a peer that refuses the text or returns other ids says so. One thread
+is timed in CPU time, to which other processes do not add; two threads in wall-clock time.
 """
 
 from __future__ import annotations
