@@ -1,7 +1,8 @@
 """Encoding speed against the peers: ``python -m bench.encode --help``.
 
 Every peer encodes the same text with the same vocabulary, in one process and one thread. Its ids are compared with
-tiktoken's before anything is timed. The cell of a peer that refuses the text or returns other ids says so.
+tiktoken's before anything is timed. The cell of a peer that refuses the text or returns other ids says so. One thread
+is timed in CPU time, to which other processes do not add; two threads in wall-clock time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ import numpy as np
 
 from bench import data, measure
 from bench.encode_peers import PEERS, Peer, load_peers
+from bpe_llama._core import simd_tier
 
 PROMPT = "Explain in three short sentences how byte-level BPE turns a line of text into ids, and name one pitfall"
 SLOW_SHARE = 10  # peers below 20 MB/s get a tenth of the text, up to a line end
@@ -40,7 +43,7 @@ def main() -> None:
         print(f"{name}: not timed, {reason}")
     rows: list[dict[str, Any]] = []
     for job in options.only:
-        print(f"\n## {job}, {options.vocabulary}\n", flush=True)
+        print(f"\n## {job}, {options.vocabulary}, {simd_tier()}\n", flush=True)
         rows += JOBS[job](peers, options)
     packages = measure.versions("bpe-llama", *(peer.package for peer in PEERS.values()))
     print(f"\nrecorded in {measure.record('encode', rows, packages)}")
@@ -91,7 +94,7 @@ def _throughput(
         sizes[name] = len(own.encode())
         turns = itertools.cycle([own[: len(own) - turn] for turn in range(options.rounds + 1)] if vary else [own])
         candidates[name] = lambda run=run, turns=turns: run(next(turns))  # type: ignore[misc]
-    for name, timing in measure.interleaved(candidates, options.rounds).items():
+    for name, timing in measure.interleaved(candidates, options.rounds, clock=time.process_time).items():
         row[name] = {"mb_s_best": sizes[name] / timing.best / 1e6, "mb_s_median": sizes[name] / timing.median / 1e6}
     return row
 
@@ -120,7 +123,7 @@ def prompts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[st
     runs = {name: peer.into("list") for name, peer in peers.items()}
     wrong = [name for name, run in runs.items() if list(run(PROMPT)) != expected]
     candidates = {name: (lambda run=run: run(PROMPT)) for name, run in runs.items() if name not in wrong}
-    timings = measure.interleaved(candidates, options.rounds * 10, calls=300)
+    timings = measure.interleaved(candidates, options.rounds * 10, calls=300, clock=time.process_time)
     row: dict[str, Any] = {"text": f"prompt of {len(PROMPT)} characters", "vocabulary": options.vocabulary}
     row |= dict.fromkeys(wrong, "wrong ids") | {
         n: {"us_best": t.best * 1e6, "us_median": t.median * 1e6} for n, t in timings.items()
@@ -188,13 +191,14 @@ peer = PEERS[name]()
 peer.prepare(vocabulary)
 text = Path(path).read_bytes().decode() if path else ""
 text = text[: len(text) // SLOW_SHARE] if peer.slow else text
-before, started = resident_mb(), time.perf_counter()
+before, started = resident_mb(), time.process_time()
 peer.load(vocabulary)
 run = peer.into("numpy")
 run("a b")
-loaded, after = time.perf_counter(), resident_mb()
+loaded, after = time.process_time(), resident_mb()
+began = time.process_time()
 run(text)
-first = time.perf_counter() - loaded
+first = time.process_time() - began
 print(loaded - started, after - before, len(text.encode()) / 1e6, first)
 """
     command = [sys.executable, "-c", script, name, vocabulary, path]

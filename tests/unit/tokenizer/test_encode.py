@@ -193,6 +193,13 @@ def test_a_very_long_text_is_encoded_as_its_parts_are(tok: Tokenizer, corpus: li
     assert tok.decode_bytes(ids) == text.encode()
 
 
+def test_a_list_of_many_ids_holds_those_of_the_array(bytes_only: Tokenizer) -> None:
+    # Above 4 MB, the pointers of a list are advised to be in huge pages.
+    text = "0123456789" * 60_000
+    ids = bytes_only.encode(text)
+    assert len(ids) == 600_000 and ids == bytes_only.encode_to_numpy(text).tolist()
+
+
 def test_custom_regexes(corpus: list[str]) -> None:
     words = Tokenizer.train_from_iterator(corpus, vocab_size=400, pattern=r"\w+|\W")
     text = "some text, some_more"

@@ -70,6 +70,10 @@ impl UnmergeableBoundaries {
     /// Returns whether no token contains an end of `piece[start..at]` followed by a start of `piece[at..end]`.
     #[inline]
     fn is_unmergeable(&self, piece: &[u8], start: usize, at: usize, end: usize) -> bool {
+        let (word, bit) = adjacent_bit(piece[at - 1], piece[at]);
+        if self.adjacent[word] & bit == 0 {
+            return true;
+        }
         // Up to 7 bytes, the key is the pair itself: the lead bytes tell where the first character ends.
         let length = end - start;
         if length > 7 {
@@ -95,10 +99,6 @@ impl UnmergeableBoundaries {
 
     #[cold]
     fn look_up(&self, left: &[u8], right: &[u8]) -> bool {
-        let (word, bit) = adjacent_bit(left[left.len() - 1], right[0]);
-        if self.adjacent[word] & bit == 0 {
-            return true;
-        }
         !(0..left.len())
             .any(|from| (1..=right.len()).any(|to| self.crossings.contains(&crossing_key(&left[from..], &right[..to]))))
     }

@@ -45,9 +45,11 @@ struct Pending {
 }
 
 impl Pending {
+    /// Starts a look-up: `ALONE` if no other window's look-ups overlap with it.
     #[inline(always)]
-    fn new(vocab: &Vocab, place: usize, pair: (u32, u32)) -> Self {
-        Self { place, query: vocab.pair_table().prefetch(pair) }
+    fn new<const ALONE: bool>(vocab: &Vocab, place: usize, pair: (u32, u32)) -> Self {
+        let pairs = vocab.pair_table();
+        Self { place, query: if ALONE { pairs.filter(pair) } else { pairs.prefetch(pair) } }
     }
 }
 
@@ -83,7 +85,7 @@ impl Window {
     ///
     /// [`Window::set_ranks`] must follow.
     #[inline(always)]
-    fn merge(&mut self, vocab: &Vocab, best: i32) -> bool {
+    fn merge<const ALONE: bool>(&mut self, vocab: &Vocab, best: i32) -> bool {
         if best >= NO_PAIR {
             return false;
         }
@@ -99,8 +101,8 @@ impl Window {
         let next = behind.trailing_zeros() as usize;
         let previous = if before == 0 { WIDTH } else { before.ilog2() as usize };
         self.pending = [
-            Pending::new(vocab, previous, (self.ids[previous], merged)),
-            Pending::new(vocab, at, (merged, self.ids[next])),
+            Pending::new::<ALONE>(vocab, previous, (self.ids[previous], merged)),
+            Pending::new::<ALONE>(vocab, at, (merged, self.ids[next])),
         ];
         true
     }
@@ -176,7 +178,7 @@ fn merge(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32
     }
     let mut window = Window::EMPTY;
     window.fill(vocab, piece)?;
-    while window.merge(vocab, search.smallest(&window.keys)) {
+    while window.merge::<true>(vocab, search.smallest(&window.keys)) {
         window.set_ranks(search, vocab);
     }
     window.push(out);
@@ -205,7 +207,7 @@ fn merge_overlapping(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: 
             *best = search.smallest(&window.keys);
         }
         for (&best, window) in best.iter().zip(&mut *windows) {
-            is_merging |= window.merge(vocab, best);
+            is_merging |= window.merge::<false>(vocab, best);
         }
         for window in &mut *windows {
             window.set_ranks(search, vocab);

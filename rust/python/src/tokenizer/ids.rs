@@ -3,8 +3,8 @@
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use bpe_llama_simd::prefetch::prefetch;
-use pyo3::ffi::PyObject;
+use bpe_llama_simd::{huge_pages, prefetch::prefetch};
+use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList};
 
@@ -23,13 +23,20 @@ impl IdInts {
 
     /// Returns the ids as a list of ints.
     pub(crate) fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
-        let ints = ids.iter().enumerate().map(|(i, &id)| {
+        // SAFETY: a new reference to a list of null pointers. All are set below, before any other code sees the list.
+        let list = unsafe {
+            Bound::from_owned_ptr_or_err(py, ffi::PyList_New(ids.len() as ffi::Py_ssize_t))?.cast_into_unchecked()
+        };
+        advise_huge_pages(&list, ids.len());
+        for (i, &id) in ids.iter().enumerate() {
             if let Some(&ahead) = ids.get(i + PREFETCH_DISTANCE) {
                 prefetch(self.0[ahead as usize].load(Ordering::Relaxed));
             }
-            self.int(py, id)
-        });
-        PyList::new(py, ints)
+            let int = self.int(py, id).into_ptr();
+            // SAFETY: the list has this place, and takes over the reference.
+            unsafe { ffi::PyList_SetItem(list.as_ptr(), i as ffi::Py_ssize_t, int) };
+        }
+        Ok(list)
     }
 
     #[inline]
@@ -49,6 +56,16 @@ impl IdInts {
             Err(faster) => faster,
         }
     }
+}
+
+/// Advises huge pages for the pointers of a new list: otherwise the first write to every 512th takes a page fault.
+fn advise_huge_pages(list: &Bound<'_, PyList>, length: usize) {
+    /// The place of the array's address in CPython's list objects, which have five words. The stable ABI does not promise
+    /// it, so the address is never accessed here: at worst the advice is for other memory, which does not change.
+    const ARRAY: usize = 3;
+    // SAFETY: the memory of a list object has at least five words.
+    let address = unsafe { list.as_ptr().cast::<usize>().add(ARRAY).read() };
+    huge_pages::advise_range(address, length * size_of::<*mut PyObject>());
 }
 
 impl Drop for IdInts {
