@@ -8,7 +8,6 @@ use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
 use crate::arguments::{Specials, Text, places_before_joining, prepare_arrays};
-use crate::error::to_py;
 use crate::interrupt::{interruptible, interruptible_if_long, list};
 use crate::named::{self, Argument};
 
