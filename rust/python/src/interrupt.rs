@@ -39,6 +39,7 @@ impl PendingError {
 }
 
 /// Runs `work` without the GIL, with an interrupt check that runs Python's signal handlers and raises what they raise.
+#[inline(never)] // so that short texts, which do without it, have a small stack frame
 pub(crate) fn interruptible<R: Send>(
     py: Python<'_>,
     work: impl FnOnce(Interrupt<'_>) -> Result<R> + Send,
