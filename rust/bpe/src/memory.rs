@@ -6,6 +6,9 @@
 
 use crate::Error;
 
+/// Items of a small list, whose memory is not checked: that would take a tenth of the time of a short text.
+const SMALL: usize = 1 << 10;
+
 /// Makes room for `additional` items more, as [`Vec::reserve`] does; unwinds.
 #[inline]
 pub(crate) fn reserve<T>(items: &mut Vec<T>, additional: usize) {
@@ -15,7 +18,16 @@ pub(crate) fn reserve<T>(items: &mut Vec<T>, additional: usize) {
 }
 
 /// Returns an empty vector with room for `capacity` items; unwinds.
+#[inline]
 pub(crate) fn with_capacity<T>(capacity: usize) -> Vec<T> {
+    if capacity <= SMALL {
+        return Vec::with_capacity(capacity);
+    }
+    large(capacity)
+}
+
+#[inline(never)]
+fn large<T>(capacity: usize) -> Vec<T> {
     let mut items = Vec::new();
     if items.try_reserve_exact(capacity).is_err() {
         exhausted::<T>(capacity);
