@@ -98,9 +98,8 @@ _TOO_MUCH = {
     "encode": "tok.encode_to_numpy(text)",
     "encode one piece": "tok.encode_to_numpy(letters)",
     "encode a batch": "tok.encode_batch_to_numpy([text], num_threads=1)",
-    "encode a batch on threads": "tok.encode_batch_to_numpy([text], num_threads=2)",
-    "count distinct words": "WordCounts.from_iterator((letters[:1000000] + str(i) for i in range(99)), progress=False)",
-    "count on a thread": "WordCounts.from_iterator([letters, letters + 'a'], num_threads=1, progress=False)",
+    "count words": "WordCounts.from_iterator(words(), num_threads=1, progress=False)",
+    "count words on threads": "WordCounts.from_iterator(words(), num_threads=2, progress=False)",
 }
 
 
@@ -108,16 +107,16 @@ _TOO_MUCH = {
 def test_where_there_is_no_memory_a_call_ends_and_not_the_process() -> None:
     script = f"""{_CHILD}
 text, letters = "a b " * 4_000_000, "a" * 16_000_000
-tok.encode_batch_to_numpy(["a b " * 100_000] * 4, num_threads=2)  # with memory for its threads
+words = lambda: (letters[i:] for i in range(9))
 for name, call in {_TOO_MUCH!r}.items():
     resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (40 << 20), -1))
     try:
         eval(call)
-    except MemoryError as error:
-        print(name, "for" in str(error))
+    except MemoryError:
+        print(name)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 assert tok.decode(tok.encode("and go on")) == "and go on"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == [f"{name} True" for name in _TOO_MUCH], done.stderr
+    assert done.stdout.splitlines() == list(_TOO_MUCH), done.stderr

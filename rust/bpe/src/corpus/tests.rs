@@ -100,7 +100,7 @@ fn text_without_a_place_to_divide_it_is_bounded() {
 
 #[test]
 fn a_long_text_without_chunk_boundaries_returns_control() {
-    let (_folder, path) = write("c.txt", &[b'a'; 100_000]);
+    let (_folder, path) = write("c.txt", "a".repeat(100_000).as_bytes());
     let corpus = CorpusReader::new(vec![path], Pretokenizer::new("cl100k").expect("a name"), CorpusOptions::default());
     let mut corpus = corpus.expect("a file").with_block_bytes(500);
     let first = corpus.next_chunk().expect("text").expect("a chunk");

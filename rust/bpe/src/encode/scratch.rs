@@ -37,10 +37,16 @@ impl Scratch {
     }
 
     /// Frees the ids of a very long piece, which are not kept for the next call.
+    #[inline]
     pub(crate) fn shrink(&mut self) {
         if self.ids.capacity() > MAX_KEPT_IDS {
-            self.ids = Vec::new();
+            self.free_ids();
         }
+    }
+
+    #[cold]
+    fn free_ids(&mut self) {
+        self.ids = Vec::new();
     }
 
     pub(crate) fn cache_limit(&self) -> usize {
