@@ -191,17 +191,18 @@ mod tests {
 
     #[test]
     fn white_space_after_a_token_is_read_once() {
-        // Each of these tokens includes the white space to its right, which holds all the others.
-        let text = " ".repeat(300_000);
+        // Each of these tokens includes the white space to its right, as in `tokenizers`.
+        let length = 100_000;
+        let text = " ".repeat(length);
         let tokens = vec![AddedToken { rstrip: true, ..AddedToken::special(" ", 1) }];
         let added = AddedTokens::new(tokens, |content| Ok(content.to_owned())).expect("valid tokens");
         let mut found = Vec::new();
         let mut each = |segment: Segment| {
-            found.push((segment.bytes, segment.added));
+            found.push(segment.bytes);
             Ok(())
         };
         added.split_raw(&text, SpecialSet::All, Interrupt::NEVER, &mut each).expect("no interrupt");
-        assert_eq!(found, [(0..300_000, Some(1))]);
+        assert!(found.into_iter().eq((0..length).map(|start| start..length)));
     }
 
     proptest! {
