@@ -183,7 +183,7 @@ def open_tokens(path: PathLike) -> TokenArray:
             raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # numpy parses the header as Python, which may fail in any way
         raise ValueError(f"{path}: not a complete .npy file: {error}") from None
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
         found = f"{tokens.dtype} of shape {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
