@@ -143,7 +143,7 @@ fuzz-python_%: $(VENV)/.dev # one target of Python's, by atheris
 SANITIZED := -Zbuild-std --target $(shell rustc -vV | sed -n 's/^host: //p')
 MIRI_TESTS := scratch thread_pool bf16 prefetch
 sanitize: loom ## the crates' unit tests under Miri, AddressSanitizer and ThreadSanitizer, and loom's models (Linux, nightly)
-	MIRIFLAGS=-Zmiri-disable-isolation BPE_LLAMA_SIMD=portable $(CARGO) +$(NIGHTLY) miri test --locked --lib \
+	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks" BPE_LLAMA_SIMD=portable $(CARGO) +$(NIGHTLY) miri test --locked --lib \
 		-p bpe-llama-simd -p bpe-llama-kernels -- $(MIRI_TESTS)
 	RUSTFLAGS=-Zsanitizer=address $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/address --locked --lib \
 		--workspace --exclude bpe-llama-python

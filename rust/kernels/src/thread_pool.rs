@@ -237,9 +237,11 @@ mod models {
 mod tests {
     use super::*;
 
+    const ROUNDS: usize = if cfg!(miri) { 20 } else { 1000 };
+
     #[test]
     fn a_job_is_complete_when_run_returns_whichever_workers_join() {
-        for round in 0..2000 {
+        for round in 0..2 * ROUNDS {
             let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
             run(1 + round % 4, &|| {
                 while next.fetch_add(1, Ordering::Relaxed) < 50 {
@@ -247,7 +249,7 @@ mod tests {
                 }
             });
             assert_eq!(done.load(Ordering::Relaxed), 50);
-            if round % 100 == 0 {
+            if round % (ROUNDS / 10) == 0 {
                 std::thread::sleep(2 * SPIN_TIME); // the workers sleep, and must wake
             }
         }
@@ -256,7 +258,7 @@ mod tests {
     #[test]
     fn workers_join_jobs() {
         let threads = Mutex::new(std::collections::HashSet::new());
-        for _ in 0..1000 {
+        for _ in 0..ROUNDS {
             run(2, &|| {
                 threads.lock().unwrap_or_else(PoisonError::into_inner).insert(std::thread::current().id());
                 std::thread::sleep(Duration::from_micros(200));
@@ -265,7 +267,7 @@ mod tests {
                 return;
             }
         }
-        panic!("no worker joined a thousand jobs");
+        panic!("no worker joined {ROUNDS} jobs");
     }
 
     #[test]
@@ -292,7 +294,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    for _ in 0..300 {
+                    for _ in 0..ROUNDS {
                         run(2, &|| {
                             run(2, &|| {
                                 done.fetch_add(1, Ordering::Relaxed);
@@ -302,6 +304,6 @@ mod tests {
                 });
             }
         });
-        assert!(done.load(Ordering::Relaxed) >= 900);
+        assert!(done.load(Ordering::Relaxed) >= 3 * ROUNDS);
     }
 }
