@@ -30,7 +30,7 @@ from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
-from bpe_llama.model.training.evaluate import held_out_examples
+from bpe_llama.model.training.held_out import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
