@@ -29,10 +29,10 @@ from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.rows import TokenBatches
 from bpe_llama.model.training.distillation import distillation_loss
-from bpe_llama.model.training.held_out import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
 from bpe_llama.model.training.finetuning.options import DataConfig, finetune_config
+from bpe_llama.model.training.held_out import evaluate, evaluate_examples
 from bpe_llama.model.training.initial.identity import start_as_identity
 from bpe_llama.model.training.initial.vocabulary import token_pieces
 from bpe_llama.model.training.loop import Trainer

@@ -18,6 +18,13 @@ CHOICES = {
     "parallel": ("auto", "ddp", "fsdp"),
 }
 """The values of the options that are names."""
+LEAST = {
+    0: """warmup_steps weight_decay z_loss gradient_clip max_skipped_steps eval_every save_every save_total_limit seed
+    checkpoint_activations""",
+    1: "max_steps batch_size gradient_accumulation eval_windows log_every",
+    2: "sequence_length",
+}
+"""The least value of the options that have no largest one."""
 
 
 @dataclass(frozen=True)
@@ -116,27 +123,11 @@ class TrainConfig:
         """Check each field; the error names it."""
         for option in dataclasses.fields(self):
             self._check_type(option.name, option.default)
-        for field, least in (
-            ("max_steps", 1),
-            ("sequence_length", 2),
-            ("batch_size", 1),
-            ("gradient_accumulation", 1),
-            ("warmup_steps", 0),
-            ("weight_decay", 0),
-            ("z_loss", 0),
-            ("checkpoint_activations", 0),
-            ("gradient_clip", 0),
-            ("max_skipped_steps", 0),
-            ("eval_every", 0),
-            ("eval_windows", 1),
-            ("save_every", 0),
-            ("save_total_limit", 0),
-            ("log_every", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= least):
-                raise ValueError(f"{field} is {value!r}, expected at least {least}")
+        for least, fields in LEAST.items():
+            for field in fields.split():
+                value = getattr(self, field)
+                if not (math.isfinite(value) and value >= least):
+                    raise ValueError(f"{field} is {value!r}, expected at least {least}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate!r}, expected a positive number")
         if self.max_seconds is not None and not self.max_seconds > 0:
@@ -205,7 +196,7 @@ class TrainConfig:
         unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown training options: {', '.join(unknown)}")
-        return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
+        return cls(**values)
 
 
 def _plain(value: float) -> float:

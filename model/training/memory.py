@@ -9,7 +9,7 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 STEPS_UNTIL_STEADY = 2
-"""Steps after which `trim_freed_memory` pays: the optimizer's state is made in the first, and the second goes round it."""
+"""Steps after which `trim_freed_memory` pays: the first makes the optimizer's state, and the second goes round it."""
 
 
 def keep_freed_memory() -> None:

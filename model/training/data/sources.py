@@ -13,7 +13,7 @@ from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.mixture import Mixture, check_weights
 from bpe_llama.model.training.data.packing import PackedRows
-from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate_rows, first_windows
+from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate, first_windows
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
@@ -68,7 +68,7 @@ def held_out_batches(data: Data, model: LlamaConfig, config: TrainConfig) -> Ite
     # No row is repeated.
     count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
     for first in range(0, count, config.batch_size):
-        yield collate_rows([rows.row(index) for index in range(first, min(first + config.batch_size, count))], window)
+        yield collate([rows.row(index) for index in range(first, min(first + config.batch_size, count))], window)
 
 
 def _paths(data: DataSource) -> dict[Path, float | None] | None:
