@@ -90,12 +90,8 @@ def held_out_loss(
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
 
-    Args:
-        model: The model, on any device; its training mode is restored.
-        batches: The held-out data.
-        token_bytes: The bytes of each id, `(V,)`.
-        score_fn: The loss of a batch.
-        ranks: The rows of each batch are split over them; all of them call this function.
+    The model's training mode is restored. `token_bytes` has the bytes of each id, `(V,)`. The rows of each batch are
+    split over the ranks, all of which call this function.
     """
     device, ranks = next(model.parameters()).device, ranks or Ranks()
     was_training, sums, learned, size = model.training, np.zeros(len(Scored._fields)), 0, 0

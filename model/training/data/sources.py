@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
-from bpe_llama.model.training.data.mixture import Mixture, check_weights
+from bpe_llama.model.training.data.mixture import Mixture
 from bpe_llama.model.training.data.packing import PackedRows
 from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate, first_windows
 
@@ -78,7 +79,9 @@ def _paths(data: DataSource) -> dict[Path, float | None] | None:
     if isinstance(data, Mapping):
         if not data:
             raise ValueError("no data: expected at least one path and its weight")
-        check_weights({str(path): weight for path, weight in data.items()})
+        for path, weight in data.items():
+            if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight > 0):
+                raise ValueError(f"the weight of {path} is {weight!r}, expected a positive number")
     elif not (isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data)):
         return None
     if len({str(path) for path in data}) < len(data):
