@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import time
 import zlib
 from collections.abc import Callable
@@ -53,11 +52,11 @@ def stacked(model: Any, name: str, weight: Any) -> list[int]:
 
 
 def ours(config: dict[str, Any], dtype: str) -> Step:
-    """Return a step of `bpe_llama.model.training`, which keeps and trims freed memory as a run of `train` does."""
+    """Return a step of `bpe_llama.model.training`, which keeps freed memory, as a run of `train` does."""
     import torch
 
     from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-    from bpe_llama.model.training.memory import STEPS_UNTIL_STEADY, keep_freed_memory, trim_freed_memory
+    from bpe_llama.model.training.memory import keep_freed_memory
     from bpe_llama.model.training.optimizers.adamw import adamw
     from bpe_llama.model.training.step import TensorBatch, batch_loss, gradient_norm
 
@@ -66,7 +65,6 @@ def ours(config: dict[str, Any], dtype: str) -> Step:
     draw(model)
     optimizer = adamw(model, learning_rate=1e-3)
     parameters = list(model.parameters())
-    turns = itertools.count()
 
     def step(ids: Any) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -76,8 +74,6 @@ def ours(config: dict[str, Any], dtype: str) -> Step:
         torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if next(turns) < STEPS_UNTIL_STEADY:
-            trim_freed_memory()
         return loss.item()
 
     return step

@@ -22,12 +22,7 @@ from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.held_out import held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
-from bpe_llama.model.training.memory import (
-    STEPS_UNTIL_STEADY,
-    keep_freed_memory,
-    return_freed_memory,
-    trim_freed_memory,
-)
+from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
 from bpe_llama.model.training.optimizers.average import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
@@ -112,8 +107,7 @@ class Trainer:
             self.model.train()
             self._started = time.perf_counter()
             self._done_before = self.done
-            begun = self.step
-            first, end = (step * config.gradient_accumulation for step in (begun, config.max_steps))
+            first, end = (step * config.gradient_accumulation for step in (self.step, config.max_steps))
             self.ahead = Prefetch(self.batches, range(first, end), 2 * config.gradient_accumulation)
             closing.callback(self.ahead.close)
             self._call("on_start")
@@ -124,8 +118,6 @@ class Trainer:
                 result = self.optimizer_step(rate, stop)
                 if result is None:
                     break
-                if self.step < begun + STEPS_UNTIL_STEADY:
-                    trim_freed_memory()
                 self._agree(stop)
                 last = self._count(result, rate)
                 if self.step % config.log_every == 0 or last:

@@ -8,9 +8,6 @@ import ctypes
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
-STEPS_UNTIL_STEADY = 2
-"""Steps after which `trim_freed_memory` pays: the first makes the optimizer's state, and the second goes round it."""
-
 
 def keep_freed_memory() -> None:
     """Let malloc keep freed memory in this process instead of returning it to the system.
@@ -31,15 +28,6 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Return freed memory to the system, and set the thresholds that glibc ends with in a program of large tensors."""
     _set_options({_M_MMAP_MAX: 65_536, _M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20})
-    trim_freed_memory()
-
-
-def trim_freed_memory() -> None:
-    """Return the memory that is free now to the system; what is freed later is kept.
-
-    The optimizer's state takes places of the first step's tensors, and those of the second step go elsewhere. The gaps
-    between them, which no later step uses, count as memory of the process until they are returned.
-    """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

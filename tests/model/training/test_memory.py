@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory, trim_freed_memory
+from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
@@ -53,12 +53,3 @@ def test_kept_memory_returns_at_the_end() -> None:
         torch.ones(4 * FLOATS)
         assert resident() - before > 2 * FLOATS * 4
     assert resident() - before < FLOATS * 4
-
-
-def test_trimmed_memory_returns_at_once_and_later_memory_is_kept() -> None:
-    before = resident()
-    with kept():
-        torch.ones(4 * FLOATS)
-        trim_freed_memory()
-        assert resident() - before < FLOATS * 4
-        assert new_pages() < 16
