@@ -22,7 +22,7 @@ from bench.measure import RESULTS
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
 from bpe_llama.model.training.data.packing import PackedRows
 from bpe_llama.model.training.data.rows import RowBatches
-from bpe_llama.model.training.evaluate import held_out_loss
+from bpe_llama.model.training.held_out import held_out_loss
 
 WINDOW, ROWS, VOCABULARY, HELD_OUT = 128, 8, 64, 200
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -102,19 +102,21 @@ class Pretrained(nn.Module):
     def allocate(self, device: torch.device) -> None:
         """Allocate uninitialized weights on a device, as `nn.Module.to_empty` does, without its slow imports.
 
-        Buffers of a checkpoint are zeros.
+        Buffers of a checkpoint are zeros. Weights that are tied stay tied.
         """
+        allocated: dict[nn.Parameter, nn.Parameter] = {}
         for module in self.modules():
             for name, weight in module.named_parameters(recurse=False):
-                empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
-                setattr(module, name, nn.Parameter(empty, weight.requires_grad))
+                if weight not in allocated:
+                    empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                    allocated[weight] = nn.Parameter(empty, weight.requires_grad)
+                setattr(module, name, allocated[weight])
             for name, buffer in module.named_buffers(recurse=False):
                 # `zeros_like` of a meta tensor imports sympy, which takes a second.
                 setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=device))
             if isinstance(module, RotaryEmbedding):
                 module.inv_freq = torch.empty(0, device=device)
                 module.reset_frequencies()
-        self.tie_weights()
 
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0, only: Collection[str] | None = None) -> None:
@@ -132,7 +134,8 @@ class Pretrained(nn.Module):
             elif weight.ndim == 1 or name.split(".")[-2].endswith("norm"):
                 weight.fill_(norms.get(id(weight), 1.0))
             else:
-                values = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+                in_place = weight.dtype == torch.float32 and weight.device.type == "cpu"
+                values = weight if in_place else torch.empty(weight.shape, dtype=torch.float32, device="cpu")
                 weight.copy_(values.normal_(0.0, self.config.initializer_range, generator=generator))
 
     @property

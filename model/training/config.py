@@ -18,6 +18,24 @@ CHOICES = {
     "parallel": ("auto", "ddp", "fsdp"),
 }
 """The values of the options that are names."""
+LEAST = {
+    "max_steps": 1,
+    "sequence_length": 2,
+    "batch_size": 1,
+    "gradient_accumulation": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "z_loss": 0,
+    "checkpoint_activations": 0,
+    "gradient_clip": 0,
+    "max_skipped_steps": 0,
+    "eval_every": 0,
+    "eval_windows": 1,
+    "save_total_limit": 0,
+    "log_every": 1,
+    "seed": 0,
+}
+"""The least value of the options that have no largest one."""
 
 
 @dataclass(frozen=True)
@@ -117,23 +135,7 @@ class TrainConfig:
         """Check each field; the error names it."""
         for option in dataclasses.fields(self):
             self._check_type(option.name, option.default)
-        for field, least in (
-            ("max_steps", 1),
-            ("sequence_length", 2),
-            ("batch_size", 1),
-            ("gradient_accumulation", 1),
-            ("warmup_steps", 0),
-            ("weight_decay", 0),
-            ("z_loss", 0),
-            ("checkpoint_activations", 0),
-            ("gradient_clip", 0),
-            ("max_skipped_steps", 0),
-            ("eval_every", 0),
-            ("eval_windows", 1),
-            ("save_total_limit", 0),
-            ("log_every", 1),
-            ("seed", 0),
-        ):
+        for field, least in LEAST.items():
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= least):
                 raise ValueError(f"{field} is {value!r}, expected at least {least}")
@@ -209,7 +211,7 @@ class TrainConfig:
         unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown training options: {', '.join(unknown)}")
-        return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
+        return cls(**values)
 
 
 def _plain(value: float) -> float:

@@ -22,10 +22,7 @@ def use_float8(model: Pretrained, device: torch.device, *, emulate: bool = False
     Activations, weights and gradients are scaled per tensor. The head, and layers with a size that is no multiple of
     16, stay as they are.
 
-    Args:
-        model: The model, changed in place.
-        device: The device of the model.
-        emulate: Round to float8 but multiply in the original dtype, on any device: for tests.
+    `emulate` rounds to float8 but multiplies in the original dtype, on any device: for tests.
 
     Raises:
         ImportError: If torchao is not installed.

@@ -20,7 +20,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_che
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
-from bpe_llama.model.training.evaluate import held_out_loss
+from bpe_llama.model.training.held_out import held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
 from bpe_llama.model.training.optimizers.average import WeightAverage
@@ -80,14 +80,8 @@ class Trainer:
         self.matmul_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
         self.average = WeightAverage(optimizer, config.ema_decay) if config.ema_decay else None
-        self.step, self.skipped, self.consecutive_skips = 0, 0, 0
-        self.loss = self.grad_norm = self.eval_loss = math.nan
-        self.checkpoint: Path | None = None
-        self._saved_step = -1
-        self._recent = Recent()
-        self._trained_before, self._done_before, self._started = 0.0, 0.0, time.perf_counter()
-        self._saved_at = 0.0
-        self._logged_step, self._logged_at, self._logged_wait = 0, 0.0, 0.0
+        self.consecutive_skips, self._done_before, self._started, self._logged_wait = 0, 0.0, time.perf_counter(), 0.0
+        self.resume(TrainState(0, 0.0, {}), None, (math.nan, math.nan, math.nan))
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
 
     def resume(self, state: TrainState, checkpoint: Path | None, last: tuple[float, float, float]) -> None:

@@ -31,8 +31,8 @@ from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
-from bpe_llama.model.training.evaluate import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
+from bpe_llama.model.training.held_out import held_out_examples
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.parallel import ShardedModel, start
@@ -79,15 +79,7 @@ class RunOptions(ReportOptions, total=False):
 
 
 def check_run(model: object, config: object, out: object, options: Mapping[str, Any], known: type = RunOptions) -> None:
-    """Raise `TypeError` for an argument of a run that is of another type, or an option that there is not.
-
-    Args:
-        model: A model.
-        config: A `TrainConfig`.
-        out: A path.
-        options: Those of ``known``.
-        known: The options of the function.
-    """
+    """Raise `TypeError` for an argument of a run that is of another type, or an option that is none of ``known``."""
     if not (isinstance(model, torch.nn.Module) and hasattr(model, "config")):
         raise TypeError(wrong("model", model, "a model"))
     instance("config", config, TrainConfig, "a TrainConfig")
@@ -164,17 +156,9 @@ def train_on_examples(
 ) -> TrainResult:
     """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
 
-    Works as `train`, except that each example is a row of its own, padded to the longest of its batch.
-    `config.sequence_length`, `config.eval_fraction` and `config.eval_windows` have no effect.
-
-    Args:
-        model: As of `train`.
-        examples: The training data.
-        config: The run's options.
-        out: Folder of the run; created if it does not exist.
-        eval_examples: Held-out examples.
-        tokenizer: As of `train`.
-        options: As of `train`.
+    Works as `train`, whose other arguments these are, except that each example is a row of its own, padded to the
+    longest of its batch; `eval_examples` are held out. `config.sequence_length`, `config.eval_fraction` and
+    `config.eval_windows` have no effect.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
@@ -201,21 +185,9 @@ def train_on_batches(
     tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
-    """Train `model` in place on any batches, and return the result; works as `train`.
+    """Train `model` in place on any batches, and return the result; other arguments and errors are those of `train`.
 
-    Args:
-        model: As of `train`.
-        batches: The training data.
-        config: The run's options; those of the data have no effect.
-        out: Folder of the run; created if it does not exist.
-        held_out: Batches to evaluate on.
-        score_fn: The loss of a held-out batch.
-        tokenizer: As of `train`.
-        options: As of `train`.
-
-    Raises:
-        ValueError: As `train`.
-        OSError: As `train`.
+    The data's options of `config` have no effect. `score_fn` returns the loss of a batch of `held_out`.
     """
     check_run(model, config, out, options)
     loss_fn, token_bytes = options.get("loss_fn", batch_loss), options.get("token_bytes")

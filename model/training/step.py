@@ -76,7 +76,7 @@ ScoreFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
 
 
 class StepResult(NamedTuple):
-    """The loss and the gradient norm of a step.
+    """The figures of a step.
 
     Attributes:
         loss: Mean over all learned tokens of the step, in nats per token.
@@ -124,14 +124,9 @@ class Recent(NamedTuple):
 def batch_loss(
     model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Tensor:
-    """Return the cross-entropy of a micro-batch, float32.
+    """Return the summed cross-entropy of a micro-batch divided by the learned tokens of its step, float32.
 
-    Args:
-        model: The model.
-        batch: The micro-batch.
-        learned: The learned tokens of all micro-batches of the step, by which the sum is divided.
-        label_smoothing: As of `TrainConfig`, like the next one.
-        z_loss: Likewise.
+    `label_smoothing` and `z_loss` are those of `TrainConfig`.
     """
     return batch_score(model, batch, learned, label_smoothing=label_smoothing, z_loss=z_loss).loss
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpe_llama.model import KVCache, LlamaForCausalLM
 from bpe_llama.model.cache import make_cache
@@ -135,6 +136,27 @@ def test_tied_embeddings_are_one_matrix(tiny_model: Make) -> None:
     model = tiny_model(tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert len(list(model.parameters())) == len(list(tiny_model().parameters())) - 1
+
+
+class _LargestTensors(TorchDispatchMode):
+    """Counts the tensors of `size` numbers that are allocated on the CPU."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.empty.memory_format and out.device.type == "cpu":
+            self.count += out.numel() == self.size
+        return out
+
+
+def test_a_tied_matrix_is_allocated_once(tiny_model: Make) -> None:
+    size = tiny_model(tie_word_embeddings=True).lm_head.weight.numel()
+    with _LargestTensors(size) as allocated:
+        tiny_model(tie_word_embeddings=True)
+    assert allocated.count == 1
 
 
 def test_inverse_frequencies_stay_float32_through_casts(tiny_model: Make, ids: Tensor) -> None:

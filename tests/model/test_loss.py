@@ -284,3 +284,16 @@ def test_emulated_bfloat16_is_computed_in_float32(
     close(loss, expected, rtol=1e-3, atol=1e-3)
     for gradient, other in zip(gradients, in_bfloat16, strict=True):
         assert (gradient - other).norm() < 0.05 * other.norm() + 1e-4
+
+
+def test_a_tied_embedding_adds_its_gradient_into_that_of_the_head(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(tie_word_embeddings=True).train()
+    model(ids, labels=ids).loss.backward()
+    assert model.lm_head.weight.grad is not None
+    wanted = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    loss = model.loss(ids, ids)
+    place = next(saved.data_ptr() for saved in loss.grad_fn.saved_tensors if saved.shape == wanted.shape)
+    loss.backward()
+    assert model.lm_head.weight.grad.data_ptr() == place  # no third matrix is made for the sum
+    close(model.lm_head.weight.grad, wanted)

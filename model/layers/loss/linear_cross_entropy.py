@@ -118,7 +118,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     for_hidden[chunk] += product(gradient, head_VD[block].T)
                 if for_weight is not None:
                     part = product(gradient.T, x_CD.T)
-                    for_weight[block] = part if start == 0 else for_weight[block] + part
+                    if start == 0:
+                        for_weight[block] = part
+                    else:
+                        for_weight[block].add_(part)
         ctx.save_for_backward(
             None if for_hidden is None else for_hidden.to(hidden_MD.dtype),
             None if for_weight is None else for_weight.to(weight_VD.dtype),

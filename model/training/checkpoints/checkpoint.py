@@ -104,14 +104,9 @@ def save_checkpoint(
     moment leaves the previous checkpoint or the new one complete: the new one is flushed to disk and renamed before the
     older ones are removed.
 
-    Args:
-        out: Folder of the run.
-        model: The model, with whole weights.
-        optimizer: The optimizer.
-        state: The state of the run.
-        ranks: All of them call this function.
-        sharded: With FSDP, the model that is trained, to which the optimizer belongs.
-        keep: Checkpoints that stay, this one included; 0: all. An earlier one of the same step never stays.
+    `model` has whole weights; with FSDP `sharded` is the model that is trained, to which the optimizer belongs. All
+    `ranks` call this function. The newest `keep` checkpoints stay, this one included; 0: all. An earlier one of the
+    same step never stays.
 
     Raises:
         ValueError: If a weight or a moment of the optimizer is not finite. The previous checkpoint stays.
@@ -275,15 +270,10 @@ def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:
 
 
 def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
-    """Check that a checkpoint would hold all that is trained.
-
-    Args:
-        model: The model.
-        predicts_text: Whether the loss is that of the next tokens.
+    """Check that a checkpoint would hold all that is trained, and that a model that `predicts_text` is a causal LM.
 
     Raises:
-        ValueError: If the loss needs a causal LM and the model is none, adapters are merged, or another weight is
-            trained beside them.
+        ValueError: If it is none, adapters are merged, or another weight is trained beside them.
     """
     if predicts_text and "score" in dict(model.named_children()):
         raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")

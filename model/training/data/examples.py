@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.batches import Batch, check_ids, short_hash
-
-Ids = npt.NDArray[np.int64]
+from bpe_llama.model.training.data.rows import Ids, Row, collate
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,8 @@ class ExampleBatches:
 
     def batch(self, index: int) -> Batch:
         """Return batch `index` (from 0), T the length of its longest example."""
-        examples = self.rows(index)
-        lengths = np.array([len(example.ids) for example in examples])
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        return Batch(*collate(examples), mask)
+        batch = collate([Row(example.ids, example.labels) for example in self.rows(index)])
+        return batch if batch.attention_mask is not None else replace(batch, attention_mask=np.ones_like(batch.ids))
 
     def rows(self, index: int) -> list[Example]:
         """Return the examples of batch `index`."""
@@ -105,23 +102,3 @@ class ExampleBatches:
 
     def _shuffled(self, epoch: int) -> tuple[int, npt.NDArray[np.int64]]:
         return epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-
-
-def collate(examples: Sequence[Example]) -> tuple[Ids, Ids]:
-    """Return ids and labels of several examples, int64 `(B, T)`, padded on the right with 0 and -100.
-
-    The batch needs no attention mask: with causal attention no token attends to padding on its right, and the label
-    -100 excludes the padding from the loss.
-
-    Example:
-        >>> collate([Example(np.array([5, 6]), np.array([-100, 6])), Example(np.array([7]), np.array([7]))])[1]
-        array([[-100,    6],
-               [   7, -100]])
-    """
-    longest = max(len(example.ids) for example in examples)
-    ids = np.zeros((len(examples), longest), dtype=np.int64)
-    labels = np.full((len(examples), longest), IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.ids)] = example.ids
-        labels[row, : len(example.labels)] = example.labels
-    return ids, labels

@@ -25,13 +25,7 @@ class Mixture:
     """
 
     def __init__(self, corpora: Sequence[Rows], weights: Sequence[float], seed: int = 0) -> None:
-        """Construct the mixture.
-
-        Args:
-            corpora: Rows of one window.
-            weights: Positive, one for each corpus; only their ratios matter.
-            seed: Of the offset.
-        """
+        """Mix corpora of one window; only the ratios of the weights, which are positive, matter."""
         self.corpora, self.window = corpora, corpora[0].window
         total = math.fsum(weights)
         self.shares = [weight / total for weight in weights]
@@ -97,14 +91,3 @@ def _floor_sum(n: int, m: int, a: int, b: int) -> int:
         a, b = a % m, b % m
         n, b, m, a = (a * n + b) // m, (a * n + b) % m, a, m
     return total
-
-
-def check_weights(weights: dict[str, float]) -> None:
-    """Check the weights of corpora, by name.
-
-    Raises:
-        ValueError: If one is not a positive number.
-    """
-    for name, weight in weights.items():
-        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight > 0):
-            raise ValueError(f"the weight of {name} is {weight!r}, expected a positive number")

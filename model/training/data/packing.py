@@ -85,11 +85,6 @@ class PackedRows(CorpusRows):
         self.rows_per_epoch = len(sizes)
         self._sizes, self._order, self._tokens_of = sizes, self._planned(0), (-1, sizes)
 
-    @property
-    def padding(self) -> float:
-        """Return the share of padding in all columns of an epoch."""
-        return 1 - float(self._sizes.sum()) / (self.rows_per_epoch * self.window)
-
     def row(self, index: int) -> Row:
         """Return row `index`, of which every token is learned but the first of a piece.
 

@@ -28,13 +28,7 @@ class Prefetch:
     """
 
     def __init__(self, batches: Batches, indices: range, depth: int = 4) -> None:
-        """Begin to make batches.
-
-        Args:
-            batches: The data.
-            indices: The batches of the rest of the run.
-            depth: Batches that are made ahead.
-        """
+        """Begin to make the batches with these indices, `depth` of them ahead."""
         self.waited = 0.0
         self._made: queue.Queue[Batch | BaseException] = queue.Queue(max(1, depth))
         self._closed = threading.Event()

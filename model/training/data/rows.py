@@ -5,7 +5,7 @@ Packed documents are in `packing`, several corpora in `mixture`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -173,7 +173,7 @@ class RowBatches:
     def batch(self, index: int) -> Batch:
         """Return batch `index` (from 0)."""
         first = index * self.batch_size
-        return collate_rows([self.data.row(row) for row in range(first, first + self.batch_size)], self.data.window)
+        return collate([self.data.row(row) for row in range(first, first + self.batch_size)], self.data.window)
 
     def tokens_before(self, index: int) -> int:
         """Return the number of tokens in the batches before `index`, without padding."""
@@ -228,21 +228,21 @@ def first_windows(tokens: Tokens, window: int, batch_size: int, most: int, vocab
         yield Batch(ids, ids)
 
 
-def collate_rows(rows: list[Row], window: int) -> Batch:
-    """Return rows as one batch of `window` columns.
+def collate(rows: Sequence[Row], window: int | None = None) -> Batch:
+    """Return rows as one batch of `window` columns, by default as many as the longest row has.
 
     Example:
-        >>> collate_rows([Row(np.array([5, 6]), np.array([5, 6]), np.array([0, 1]))], 3).document_ids
+        >>> collate([Row(np.array([5, 6]), np.array([5, 6]), np.array([0, 1]))], 3).document_ids
         array([[0, 1, 2]])
     """
     lengths = np.array([len(row.ids) for row in rows])
-    present = np.arange(window) < lengths[:, None]
+    present = np.arange(window or lengths.max()) < lengths[:, None]
     ids, labels = (np.full(present.shape, fill, dtype=np.int64) for fill in (0, IGNORED))
     ids[present] = np.concatenate([row.ids for row in rows])
     labels[present] = np.concatenate([row.labels for row in rows])
     documents = [row.document_ids for row in rows if row.document_ids is not None]
     document_ids = None
     if documents:
-        document_ids = np.tile(np.array([marks[-1] + 1 for marks in documents])[:, None], window)
+        document_ids = np.tile(np.array([marks[-1] + 1 for marks in documents])[:, None], present.shape[1])
         document_ids[present] = np.concatenate(documents)
     return Batch(ids, labels, None if present.all() else present.astype(np.int64), document_ids)

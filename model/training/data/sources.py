@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +12,9 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
-from bpe_llama.model.training.data.mixture import Mixture, check_weights
+from bpe_llama.model.training.data.mixture import Mixture
 from bpe_llama.model.training.data.packing import PackedRows
-from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate_rows, first_windows
+from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate, first_windows
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
@@ -68,7 +69,7 @@ def held_out_batches(data: Data, model: LlamaConfig, config: TrainConfig) -> Ite
     # No row is repeated.
     count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
     for first in range(0, count, config.batch_size):
-        yield collate_rows([rows.row(index) for index in range(first, min(first + config.batch_size, count))], window)
+        yield collate([rows.row(index) for index in range(first, min(first + config.batch_size, count))], window)
 
 
 def _paths(data: DataSource) -> dict[Path, float | None] | None:
@@ -78,7 +79,9 @@ def _paths(data: DataSource) -> dict[Path, float | None] | None:
     if isinstance(data, Mapping):
         if not data:
             raise ValueError("no data: expected at least one path and its weight")
-        check_weights({str(path): weight for path, weight in data.items()})
+        for path, weight in data.items():
+            if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight > 0):
+                raise ValueError(f"the weight of {path} is {weight!r}, expected a positive number")
     elif not (isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data)):
         return None
     if len({str(path) for path in data}) < len(data):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as update
 
-from bpe_llama.model.training.optimizers.stochastic import StochasticAdamW
+from bpe_llama.model.training.optimizers.stochastic import EachWeight, StochasticAdamW
 
 
 def adamw(
@@ -72,7 +72,7 @@ def can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
     return all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
 
 
-class MasterAdamW(torch.optim.Optimizer):
+class MasterAdamW(EachWeight):
     """AdamW for bfloat16 weights: it keeps a float32 copy of each and float32 moments.
 
     Forward and backward pass read bfloat16 weights without a conversion; small updates are not lost. A parameter takes
@@ -90,22 +90,7 @@ class MasterAdamW(torch.optim.Optimizer):
         [0.99609375, 0.99609375]
     """
 
-    def __init__(
-        self, parameters: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step over every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("a closure is given; expected None, with the gradients already computed")
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group)
-
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], place: int) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)

@@ -16,10 +16,6 @@ class WeightAverage:
 
     After step `t` the average moves by `1 - min(decay, (1 + t) / (10 + t))` towards the weights.
 
-    Args:
-        optimizer: The optimizer of the weights.
-        decay: The decay per step.
-
     Source: Polyak and Juditsky 1992, doi:10.1137/0330046; the ramp is that of TensorFlow's ExponentialMovingAverage.
 
     Example:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bpe_llama.model.training.optimizers.adamw import can_fuse, decay_groups, trainable
+from bpe_llama.model.training.optimizers.stochastic import check_no_closure
 
 _NOT_HIDDEN = ("embed_tokens", "lm_head", "score")
 
@@ -64,14 +65,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def is_hidden(self, parameter: nn.Parameter) -> bool:
         """Return whether Muon updates this parameter."""
-        return any(
-            parameter is other for group in self.param_groups if "momentum" in group for other in group["params"]
-        )
+        groups = (group["params"] for group in self.param_groups if "momentum" in group)
+        return any(parameter is other for group in groups for other in group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take one step over every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("a closure is given; expected None, with the gradients already computed")
+        check_no_closure(closure)
         for part in self._parts:
             part.step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,18 +19,10 @@ def optimizer_for(model: nn.Module, config: TrainConfig) -> torch.optim.Optimize
     Raises:
         ValueError: If nothing in the model is trainable.
     """
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("learning_rate", "betas", "weight_decay")}
     if config.optimizer == "muon":
-        return MuonAdamW(
-            model, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
-    return adamw(
-        model,
-        learning_rate=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        master_weights=config.master_weights,
-        seed=config.seed,
-    )
+        return MuonAdamW(model, **options)
+    return adamw(model, **options, master_weights=config.master_weights, seed=config.seed)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""AdamW for bfloat16 weights, which are rounded stochastically."""
+"""What optimizers of ours share; AdamW for bfloat16 weights, which are rounded stochastically."""
 
 from __future__ import annotations
 
@@ -38,7 +38,34 @@ def round_stochastically(values: Tensor, generator: torch.Generator | None = Non
     return bits.view(torch.float32).to(torch.bfloat16)
 
 
-class StochasticAdamW(torch.optim.Optimizer):
+class EachWeight(torch.optim.Optimizer):
+    """An AdamW for bfloat16 weights; a subclass says how one of them is updated."""
+
+    def __init__(
+        self, parameters: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step over every parameter that has a gradient."""
+        check_no_closure(closure)
+        weights = ((weight, group) for group in self.param_groups for weight in group["params"])
+        for place, (weight, group) in enumerate(weights, start=1):
+            if weight.grad is not None:
+                self._update(weight, weight.grad, group, place)
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], place: int) -> None:
+        raise NotImplementedError
+
+
+def check_no_closure(closure: object) -> None:
+    """Raise `ValueError` if an optimizer is given a closure that computes gradients."""
+    if closure is not None:
+        raise ValueError("a closure is given; expected None, with the gradients already computed")
+
+
+class StochasticAdamW(EachWeight):
     """AdamW whose weights and moments are bfloat16, rounded stochastically; arithmetic is float32.
 
     A parameter takes 8 bytes with its gradient and moments, instead of 16. The random bits depend on seed, step and
@@ -55,29 +82,9 @@ class StochasticAdamW(torch.optim.Optimizer):
         [0.5, 0.5, 0.5, 0.5]
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Any],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
-        eps: float = 1e-8,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps})
+    def __init__(self, parameters: Iterable[Any], lr: float, *, seed: int = 0, **options: Any) -> None:
+        super().__init__(parameters, lr, **options)
         self.seed = seed
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step over every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("a closure is given; expected None, with the gradients already computed")
-        place = 0
-        for group in self.param_groups:
-            for weight in group["params"]:
-                place += 1
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group, place)
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], place: int) -> None:
         state = self.state[weight]

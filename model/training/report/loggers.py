@@ -18,15 +18,10 @@ class Logger(Callback):
         raise NotImplementedError
 
     def on_log(self, run: Run, metrics: Metrics) -> None:
-        """Record an interval."""
-        self._record(metrics)
-
-    def on_eval(self, run: Run, metrics: Metrics) -> None:
-        """Record an evaluation."""
-        self._record(metrics)
-
-    def _record(self, metrics: Metrics) -> None:
+        """Record an interval or an evaluation."""
         self.log(int(metrics["step"]), {key: value for key, value in metrics.items() if key != "step"})
+
+    on_eval = on_log
 
 
 class TensorBoard(Logger):
@@ -52,13 +47,10 @@ class TensorBoard(Logger):
 
 
 class Tracker(Logger):
-    """Sends metrics to a package with the functions `init`, `log` and `finish`: Weights & Biases or trackio.
+    """Sends metrics to a package with the functions `init`, `log` and `finish`: `"wandb"` or `"trackio"`.
 
     The project is `bpe_llama`, the run is named as its folder, and its config holds the options of training. Set the
     package's own environment variables for other choices, such as `WANDB_MODE=offline`.
-
-    Args:
-        package: `"wandb"` or `"trackio"`.
     """
 
     def __init__(self, package: str) -> None:

@@ -67,12 +67,10 @@ class MetricsFile(Callback):
             raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def on_log(self, run: Run, metrics: Metrics) -> None:
-        """Append the metrics of an interval."""
+        """Append the metrics of an interval or an evaluation."""
         self.write(**metrics)
 
-    def on_eval(self, run: Run, metrics: Metrics) -> None:
-        """Append the metrics of an evaluation."""
-        self.write(**metrics)
+    on_eval = on_log
 
     def close(self) -> None:
         """Close the file."""

@@ -16,17 +16,10 @@ if TYPE_CHECKING:
 
 
 class Samples(Callback):
-    """Continues each prompt after every evaluation, prints the text and appends it to `samples.jsonl`.
+    """Continues each prompt after every evaluation and appends the text to `samples.jsonl`.
 
     Sampling has a seed of its own, so training goes on as without samples. With `ema_decay` the averaged weights are
-    sampled from.
-
-    Args:
-        tokenizer: The tokenizer of the model.
-        prompts: The beginnings of the texts.
-        max_new_tokens: Tokens to generate for each prompt.
-        temperature: Of sampling; 0 takes the most probable token.
-        shown: Whether to print the texts on stderr.
+    sampled from. With `shown` the texts are printed on stderr, too.
     """
 
     on_every_rank = True

@@ -25,17 +25,13 @@ _SIZE = 1024  # of the two matrices that are multiplied
 
 
 def flops_per_token(model: Pretrained, length: int) -> float:
-    """Return the floating-point operations that forward and backward pass of one token take.
+    """Return the floating-point operations that forward and backward pass of one token take, at ``length`` T.
 
     A weight of a matrix takes 2 operations in the forward pass, 2 for the gradient of the input and, if it is trained,
     2 for its own gradient. Attention over ``T`` tokens takes ``12 * L * N * H * T``, with the mean of both sizes as
     ``H`` if keys and values differ in theirs. So a model that is trained in full takes
     ``6 * weights + 12 * L * N * H * T``. The embedding is a look-up and counts only where it is tied to the head; of a
     mixture of experts only the experts of a token count. Recomputed layers do not count.
-
-    Args:
-        model: The model; adapters and frozen weights are counted as such.
-        length: T.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,8 @@ def test_z_loss_and_label_smoothing_reach_the_loss(token_file: Path, tmp_path: P
     assert losses(tmp_path / "run")[1] == pytest.approx(expected.item(), rel=1e-5)
     with pytest.raises(ValueError, match=r"label_smoothing is 0.1 and z_loss 0.01, .* expected 0 with a loss_fn"):
         training.train(fresh(), token_file, config, tmp_path / "other", loss_fn=lambda *_: torch.zeros(()))
+
+
+def test_no_module_hides_a_public_name() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(training.__path__)}  # the reference shows them instead
+    assert modules and not modules & set(training.__all__)

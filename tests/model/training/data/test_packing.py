@@ -63,7 +63,7 @@ def test_an_epoch_has_every_token_once_and_cuts_long_documents_only(sizes: list[
             seen += ids.tolist()
             count += len(ids)
         assert sorted(seen) == tokens.tolist()
-    assert rows.padding == pytest.approx(1 - len(tokens) / (rows.rows_per_epoch * window))
+    assert rows.tokens_before(rows.rows_per_epoch) == len(tokens)
 
 
 def test_a_packed_row_depends_on_seed_and_index_only() -> None:

@@ -13,8 +13,8 @@ import torch
 from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.training.data.batches import Batch
-from bpe_llama.model.training.data.examples import Example, collate
-from bpe_llama.model.training.data.rows import first_windows
+from bpe_llama.model.training.data.examples import Example
+from bpe_llama.model.training.data.rows import Row, collate, first_windows
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch, batch_score
 
@@ -39,7 +39,8 @@ class HeldOutLoss(NamedTuple):
 
 def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batch]:
     """Return examples as batches of `batch_size` rows."""
-    return [Batch(*collate(examples[first : first + batch_size])) for first in range(0, len(examples), batch_size)]
+    rows = [Row(example.ids, example.labels) for example in examples]
+    return [collate(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
 
 
 def evaluate(
@@ -69,12 +70,7 @@ def evaluate(
 
 
 def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:
-    """Return the model's mean loss on the learned tokens of `examples`, in nats per token.
-
-    Args:
-        model: The model, on any device; its training mode is restored.
-        examples: At least one.
-        batch_size: Examples per forward pass.
+    """Return `evaluate` of the learned tokens of `examples`, of which `batch_size` share a forward pass.
 
     Raises:
         ValueError: If there is no example.
@@ -94,12 +90,8 @@ def held_out_loss(
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
 
-    Args:
-        model: The model, on any device; its training mode is restored.
-        batches: The held-out data.
-        token_bytes: The bytes of each id, `(V,)`.
-        score_fn: The loss of a batch.
-        ranks: The rows of each batch are split over them; all of them call this function.
+    The model's training mode is restored. `token_bytes` has the bytes of each id, `(V,)`. The rows of each batch are
+    split over the ranks, all of which call this function.
     """
     device, ranks = next(model.parameters()).device, ranks or Ranks()
     was_training, sums, learned, size = model.training, np.zeros(len(Scored._fields)), 0, 0
