@@ -53,8 +53,7 @@ macro_rules! impl_weight {
 impl_weight!(f32, cumulative, collect_bracket);
 impl_weight!(f64, cumulative_f64, collect_bracket_f64);
 
-/// Defines a pass: a function that is compiled once for each backend, in which `$vector` is the backend's vector, and
-/// that dispatches on its first argument.
+/// Defines a pass: `$body` compiled once for each backend, `$vector`, and a dispatch on the first argument.
 macro_rules! pass {
     (
         $(#[$attribute:meta])*
