@@ -9,6 +9,8 @@ use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyMemoryError, PyOSError
 use pyo3::prelude::*;
 
 /// Converts an error of the tokenizer to the exception that its documentation names.
+#[cold]
+#[inline(never)]
 pub(crate) fn to_py(error: Error) -> PyErr {
     let message = error.to_string();
     match error {

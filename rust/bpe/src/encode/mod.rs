@@ -90,7 +90,7 @@ impl Encoder<'_> {
     /// Writes the ids of a piece to `scratch.ids`, from the cache if it has them.
     #[inline(never)]
     fn cached_or_encode(&self, piece: &[u8], probe: Probe, scratch: &mut Scratch) -> Result<()> {
-        scratch.ids.clear();
+        scratch.clear_ids();
         if let Some(count) = scratch.cache.get(&probe, piece, &mut scratch.run) {
             scratch.ids.extend_from_slice(&scratch.run[..count]);
             return Ok(());

@@ -6,7 +6,7 @@ use crate::merge::Merger;
 /// Pieces that the pre-tokenizer yields at a time: all their cache look-ups are prefetched together.
 pub(super) const BATCH: usize = 1024;
 
-/// Ids of one piece that stay allocated between two calls: 1 MiB.
+/// Ids of one piece that stay allocated for the next: 1 MiB.
 const MAX_KEPT_IDS: usize = 1 << 18;
 
 /// The cache and the buffers of one thread. Once warm, encoding allocates nothing.
@@ -36,17 +36,12 @@ impl Scratch {
         }
     }
 
-    /// Frees the ids of a very long piece, which are not kept for the next call.
-    #[inline]
-    pub(crate) fn shrink(&mut self) {
+    /// Empties the ids of one piece, and frees those of a very long one.
+    pub(super) fn clear_ids(&mut self) {
+        self.ids.clear();
         if self.ids.capacity() > MAX_KEPT_IDS {
-            self.free_ids();
+            self.ids = Vec::new();
         }
-    }
-
-    #[cold]
-    fn free_ids(&mut self) {
-        self.ids = Vec::new();
     }
 
     pub(crate) fn cache_limit(&self) -> usize {

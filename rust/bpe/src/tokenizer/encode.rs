@@ -232,7 +232,6 @@ impl Tokenizer {
         let idle = self.idle.take().filter(|scratch| scratch.cache_limit() == limit);
         let mut scratch = idle.unwrap_or_else(|| Box::new(Scratch::new(limit)));
         let result = work(encoder, &mut scratch);
-        scratch.shrink();
         self.idle.give_back(scratch);
         result
     }
