@@ -73,9 +73,11 @@ def test_raise_is_the_default(tok: Tokenizer, tmp_path: Path) -> None:
         second = {tok.encode_files: [tmp_path / "ids.npy"], Tokenizer.train: [300]}.get(road, [])
         with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: .*null"):
             road(tmp_path / "rows.jsonl", *second)
-        for word in ("ignore", "", None):
+        for word in ("ignore", ""):
             with pytest.raises(ValueError, match=rf"on_error is {word!r}; expected 'raise' or 'skip'"):
                 road(tmp_path / "rows.jsonl", *second, on_error=word)
+        with pytest.raises(TypeError, match="on_error must be a str, got None"):
+            road(tmp_path / "rows.jsonl", *second, on_error=None)
     with pytest.raises(ValueError, match="on_error is 'no'"):
         reporting.report(tok, tmp_path / "rows.jsonl", on_error="no")
     assert (tmp_path / "ids.npy").read_bytes() == b"as it was"

@@ -117,7 +117,7 @@ def test_bad_files(tmp_path):
     none = str(tmp_path / "*.none")
     with pytest.raises(FileNotFoundError) as caught:
         Tokenizer.train(none, 270)
-    assert str(caught.value) == str(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), none))
+    assert str(caught.value) == str(FileNotFoundError(errno.ENOENT, "no file matches this pattern", none))
     for absent in (tmp_path, tmp_path / "no such corpus.txt"):
         with pytest.raises(FileNotFoundError, match=absent.name):
             Tokenizer.train(absent, 270)
