@@ -58,10 +58,11 @@ fn append_int4(x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
             let packed = &mut packed[first + row..];
             let mut sum = [0.0; LANES];
             for code in 0..8 {
+                let (packed, inverse) = (&mut packed[code * rows].0, 1.0 / int4_factor(code)); // a power of two: exact
                 for lane in 0..LANES {
                     let x = block[8 * lane + code];
                     sum[lane] += x;
-                    packed[code * rows].0[lane] = x / int4_factor(code);
+                    packed[lane] = x * inverse;
                 }
             }
             packed[8 * rows] = CacheLine(sum);
