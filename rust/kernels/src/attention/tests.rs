@@ -78,7 +78,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn every_backend_agrees_with_the_oracle_and_gives_the_same_bits(
         kv_heads in 1_usize..4,
