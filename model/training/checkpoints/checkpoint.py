@@ -273,7 +273,7 @@ def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
     """Check that a checkpoint would hold all that is trained, and that a model that `predicts_text` is a causal LM.
 
     Raises:
-        ValueError: If it is none, adapters are merged, or another weight is trained beside them.
+        ValueError: If the model is no causal LM, adapters are merged, or another weight is trained beside them.
     """
     if predicts_text and "score" in dict(model.named_children()):
         raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
