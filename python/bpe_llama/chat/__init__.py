@@ -12,7 +12,8 @@ text of theirs becomes a special token, whatever the template does with it.
 | `sandbox`, `operations`, `limits` | check each operation of a template against the limits |
 | `provenance` | carry the origin of each character, so that only the template's text becomes a special token |
 | `answers` | find the assistant's answers in rendered text |
-| `encoding` | encode rendered text, for generation and for fine-tuning; set a tokenizer's template |
+| `encoding` | encode rendered text, for generation and for fine-tuning |
+| `set_template` | set a tokenizer's template |
 
 Source of the conventions: https://huggingface.co/docs/transformers/chat_templating.
 """
@@ -25,8 +26,8 @@ from bpe_llama.chat.encoding import (
     encode_marked_chat,
     render,
     render_for,
-    with_chat_template,
 )
+from bpe_llama.chat.set_template import with_chat_template
 from bpe_llama.chat.templates import NAMED_TEMPLATES
 
 __all__ = [

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bpe_llama._arguments import boolean, iterator, string
+from bpe_llama._arguments import iterator, string
 from bpe_llama.chat.answers import AnswerFinder
 from bpe_llama.chat.provenance import own_text, untraced
 from bpe_llama.chat.request import (
@@ -17,11 +16,9 @@ from bpe_llama.chat.request import (
     ChatRequest,
     ChatTokenizer,
     Message,
-    check_tokenizer,
     prepare,
     prepare_for,
 )
-from bpe_llama.chat.templates import template_text, template_tokens
 
 if TYPE_CHECKING:
     from bpe_llama.chat.renderer import Rendered
@@ -341,76 +338,3 @@ def _any_of(texts: list[str]) -> re.Pattern[str]:
 def _unused(text: str) -> str:
     """Return a character that a text does not hold: a noncharacter of Unicode, if it holds not all of them."""
     return next(mark for mark in map(chr, chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0x110000))) if mark not in text)
-
-
-class SettableTokenizer(ChatTokenizer, Protocol):
-    """What `with_chat_template` needs of a tokenizer; `bpe_llama.Tokenizer` has it."""
-
-    _settings: Any
-
-    @property
-    def end_ids(self) -> frozenset[int]: ...  # noqa: D102
-
-    def with_special_tokens(self: TokenizerT, tokens: list[str]) -> TokenizerT: ...  # noqa: D102
-
-
-TokenizerT = TypeVar("TokenizerT", bound=SettableTokenizer)
-
-
-def with_chat_template(tokenizer: TokenizerT, template: str, *, add_tokens: bool = False) -> TokenizerT:
-    r"""Return a tokenizer with another chat template, which `save` writes beside it.
-
-    The special token after an answer becomes one of ``end_ids``, so that generation stops there.
-
-    Args:
-        tokenizer: The tokenizer, which stays as it is.
-        template: ``"chatml"``, ``"llama3"``, the path of a jinja2 file, or the text of a template.
-        add_tokens: Add the special tokens of a named template that the tokenizer lacks, behind its last id.
-
-    Raises:
-        FileNotFoundError: As of `template_text`.
-        ValueError: If the tokenizer lacks special tokens of a named template, or the template is broken or rejects a
-            conversation.
-
-    Warns:
-        UserWarning: If no special token ends an answer; generation then does not stop there.
-
-    Examples:
-        >>> from bpe_llama import Tokenizer
-        >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
-        >>> tok = with_chat_template(tok, "chatml", add_tokens=True)
-        >>> tok.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False)
-        '<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n'
-        >>> [tok.id_to_token(token_id) for token_id in sorted(tok.end_ids)]
-        ['<|im_end|>']
-    """
-    check_tokenizer(tokenizer)
-    text = template_text(template)
-    missing = [token for token in template_tokens(template) if token not in tokenizer.special_tokens]
-    if not boolean("add_tokens", add_tokens) and missing:
-        raise ValueError(
-            f"the chat template {template} needs the special tokens {', '.join(missing)}, which this tokenizer lacks; "
-            "expected a template of its own tokens, or a tokenizer trained with them"
-        )
-    chosen = tokenizer.with_special_tokens(missing)
-    chosen.chat_template = text
-    end = _end_of_turn(chosen)
-    if end is None:
-        warnings.warn(
-            "no special token ends an answer in this chat template, so generation does not stop there",
-            UserWarning,
-            stacklevel=2,
-        )
-    elif end not in chosen.end_ids:
-        ends = (*chosen._settings.end_ids, end)
-        chosen._settings = replace(chosen._settings, end_ids=ends)
-    return chosen
-
-
-def _end_of_turn(tokenizer: SettableTokenizer) -> int | None:
-    """Return the id of the special token that follows an answer, or None."""
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    ids, learned = encode_conversation(tokenizer, talk)
-    special = set(tokenizer.special_tokens.values())
-    answer = [token_id for token_id, is_learned in zip(ids, learned, strict=True) if is_learned]
-    return next((token_id for token_id in answer if token_id in special), None)
