@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::arguments::new_bytes;
-use crate::error::to_py;
+use crate::error::{detached, to_py};
 use crate::interrupt::interruptible;
 use crate::named::{self, item};
 
@@ -72,7 +72,7 @@ impl PyFileLines {
 /// Return the files of a path: the file, the files below a folder, or those that match a glob pattern; sorted.
 #[pyfunction]
 fn expand_paths(py: Python<'_>, #[pyo3(from_py_with = named::path)] path: &str) -> PyResult<Vec<PathBuf>> {
-    py.detach(|| expand(path)).map_err(to_py)
+    detached(py, || expand(path))?.map_err(to_py)
 }
 
 /// Adds the names of this file to the module.

@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::PyTokenizer;
 use crate::arguments::List;
-use crate::error::to_py;
+use crate::error::{detached, to_py};
 use crate::named::{self, shown};
 
 /// A SentencePiece piece: text, score, kind.
@@ -104,26 +104,26 @@ impl PyTokenizer {
         #[pyo3(from_py_with = named::pattern)] pattern: &str,
         special_tokens: Option<List<(String, u32)>>,
     ) -> PyResult<Self> {
-        let vocab = py.detach(|| Vocab::from_tiktoken_file(&path)).map_err(to_py)?;
+        let vocab = detached(py, || Vocab::from_tiktoken_file(&path))?.map_err(to_py)?;
         Self::assemble(vocab, pattern, special_tokens)
     }
 
     /// Return the tokenizer of a `tokenizer.json`, given as bytes; `Tokenizer.from_huggingface` calls this.
     #[staticmethod]
     fn build_from_huggingface(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
-        py.detach(|| Tokenizer::from_huggingface(json)).map(Self::new).map_err(to_py)
+        detached(py, || Tokenizer::from_huggingface(json))?.map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer that `to_own_json` wrote.
     #[staticmethod]
     fn build_from_own_json(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
-        py.detach(|| Tokenizer::from_own_json(json)).map(Self::new).map_err(to_py)
+        detached(py, || Tokenizer::from_own_json(json))?.map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer of a SentencePiece model, given as bytes; `Tokenizer.from_file` calls this.
     #[staticmethod]
     fn build_from_sentencepiece(py: Python<'_>, model: &[u8]) -> PyResult<Self> {
-        py.detach(|| Tokenizer::from_sentencepiece(model)).map(Self::new).map_err(to_py)
+        detached(py, || Tokenizer::from_sentencepiece(model))?.map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer of SentencePiece pieces: text, score and kind.
@@ -145,7 +145,7 @@ impl PyTokenizer {
         added: List<AddedArgs>,
     ) -> PyResult<Self> {
         let added = added.0.into_iter().map(added_token).collect();
-        py.detach(|| Tokenizer::from_gguf(&tokens.0, merges.0, &patterns.0, ignore_merges, added))
+        detached(py, || Tokenizer::from_gguf(&tokens.0, merges.0, &patterns.0, ignore_merges, added))?
             .map(Self::new)
             .map_err(to_py)
     }
@@ -160,7 +160,7 @@ impl PyTokenizer {
     ) -> PyResult<Self> {
         let pieces = read_pieces(pieces.0)?;
         let added = added.0.into_iter().map(added_token).collect();
-        py.detach(|| Tokenizer::from_gguf_pieces(pieces, prefix, added)).map(Self::new).map_err(to_py)
+        detached(py, || Tokenizer::from_gguf_pieces(pieces, prefix, added))?.map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer of a GGUF file whose merges begin with characters; `Tokenizer.from_gguf` calls this.
@@ -173,7 +173,7 @@ impl PyTokenizer {
     ) -> PyResult<Self> {
         let pieces = read_pieces(pieces.0.into_iter().map(|(text, kind)| (text, 0.0, kind)))?;
         let added = added.0.into_iter().map(added_token).collect();
-        py.detach(|| Tokenizer::from_gguf_characters(pieces, merges.0, added)).map(Self::new).map_err(to_py)
+        detached(py, || Tokenizer::from_gguf_characters(pieces, merges.0, added))?.map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer with other ids that begin and end a text; `None` for no such id.

@@ -4,7 +4,7 @@ use bpe_llama::pretokenize::{Pretokenizer, SUPERWORD_PATTERN, UNICODE_VERSION};
 use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
-use crate::error::to_py;
+use crate::error::{detached, to_py};
 use crate::named;
 
 /// Return the pieces of `text` under a pattern's name or a regex; together they are `text`.
@@ -19,7 +19,7 @@ fn split_pieces<'text>(
     #[pyo3(from_py_with = named::pattern)] pattern: &str,
     #[pyo3(from_py_with = named::text)] text: &'text str,
 ) -> PyResult<Vec<&'text str>> {
-    py.detach(|| Pretokenizer::new(pattern)?.split(text)).map_err(to_py)
+    detached(py, || Pretokenizer::new(pattern)?.split(text))?.map_err(to_py)
 }
 
 /// Return the regex of a pattern's name, spelled as Python's `regex` and Oniguruma read it alike.

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::PyTokenizer;
-use crate::error::to_py;
+use crate::error::{detached, to_py};
 use crate::named;
 
 #[pymethods]
@@ -15,7 +15,7 @@ impl PyTokenizer {
     /// Write a SentencePiece model; `Tokenizer.save` calls this for a path that ends in `.model`.
     fn save_sentencepiece(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         let save = || write_atomically(&path, self.inner.to_sentencepiece()?);
-        py.detach(save).map_err(to_py)
+        detached(py, save)?.map_err(to_py)
     }
 
     /// Return the SentencePiece model that encodes, where byte-level merging cannot express it; else `None`.
@@ -48,7 +48,7 @@ impl PyTokenizer {
 
     /// Return a `tokenizer.json` for `build_from_own_json` alone, which can hold any tokenizer.
     fn to_own_json(&self, py: Python<'_>) -> PyResult<String> {
-        py.detach(|| self.inner.to_own_json()).map_err(to_py)
+        detached(py, || self.inner.to_own_json())?.map_err(to_py)
     }
 
     /// Return the text of a `tokenizer.json`, which gives the same ids in `tokenizers` and transformers.
@@ -63,7 +63,7 @@ impl PyTokenizer {
     ///     >>> json.loads(tok.to_huggingface())["model"]["type"]
     ///     'BPE'
     fn to_huggingface(&self, py: Python<'_>) -> PyResult<String> {
-        py.detach(|| self.inner.to_huggingface()).map_err(to_py)
+        detached(py, || self.inner.to_huggingface())?.map_err(to_py)
     }
 
     /// Write a `tokenizer.json`, atomically; `Tokenizer.save` calls this for a path that ends in `.json`.
@@ -72,12 +72,12 @@ impl PyTokenizer {
     ///     ValueError: As `to_huggingface`.
     fn save_huggingface(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         let save = || write_atomically(&path, self.inner.to_huggingface()?.as_bytes());
-        py.detach(save).map_err(to_py)
+        detached(py, save)?.map_err(to_py)
     }
 
     /// Raise `ValueError` if tiktoken cannot express this tokenizer; the message names why.
     fn check_tiktoken(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.check_tiktoken()).map_err(to_py)
+        detached(py, || self.inner.check_tiktoken())?.map_err(to_py)
     }
 
     /// Write a list of ranks, atomically; `Tokenizer.save` calls this for a path that ends in `.tiktoken`.
@@ -86,6 +86,6 @@ impl PyTokenizer {
     ///     ValueError: As `check_tiktoken`.
     fn save_tiktoken(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
         let save = || write_atomically(&path, self.inner.to_tiktoken()?.as_bytes());
-        py.detach(save).map_err(to_py)
+        detached(py, save)?.map_err(to_py)
     }
 }
