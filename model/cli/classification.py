@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bpe_llama._files import read_json_object, write_text
+from bpe_llama._files import complete_writes, read_json_object, write_text
 from bpe_llama._progress import note
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.classification import LlamaForSequenceClassification
@@ -20,6 +20,8 @@ from bpe_llama.tokenizer import Tokenizer
 
 def is_classifier(folder: Path) -> bool:
     """Return whether a folder's ``config.json`` names a class for sequence classification."""
+    if folder.is_dir():
+        complete_writes(folder)
     if not (folder / "config.json").is_file():
         return False
     names = read_json_object(folder / "config.json").get("architectures") or [""]
@@ -59,7 +61,7 @@ def load_classifier(
         padding = padding_for(tokenizer, base.config.pad_token_id, base.end_ids, base.config.vocab_size)
         model = LlamaForSequenceClassification.from_causal_lm(base, labels or (), pad_token_id=padding, seed=seed)
     if quantized is not None:
-        quantize.quantize(model.model, quantized, group_size or group_size_of(path, quantized))
+        quantize.quantize(model.model, quantized, group_size_of(path, quantized, group_size))
     return model
 
 
@@ -93,7 +95,10 @@ def load_adapted_classifier(
 
 def is_classifiers_adapter(folder: Path | None) -> bool:
     """Return whether a folder has an adapter of a classifier."""
-    if folder is None or not (folder / "adapter_config.json").is_file():
+    if folder is None:
+        return False
+    complete_writes(folder)
+    if not (folder / "adapter_config.json").is_file():
         return False
     return read_json_object(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
 

@@ -107,6 +107,65 @@ def test_a_folder_that_is_being_written_is_refused(tmp_path: Path) -> None:
 
 
 @unix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
+def test_another_user_reads_a_folder_while_it_is_written(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    with write_together(tmp_path, "config.json"):
+        child = os.fork()
+        if child == 0:
+            os.setuid(65534)
+            try:
+                complete_writes(tmp_path)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_an_older_write_left_replaces_nothing_of_a_newer_one(tmp_path: Path) -> None:
+    swap = interrupted(tmp_path, ["config.json"], [])
+    descriptor = os.open(swap / ".lock", os.O_RDWR)
+    sys.modules[atomic_write.__module__].lock_at_once(descriptor)  # so that it cannot be completed
+    with write_together(tmp_path, "config.json") as temporary:
+        write_text(temporary / "config.json", "newer")
+    os.close(descriptor)
+    complete_writes(tmp_path)
+    write_text(tmp_path / "notes.txt", "removes the older one")
+    assert (tmp_path / "config.json").read_text() == "newer"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_a_file_written_after_the_renames_stays(tmp_path: Path) -> None:
+    swap = interrupted(tmp_path, ["config.json"], ["generation_config.json"])
+    (swap / "config.json").rename(tmp_path / "config.json")  # and the process was killed
+    (tmp_path / "generation_config.json").write_text("written since")
+    complete_writes(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "generation_config.json"]
+
+
+def test_a_folder_in_place_of_an_old_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").mkdir()
+    with write_together(tmp_path, "config.json", ["generation_config.json"]) as temporary:
+        write_text(temporary / "config.json", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "generation_config.json"]
+
+
+def test_what_cannot_be_renamed_is_refused_before_anything_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("old")
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(NotADirectoryError), write_together(tmp_path, "config.json") as temporary:
+        (temporary / "file").mkdir()
+        write_text(temporary / "file" / "weights", "new")
+        write_text(temporary / "config.json", "new")
+    deep = pytest.raises(ValueError, match="expected a file in the folder")
+    with deep, write_together(tmp_path, "config.json") as temporary:
+        (temporary / "a" / "b").mkdir(parents=True)
+        write_text(temporary / "a" / "b" / "c", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"config.json": "old", "file": "old"}
+
+
+@unix
 @pytest.mark.parametrize("name", ["../outside", "{outside}", "link/outside", "a/b/outside", "", "\0"])
 def test_a_strangers_plan_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     outside = tmp_path / "outside"

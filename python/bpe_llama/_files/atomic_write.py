@@ -70,11 +70,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_together(folder: Path, last: str, replaced: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a temporary folder; on success its files replace those of ``folder`` together, on an error it is removed.
+    """Yield a temporary folder; on success its files replace those of ``folder`` together.
 
-    Other files of ``folder`` stay. A process killed at any moment leaves the old files, or the new ones. If it is
-    killed while it renames them, ``last`` is absent, so that no other program takes some old and some new files for a
-    model; `complete_writes`, and the next write into the folder, rename the others.
+    Other files of ``folder`` stay. An error before the first file is renamed leaves the old files. A process killed at
+    any moment leaves the old files, or the new ones. If it is killed while it renames them, ``last`` is absent, so that
+    no other program takes some old and some new files for a model; `complete_writes`, and the next write into the
+    folder, rename the others. Two processes that write into one folder at once may leave files of both.
 
     Args:
         folder: Created if it does not exist.
@@ -104,6 +105,7 @@ def write_together(folder: Path, last: str, replaced: Sequence[str] = ()) -> Ite
         yield swap
         _write_plan(swap, last, replaced, os.fstat(lock).st_mode)
         is_complete = True
+        _drop_older_plans(swap)
         _carry_out(swap)
     except OSError as error:
         place = Path(os.fsdecode(error.filename or ""))
@@ -127,14 +129,14 @@ def complete_writes(folder: Path) -> None:
             the folder.
     """
     for swap in _temporary_folders(folder):
-        if not (swap / _PLAN).is_file():
+        if not os.path.isfile(swap / _PLAN):  # also if the folder is another user's, who alone may look into it
             continue
         last = ""
         try:
             *_, last = _plan_of(swap)[0] or [""]
             _remove_if_abandoned(swap)
         except OSError as error:
-            if (swap / _PLAN).is_file() and not (folder / last).exists():  # else all the old files are there
+            if os.path.isfile(swap / _PLAN) and not (folder / last).exists():  # else all the old files are there
                 raise ValueError(
                     f"{folder}: its files are being replaced, or a process was killed while it replaced them "
                     f"({swap.name}: {error.strerror}); try again, or write the folder anew"
@@ -146,16 +148,27 @@ def _write_plan(swap: Path, last: str, replaced: Sequence[str], mode: int) -> No
     folder = swap.parent
     names = [path.relative_to(swap).as_posix() for path in swap.rglob("*") if path.is_file() and path.name != _LOCK]
     for name in names:
-        if (folder / name).is_dir() or not _is_inside(folder, name):
-            number = errno.EISDIR if (folder / name).is_dir() else errno.ELOOP
+        if not _is_inside(folder, name):
+            raise ValueError(f"{folder / name}: expected a file in the folder, or in a sub-folder that is no link")
+        parent = (folder / name).parent
+        if (folder / name).is_dir() or (parent.exists() and not parent.is_dir()):
+            number = errno.EISDIR if (folder / name).is_dir() else errno.ENOTDIR
             raise OSError(number, os.strerror(number), os.fspath(folder / name))
         _finish(swap / name, mode)
     old = {path.relative_to(folder).as_posix() for pattern in replaced for path in folder.glob(pattern)} - set(names)
-    remove = sorted(name for name in old if _is_inside(folder, name))
+    remove = sorted(name for name in old if _is_inside(folder, name) and not (folder / name).is_dir())
     plan = {"rename": sorted(names, key=lambda name: name == last), "remove": remove}
     with atomic_write(swap / _PLAN) as temporary:
         temporary.write_text(json.dumps(plan), encoding="utf-8")
     _flush_folder(swap)
+
+
+def _drop_older_plans(swap: Path) -> None:
+    """Keep older writes that could not be completed from being completed over this one."""
+    for older in _temporary_folders(swap.parent):
+        if older != swap:
+            with contextlib.suppress(OSError):
+                (older / _PLAN).unlink()
 
 
 def _carry_out(swap: Path) -> None:
@@ -163,8 +176,9 @@ def _carry_out(swap: Path) -> None:
     folder = swap.parent
     rename, remove = _plan_of(swap)
     left = [name for name in rename if (swap / name).exists()]
-    if left:
-        (folder / rename[-1]).unlink(missing_ok=True)
+    if not left:
+        return
+    (folder / rename[-1]).unlink(missing_ok=True)
     for name in remove:
         (folder / name).unlink(missing_ok=True)
     for name in left:
