@@ -229,7 +229,7 @@ def command(
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
         if quantized is not None:
-            group = group_size or group_size_of(checkpoint_path(model), quantized)
+            group = group_size_of(checkpoint_path(model), quantized, group_size)
             quantize.quantize(loaded.model if labelled else loaded, quantized, group)
         if target and target != ["all-linear"]:
             check_targets(loaded, target)

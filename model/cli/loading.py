@@ -18,12 +18,13 @@ from bpe_llama.chat.templates import template_tokens
 from bpe_llama.model import training
 from bpe_llama.model.adapters import files, lora
 from bpe_llama.model.checkpoints import average, hub_files
-from bpe_llama.model.cli.options.common import GROUP_SIZES, QUANTIZED
+from bpe_llama.model.cli.options.common import QUANTIZED
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization import quantize
+from bpe_llama.model.quantization.quantize import GROUP_SIZES
 from bpe_llama.model.training.checkpoints.finished import save_with_tokenizer
 from bpe_llama.tokenizer import Tokenizer
 
@@ -140,7 +141,7 @@ def load_generator(
         check_tokenizer(vocabulary)
     loaded = load_model(model, dtype, device, check)
     if quantized is not None:
-        quantize.quantize(loaded, quantized, group_size or group_size_of(checkpoint_path(model), quantized))
+        quantize.quantize(loaded, quantized, group_size_of(checkpoint_path(model), quantized, group_size))
     if adapter is not None:
         lora.load(loaded, adapter)
         reason = lora.why_not_merge(loaded)
@@ -167,12 +168,12 @@ def check_quantized(kind: str | None, group_size: int | None = None) -> None:
         raise ValueError(f"--group-size is {group_size}; expected one of {sizes}, together with --quantize int4")
 
 
-def group_size_of(path: Path, kind: str | None) -> int | None:
-    """Return the default group size of int4: 32 for a GGUF file with quantized matrices, else None, quantize's own.
+def group_size_of(path: Path, kind: str | None, given: int | None) -> int | None:
+    """Return the group size of int4 that is given, or else 32 for a GGUF file with quantized matrices, or None.
 
     Almost all of its types have groups of 32 or less. Larger groups would mix their scales, which loses more.
     """
-    if kind != "int4" or path.suffix != ".gguf":
-        return None
+    if given is not None or kind != "int4" or path.suffix != ".gguf":
+        return given
     types = {info.type_name for name, info in read_gguf_model_header(path).tensors.items() if name.startswith("blk.")}
     return None if types <= {"F32", "F16", "BF16"} else 32

@@ -95,7 +95,7 @@ def command(
         typer.echo(f"anyone who can connect to {host} can use this server; --api-key makes it ask for a key", err=True)
     sizes: dict[str, Any] = {"slots": slots, "max_length": max_length, "prefix_cache_bytes": prefix_cache_mb << 20}
     check_quantized(quantized, group_size)
-    group_size = group_size or group_size_of(checkpoint_path(model), quantized)
+    group_size = group_size_of(checkpoint_path(model), quantized, group_size)
     fits = partial(check_fits, quantized=quantized, group_size=group_size, engines=1 + len(adapters), **sizes)
     base = load_generator(model, tokenizer, dtype, device, None, quantized, group_size, check=fits)
     generators = {name: base} | {each: adapted(base, path, tokenizer) for each, path in adapters.items()}

@@ -258,8 +258,8 @@ def scaled_product(x_MI: Tensor, weight_OI: Tensor, scale: Tensor) -> Tensor:
 
 
 KINDS = ("int8", "int4", "float8_e4m3", "float8_e5m2")
-
-
+GROUP_SIZES = (32, 64, 128, 256)
+"""The weights of int4 that may share a scale."""
 SKIPPED = ("lm_head", "gate", "router", "shared_expert_gate", "score")
 """Last parts of the names of layers that are not quantized by default: heads and routers."""
 
@@ -278,8 +278,9 @@ def quantize(
     Args:
         model: Any model of this package.
         kind: ``"int8"``, ``"int4"``, ``"float8_e4m3"`` or ``"float8_e5m2"``.
-        group_size: Weights that share a scale, for int4: 32, 64, 128 or 256; by default 64, or 32 if 64 does not divide
-            a layer's inputs. 32 is best for weights that were in groups of 32 before, as in a GGUF file.
+        group_size: Weights that share a scale, for int4: 32, 64, 128 or 256; by default 64, or 32 for all layers if 64
+            does not divide the inputs of one. 32 is best for weights that were in groups of 32
+            before, as in a GGUF file.
         per_row: For float8, one scale per row instead of one per matrix.
         skip: Last parts of the names of layers that are not quantized.
 
@@ -294,7 +295,8 @@ def quantize(
         integer("group_size", group_size)
     skip = tuple(iterator("skip", skip, "a list of names"))
     layers = _layers(model, skip)
-    group_size = group_size or _group_size(layers)
+    if group_size is None:
+        group_size = _group_size(layers)
     if kind == "int4":
         for path, layer in layers.items():
             for inputs in _inputs(layer):
@@ -321,7 +323,8 @@ def bytes_saved(model: nn.Module, kind: str, group_size: int | None = None) -> i
         1880
     """
     saved, layers = 0, _layers(model, SKIPPED)
-    group_size = group_size or _group_size(layers)
+    if group_size is None:
+        group_size = _group_size(layers)
     for layer in layers.values():
         weights = layer.parameters() if isinstance(layer, FusedExperts) else (layer.weight,)
         for weight, size in zip(weights, _inputs(layer), strict=True):
@@ -351,7 +354,7 @@ def _group_size(layers: Mapping[str, nn.Linear | FusedExperts]) -> int:
 
 
 def _check_group_size(group_size: int, inputs: int, divided: str) -> None:
-    if group_size not in (32, 64, 128, 256) or inputs % group_size:
+    if group_size not in GROUP_SIZES or inputs % group_size:
         raise ValueError(f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {divided}")
 
 

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bpe_llama._files import complete_writes
 from tests.kills.commands import COMMANDS, inputs
 
 Files = dict[str, bytes]
@@ -133,7 +135,7 @@ def files_of(out: Path) -> Files:
 
 
 def leftovers(out: Path) -> list[str]:
-    return [str(path.relative_to(out)) for path in out.rglob("*") if path.name.endswith(".tmp")]
+    return [str(path.relative_to(out)) for path in out.rglob("*") if path.name.endswith((".tmp", ".swap"))]
 
 
 class Trial:
@@ -199,7 +201,10 @@ class Trial:
         """Yield what is neither the old output nor the new one."""
         if self.command.resumes:
             return
-        found = {name: content for name, content in files_of(self.out).items() if ".tmp" not in name}
+        for folder in {swap.parent for swap in self.out.rglob("*.swap")}:  # as the next load does
+            complete_writes(folder)
+        written = files_of(self.out).items()
+        found = {name: content for name, content in written if not re.search(r"\.(tmp|swap)(/|$)", name)}
         each = all(content in (self.old.get(name), self.new.get(name)) for name, content in found.items())
         if found not in (self.old, self.new) and not (each and self.command.by_file):
             yield f"{what}: {'old and new files together' if each else differences(found, self.old)}"

@@ -217,7 +217,7 @@ def test_every_rope_type_has_its_frequencies(rope_type: str) -> None:
     [
         ({"num_hidden_layers": 100_000}, "num_hidden_layers is 100000; expected at most 4,096"),
         ({"num_local_experts": 100_000}, "num_local_experts is 100000; expected at most 4,096"),
-        ({"num_local_experts": 4096, "num_hidden_layers": 32}, "4096 in 32 layers .* at most 32,768 experts"),
+        ({"num_local_experts": 4096, "num_hidden_layers": 33}, "4096 in 33 layers .* at most 131,072 experts"),
         ({"head_dim": 10**9}, "head_dim is 1000000000; expected at most 65,536"),
         ({"hidden_size": 2**63}, "hidden_size is 9223372036854775808; expected at most 4,194,304"),
         ({"vocab_size": 10**30}, "vocab_size is 1000000000000000000000000000000; expected at most"),

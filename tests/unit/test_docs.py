@@ -89,11 +89,11 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     [
         ("ARCHITECTURE.md", "keys of 1,024 pieces", "rust/bpe/src/encode/scratch.rs", "BATCH: usize = 1024;"),
         ("ARCHITECTURE.md", "`cache_bytes` (60 MiB)", "rust/bpe/src/cache/mod.rs", "DEFAULT_LIMIT: usize = 60 << 20;"),
-        ("ARCHITECTURE.md", "64 slots whose locks", "rust/simd/src/scratch.rs", "SLOTS: usize = 64;"),
+        ("ARCHITECTURE.md", "64 slots whose locks", "rust/simd/src/scratch.rs", "{ 64 }"),
         ("ARCHITECTURE.md", "64 bytes at a time", "rust/bpe/src/pretokenize/bitmask/backend.rs", "BLOCK: usize = 64;"),
         ("ARCHITECTURE.md", "8 KiB ahead", "rust/kernels/src/matmul/prefetch_distance.rs", "bytes: 8192,"),
         ("ARCHITECTURE.md", "sixteen lanes", "rust/simd/src/f32x16/vector.rs", "LANES: usize = 16;"),
-        ("ARCHITECTURE.md", "spin for 0.1 ms", "rust/kernels/src/thread_pool.rs", "Duration::from_micros(100);"),
+        ("ARCHITECTURE.md", "spin for 0.1 ms", "rust/kernels/src/thread_pool.rs", "Duration::from_micros(100) }"),
         (
             "docs/guide/pretrain.md",
             "2^23 logits",

@@ -13,6 +13,7 @@ from bpe_llama._progress import quietly
 from bpe_llama.chat import NAMED_TEMPLATES
 from bpe_llama.model import training
 from bpe_llama.model.device import computing_threads
+from bpe_llama.model.quantization.quantize import GROUP_SIZES
 
 EXIT_INTERRUPTED = 130
 
@@ -24,7 +25,6 @@ QuantizeOption = Annotated[
     str | None,
     typer.Option("--quantize", help=f"Quantize the weights to {' or '.join(QUANTIZED)}: less memory, faster decoding."),
 ]
-GROUP_SIZES = (32, 64, 128, 256)
 GroupSizeOption = Annotated[
     int | None,
     typer.Option(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_llama._corpus.shards import TokenShards, open_shards
-from bpe_llama._files import PathLike, open_regular
+from bpe_llama._files import PathLike
 from bpe_llama._files.arrays import open_array
 
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
@@ -175,9 +175,6 @@ def open_tokens(path: PathLike) -> TokenArray:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such token file; `bpe-llama encode` or Tokenizer.encode_files writes one")
-    with open_regular(path) as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
     tokens = open_array(path)
     if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
         raise ValueError(f"{path}: {tokens.dtype} of shape {tokens.shape}, expected one row of uint16 or uint32 tokens")

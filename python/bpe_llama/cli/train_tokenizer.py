@@ -89,6 +89,9 @@ def command(
         if out.suffix and out.name != "tokenizer.json":
             raise ValueError(f"--chat-template is saved beside a tokenizer.json; --out is {out}, expected that name")
         special = list(dict.fromkeys((*(special or ()), *template_tokens(chat_template))))
+    if not out.is_dir() and out.suffix not in ("", ".json", ".tiktoken", ".model"):
+        raise ValueError(f"--out is {out}; expected a folder or a file that ends in .json, .tiktoken or .model")
+    out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if pattern is None and base is None:
         pattern = DEFAULT_PATTERN
@@ -117,7 +120,6 @@ def command(
         )
     if chat_template is not None:
         tokenizer = with_chat_template(tokenizer, chat_template)
-    out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)
     peak = reporting.peak_memory()
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
