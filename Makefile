@@ -145,9 +145,9 @@ MIRI_TESTS := scratch thread_pool
 sanitize: loom ## the crates' unit tests under Miri, AddressSanitizer and ThreadSanitizer, and loom's models (Linux, nightly)
 	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks" BPE_LLAMA_SIMD=portable $(CARGO) +$(NIGHTLY) miri test --locked --lib \
 		-p bpe-llama-simd -p bpe-llama-kernels -- $(MIRI_TESTS)
-	RUSTFLAGS=-Zsanitizer=address $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/address --locked --lib \
+	ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/address --locked --lib \
 		--workspace --exclude bpe-llama-python
-	RUSTFLAGS=-Zsanitizer=thread $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/thread --locked --lib \
+	TSAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/thread --locked --lib \
 		--workspace --exclude bpe-llama-python
 
 loom: ## the thread pool and the scratch pool in every order of their threads' steps

@@ -62,9 +62,9 @@ class Gemma2Config(LayerTypesConfig):
             cap = getattr(self, name)
             if cap is None:
                 continue
-            check_number(name, cap)
-            if cap == 0:
+            if isinstance(cap, int | float) and cap <= 0:
                 raise ValueError(f"{name} is {cap!r}; expected a positive number or null")
+            check_number(name, cap)
             object.__setattr__(self, name, float(cap))  # transformers accepts no int
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -59,8 +59,8 @@ class WordCounts:
     ) -> Self:
         """Return the counts of the words in files, read in bounded memory.
 
-        Refused are: text that nothing divides for 16 MiB, which is a word of that length at most; with a regex of your
-        own, documents of more than 256 MiB; lines of more than 256 MiB.
+        Refused are: text that nothing divides for 16 MiB; with a regex of your own, documents of more than 256 MiB;
+        lines of more than 256 MiB.
 
         Args:
             paths: A file, a folder, a glob pattern, or several of these. ``.gz`` and ``.zst`` are decompressed; a line

@@ -31,6 +31,9 @@ pub enum Error {
     },
 
     /// There is no memory for a result. Python: `MemoryError`.
+    ///
+    /// Decoding returns it. Encoding, counting and reading a corpus unwind with it, without a message: it is the payload
+    /// that `std::panic::catch_unwind` returns.
     #[error("{0}")]
     OutOfMemory(String),
 

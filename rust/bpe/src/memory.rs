@@ -53,10 +53,7 @@ pub(crate) fn push_str(text: &mut String, part: &str) {
 /// Returns a copy of a text; unwinds.
 pub(crate) fn copy(text: &str) -> String {
     let mut copy = String::new();
-    if copy.try_reserve_exact(text.len()).is_err() {
-        exhausted::<u8>(text.len());
-    }
-    copy.push_str(text);
+    push_str(&mut copy, text);
     copy
 }
 

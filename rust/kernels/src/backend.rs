@@ -14,7 +14,7 @@ pub(crate) const GEMM_ROWS: usize = 32;
 /// The instructions that multiply more than [`GEMV_ROWS`] activation rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GemmBackend {
-    /// Float32 fused multiply-adds: several passes of the GEMV micro-kernel.
+    /// Float32 fused multiply-adds: passes of the GEMV micro-kernel, or `gemm/widened.rs` for many rows without AVX-512.
     Fma,
     /// AVX-512 BF16 for bfloat16 weights, [`GemmBackend::Fma`] for all others.
     Avx512Bf16,

@@ -186,7 +186,7 @@ mod models {
     use super::*;
     use loom::cell::UnsafeCell;
 
-    /// What a job uses: loom reports an access that the caller's next one could meet.
+    /// What a job borrows: loom fails if a worker reads it after `run` has returned.
     struct Borrowed(UnsafeCell<()>);
 
     // SAFETY: the cell holds nothing; loom checks the accesses.

@@ -123,7 +123,7 @@ mod tests {
         for temperature in [1.0, 0.8, 0.3, 1.7, 1e-3, 1e-6, 40.0, 1e9] {
             for highest in [0.0f32, 17.3, -22.5, 1e-3, 812.7, 1e6] {
                 let scale = Scale::new(highest, temperature);
-                let top = f64::from(scale.weight(highest));
+                let (mut least, mut most) = (f64::INFINITY, 0.0_f64);
                 for i in 0..20_000u32 {
                     let gap = f64::from(i) * 0.004_3 * temperature;
                     let x = (f64::from(highest) - gap) as f32;
@@ -131,9 +131,11 @@ mod tests {
                     if exact < 1e-37 {
                         break;
                     }
-                    // Both weights have an error, so the bound holds twice.
-                    worst = worst.max((f64::from(scale.weight(x)) / top / exact - 1.0).abs());
+                    let ratio = f64::from(scale.weight(x)) / exact;
+                    (least, most) = (least.min(ratio), most.max(ratio));
                 }
+                // Each weight is then within the error of their geometric mean times its exact value.
+                worst = worst.max(most / least - 1.0);
             }
         }
         assert!(worst < 2.0 * RELATIVE_ERROR, "{worst:e}");

@@ -122,7 +122,7 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
         },
         "adapted": ("q_proj", "down_proj", "lm_head"),
         "refused": [
-            ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; expected an integer of at least 1"),
+            ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; expected at least 1"),
             ({"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1.0; expected a positive number or null"),
             ({"final_logit_softcapping": 0}, "final_logit_softcapping is 0; expected a positive number or null"),
             ({"sliding_window": None}, "sliding_window is None"),

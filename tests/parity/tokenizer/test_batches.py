@@ -162,8 +162,8 @@ def test_options_that_transformers_refuses_are_refused(options: Json, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"pad_id": -1}, ValueError, r"pad_id is -1; expected an id from 0 to 2\*\*32 - 1"),
-        ({"pad_id": 10**30}, ValueError, r"pad_id is 10{30}; expected"),
+        ({"pad_id": -1}, ValueError, r"pad_id must be an id from 0 to 2\*\*32 - 1, got -1"),
+        ({"pad_id": 10**30}, ValueError, r"pad_id must be an id from 0 to 2\*\*32 - 1, got 10{30}"),
         ({"pad_id": "0"}, TypeError, "pad_id must be an int, got '0'"),
         ({"max_length": "3"}, TypeError, "max_length must be an int, got '3'"),
         ({"max_length": True}, TypeError, "max_length must be an int, got True"),

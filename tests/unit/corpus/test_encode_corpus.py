@@ -71,9 +71,11 @@ def test_documents_begin_and_end_as_the_tokenizers_file_says(tmp_path: Path) -> 
 
 def test_no_documents_and_documents_without_tokens(tok: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"")
-    check(tok.encode_corpus(tmp_path / "a.jsonl", tmp_path / "none"), [], 1)
+    with pytest.warns(UserWarning, match="none: the corpus holds no text"):
+        check(tok.encode_corpus(tmp_path / "a.jsonl", tmp_path / "none"), [], 1)
     (tmp_path / "b.jsonl").write_bytes(b'{"text": ""}\n' * 3)
-    shards = tok.encode_corpus(tmp_path / "b.jsonl", tmp_path / "empty", eos=False)
+    with pytest.warns(UserWarning, match="empty: the corpus holds no text"):
+        shards = tok.encode_corpus(tmp_path / "b.jsonl", tmp_path / "empty", eos=False)
     check(shards, [[], [], []], 1)
     assert len(shards.shards) == 1
 

@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Bytes read at a time: they fit a core's cache.
 pub(super) const BLOCK_BYTES: usize = 1 << 18;
 
+/// Blocks read between two interrupt checks.
+pub(super) const HEARTBEAT_BLOCKS: usize = 64;
+
 /// The most bytes of text from one place where it can be divided to the next.
 const MAX_UNDIVIDED: usize = 16 << 20;
 
@@ -83,12 +86,13 @@ impl Rules {
         let max = self.max_part;
         if self.splitter.has_chunk_boundaries() {
             return malformed!(
-                "{place}: more than {max} bytes of text without a place to divide it, such as a space after a word; expected \
-                 fewer"
+                "{place}: more than {max} bytes of text without a place to divide it: a space after a word, or for superwords \
+                 a line break; expected fewer"
             );
         }
         malformed!(
-            "{place}: a document of more than {max} bytes; expected a shorter one, as this tokenizer's pattern cannot divide it"
+            "{place}: a document of more than {max} bytes, which this tokenizer's pattern cannot divide; expected a shorter \
+             one, or a separator"
         )
     }
 

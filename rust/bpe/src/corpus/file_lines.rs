@@ -47,19 +47,16 @@ impl FileLines {
         if self.is_done {
             return Ok(None);
         }
-        let outcome = loop {
+        loop {
             match self.lines.read_on() {
                 Ok(Read::Line) => return Ok(Some(std::mem::take(&mut self.lines.line))),
-                Ok(Read::Part) => match interrupt.check() {
-                    Ok(()) => {}
-                    Err(error) => break Err(error),
-                },
-                Ok(Read::End) => break Ok(None),
-                Err(error) => break Err(error),
+                Ok(Read::Part) => interrupt.check()?,
+                ended => {
+                    self.is_done = true;
+                    return ended.map(|_| None);
+                }
             }
-        };
-        self.is_done = true;
-        outcome
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::boundaries::Rules;
+use super::boundaries::{HEARTBEAT_BLOCKS, Rules};
 use super::decompress::Reader;
 use super::lines::{LineReader, Read};
 use super::options::BYTE_ORDER_MARK;
@@ -30,21 +30,21 @@ impl JsonLines {
     /// Returns the next part of the text of a line that is not blank, and whether it is the last; `None` at the end of the
     /// file.
     ///
-    /// After a block of lines without text, or of one long line, it returns an empty part that is not the last, so that the
-    /// caller can check for an interrupt.
+    /// After a block of lines without text, or many blocks of one line, it returns an empty part that is not the last, so
+    /// that the caller can check for an interrupt.
     pub(super) fn next_part(&mut self, rules: &Rules, skipped: &mut Skipped) -> Result<Option<(String, bool)>> {
         if !self.text.is_empty() {
             return self.divide(rules).map(Some);
         }
-        let mut bytes = 0;
-        while bytes < rules.block_bytes {
-            let before = if self.lines.is_inside_line() { self.lines.line.len() } else { 0 };
-            let read = self.lines.read_on()?;
-            bytes += self.lines.line.len() - before;
-            match read {
+        let (mut bytes, mut parts) = (0, 0);
+        while bytes < rules.block_bytes && parts < HEARTBEAT_BLOCKS {
+            match self.lines.read_on()? {
                 Read::End => return Ok(None),
-                Read::Part => continue,
-                Read::Line => {}
+                Read::Part => {
+                    parts += 1;
+                    continue;
+                }
+                Read::Line => bytes += self.lines.line.len(),
             }
             let line = &self.lines.line;
             let mut line = line.strip_suffix(b"\n").unwrap_or(line);

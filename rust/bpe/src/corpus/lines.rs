@@ -39,11 +39,6 @@ impl LineReader {
         Self { path: path.to_owned(), reader, line: Vec::new(), number: 0, max_line: MAX_WHOLE, is_complete: true }
     }
 
-    /// Returns whether a line is begun and not complete.
-    pub(super) fn is_inside_line(&self) -> bool {
-        !self.is_complete
-    }
-
     /// Returns the path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path

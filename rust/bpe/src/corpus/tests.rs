@@ -52,8 +52,13 @@ proptest! {
 
 #[test]
 fn long_documents_come_in_parts() {
-    let (_folder, path) = write("corpus.txt", "some words ".repeat(10_000).as_bytes());
-    assert!(read(&path, &CorpusOptions::default(), 1 << 12).expect("text").1 > 10);
+    let text = "some words ".repeat(10_000);
+    let rows = format!("{{\"text\": \"{text}\"}}\n{{\"text\": \"b\"}}\n");
+    for (name, content, count) in [("corpus.txt", &text, 1), ("corpus.jsonl", &rows, 2)] {
+        let (_folder, path) = write(name, content.as_bytes());
+        let (texts, chunks) = read(&path, &CorpusOptions::default(), 1 << 12).expect("text");
+        assert!(texts[0] == text && texts.len() == count && chunks > 10, "{name}");
+    }
 }
 
 /// Reads a file in blocks of 1,000 bytes, with at most 5,000 bytes undivided.

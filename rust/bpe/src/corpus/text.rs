@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use memchr::memmem;
 
-use super::boundaries::{Rules, ceil_char};
+use super::boundaries::{HEARTBEAT_BLOCKS, Rules, ceil_char};
 use super::decompress::{Reader, io_error, read_some};
 use super::options::BYTE_ORDER_MARK;
 use super::skipped::invalid_utf8;
@@ -15,9 +15,6 @@ use crate::{Error, Result, memory};
 /// A chunk boundary is searched first in this many bytes at the end, so that little text is carried over to the next
 /// block.
 const BOUNDARY_WINDOW: usize = 1 << 12;
-
-/// Blocks read between two interrupt checks.
-const HEARTBEAT_BLOCKS: usize = 64;
 
 /// Reads the documents of a text file in parts.
 #[derive(Debug)]
@@ -167,7 +164,7 @@ impl TextFile {
                     let at = self.offset + error.valid_up_to() as u64;
                     let hint = if self.block.contains(&0) {
                         ". It holds zero bytes, as binary files and UTF-16 do; name the files of text alone, such as \
-                         'folder/*.txt', or skip others with on_error='skip', --on-error skip"
+                         'folder/*.txt', or skip such documents (on_error)"
                     } else {
                         ""
                     };

@@ -20,9 +20,9 @@ impl Vocab {
     /// range.
     ///
     /// # Cost
-    /// One run of BPE for each token, over the merges of lower rank. A token that this does not reduce to two symbols
-    /// takes as many look-ups as there are two lengths of tokens that sum to its own: fewer than the square root of
-    /// twice the bytes of all tokens.
+    /// One run of BPE for each token, over the merges of lower rank. Where that leaves more than two symbols, every split of
+    /// the token into two lengths of tokens is looked up. There are few such lengths: together they are no longer than all
+    /// tokens, so their number is below the square root of twice the bytes of all tokens.
     pub fn from_ranks<T: AsRef<[u8]>>(ranks: Vec<(T, u32)>) -> Result<Self> {
         let mut vocab = Self::from_tokens(ranks, |_| false)?;
         vocab.set_whole_piece_first();

@@ -24,6 +24,17 @@ const CHECK_BYTES: usize = 1 << 20;
 /// Time that the calling thread waits for the others between two interrupt checks.
 const WAIT: Duration = Duration::from_millis(50);
 
+/// Leaves no task to the other threads if this one unwinds: their results would wait for this one's.
+struct StopOnUnwind<'a>(&'a AtomicUsize, usize);
+
+impl Drop for StopOnUnwind<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(self.1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Work for one thread: consecutive whole texts, or a chunk of a long one.
 struct Task {
     texts: Range<usize>,
@@ -113,6 +124,7 @@ impl Tokenizer {
         let is_interrupted = AtomicBool::new(false);
         let joined = Mutex::new(Joined::new(texts));
         let work = |options: EncodeOptions<'_>| {
+            let _stop = StopOnUnwind(&next, tasks.len());
             let mut encoded = Encoded::default();
             for iteration in 1.. {
                 let index = next.fetch_add(1, Ordering::Relaxed);

@@ -86,6 +86,9 @@ impl Feed<'_> {
             && let Some(mut batch) = self.next()?
         {
             while let Err(TrySendError::Full(refused)) = sender.try_send(batch) {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(()); // joining the worker gives its error
+                }
                 batch = refused;
                 self.tick()?;
                 thread::park_timeout(Reporter::INTERVAL);
@@ -133,7 +136,7 @@ fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<W
     })
 }
 
-/// Stops the other threads where this one unwinds: nobody would receive the batches.
+/// Sets the flag if this thread unwinds, so that the feeder and the other workers stop.
 struct StopOnUnwind<'a>(&'a AtomicBool);
 
 impl Drop for StopOnUnwind<'_> {

@@ -18,9 +18,9 @@ struct Bucket([u64; ENTRIES]);
 /// be mispredicted more often than not. One bit a bucket records that pairs overflowed into the next one. The bits fit in
 /// the CPU's cache, so a look-up reads its bit long before the bucket arrives from memory.
 ///
-/// Nine of ten pairs that are looked up do not merge. A filter of 32 bits a bucket, which fits in the L2 cache, tells for
-/// nine of ten such pairs that no bucket has them. They search an empty bucket instead, which stays in the L1 cache. Where
-/// many look-ups overlap, reading the filter costs more than waiting for the buckets: [`PairTable::prefetch`] omits it.
+/// Nine of ten look-ups find no pair. For nine of ten such look-ups the filter (32 bits a bucket, in the L2 cache) already
+/// says so, and an empty bucket in the L1 cache is searched instead. Where many look-ups overlap, reading the filter costs
+/// more than waiting for the buckets: [`PairTable::prefetch`] omits it.
 #[derive(Debug, Clone)]
 pub(crate) struct PairTable {
     /// The buckets, and an empty one after them.

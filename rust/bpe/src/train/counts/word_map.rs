@@ -13,7 +13,7 @@ use crate::memory::{filled, reserve};
 /// Words between two interrupt checks: some milliseconds.
 const CHECK_WORDS: usize = 1 << 16;
 
-/// Bytes of a word that is checked for an interrupt by itself.
+/// A word of so many bytes has an interrupt check of its own.
 const LONG_WORD: u64 = 1 << 16;
 
 /// The top byte of [`Word::high`] if the word is in the arena.

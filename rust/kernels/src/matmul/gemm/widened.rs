@@ -14,13 +14,18 @@ use std::ops::Range;
 
 /// Passes of four activation rows from which widening weights once is faster: with fewer, a product still waits for memory,
 /// which widening in a pass of its own does not overlap with arithmetic.
-pub(crate) const MIN_PASSES: usize = 5;
+const MIN_PASSES: usize = 5;
 
 /// Weight rows of the micro-kernel.
 pub(crate) const KERNEL_ROWS: usize = 3;
 
 /// Bytes of widened weights that stay in the second-level cache, with the activations of a panel beside them.
 pub(crate) const WIDENED_BYTES: usize = 160 << 10;
+
+/// Returns whether a product of so many passes is computed here. AVX-512 has no use for it: its own kernels are as fast.
+pub(crate) const fn is_used(passes: usize, is_avx512: bool) -> bool {
+    passes >= MIN_PASSES && !is_avx512
+}
 
 thread_local! {
     /// Widened weights; reused, as allocating memory costs more than filling it.

@@ -46,7 +46,7 @@ impl MicroKernel for Int4<'_> {
     ) -> [[f32; M]; R] {
         let groups = self.groups();
         let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
-        let scales: [_; R] = std::array::from_fn(|next| self.scales_of_row(row + next, columns));
+        let scales: [_; R] = std::array::from_fn(|next| groups.of_row(self.scales, row + next, columns));
         let x = x.as_chunks::<M>().0.as_chunks::<BLOCK_VECTORS>().0;
         // SAFETY: the caller's promise.
         unsafe {
@@ -79,7 +79,7 @@ impl MicroKernel for Int4<'_> {
     unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
         let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
         let groups = self.groups();
-        let scales: [_; R] = std::array::from_fn(|next| self.scales_of_row(row + next, columns));
+        let scales: [_; R] = std::array::from_fn(|next| groups.of_row(self.scales, row + next, columns));
         for (block, widened) in widened.as_chunks_mut::<R>().0.as_chunks_mut::<BLOCK_VECTORS>().0.iter_mut().enumerate()
         {
             for next in 0..R {
@@ -152,6 +152,12 @@ struct Groups {
 }
 
 impl Groups {
+    /// Returns exactly the scales of the row: those of the next one may be infinite, which a product with 0 does not hide.
+    #[inline(always)]
+    fn of_row<'a>(&self, scales: &'a [[u16; 2]], row: usize, columns: usize) -> &'a [[u16; 2]] {
+        &scales[(row * columns) >> self.shift..][..columns >> self.shift]
+    }
+
     /// Returns the scales and offsets of a block, from those of the row.
     #[inline(always)]
     fn of_block<'a>(&self, of_row: &'a [[u16; 2]], block: usize) -> &'a [[u16; 2]] {
@@ -167,13 +173,6 @@ impl Int4<'_> {
         let shift = group.trailing_zeros();
         let of_lane = std::array::from_fn(|lane| (8 * lane / group) as u32);
         Groups { of_lane, shift, in_block: (BLOCK >> shift).max(1) }
-    }
-
-    /// Returns exactly the scales of the row: those of the next one may be infinite, which a product with 0 does not hide.
-    #[inline(always)]
-    fn scales_of_row(&self, row: usize, columns: usize) -> &[[u16; 2]] {
-        let shift = (2 * self.codes.len() / self.scales.len().max(1)).trailing_zeros();
-        &self.scales[(row * columns) >> shift..][..columns >> shift]
     }
 }
 

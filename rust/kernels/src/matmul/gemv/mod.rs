@@ -83,7 +83,7 @@ fn run_avx512<K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
 #[inline(always)]
 unsafe fn run_passes<V: Int4Vector, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let passes = task.panels.len();
-    if passes >= widened::MIN_PASSES && V::REGISTERS < 16 {
+    if widened::is_used(passes, V::REGISTERS >= 16) {
         // SAFETY: the caller's promise.
         return unsafe { widened::run::<V, K>(task, kernel, rows) };
     }
