@@ -14,7 +14,7 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama._corpus.corpus import open_tokens
-from bpe_llama.chat.encoding import with_chat_template
+from bpe_llama.chat import with_chat_template
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.checkpoints.huggingface import shards_of
