@@ -273,7 +273,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _temporary_folders(folder: Path) -> list[Path]:
-    """Return the temporary folders in a folder, those that are links left out."""
+    """Return the temporary folders in a folder, without links."""
     with os.scandir(folder) as entries:
         return [
             Path(entry) for entry in entries if _TEMPORARY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)

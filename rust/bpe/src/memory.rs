@@ -6,7 +6,7 @@
 
 use crate::Error;
 
-/// Items of a small list, whose memory is not checked: that would take a tenth of the time of a short text.
+/// Items of a small list. Its memory is not checked: that would take a tenth of the time of a short text.
 const SMALL: usize = 1 << 10;
 
 /// Makes room for `additional` items more, as [`Vec::reserve`] does; unwinds.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 /// Starting a thread takes some tens of microseconds, which pays off from this many logits.
 const LOGITS_PER_THREAD: usize = 1 << 18;
 
-/// Threads take parts of so many logits, so that those that start late or share their CPU take fewer.
+/// Threads take parts of so many logits: a thread that starts late or has less of a CPU takes fewer.
 const LOGITS_PER_PART: usize = 1 << 17;
 
 /// Scratch memory that later calls reuse. Threads end with their call, so a forked child lacks none of them.

@@ -140,7 +140,7 @@ impl Matcher {
     }
 }
 
-/// Returns the automaton that finds the leftmost of these texts, and the longest of those.
+/// Returns the automaton that finds the leftmost text, and at one place the longest.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if they are too many.
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn white_space_after_a_token_is_read_once() {
-        // Each of these tokens includes the white space to its right, as in `tokenizers`.
+        // Each such token includes the white space to its right, as in `tokenizers`.
         let length = 100_000;
         let text = " ".repeat(length);
         let tokens = vec![AddedToken { rstrip: true, ..AddedToken::special(" ", 1) }];

@@ -25,7 +25,7 @@ struct Bucket([u64; ENTRIES]);
 pub(crate) struct PairTable {
     /// The buckets, and an empty one after them.
     buckets: Vec<Bucket>,
-    /// The filter of each bucket: [`PairTable::filter_bit`] of its pairs, also of those that overflowed.
+    /// The filter of each bucket: [`PairTable::filter_bit`] of its pairs, overflowed ones too.
     filters: Vec<u32>,
     /// One bit a bucket: whether a pair of this bucket is in a later one.
     overflowed: Vec<u64>,

@@ -14,7 +14,7 @@ use crate::simd::Extrema;
 use crate::threshold::Cutoff;
 use kept::Kept;
 
-/// Returns what the filters keep of a row: a cutoff, the mass of the ids it keeps, and the logit whose weight is 1.
+/// Returns what the filters keep of a row: a cutoff, the mass of the ids it keeps, and the logit of weight 1.
 ///
 /// Leaves the row's weights in `scratch.weights`, and in `scratch.removed` the ids that are removed though the cutoff
 /// keeps them.
