@@ -233,7 +233,7 @@ class Batches:
 
 
 def columns_of(inputs: Collection[str], **wanted: bool | None) -> list[str]:
-    """Return the columns of a batch: ``input_ids``, and those that are wanted or, where that is None, in ``inputs``.
+    """Return the columns of a batch: ``input_ids``, and each wanted one; for None, if it is one of ``inputs``.
 
     Args:
         inputs: What the model reads.

@@ -131,41 +131,6 @@ impl Dense<LANES, 1> for F32<'_> {
     }
 }
 
-impl MicroKernel for F32<'_> {
-    #[inline(always)]
-    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
-        self,
-        row: usize,
-        columns: usize,
-        x: &[CacheLine],
-        prefetch: PrefetchDistance,
-    ) -> [[f32; M]; R] {
-        // SAFETY: the caller's promise.
-        unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
-    }
-
-    fn widened_vectors(columns: usize) -> usize {
-        columns.div_ceil(LANES)
-    }
-
-    #[inline(always)]
-    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
-        // SAFETY: the caller's promise.
-        unsafe { widen::<Self, V, _, _, R>(self.0, row, columns, widened) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
-        self,
-        _: usize,
-        widened: &[CacheLine],
-        x: &[CacheLine],
-    ) -> [[f32; M]; R] {
-        // SAFETY: the caller's promise.
-        unsafe { multiply_widened::<V, R, M>(widened, x) }
-    }
-}
-
 /// 32 bfloat16 widen to the even columns and the odd ones.
 #[derive(Clone, Copy)]
 pub(super) struct Bf16<'a>(pub(super) &'a [u16]);
@@ -180,40 +145,52 @@ impl Dense<{ 2 * LANES }, 2> for Bf16<'_> {
     }
 }
 
-impl MicroKernel for Bf16<'_> {
-    #[inline(always)]
-    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
-        self,
-        row: usize,
-        columns: usize,
-        x: &[CacheLine],
-        prefetch: PrefetchDistance,
-    ) -> [[f32; M]; R] {
-        // SAFETY: the caller's promise.
-        unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
-    }
+/// Implements [`MicroKernel`] for weights without scales, which widen to so many vectors a step.
+macro_rules! without_scales {
+    ($weights:ident, $vectors:literal) => {
+        impl MicroKernel for $weights<'_> {
+            #[inline(always)]
+            unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
+                self,
+                row: usize,
+                columns: usize,
+                x: &[CacheLine],
+                prefetch: PrefetchDistance,
+            ) -> [[f32; M]; R] {
+                // SAFETY: the caller's promise.
+                unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
+            }
 
-    fn widened_vectors(columns: usize) -> usize {
-        2 * columns.div_ceil(2 * LANES)
-    }
+            fn widened_vectors(columns: usize) -> usize {
+                $vectors * columns.div_ceil($vectors * LANES)
+            }
 
-    #[inline(always)]
-    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
-        // SAFETY: the caller's promise.
-        unsafe { widen::<Self, V, _, _, R>(self.0, row, columns, widened) }
-    }
+            #[inline(always)]
+            unsafe fn widen<V: Int4Vector, const R: usize>(
+                self,
+                row: usize,
+                columns: usize,
+                widened: &mut [CacheLine],
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { widen::<Self, V, _, _, R>(self.0, row, columns, widened) }
+            }
 
-    #[inline(always)]
-    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
-        self,
-        _: usize,
-        widened: &[CacheLine],
-        x: &[CacheLine],
-    ) -> [[f32; M]; R] {
-        // SAFETY: the caller's promise.
-        unsafe { multiply_widened::<V, R, M>(widened, x) }
-    }
+            #[inline(always)]
+            unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+                self,
+                _: usize,
+                widened: &[CacheLine],
+                x: &[CacheLine],
+            ) -> [[f32; M]; R] {
+                // SAFETY: the caller's promise.
+                unsafe { multiply_widened::<V, R, M>(widened, x) }
+            }
+        }
+    };
 }
+without_scales!(F32, 1);
+without_scales!(Bf16, 2);
 
 /// Signed bytes; the scale of a row multiplies its sum.
 #[derive(Clone, Copy)]
