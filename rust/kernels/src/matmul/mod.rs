@@ -88,7 +88,7 @@ fn matmul_with(
     let (mut first_column, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {
-        let layout = Layout::of(&matrix.weights, gemm);
+        let layout = Layout::of(&matrix.weights, backend, gemm, rows);
         let panels = activations.panels(layout);
         let chunk_rows = chunk_rows(matrix, layout, panels.len(), backend);
         tasks.push(Task { matrix, layout, panels, packed: &activations.packed, chunk_rows, first_column, out: &out });
@@ -147,7 +147,7 @@ fn run_chunk(tasks: &[Task<'_>], mut chunk: usize, backend: Backend) {
                 Layout::AmxTiles => unsafe { amx::run(task, rows) },
                 // SAFETY: as above, for AVX-512 BF16.
                 Layout::Bf16Tiles => unsafe { avx512_bf16::run(task, rows) },
-                Layout::Sequential | Layout::EvenOdd | Layout::Int4 => gemv::run(task, backend, rows),
+                _ => gemv::run(task, backend, rows),
             }
             return;
         }

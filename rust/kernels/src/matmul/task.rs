@@ -1,8 +1,13 @@
 //! A task: one matrix, the activations packed for it, and the place of its results.
 
-use super::weights::{Matrix, Weights};
+#[cfg(target_arch = "x86_64")]
+use super::gemv::INT4_BYTES_ROWS;
+use super::weights::{Matrix, Weights, group_size};
 use crate::backend::GemmBackend;
 use crate::output::Output;
+use bpe_llama_simd::Backend;
+#[cfg(target_arch = "x86_64")]
+use bpe_llama_simd::Kind;
 use bpe_llama_simd::f32x16::CacheLine;
 use std::ops::Range;
 
@@ -13,9 +18,13 @@ pub(crate) enum Layout {
     Sequential,
     /// Of 32 columns, first the even ones, then the odd ones, as bfloat16 weights widen.
     EvenOdd,
-    /// Of 128 columns, every eighth from the first on, then every eighth from the second on, and so on, each divided by the
-    /// power of two that its four-bit codes are multiplied by; then the sum of the eight undivided vectors, and -8 times it.
-    Int4,
+    /// Of 128 columns, rounded to 16 bits, every eighth from the first on, then every eighth from the second on, and so on, each
+    /// divided by the power of two that its four-bit codes are multiplied by. After all columns, two sums for each group of so
+    /// many columns: see `gemv/int4.rs`.
+    Int4(usize),
+    /// The same as bytes: see `gemv/int4_bytes.rs`.
+    #[cfg(target_arch = "x86_64")]
+    Int4Bytes(usize),
     /// Tiles of three bfloat16 terms, for AMX.
     AmxTiles,
     /// Tiles rounded to bfloat16, for AVX-512 BF16.
@@ -24,13 +33,17 @@ pub(crate) enum Layout {
 
 impl Layout {
     /// Returns the layout that a product of these weights needs.
-    pub(crate) fn of(weights: &Weights<'_>, gemm: GemmBackend) -> Self {
+    pub(crate) fn of(weights: &Weights<'_>, backend: Backend, gemm: GemmBackend, rows: usize) -> Self {
         match weights {
             _ if gemm == GemmBackend::Amx => Self::AmxTiles,
             Weights::Bf16(_) if gemm == GemmBackend::Avx512Bf16 => Self::Bf16Tiles,
             Weights::F32(_) | Weights::Int8(..) => Self::Sequential,
             Weights::Bf16(_) => Self::EvenOdd,
-            Weights::Int4(..) => Self::Int4,
+            #[cfg(target_arch = "x86_64")]
+            Weights::Int4(codes, scales) if rows <= INT4_BYTES_ROWS && backend.kind() != Kind::Portable => {
+                Self::Int4Bytes(group_size(codes, scales))
+            }
+            Weights::Int4(codes, scales) => Self::Int4(group_size(codes, scales)),
         }
     }
 }

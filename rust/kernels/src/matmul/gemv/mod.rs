@@ -8,6 +8,7 @@
 //! | `micro_kernel.rs` | the trait of weight formats, and what they share |
 //! | `dense.rs` | float32, bfloat16, int8 |
 //! | `int4.rs`, `int4_vector.rs` | four-bit weights, and their vector operations on each backend |
+//! | `int4_bytes.rs` | four-bit weights with few activation rows on x86-64 |
 //! | `half_vector.rs` | half a vector, for the micro-kernel of `gemm/widened.rs` |
 //!
 //! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
@@ -15,9 +16,13 @@
 mod dense;
 mod half_vector;
 mod int4;
+#[cfg(target_arch = "x86_64")]
+mod int4_bytes;
 mod int4_vector;
 mod micro_kernel;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use int4_bytes::{BLOCK_VECTORS as INT4_BYTES_VECTORS, MOST_ROWS as INT4_BYTES_ROWS};
 pub(super) use int4_vector::{
     BLOCK as INT4_BLOCK, BLOCK_VECTORS as INT4_BLOCK_VECTORS, Int4Vector, factor as int4_factor,
 };
@@ -25,6 +30,8 @@ pub(super) use micro_kernel::MicroKernel;
 
 use super::gemm::widened;
 use super::prefetch_distance::PrefetchDistance;
+#[cfg(target_arch = "x86_64")]
+use super::task::Layout;
 use super::task::{Panel, Task};
 use super::weights::Weights;
 use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
@@ -40,11 +47,15 @@ use std::ops::Range;
 
 /// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    if let (Layout::Int4Bytes(_), Weights::Int4(codes, scales)) = (task.layout, task.matrix.weights) {
+        return int4_bytes::run(task, backend, Int4::new(codes, scales), rows);
+    }
     match task.matrix.weights {
         Weights::F32(weights) => run_kernel(task, backend, F32(weights), rows),
         Weights::Bf16(weights) => run_kernel(task, backend, Bf16(weights), rows),
         Weights::Int8(codes, scales) => run_kernel(task, backend, Int8 { codes, scales }, rows),
-        Weights::Int4(codes, scales) => run_kernel(task, backend, Int4 { codes, scales }, rows),
+        Weights::Int4(codes, scales) => run_kernel(task, backend, Int4::new(codes, scales), rows),
     }
 }
 

@@ -76,6 +76,36 @@ fn an_infinite_row_does_not_change_its_neighbours() {
 }
 
 #[test]
+fn activations_of_int4_are_rounded_to_16_bits_of_the_largest_of_their_block() {
+    let (columns, group) = (160, 32); // a block of 128, and the rest
+    let owned = Owned::new(3, &numbers(3 * columns, 1), 3, columns, group);
+    let matrix = Matrix::new(3, columns, owned.weights()).expect("a fitting shape");
+    for power in -149_i32..=100 {
+        let x: Vec<f32> = numbers(columns, 2).iter().map(|x| (f64::from(*x) * 2_f64.powi(power)) as f32).collect();
+        let mut portable = None;
+        for backend in Backend::available() {
+            let mut out = [0.0; 3];
+            matmul_with(backend, GemmBackend::Fma, &[matrix], Activations::Plain(&x), &mut out, false, 1)
+                .expect("one row");
+            let bits = out.map(f32::to_bits);
+            assert_eq!(*portable.get_or_insert(bits), bits, "2^{power}, {backend:?}");
+            for (row, found) in out.into_iter().enumerate() {
+                let (mut expected, mut size) = (0.0, 0.0);
+                for (column, x) in x.iter().enumerate() {
+                    let weight = owned.weight(row, column, columns);
+                    expected += weight * f64::from(*x);
+                    size += weight.abs();
+                }
+                // The largest step, at least 2^-100: rounding is off by half of it, float32 sums by less.
+                let step = 2_f64.powi((power - 14).max(-100));
+                let off = (f64::from(found) - expected).abs();
+                assert!(off <= step * size, "2^{power}, row {row}: {found} instead of {expected}");
+            }
+        }
+    }
+}
+
+#[test]
 fn extreme_gates_are_finite() {
     let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
