@@ -21,7 +21,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from bpe_llama.model.sampling.constraint import Constraint, message_of
+from bpe_llama.model.sampling.constraint import Constraint, ConstraintError, message_of
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -63,10 +63,16 @@ class Grammars:
         """Return the constraint of the option of `STRUCTURED` that is given; None if none is.
 
         Raises:
-            ValueError: If several options are given, or the value of one is not valid. The message names the option.
+            ConstraintError: If several options are given, or the value of one is not valid; it names the option.
             TypeError: If a value has another type than documented.
             ImportError: If llguidance is not installed.
         """
+        try:
+            return self._checked(options)
+        except ValueError as error:
+            raise ConstraintError(str(error)) from error
+
+    def _checked(self, options: Mapping[str, Any]) -> Constraint | None:
         given = [name for name in STRUCTURED if options.get(name) is not None and options[name] is not False]
         if not given:
             return None

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 
+class ConstraintError(ValueError):
+    """A schema, regex, choice or grammar is not valid, or its matcher fails."""
+
+
 class Constraint:
     """A compiled grammar over the ids of a tokenizer. It is immutable, so requests share it.
 
@@ -70,7 +74,7 @@ class ConstraintState:
         """Return the matcher after these ids.
 
         Raises:
-            ValueError: If the grammar does not allow the ids, or llguidance reaches one of its limits.
+            ConstraintError: If the grammar does not allow the ids, or llguidance reaches one of its limits.
         """
         consumed = self._ids
         if consumed is None or consumed != new_ids[: len(consumed)]:
@@ -104,15 +108,16 @@ class ConstraintState:
         return forced[: matcher.validate_tokens(forced)] if forced else forced
 
     def check(self, mask_W: NDArray[np.uint8]) -> None:
-        """Raise a ValueError if the matcher failed, or its mask, uint8 (W,), allows no id."""
+        """Raise a ConstraintError if the matcher failed, or its mask, uint8 (W,), allows no id."""
         if self._matcher.is_error():
             raise self._error()
         if not mask_W.any():
-            raise ValueError(f"{self.constraint.option}: no token of the vocabulary can follow, nor may the text end")
+            option = self.constraint.option
+            raise ConstraintError(f"{option}: no token of the vocabulary can follow, nor may the text end")
 
-    def _error(self) -> ValueError:
+    def _error(self) -> ConstraintError:
         self._ids = None
-        return ValueError(f"{self.constraint.option}: {message_of(self._matcher)}")
+        return ConstraintError(f"{self.constraint.option}: {message_of(self._matcher)}")
 
 
 def message_of(matcher: LLMatcher) -> str:
@@ -137,7 +142,7 @@ def constraint_bias(
         device: The device of the result.
 
     Raises:
-        ValueError: If a grammar allows nothing, or llguidance reaches a limit.
+        ConstraintError: If a grammar allows nothing, or llguidance reaches a limit.
 
     Cost: 10 to 30 microseconds a sequence for the mask, on threads of llguidance.
     """

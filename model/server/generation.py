@@ -82,6 +82,12 @@ class Job:
     n: int = 1
     param: str = "prompt"
     """The field of the request that holds the prompts, which errors name."""
+    constraint: str = "response_format"
+    """The field that holds the schema or grammar of the answer."""
+
+    def api_error(self, error: Exception) -> ApiError:
+        """Return the answer for an error of the scheduler, which names the field at fault."""
+        return as_api_error(error, self.param, self.constraint)
 
     def check_room(self, room: int) -> None:
         """Set ``max_new_tokens`` to at most the tokens that the shortest prompt leaves.
@@ -165,7 +171,7 @@ class Generation:
                 )
         except Exception as error:
             self.close()
-            raise as_api_error(error, self.job.param) from error
+            raise self.job.api_error(error) from error
         except BaseException:
             self.close()
             raise
@@ -238,7 +244,7 @@ class Generation:
                 async for update in self._streams[0]:
                     yield update.index, update
             except Exception as error:
-                raise as_api_error(error, self.job.param) from error
+                raise self.job.api_error(error) from error
             return
         queue: asyncio.Queue[tuple[int, Update] | Exception | None] = asyncio.Queue()
         tasks = [asyncio.create_task(self._read(place, queue)) for place in range(len(self._streams))]
@@ -249,7 +255,7 @@ class Generation:
                 if found is None:
                     running -= 1
                 elif isinstance(found, Exception):
-                    raise as_api_error(found, self.job.param) from found
+                    raise self.job.api_error(found) from found
                 else:
                     yield found
         finally:

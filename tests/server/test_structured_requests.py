@@ -67,3 +67,28 @@ def test_a_schema_that_is_none_is_refused(client):
     large = {"type": "json_schema", "json_schema": {"name": "fox", "schema": {"description": "x" * 70_000}}}
     with pytest.raises(openai.BadRequestError, match=r"response_format.json_schema.schema has over 65,536 bytes"):
         client.chat.completions.create(**OPTIONS, response_format=large)
+
+
+def test_an_error_names_the_field_with_the_schema(client):
+    none = {"type": "object", "properties": {"dog": {"type": "fox"}}}
+    wanted = {"type": "json_schema", "json_schema": {"schema": none}}
+    tool = {"name": "add", "parameters": none}
+    cases = [
+        ("chat/completions", "tools", {"tools": [{"type": "function", "function": tool}], "tool_choice": "required"}),
+        ("responses", "tools", {"tools": [{"type": "function"} | tool], "tool_choice": "required"}),
+        ("chat/completions", "response_format", {"response_format": wanted}),
+        ("completions", "response_format", {"response_format": wanted}),
+        ("responses", "text.format", {"text": {"format": {"type": "json_schema", "name": "fox", "schema": none}}}),
+        ("chat/completions", "structured_outputs", {"structured_outputs": {"regex": "(a"}}),
+        ("completions", "structured_outputs", {"structured_outputs": {"grammar": "start: ("}}),
+        ("completions", "structured_outputs.json", {"structured_outputs": {"json": "[1]"}}),
+    ]
+    prompts = {
+        "chat/completions": {"messages": MESSAGES},
+        "completions": {"prompt": "the"},
+        "responses": {"input": "the"},
+    }
+    for endpoint, field, body in cases:
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.post(f"/{endpoint}", body={"model": "small"} | prompts[endpoint] | body, cast_to=object)
+        assert raised.value.param == field, body

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bpe_llama.model.generation.sampler_dispatch import LogitsError
+from bpe_llama.model.sampling.constraint import ConstraintError
 from bpe_llama.model.server.scheduler import QueueFullError, ShuttingDownError
 from bpe_llama.playground.bodies import validation_error
 from bpe_llama.playground.errors import ApiError, bad
@@ -17,7 +18,7 @@ from bpe_llama.playground.errors import ApiError, bad
 logger = logging.getLogger("bpe_llama.server")
 
 
-def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
+def as_api_error(error: BaseException, param: str | None = None, constraint: str | None = None) -> ApiError:
     """Return the answer for an error of the scheduler, the tokenizer or a model.
 
     An unexpected error is logged with its traceback; the client gets status 500 without any detail.
@@ -25,6 +26,7 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     Args:
         error: The error.
         param: The field of the request that a ValueError or TypeError is about.
+        constraint: The field that holds the schema or grammar of the answer.
     """
     if isinstance(error, ApiError):
         return error
@@ -32,8 +34,10 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers={"Retry-After": str(error.retry_after)})
     if isinstance(error, ShuttingDownError):
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "10"})
+    if isinstance(error, ConstraintError):
+        return bad(str(error), constraint or param)
     if isinstance(error, ImportError):  # an optional package, such as llguidance
-        return bad(f"this server cannot do that: {error}", param, "missing_package")
+        return bad(f"this server cannot do that: {error}", constraint or param, "missing_package")
     if isinstance(error, UnicodeEncodeError):
         return bad("a text holds half of a surrogate pair, which has no UTF-8", param)
     if isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, LogitsError):

@@ -117,7 +117,14 @@ def _structured(given: StructuredOutputs, limits: Limits) -> dict[str, Any]:
             options["json_schema"] = json.loads(options["json_schema"])
         except (ValueError, RecursionError):
             raise bad("structured_outputs.json is no JSON", "structured_outputs.json") from None
+        if not isinstance(options["json_schema"], dict):
+            raise bad("structured_outputs.json is no JSON object", "structured_outputs.json")
     return options
+
+
+def constraint_field(request: Sampling, format_field: str) -> str:
+    """Return the field that holds the schema or grammar of the answer: ``structured_outputs`` or the format's."""
+    return format_field if request.structured_outputs is None else "structured_outputs"
 
 
 def check_size(value: Any, limits: Limits, field: str) -> None:

@@ -17,7 +17,7 @@ from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts, finish_reason
 from bpe_llama.model.server.api.errors import as_api_error
-from bpe_llama.model.server.api.options import format_options, sampling_options
+from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
@@ -36,7 +36,8 @@ async def answer(service: Service, request: ChatRequest, http: Request) -> Respo
     most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if most is not None:
         options["max_new_tokens"] = most
-    job = await chat_job(service, name, generator, talk, options, request.n or 1)
+    constraint = constraint_field(request, "response_format")
+    job = await chat_job(service, name, generator, talk, options, request.n or 1, constraint=constraint)
     stream = ChatStream(Generation(service, job, http), talk, request)
     if request.stream:
         await stream.generation.start()
@@ -81,6 +82,7 @@ async def chat_job(
     options: dict[str, Any],
     n: int = 1,
     field: str = "messages",
+    constraint: str = "response_format",
 ) -> Job:
     """Return what the scheduler runs for a conversation.
 
@@ -92,6 +94,7 @@ async def chat_job(
         options: Of `TextGenerator.stream`.
         n: Answers.
         field: The field that holds the conversation, which errors name.
+        constraint: The field that holds the schema of the answer, likewise.
 
     Raises:
         ApiError: If the conversation gives no prompt or too long a one, or ``n`` is above its limit.
@@ -108,7 +111,7 @@ async def chat_job(
         raise as_api_error(error, field) from error
     if not ids:
         raise bad(f"{field} gives an empty prompt", field)
-    job = Job(name, generator, [ids], [ids], options | forced, n, field)
+    job = Job(name, generator, [ids], [ids], options | forced, n, field, "tools" if forced else constraint)
     job.check_room(service.scheduler.context(name))
     return job
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
-from bpe_llama.model.server.api.options import format_options, sampling_options
+from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
 from bpe_llama.playground.errors import JsonResponse, bad
@@ -50,7 +50,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
         ids = await asyncio.to_thread(lambda: [ids_of(generator, prompt) for prompt in prompts])
     except Exception as error:
         raise as_api_error(error, "prompt") from error
-    job = Job(name, generator, prompts, ids, options, n)
+    job = Job(name, generator, prompts, ids, options, n, constraint=constraint_field(request, "response_format"))
     job.check_room(service.scheduler.context(name))
     stream = CompletionStream(Generation(service, job, http), request)
     if request.stream:

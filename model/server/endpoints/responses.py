@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts
-from bpe_llama.model.server.api.options import format_options, sampling_options
+from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import InputItem, NamedFunction, ResponseRequest, ResponseTool
 from bpe_llama.model.server.endpoints.chat import chat_job
@@ -43,7 +43,8 @@ async def answer(service: Service, request: ResponseRequest, http: Request) -> R
         options |= {"logprobs": True, "top_logprobs": count}
     if request.max_output_tokens is not None:
         options["max_new_tokens"] = request.max_output_tokens
-    job = await chat_job(service, name, generator, talk, options, field="input")
+    constraint = constraint_field(request, "text.format")
+    job = await chat_job(service, name, generator, talk, options, field="input", constraint=constraint)
     stream = ResponseStream(Generation(service, job, http), talk, request)
     await stream.generation.start()
     if request.stream:

@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from bpe_llama.model.sampling.constraint import ConstraintError
+
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ class CompileThreads:
         """Return the result of a function. If the caller is cancelled before the function begins, it never does.
 
         Raises:
-            ValueError: If the time is over; the function then runs on, its result is dropped.
+            ConstraintError: If the time is over; the function then runs on, its result is dropped.
             Exception: Any error that the function raises.
         """
         future: Future[T] = Future()
@@ -46,7 +48,7 @@ class CompileThreads:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
         except asyncio.TimeoutError:
-            raise ValueError(f"the schema or grammar was not compiled within {self.seconds:g} s") from None
+            raise ConstraintError(f"the schema or grammar was not compiled within {self.seconds:g} s") from None
 
     def _work(self) -> None:
         while (entry := self._queue.get()) is not None:

@@ -142,10 +142,11 @@ impl Tier {
 
     #[inline(always)]
     fn is_amx(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self == Self::Amx;
-        #[cfg(not(target_arch = "x86_64"))]
-        return false;
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => true,
+            _ => false,
+        }
     }
 }
 

@@ -41,10 +41,11 @@ impl F32x16 for Neon {
     unsafe fn load_bf16(from: &[u16; 2 * LANES]) -> [Self; 2] {
         unsafe {
             let mut pairs = [[vdupq_n_f32(0.0); 4]; 2];
-            for quarter in 0..4 {
+            let [evens, odds] = &mut pairs;
+            for (quarter, (even, odd)) in evens.iter_mut().zip(odds).enumerate() {
                 let words = vreinterpretq_u32_u16(vld1q_u16(from.as_ptr().add(8 * quarter)));
-                pairs[0][quarter] = vreinterpretq_f32_u32(vshlq_n_u32::<16>(words));
-                pairs[1][quarter] = vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xffff_0000)));
+                *even = vreinterpretq_f32_u32(vshlq_n_u32::<16>(words));
+                *odd = vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xffff_0000)));
             }
             pairs.map(Self)
         }

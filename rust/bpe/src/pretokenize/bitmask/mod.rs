@@ -21,7 +21,7 @@ pub(crate) mod x86;
 pub(crate) use self::classes::{Classes, run_from, split_contractions};
 pub(crate) use self::splitter::BitmaskGrammar;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use bpe_llama_simd::Tier;
 
 /// Appends the ends of the pieces of `text` from `start` on, within the capacity of `ends`.
@@ -41,7 +41,7 @@ pub(crate) fn fill_ends<G: BitmaskGrammar>(text: &[u8], start: usize, ends: &mut
     #[cfg(target_arch = "aarch64")]
     {
         if Tier::Neon.is_used() {
-            // SAFETY: as above.
+            // SAFETY: the CPU has what the function is compiled for.
             return unsafe { neon::fill_ends::<G>(text, start, ends) };
         }
     }
