@@ -1,9 +1,7 @@
 //! Packs activations: panels of rows, in the column order that a micro-kernel reads, the same columns of all rows together.
 
 use super::gemm::{amx, avx512_bf16};
-#[cfg(target_arch = "x86_64")]
-use super::gemv::INT4_BYTES_VECTORS;
-use super::gemv::{INT4_BLOCK, INT4_BLOCK_VECTORS, int4_factor};
+use super::gemv::{INT4_BLOCK, INT4_BLOCK_VECTORS, INT4_BYTES_VECTORS, int4_factor};
 use super::task::{Layout, Panel};
 use super::weights::{Matrix, SMALLEST_GROUP};
 use crate::backend::{GEMM_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512, GemmBackend};
@@ -14,10 +12,12 @@ use std::cell::Cell;
 /// Appends the activation rows `x` in a layout.
 fn append(layout: Layout, x: &[f32], columns: usize, backend: Backend, packed: &mut Vec<CacheLine>) {
     match backend.kind() {
+        Kind::Portable => append_rows(layout, x, columns, packed),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => append_rows(layout, x, columns, packed),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Backend` exists only if the CPU has it; AVX-512's includes AVX2's.
         Kind::Avx2 | Kind::Avx512 => unsafe { append_avx2(layout, x, columns, packed) },
-        _ => append_rows(layout, x, columns, packed),
     }
 }
 
@@ -37,7 +37,6 @@ fn append_rows(layout: Layout, x: &[f32], columns: usize, packed: &mut Vec<Cache
         Layout::Sequential => append_strided::<LANES, 1>(x, columns, packed),
         Layout::EvenOdd => append_strided::<{ 2 * LANES }, 2>(x, columns, packed),
         Layout::Int4(group) => append_int4(x, columns, group, packed, write_int4),
-        #[cfg(target_arch = "x86_64")]
         Layout::Int4Bytes(group) => append_int4(x, columns, group, packed, write_int4_bytes),
     }
 }
@@ -149,7 +148,6 @@ fn write_int4(block: &Int4Block, vectors: [&mut CacheLine; INT4_BLOCK_VECTORS]) 
 }
 
 /// Writes the vectors of [`Layout::Int4Bytes`].
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn write_int4_bytes(block: &Int4Block, vectors: [&mut CacheLine; INT4_BYTES_VECTORS]) {
     let [even_upper, odd_upper, even_lower, odd_lower, steps] = vectors;
@@ -162,7 +160,6 @@ fn write_int4_bytes(block: &Int4Block, vectors: [&mut CacheLine; INT4_BYTES_VECT
 }
 
 /// Returns the bytes in the order of memory.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn line_of_bytes(bytes: [u8; INT4_BLOCK / 2]) -> CacheLine {
     CacheLine(std::array::from_fn(|word| f32::from_bits(u32::from_le_bytes(bytes.as_chunks().0[word]))))

@@ -1,14 +1,11 @@
 //! A task: one matrix, the activations packed for it, and the place of its results.
 
-#[cfg(target_arch = "x86_64")]
 use super::gemv::INT4_BYTES_ROWS;
 use super::weights::{Matrix, Weights, group_size};
 use crate::backend::GemmBackend;
 use crate::output::Output;
-use bpe_llama_simd::Backend;
-#[cfg(target_arch = "x86_64")]
-use bpe_llama_simd::Kind;
 use bpe_llama_simd::f32x16::CacheLine;
+use bpe_llama_simd::{Backend, Kind};
 use std::ops::Range;
 
 /// In which order activations are packed. Zeros pad the last columns.
@@ -23,7 +20,6 @@ pub(crate) enum Layout {
     /// many columns: see `gemv/int4.rs`.
     Int4(usize),
     /// The same as bytes: see `gemv/int4_bytes.rs`.
-    #[cfg(target_arch = "x86_64")]
     Int4Bytes(usize),
     /// Tiles of three bfloat16 terms, for AMX.
     AmxTiles,
@@ -39,11 +35,10 @@ impl Layout {
             Weights::Bf16(_) if gemm == GemmBackend::Avx512Bf16 => Self::Bf16Tiles,
             Weights::F32(_) | Weights::Int8(..) => Self::Sequential,
             Weights::Bf16(_) => Self::EvenOdd,
-            #[cfg(target_arch = "x86_64")]
-            Weights::Int4(codes, scales) if rows <= INT4_BYTES_ROWS && backend.kind() != Kind::Portable => {
-                Self::Int4Bytes(group_size(codes, scales))
+            Weights::Int4(codes, scales) => {
+                let few = cfg!(target_arch = "x86_64") && rows <= INT4_BYTES_ROWS && backend.kind() != Kind::Portable;
+                if few { Self::Int4Bytes(group_size(codes, scales)) } else { Self::Int4(group_size(codes, scales)) }
             }
-            Weights::Int4(codes, scales) => Self::Int4(group_size(codes, scales)),
         }
     }
 }

@@ -6,19 +6,13 @@
 use super::int4::{Int4, PackedInt4, add_group_sums};
 use super::int4_vector::{BLOCK, Int4Vector};
 use super::micro_kernel::{rows_in_steps, sum_lanes, unrolled};
+use super::{INT4_BYTES_ROWS, INT4_BYTES_VECTORS};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use crate::matmul::task::{Panel, Task};
 use bpe_llama_simd::f32x16::{Avx2, Avx512, CacheLine};
 use bpe_llama_simd::{Backend, Kind};
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// Packed vectors of a block: the upper bytes of even columns and of odd ones, the lower bytes of both, and the step of
-/// rounding.
-pub(crate) const BLOCK_VECTORS: usize = 5;
-
-/// The most activation rows that are faster by this kernel: with more, weights are better widened once.
-pub(crate) const MOST_ROWS: usize = 4;
 
 /// A backend with products of bytes.
 trait Bytes: Int4Vector {
@@ -110,11 +104,11 @@ unsafe fn run_panel<V: Bytes>(task: &Task<'_>, weights: Int4<'_>, panel: &Panel,
             (1, true) => sweep::<V, 1, 1>(task, weights, panel, rows),
             (2, true) => sweep::<V, 1, 2>(task, weights, panel, rows),
             (3, true) => sweep::<V, 1, 3>(task, weights, panel, rows),
-            (_, true) => sweep::<V, 1, MOST_ROWS>(task, weights, panel, rows),
+            (_, true) => sweep::<V, 1, INT4_BYTES_ROWS>(task, weights, panel, rows),
             (1, false) => sweep::<V, 4, 1>(task, weights, panel, rows),
             (2, false) => sweep::<V, 2, 2>(task, weights, panel, rows),
             (3, false) => sweep::<V, 2, 3>(task, weights, panel, rows),
-            (_, false) => sweep::<V, 2, MOST_ROWS>(task, weights, panel, rows),
+            (_, false) => sweep::<V, 2, INT4_BYTES_ROWS>(task, weights, panel, rows),
         }
     }
 }
@@ -156,7 +150,7 @@ unsafe fn multiply<V: Bytes, const R: usize, const M: usize>(
     columns: usize,
     x: &[CacheLine],
 ) -> [[f32; M]; R] {
-    let (groups, packed) = (weights.groups, PackedInt4::<M, BLOCK_VECTORS>::new(x, columns));
+    let (groups, packed) = (weights.groups, PackedInt4::<M, INT4_BYTES_VECTORS>::new(x, columns));
     let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(weights.codes, row, columns / 2);
     let scales: [_; R] = std::array::from_fn(|next| groups.of_row(weights.scales, row + next, columns));
     let mut prefetch = PrefetchDistance::of_pass(0, 1, 0);

@@ -21,8 +21,6 @@ mod int4_bytes;
 mod int4_vector;
 mod micro_kernel;
 
-#[cfg(target_arch = "x86_64")]
-pub(super) use int4_bytes::{BLOCK_VECTORS as INT4_BYTES_VECTORS, MOST_ROWS as INT4_BYTES_ROWS};
 pub(super) use int4_vector::{
     BLOCK as INT4_BLOCK, BLOCK_VECTORS as INT4_BLOCK_VECTORS, Int4Vector, factor as int4_factor,
 };
@@ -44,6 +42,13 @@ use bpe_llama_simd::{Backend, Kind};
 use dense::{Bf16, F32, Int8};
 use int4::Int4;
 use std::ops::Range;
+
+/// Packed vectors of a block for `int4_bytes.rs`: the upper bytes of even columns and of odd ones, the lower bytes of both, and
+/// the step of rounding.
+pub(super) const INT4_BYTES_VECTORS: usize = 5;
+
+/// The most activation rows that are faster by `int4_bytes.rs`: with more, weights are better widened once.
+pub(super) const INT4_BYTES_ROWS: usize = 4;
 
 /// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
