@@ -35,7 +35,7 @@ pub(crate) fn py_has_amx() -> bool {
 
 /// Return whether `Linear` rounds more than eight rows to bfloat16 for AVX-512 BF16, with bfloat16 weights.
 ///
-/// False where `has_amx`, which takes precedence.
+/// False where `has_amx`, which takes precedence, and on Intel's CPUs, whose float32 arithmetic is faster.
 ///
 /// Example:
 ///     >>> from bpe_llama._core import has_avx512_bf16
@@ -156,7 +156,8 @@ impl Norm {
 /// Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
 ///
 /// The weights may be quantized. Arrays are read in place, so the next call sees what is written to them.
-/// Arithmetic is float32. The product of a row has the same bits on every CPU, for every number of threads and for
+/// Arithmetic is float32; before 4-bit weights a row is rounded to 16 bits, with one power of two for each 128
+/// columns. The product of a row has the same bits on every CPU, for every number of threads and for
 /// every batch, with two exceptions in batches of more than eight rows: AMX (`has_amx`) sums in another order, and
 /// so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to bfloat16. Either
 /// order is the same for all such batches. Safe to share among threads.
