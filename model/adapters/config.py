@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._files import complete_writes, read_json_object
+from bpe_llama.model.adapters.patterns import checked_pattern, matched
 
 CONFIG = "adapter_config.json"
 DEFAULT_TARGETS = ("q_proj", "v_proj")
@@ -113,8 +113,11 @@ class AdapterConfig:
                 continue
             try:
                 values[name] = parse(described[name])
-            except (ValueError, TypeError, AttributeError, re.error) as error:
-                raise ValueError(f"{source}: {name} is {described[name]!r:.100}; expected {expected}") from error
+            except (ValueError, TypeError, AttributeError) as error:
+                reason = f" ({error})" if isinstance(error, ValueError) and str(error) else ""
+                raise ValueError(
+                    f"{source}: {name} is {described[name]!r:.100}; expected {expected}{reason}"
+                ) from error
         if values.get("task_type") == "SEQ_CLS":  # peft adds the classifier's head
             saved = values.get("modules_to_save", ())
             values["modules_to_save"] = saved if "score" in saved else (*saved, "score")
@@ -167,11 +170,11 @@ class AdapterConfig:
 
     def rank(self, path: str) -> int:
         """Return the rank of a layer's update."""
-        return int(_of_pattern(self.rank_pattern, path, self.r))
+        return int(_of_pattern("rank_pattern", self.rank_pattern, path, self.r))
 
     def alpha(self, path: str) -> float:
         """Return the ``lora_alpha`` of a layer."""
-        return float(_of_pattern(self.alpha_pattern, path, self.lora_alpha))
+        return float(_of_pattern("alpha_pattern", self.alpha_pattern, path, self.lora_alpha))
 
     def scale(self, path: str) -> float:
         """Return the scale of a layer's update: alpha / rank or, with ``use_rslora``, alpha / sqrt(rank).
@@ -188,17 +191,17 @@ class AdapterConfig:
             path: Path of the module.
             in_head: Whether the module is the model's head, which "all-linear" excludes.
         """
-        if self.exclude_modules and _named(self.exclude_modules, path):
+        if self.exclude_modules and _named("exclude_modules", self.exclude_modules, path):
             return False
-        if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save):
+        if any(matched("modules_to_save", rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save):
             return False
         if isinstance(self.target_modules, str):
             if self.target_modules.lower() == ALL_LINEAR:
                 return not in_head and not self.is_embedding(path)
-            return re.fullmatch(self.target_modules, path) is not None
+            return matched("target_modules", self.target_modules, path, whole=True) is not None
         if path in self.target_modules:
             return True
-        return _named(self.target_modules, path) and self._transforms(path)
+        return _named("target_modules", self.target_modules, path) and self._transforms(path)
 
     @staticmethod
     def is_embedding(path: str) -> bool:
@@ -213,7 +216,7 @@ class AdapterConfig:
             patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern]
         else:
             patterns = [r".*?\.[^.]*\.(\d+)\."]
-        found = next(filter(None, (re.match(pattern, path) for pattern in patterns)), None)
+        found = next(filter(None, (matched("layers_pattern", pattern, path) for pattern in patterns)), None)
         return found is not None and int(found[1]) in self.layers_to_transform
 
     def saves(self, path: str) -> bool:
@@ -268,16 +271,16 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _named(names: tuple[str, ...] | str, path: str) -> bool:
+def _named(field: str, names: tuple[str, ...] | str, path: str) -> bool:
     """Return whether names match a path: a regex all of it, a list the path or its last parts."""
     if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
+        return matched(field, names, path, whole=True) is not None
     return path in names or any(path.endswith(f".{name}") for name in names)
 
 
-def _of_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
+def _of_pattern(field: str, patterns: Mapping[str, float], path: str, default: float) -> float:
     """Return the value of the first pattern that matches the path's last parts."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    return next((value for key, value in patterns.items() if matched(field, rf"(.*\.)?({key})$", path)), default)
 
 
 def _number(low: float, high: float = math.inf, whole: bool = False, open_end: bool = False) -> Callable[[Any], Any]:
@@ -306,14 +309,14 @@ def _strings(value: Any) -> tuple[str, ...]:
 def _expressions(value: Any) -> tuple[str, ...]:
     texts = _strings([value] if isinstance(value, str) else value)
     for text in texts:
-        re.compile(text)
+        checked_pattern(text)
     return texts
 
 
 def _strings_or_pattern(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
         if value.lower() != ALL_LINEAR:
-            re.compile(value)
+            checked_pattern(value)
         return value
     return _strings(value)
 
@@ -321,7 +324,7 @@ def _strings_or_pattern(value: Any) -> tuple[str, ...] | str:
 def _patterns(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def parse(value: Any) -> dict[str, Any]:
         for key in value.keys():  # noqa: SIM118 - a list, which has no keys, is refused
-            re.compile(key)
+            checked_pattern(key)
         return {key: of(inner) for key, inner in value.items()}
 
     return parse

@@ -176,6 +176,12 @@ class Conversation:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self.generator.tokenizer.apply_chat_template(messages)
+        room = self.generator.model.config.context_length
+        if len(ids) >= room:
+            raise ValueError(
+                f"the conversation has {len(ids):,} tokens, which leave no room in the context of {room:,}; "
+                "/reset clears it"
+            )
         parts: list[str] = []
         try:
             for piece in self.generator.stream(ids, **{"reuse": True} | self.options):
@@ -184,6 +190,13 @@ class Conversation:
         finally:
             if parts:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
+
+    def is_full(self) -> bool:
+        """Return whether the last answer ended because the context was full."""
+        last = self.generator.last
+        if last is None or last.finish_reason != "length":
+            return False
+        return len(last.prompt) + len(last.new_ids) >= self.generator.model.config.context_length
 
     def last_answer(self) -> str:
         """Return the numbers of tokens of the last answer, and its speed."""
@@ -324,5 +337,8 @@ def _print_answer(conversation: Conversation, pieces: Iterator[str]) -> None:
         if close is not None:
             close()
     print(flush=True)
+    if conversation.is_full():
+        room = conversation.generator.model.config.context_length
+        print(f"[the context of {room:,} tokens is full; /reset clears the conversation]", flush=True)
     if sys.stdin.isatty():
         note(f"[{conversation.last_answer()}]")

@@ -230,6 +230,12 @@ def test_errors_have_the_clients_classes(client):
     assert refused.value.param == "temperature" and refused.value.code == "invalid_value"
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'"):
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)
-    with pytest.raises(openai.BadRequestError) as long:
+    too_long = r"prompt has 1,\d\d\d tokens; expected at most 511"
+    with pytest.raises(openai.BadRequestError, match=too_long) as long:
         client.completions.create(model="small", prompt="the quick brown fox " * 300)
     assert long.value.code == "context_length_exceeded" and long.value.param == "prompt"
+
+
+def test_an_answer_that_fills_the_context_ends_by_length(client):
+    answer = client.chat.completions.create(model="small", messages=MESSAGES, extra_body={"ignore_eos": True})
+    assert answer.choices[0].finish_reason == "length" and answer.usage.total_tokens == 512

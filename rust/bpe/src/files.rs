@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -30,7 +30,20 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
 /// As [`open_regular`]; [`Error::Io`] if it cannot be read.
 pub(crate) fn read_regular(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let read = io::Read::read_to_end(&mut open_regular(path)?, &mut bytes);
+    let read = open_regular(path)?.read_to_end(&mut bytes);
+    read.map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    Ok(bytes)
+}
+
+/// Returns the bytes of a file; only the first ones if they are not `magic`.
+///
+/// # Errors
+/// As [`read_regular`].
+pub(crate) fn read_with_magic(path: &Path, magic: &[u8]) -> Result<Vec<u8>> {
+    let mut file = open_regular(path)?;
+    let mut bytes = Vec::new();
+    let first = Read::by_ref(&mut file).take(magic.len() as u64).read_to_end(&mut bytes);
+    let read = first.and_then(|_| if bytes == magic { file.read_to_end(&mut bytes) } else { Ok(0) });
     read.map_err(|source| Error::Io { path: path.to_owned(), source })?;
     Ok(bytes)
 }

@@ -172,7 +172,11 @@ impl Specials {
         match self {
             Self::All => work(SpecialSet::All),
             Self::Only(names) if names.is_empty() => work(SpecialSet::None),
-            Self::Only(names) => work(SpecialSet::Only(&names.iter().map(String::as_str).collect::<Vec<_>>())),
+            Self::Only(names) => {
+                let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+                names.sort_unstable();
+                work(SpecialSet::Sorted(&names))
+            }
         }
     }
 }

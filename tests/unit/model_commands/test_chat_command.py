@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import select
 import shutil
 import sys
@@ -56,6 +57,20 @@ def test_chat_reads_lines_and_commands(
     said = capsys.readouterr().out
     assert "[there is no answer yet]" in said and "/what is no command" in said
     assert next(lines) == "never read"
+
+
+def test_chat_says_that_the_context_is_full(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llguidance", reason="a regex needs it")
+    lines = iter(["Hi", "And then?", "/reset", "Hi", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    endless = ["-n", "500", "--regex", "[a-z]{500}"]  # so that no answer ends by itself
+    assert main(["chat", "--model", str(talker), *endless, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    full = "[the context of 64 tokens is full; /reset clears the conversation]"
+    assert said[1] == said[4] == full
+    assert re.fullmatch(r"\[the conversation has \d+ tokens, which leave no room in the context of 64; /reset .*", said[2])
 
 
 def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,8 +44,10 @@ pub enum SpecialSet<'a> {
     None,
     /// Every special token.
     All,
-    /// The special tokens with these names.
+    /// The special tokens with these names, a few: each look-up compares them one by one.
     Only(&'a [&'a str]),
+    /// The special tokens with these names, which are in ascending order: each look-up is a binary search.
+    Sorted(&'a [&'a str]),
 }
 
 impl SpecialSet<'_> {
@@ -54,10 +56,11 @@ impl SpecialSet<'_> {
             Self::None => false,
             Self::All => true,
             Self::Only(names) => names.contains(&content),
+            Self::Sorted(names) => names.binary_search(&content).is_ok(),
         }
     }
 
     pub(super) fn is_none(&self) -> bool {
-        matches!(self, Self::None | Self::Only([]))
+        matches!(self, Self::None | Self::Only([]) | Self::Sorted([]))
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct AddedTokens {
     raw: Option<Matcher>,
     /// Matches normalized text.
     normalized: Option<Matcher>,
+    /// Matches the contents of all tokens; `None` if `raw` does, but for ordinary tokens.
+    contents: Option<Matcher>,
     /// Whether a token is not special, and so needs no permission.
     has_ordinary: bool,
 }
@@ -54,9 +56,13 @@ impl AddedTokens {
             patterns[usize::from(token.normalized)].push((pattern, i));
         }
         let [raw, normalized] = patterns;
+        if normalized.iter().any(|&(_, i)| tokens[i].special) {
+            let contents: Vec<_> = tokens.iter().zip(0..).map(|(token, i)| (token.content.clone(), i)).collect();
+            added.contents = Matcher::new(&contents, &tokens)?;
+        }
         added.has_ordinary = tokens.iter().any(|token| !token.special);
-        added.raw = Matcher::new(raw, &tokens)?;
-        added.normalized = Matcher::new(normalized, &tokens)?;
+        added.raw = Matcher::new(&raw, &tokens)?;
+        added.normalized = Matcher::new(&normalized, &tokens)?;
         added.bytes = tokens.iter().map(|token| token.content.clone().into_bytes()).collect();
         added.tokens = tokens;
         Ok(added)
@@ -112,16 +118,10 @@ impl AddedTokens {
             return Ok(());
         }
         let is_refused = |token: &AddedToken| token.special && set.contains(&token.content);
-        let mut first = match &self.raw {
+        let first = match self.contents.as_ref().or(self.raw.as_ref()) {
             Some(matcher) => matcher.first_of(text, &self.tokens, is_refused, interrupt)?,
             None => None,
         };
-        // The other matcher knows their normal forms alone.
-        for token in self.tokens.iter().filter(|token| token.normalized && is_refused(token)) {
-            interrupt.check()?;
-            let found = text.find(&token.content).map(|at| (at, token.content.as_str()));
-            first = first.into_iter().chain(found).min();
-        }
         first.map_or(Ok(()), |(at, content)| {
             Err(invalid!(
                 "the text holds the disallowed special token {content:?} at byte {at}; \
@@ -136,7 +136,7 @@ impl AddedTokens {
     /// # Errors
     /// [`crate::Error::InvalidArgument`] with the first other name.
     pub(crate) fn check(&self, allowed: SpecialSet<'_>) -> Result<()> {
-        let SpecialSet::Only(names) = allowed else { return Ok(()) };
+        let (SpecialSet::Only(names) | SpecialSet::Sorted(names)) = allowed else { return Ok(()) };
         match names.iter().find(|name| !self.by_content.contains_key(**name)) {
             Some(name) => Err(invalid!("allowed_special names {name:?}, which is no special token of this tokenizer")),
             None => Ok(()),

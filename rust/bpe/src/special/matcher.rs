@@ -33,19 +33,21 @@ pub(super) struct Matcher {
     longest: usize,
     /// The index of each pattern's token in the list of all.
     tokens: Vec<usize>,
+    /// For each pattern the longest other one that it begins with.
+    prefixes: Vec<Option<usize>>,
     has_ordinary: bool,
 }
 
 impl Matcher {
-    pub(super) fn new(patterns: Vec<(String, usize)>, tokens: &[AddedToken]) -> Result<Option<Self>> {
+    pub(super) fn new(patterns: &[(String, usize)], tokens: &[AddedToken]) -> Result<Option<Self>> {
         if let Some((_, i)) = patterns.iter().find(|(pattern, _)| pattern.is_empty()) {
             let content = &tokens[*i].content;
             return Err(invalid!("added token {content:?} is the empty text when normalized"));
         }
-        let mut sorted: Vec<_> = patterns.iter().collect();
-        sorted.sort_unstable();
-        if let Some(same) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            let [one, other] = [same[0].1, same[1].1].map(|i| &tokens[i].content);
+        let mut sorted: Vec<usize> = (0..patterns.len()).collect();
+        sorted.sort_unstable_by_key(|&pattern| &patterns[pattern]);
+        if let Some(same) = sorted.windows(2).find(|pair| patterns[pair[0]].0 == patterns[pair[1]].0) {
+            let [one, other] = [same[0], same[1]].map(|pattern| &tokens[patterns[pattern].1].content);
             return Err(invalid!("added tokens {one:?} and {other:?} are one when normalized"));
         }
         if patterns.is_empty() {
@@ -55,7 +57,9 @@ impl Matcher {
         let automaton = longest_of(&texts)?;
         let longest = automaton.max_pattern_len();
         let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
-        Ok(Some(Self { automaton, longest, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
+        let prefixes = longest_prefixes(&texts, &sorted);
+        let tokens = patterns.iter().map(|&(_, i)| i).collect();
+        Ok(Some(Self { automaton, longest, tokens, prefixes, has_ordinary }))
     }
 
     pub(super) fn matches_none(&self, allowed: SpecialSet<'_>) -> bool {
@@ -101,7 +105,7 @@ impl Matcher {
     }
 
     /// Returns the byte offset and the content of the first token in the text that `is_wanted` accepts; of several at one
-    /// offset, the one that sorts first. The flags of tokens are ignored.
+    /// offset, the one that sorts first. The flags of tokens are ignored. The patterns must be the contents.
     pub(super) fn first_of<'a>(
         &self,
         text: &str,
@@ -115,9 +119,11 @@ impl Matcher {
             let Some(found) = self.find(text, from, interrupt)? else { break };
             let at = found.start();
             // The match is the longest token here; a shorter one may be wanted, and the next may begin inside it.
-            let here = self.tokens.iter().map(|&i| &tokens[i]).filter(|token| text[at..].starts_with(&token.content));
-            if let Some(content) = here.filter(|token| is_wanted(token)).map(|token| token.content.as_str()).min() {
-                return Ok(Some((at, content)));
+            let here = std::iter::successors(Some(found.pattern().as_usize()), |&pattern| self.prefixes[pattern]);
+            if let Some(token) =
+                here.map(|pattern| &tokens[self.tokens[pattern]]).filter(|token| is_wanted(token)).last()
+            {
+                return Ok(Some((at, &token.content)));
             }
             from = at + text[at..].chars().next().map_or(1, char::len_utf8);
         }
@@ -138,6 +144,19 @@ impl Matcher {
         }
         Ok(None)
     }
+}
+
+/// Returns for each text the index of the longest other one that it begins with; `sorted` are the indices in order.
+fn longest_prefixes(texts: &[&str], sorted: &[usize]) -> Vec<Option<usize>> {
+    let mut prefixes = vec![None; texts.len()];
+    for pair in sorted.windows(2) {
+        let mut prefix = Some(pair[0]);
+        while let Some(other) = prefix.filter(|&other| !texts[pair[1]].starts_with(texts[other])) {
+            prefix = prefixes[other];
+        }
+        prefixes[pair[1]] = prefix;
+    }
+    prefixes
 }
 
 /// Returns the automaton that finds the leftmost text, and at one place the longest.
@@ -218,7 +237,9 @@ mod tests {
             }).collect();
             let names: Vec<&str> =
                 contents.iter().zip(&flags).filter(|(_, flags)| flags.2).map(|(content, _)| content.as_str()).collect();
-            for set in [SpecialSet::All, SpecialSet::Only(&names)] {
+            let mut sorted = names.clone();
+            sorted.sort_unstable();
+            for set in [SpecialSet::All, SpecialSet::Only(&names), SpecialSet::Sorted(&sorted)] {
                 let refused = tokens.iter().filter(|token| token.special && set.contains(&token.content));
                 let expected = refused.filter_map(|token| Some((text.find(&token.content)?, &token.content))).min();
                 let added = AddedTokens::new(tokens.clone(), |content| Ok(content.to_uppercase())).expect("valid tokens");

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::sort::sort;
 use super::word_counts::WordCounts;
-use crate::files::{read_regular, write_atomically};
+use crate::files::{read_with_magic, write_atomically};
 use crate::{Error, Interrupt, Result};
 
 const MAGIC: &[u8; 8] = b"BPEWORDS";
@@ -47,7 +47,7 @@ impl WordCounts {
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or of another format; the error of
     /// the interrupt check.
     pub fn load(path: &Path, interrupt: Interrupt<'_>) -> Result<Self> {
-        let bytes = read_regular(path)?;
+        let bytes = read_with_magic(path, MAGIC)?;
         Self::from_bytes(&bytes, interrupt).map_err(|error| match error {
             Error::Format(problem) => malformed!("{}: {problem}", path.display()),
             other => other,
@@ -265,6 +265,16 @@ mod tests {
         let total: usize = words.iter().map(Vec::len).sum();
         assert!(total <= 32 * bytes.len(), "{total} bytes of words in {}", bytes.len());
         assert_eq!(WordCounts::from_bytes(&bytes, GO_ON).expect("what was written").len(), words.len());
+    }
+
+    #[cfg(unix)] // elsewhere the file would take its length on the disk
+    #[test]
+    fn a_large_file_of_another_format_is_not_read() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(1 << 40).expect("a sparse file");
+        let error = WordCounts::load(file.path(), GO_ON).expect_err("zeros").to_string();
+        assert!(error.contains("does not begin with \"BPEWORDS\""), "{error}");
+        assert_eq!(read_with_magic(file.path(), MAGIC).expect("eight bytes"), [0; 8]);
     }
 
     /// Enough words that each step checks more than once.

@@ -1,0 +1,59 @@
+"""Matches the regexes of an adapter's config, which may come from a stranger, with the paths of modules."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import regex
+
+SECONDS = 1.0
+"""Time of the processor that one match may take. `re` has no limit."""
+
+MAX_REPEATS = 10_000
+"""Product of the counts in a pattern's braces: `regex` takes memory for each repeat."""
+
+_BRACES = re.compile(r"\{([^}]*)\}?")
+_COUNTS = re.compile(r"\d+(,\d*)?|,\d+")
+
+
+def checked_pattern(pattern: str) -> str:
+    """Return a pattern that `re` and `regex` read alike; no path has the braces and colons that they read otherwise.
+
+    Raises:
+        ValueError: If it is no regex of `re`, repeats a part too often, or holds ``[:`` or braces that are no count.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    counts = _BRACES.findall(pattern)
+    if "[:" in pattern or not all(map(_COUNTS.fullmatch, counts)):
+        raise ValueError("braces that are no count, or [:")
+    numbers = [int(number) for count in counts for number in count.split(",") if number.strip("0")]
+    if math.prod(numbers) > MAX_REPEATS:
+        raise ValueError(f"the counts multiply to over {MAX_REPEATS:,}")
+    return pattern
+
+
+def matched(field: str, pattern: str, path: str, *, whole: bool = False) -> Any:
+    """Return the match of a pattern with the beginning of a path, or with ``whole`` all of it; None if there is none.
+
+    Args:
+        field: The field of the config that holds the pattern.
+        pattern: The pattern.
+        path: Path of a module.
+        whole: As `re.fullmatch`, not `re.match`.
+
+    Raises:
+        ValueError: If the pattern is not valid, or the match takes over `SECONDS`. It names field and pattern.
+    """
+    find = regex.fullmatch if whole else regex.match
+    try:
+        return find(checked_pattern(pattern), path, timeout=SECONDS)
+    except ValueError as error:
+        raise ValueError(f"{field} has the pattern {pattern!r:.100}: {error}") from error
+    except TimeoutError:
+        message = f"{field} has the pattern {pattern!r:.100}, which takes over {SECONDS:g} s to match {path}"
+        raise ValueError(f"{message}; expected one without nested repeats") from None

@@ -1,0 +1,90 @@
+"""Regexes in the config of an adapter: read as `re` reads them, in bounded time and memory."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from bpe_llama.model.adapters.config import AdapterConfig
+from bpe_llama.model.adapters.patterns import matched
+
+PATH = "model.layers.10.self_attn.q_proj"
+ENDLESS = r"(?=((.|..)+)+!).*"
+
+
+def config(**fields: Any) -> AdapterConfig:
+    return AdapterConfig.of({"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]} | fields, "adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ENDLESS},
+        {"exclude_modules": ENDLESS},
+        {"modules_to_save": [ENDLESS]},
+        {"layers_to_transform": [1], "layers_pattern": [ENDLESS]},
+    ],
+    ids=lambda fields: list(fields)[-1],
+)
+def test_a_match_without_end_is_stopped(fields: dict[str, Any]) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"{list(fields)[-1]} has the pattern .* over 1 s to match {PATH}"):
+        config(**fields).targets(PATH)
+    assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_match_of_a_scale_without_end_is_stopped(field: str) -> None:
+    with pytest.raises(ValueError, match=rf"{field} has the pattern .* over 1 s to match {PATH}"):
+        config(**{field: {ENDLESS: 2}}).scale(PATH)
+
+
+def test_nested_repeats_end() -> None:
+    """`re` takes years for the first."""
+    assert not config(target_modules=r"(\w+\.?)+!").targets(PATH)
+    assert config(target_modules=r"(\w+\.?)+").targets(PATH)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("(a{5000}){3}", "the counts multiply to over 10,000"),
+        ("a{4000000000}", "the counts multiply to over 10,000"),
+        ("a{99999999999}", "too large"),
+        ("(?:q_proj){e<=2}", "braces that are no count"),
+        ("[_[:alpha:]]+", "braces that are no count, or"),
+        ("(" * 5000 + ")" * 5000, "recursion"),
+    ],
+)
+def test_patterns_that_are_refused(pattern: str, reason: str) -> None:
+    for fields in ({"target_modules": pattern}, {"rank_pattern": {pattern: 2}}):
+        with pytest.raises(ValueError, match=rf"adapter_config\.json: {next(iter(fields))} is .*{reason}"):
+            config(**fields)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q|k)_proj",
+        r"(?i).*Q_PROJ",
+        r"model\.layers\.\d{1,2}\..*",
+        r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|up_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:mlp)\.(?:up_proj))",
+        r".*layers\.(?!1\d)\d+\..*",
+        r"model(\.\w+){4}",
+    ],
+)
+def test_patterns_match_as_in_re(pattern: str) -> None:
+    for path in (PATH, "model.layers.3.mlp.up_proj", "lm_head", "model.norm", PATH.replace("10", "100")):
+        for whole, find in ((True, re.fullmatch), (False, re.match)):
+            found, expected = matched("target_modules", pattern, path, whole=whole), find(pattern, path)
+            assert (found and (found[0], found.groups())) == (expected and (expected[0], expected.groups()))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="re warns of it")
+def test_a_pattern_that_is_valid_alone_only() -> None:
+    with pytest.raises(ValueError, match=r"rank_pattern has the pattern .*global flags"):
+        config(rank_pattern={"(?i)Q_PROJ": 2}).rank(PATH)
