@@ -24,6 +24,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     load_optimizer_state,
     load_weights,
     read_state,
+    remove_surplus,
     remove_unfinished,
 )
 from bpe_llama.model.training.checkpoints.finished import save_finished
@@ -226,6 +227,7 @@ def train_on_batches(
         optimizer = optimizer_for(trained, config)
         if checkpoint is not None:
             load_optimizer_state(checkpoint, trained, optimizer)
+            ranks.on_main(partial(remove_surplus, checkpoint, config.save_total_limit))
         reports: list[Callback] = []
 
         def open_reports() -> tuple[float, float, float]:

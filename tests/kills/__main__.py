@@ -10,6 +10,7 @@ killed process left. After a failure there is one line on standard error, exit c
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,13 +147,9 @@ class Trial:
         folder.mkdir()
         inputs(folder, model=self.command.needs_model)
         self.out.mkdir()
-        if not self.command.needs_model:  # to import once for all forked processes; torch must not train before a fork
-            before = os.getcwd()
-            os.chdir(folder)
-            self.command.new()
-            os.chdir(before)
-            shutil.rmtree(self.out)
-            self.out.mkdir()
+        for module in self._imports():
+            with suppress(ImportError):  # a few names of sys.modules are no modules
+                importlib.import_module(module)
         self._done(self.command.old)
         shutil.copytree(self.out, folder / "old", copy_function=shutil.copyfile)
         self.old = files_of(self.out)
@@ -167,6 +164,20 @@ class Trial:
     def _done(self, command: Callable[[], Any]) -> None:
         outcome = run(self.folder, command)
         assert outcome[:2] == (0, 0), outcome
+
+    def _imports(self) -> list[str]:
+        """Return what the command imports, to import it once here: torch may not train before a fork."""
+        file = self.folder / "imports"
+
+        def command() -> None:
+            self.command.new()
+            file.write_text("\n".join(name for name in sys.modules if name not in known))
+
+        known = set(sys.modules)
+        self._done(command)
+        shutil.rmtree(self.out)
+        self.out.mkdir()
+        return file.read_text().split()
 
     def _operations(self) -> int:
         """Return the number of file operations of the command."""
@@ -302,8 +313,6 @@ def main() -> int:
     options = parser.parse_args()
     if any(COMMANDS[name].needs_model for name in options.commands):
         import torch
-
-        import bpe_llama.model.cli  # noqa: F401, imported once for all forked processes
 
         torch.set_num_threads(1)
     bad = 0

@@ -158,11 +158,19 @@ def _write(
             _to_disk(path)
         final = folder.rename(out / name)
         _to_disk(out)
-    earlier = [folder for folder in older if folder not in same_step]
-    for surplus in same_step + earlier[: len(earlier) + 1 - keep if keep else 0]:
-        removed = surplus.rename(out / f"{_UNFINISHED}{surplus.name}")  # so that a kill leaves no part of a checkpoint
-        shutil.rmtree(removed)
+    remove_surplus(final, keep)
     return final
+
+
+def remove_surplus(latest: Path, keep: int) -> None:
+    """Remove the checkpoints beside `latest` that are too many if `keep` stay, and earlier ones of its step."""
+    others = sorted((folder for folder in _checkpoints(latest.parent) if folder != latest), key=_step_and_revision)
+    step = _step_and_revision(latest)[0]
+    same_step = [folder for folder in others if _step_and_revision(folder)[0] == step]
+    earlier = [folder for folder in others if folder not in same_step]
+    for surplus in same_step + earlier[: len(earlier) + 1 - keep if keep else 0]:
+        # Renamed first, so that a kill leaves no part of a checkpoint.
+        shutil.rmtree(surplus.rename(surplus.with_name(f"{_UNFINISHED}{surplus.name}")))
 
 
 def remove_unfinished(out: Path, but: Path | None = None) -> None:

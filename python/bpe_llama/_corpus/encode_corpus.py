@@ -40,7 +40,7 @@ from bpe_llama._corpus.shards import (
     write_index,
     write_json,
 )
-from bpe_llama._files import PathLike, locked, read_bytes, read_json_object
+from bpe_llama._files import PathLike, locked, read_bytes, read_json_object, remove_abandoned
 from bpe_llama._progress import ProgressOption, Report, reporting
 
 _SOURCES = "sources.json"
@@ -152,8 +152,7 @@ class Corpus:
         """
         sources, path = self._sources(on_ray), self.out / _SOURCES
         with locked(self.out):
-            for temporary in (*self.out.glob(".sources.*.json"), *self.out.glob(".index.*.json")):
-                temporary.unlink()  # of a run that was killed
+            remove_abandoned(self.out)
             has_index = (self.out / INDEX).exists()
             if not path.exists() and (other := next((name for name in os.listdir(self.out) if _is_shards(name)), None)):
                 raise ValueError(f"{self.out} holds {other!r} of other token shards; give another folder")
@@ -161,7 +160,10 @@ class Corpus:
                 _check_same(path, read_json_object(path), sources)
             else:  # no shard is finished, so inputs and options may change
                 write_json(path, sources)
-            yield open_shards(self.out) if has_index else None
+            shards = open_shards(self.out) if has_index else None
+            if shards is not None:
+                self._remove_logs()  # of a run that was killed after it wrote the index
+            yield shards
 
     def finish(self, shards: Sequence[Shard]) -> TokenShards:
         """Write the index of all shards, in order, once they are checked, and return them.
@@ -182,9 +184,12 @@ class Corpus:
         write_index(found)
         if not text_bytes:
             warnings.warn(f"{self.out}: the corpus holds no text", UserWarning, stacklevel=4)
+        self._remove_logs()
+        return found
+
+    def _remove_logs(self) -> None:
         for path in self.out.glob("*.progress"):
             path.unlink()
-        return found
 
     def write_part(
         self, name: str, part: range, num_threads: int | None, bad_rows: BadRows, report: Report | None
@@ -204,8 +209,6 @@ class Corpus:
         shards = [shard for shard, _ in done]
         if is_complete:
             return shards
-        for path in self.out.glob(f".{name}-*.npy"):  # of a run that was killed
-            path.unlink()
         place = done[-1][1] if done else Place(part.start)
         batches = self._batches(place, part, num_threads, bad_rows, report)
         try:

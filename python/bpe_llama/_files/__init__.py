@@ -1,6 +1,6 @@
 """Files: text and JSON (`read_write`), atomic writes of one or several (`atomic_write`), a locked folder (`lock`)."""
 
-from bpe_llama._files.atomic_write import atomic_write, complete_writes, write_together
+from bpe_llama._files.atomic_write import atomic_write, complete_writes, remove_abandoned, write_together
 from bpe_llama._files.lock import locked
 from bpe_llama._files.read_write import (
     PathLike,
@@ -24,6 +24,7 @@ __all__ = [
     "read_json",
     "read_json_object",
     "read_text",
+    "remove_abandoned",
     "write_text",
     "write_together",
 ]

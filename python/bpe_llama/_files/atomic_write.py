@@ -44,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ('hello', 1)
     """
     try:
-        _remove_abandoned(path)
+        remove_abandoned(path.parent)
         folder, lock = _locked_folder(path, "tmp")
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
@@ -96,7 +96,7 @@ def write_together(folder: Path, last: str, replaced: Sequence[str] = ()) -> Ite
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _remove_abandoned(folder / last)
+        remove_abandoned(folder)
         swap, lock = _locked_folder(folder / last, "swap")
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(folder / last)) from None
@@ -265,11 +265,14 @@ def _locked_folder(path: Path, kind: str) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary folders of killed processes that wrote to the folder of ``path``, complete ones renamed."""
-    for folder in _temporary_folders(path.parent):
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary folders that killed processes left in ``folder``; the files of complete ones are renamed.
+
+    Any write does so; whoever may find nothing left to write calls it.
+    """
+    for temporary in _temporary_folders(folder):
         with contextlib.suppress(OSError, ValueError):
-            _remove_if_abandoned(folder)
+            _remove_if_abandoned(temporary)
 
 
 def _temporary_folders(folder: Path) -> list[Path]:

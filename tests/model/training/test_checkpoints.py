@@ -239,6 +239,7 @@ def test_the_newest_checkpoints_are_kept_and_the_newest_resumes(token_file: Path
     assert run("three", 10, 1, resume=True) == ["10"]
     whole, resumed = (losses(tmp_path / name) for name in ("all", "three"))
     assert list(resumed.items())[:7] == list(whole.items())[:7]
+    assert run("all", 9, 2, resume=True) == ["08", "09"]  # as after a kill between the last save and its removals
 
 
 @pytest.mark.parametrize("keep", [1, 2])

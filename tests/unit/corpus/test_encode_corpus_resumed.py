@@ -36,6 +36,10 @@ print("done", flush=True)
 """
 
 
+ABANDONED = ".shard-00004.npy.0123456789abcdef.tmp"
+"""The folder in which a killed run wrote a shard."""
+
+
 def child(tokenizer: Path, corpus: Path, out: Path, kill_at: int, shard_tokens: int) -> subprocess.Popen[str]:
     arguments = [str(tokenizer), str(corpus), str(out), str(kill_at), str(shard_tokens)]
     process = subprocess.Popen([sys.executable, "-c", _CHILD, *arguments], stdout=subprocess.PIPE, text=True)
@@ -210,10 +214,21 @@ def test_a_finished_shard_that_is_damaged_is_encoded_again(
         os.truncate(path, path.stat().st_size - 1)
     else:
         os.truncate(out / "shard.progress", (out / "shard.progress").stat().st_size - (9 if damage == "line" else 1))
-    (out / ".shard-00004.1-1.npy").write_bytes(b"of a killed run")
+    (out / ABANDONED).mkdir()
     shards = tok.encode_corpus(corpus, out, separator="<sep>", shard_tokens=30)
     check(shards, [tok.encode(text, eos=True) for text in documents], 30)
     assert not [name for name in os.listdir(out) if name.startswith(".")]
+
+
+def test_a_run_killed_after_it_wrote_the_index_is_complete(tok: Tokenizer, tmp_path: Path) -> None:
+    corpus, _ = write_corpus(tmp_path / "corpus")
+    out = tmp_path / "out"
+    tok.encode_corpus(corpus, out, separator="<sep>", shard_tokens=30)
+    complete = sorted(os.listdir(out))
+    (out / "shard.progress").write_text('{"complete": true}\n')
+    (out / ABANDONED).mkdir()
+    tok.encode_corpus(corpus, out, separator="<sep>", shard_tokens=30)
+    assert sorted(os.listdir(out)) == complete
 
 
 def test_rows_without_text_are_skipped_also_where_a_run_goes_on(
