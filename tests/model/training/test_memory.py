@@ -44,7 +44,7 @@ def test_freed_memory_serves_the_next_step() -> None:
 
 
 def test_freed_memory_is_returned_by_default() -> None:
-    """Counted in a process of its own: a hole of 64 MiB that earlier tests left in the heap would serve every tensor."""
+    """Counted in a new process: a hole of 64 MiB that earlier tests left in the heap would serve every tensor."""
     output = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True).stdout
     assert int(output) >= 32  # huge pages of 2 MiB at least
 

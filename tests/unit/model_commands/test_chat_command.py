@@ -70,7 +70,9 @@ def test_chat_says_that_the_context_is_full(
     said = capsys.readouterr().out.splitlines()
     full = "[the context of 64 tokens is full; /reset clears the conversation]"
     assert said[1] == said[4] == full
-    assert re.fullmatch(r"\[the conversation has \d+ tokens, which leave no room in the context of 64; /reset .*", said[2])
+    assert re.fullmatch(
+        r"\[the conversation has \d+ tokens, which leave no room in the context of 64; /reset .*", said[2]
+    )
 
 
 def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
