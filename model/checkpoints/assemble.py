@@ -16,7 +16,7 @@ from bpe_llama.model.pretrained import Model, Pretrained
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _FEW = 4096
-"""Experts of all layers together that are built in a second."""
+"""Experts of all layers together that are built in seconds."""
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
