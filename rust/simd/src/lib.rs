@@ -53,6 +53,8 @@ pub use backend::{Backend, Kind};
 pub use f32x16::F32x16;
 pub use scratch::ScratchPool;
 pub use tier::Tier;
+#[cfg(target_arch = "x86_64")]
+pub use tier::cpuid;
 
 /// Tests the example of the crate's page on crates.io.
 #[cfg(doctest)]

@@ -10,6 +10,16 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// The environment variable that caps the tier.
 pub const VARIABLE: &str = "BPE_LLAMA_SIMD";
 
+/// Returns what the CPU says of itself, the first part of a leaf.
+#[cfg(target_arch = "x86_64")]
+pub fn cpuid(leaf: u32) -> std::arch::x86_64::CpuidResult {
+    // SAFETY: every 64-bit x86 CPU has the instruction. Newer versions of Rust know that.
+    #[allow(unused_unsafe)]
+    unsafe {
+        std::arch::x86_64::__cpuid_count(leaf, 0)
+    }
+}
+
 /// A set of instructions. Each tier includes the tiers before it, except that [`Tier::Amx`] needs no AVX-512 BF16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
@@ -188,7 +198,7 @@ static HAS_AMX: LazyLock<bool> = LazyLock::new(|| {
         const XFEATURE_XTILEDATA: i32 = 18;
         // SAFETY: the system call accesses no memory; a kernel or sandbox that does not know it returns an error.
         Tier::Avx512.is_detected()
-            && std::arch::x86_64::__cpuid_count(7, 0).edx & AMX == AMX
+            && cpuid(7).edx & AMX == AMX
             && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
     }
     #[cfg(not(target_os = "linux"))]

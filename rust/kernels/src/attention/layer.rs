@@ -191,12 +191,15 @@ impl Layer<'_> {
         scratch.output.resize(scratch.queries.len(), 0.0);
         let scale = ScoreScale::new(head_dim, self.shape.softcap);
         let cached = KeysAndValues { head_dim, padded_dim, scale, keys, values };
-        match self.backend.kind() {
+        let by_bf16 = match (T::as_bf16(keys), T::as_bf16(values)) {
             // SAFETY: blocks select AVX-512 BF16 only where the CPU has it.
-            _ if block.avx512_bf16
-                && let Some(keys) = T::as_bf16(keys)
-                && let Some(values) = T::as_bf16(values)
-                && unsafe { avx512_bf16::attend(head_dim, scale, keys, values, scratch) } => {}
+            (Some(keys), Some(values)) if block.avx512_bf16 => unsafe {
+                avx512_bf16::attend(head_dim, scale, keys, values, scratch)
+            },
+            _ => false,
+        };
+        match self.backend.kind() {
+            _ if by_bf16 => {}
             // SAFETY: the portable backend needs no CPU feature.
             Kind::Portable => unsafe { cached.attend::<Portable>(scratch) },
             // SAFETY: as above.
