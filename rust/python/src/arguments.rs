@@ -172,11 +172,7 @@ impl Specials {
         match self {
             Self::All => work(SpecialSet::All),
             Self::Only(names) if names.is_empty() => work(SpecialSet::None),
-            Self::Only(names) => {
-                let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
-                names.sort_unstable();
-                work(SpecialSet::Sorted(&names))
-            }
+            Self::Only(names) => work(SpecialSet::Only(&names.iter().map(String::as_str).collect())),
         }
     }
 }

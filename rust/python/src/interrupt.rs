@@ -62,8 +62,8 @@ pub(crate) fn interruptible<R: Send>(
 /// As [`interruptible`], but holds the GIL, makes no checks and catches no panic for less than [`SHORT_BYTES`] of text: that
 /// would cost a short text 5% of its time.
 ///
-/// So a short text for which the system refuses memory raises `PyO3`'s `PanicException`, not `MemoryError`. It needs some
-/// kilobytes, with which Python would not run either, unless a normalizer replaces characters by megabytes.
+/// So a short text for which the system refuses memory raises `PyO3`'s `PanicException`, not `MemoryError`. It needs a
+/// few kilobytes, without which Python could not run either, unless a normalizer makes megabytes of a character.
 pub(crate) fn interruptible_if_long<R: Send>(
     py: Python<'_>,
     bytes: usize,

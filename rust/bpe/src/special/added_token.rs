@@ -1,5 +1,7 @@
 //! One added token, and sets of special tokens.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 /// A token that is matched as a whole before pre-tokenization. The flags are those of `tokenizer.json`.
@@ -44,10 +46,8 @@ pub enum SpecialSet<'a> {
     None,
     /// Every special token.
     All,
-    /// The special tokens with these names, a few: each look-up compares them one by one.
-    Only(&'a [&'a str]),
-    /// The special tokens with these names, which are in ascending order: each look-up is a binary search.
-    Sorted(&'a [&'a str]),
+    /// The special tokens with these names.
+    Only(&'a HashSet<&'a str>),
 }
 
 impl SpecialSet<'_> {
@@ -55,12 +55,15 @@ impl SpecialSet<'_> {
         match self {
             Self::None => false,
             Self::All => true,
-            Self::Only(names) => names.contains(&content),
-            Self::Sorted(names) => names.binary_search(&content).is_ok(),
+            Self::Only(names) => names.contains(content),
         }
     }
 
     pub(super) fn is_none(&self) -> bool {
-        matches!(self, Self::None | Self::Only([]) | Self::Sorted([]))
+        match self {
+            Self::None => true,
+            Self::All => false,
+            Self::Only(names) => names.is_empty(),
+        }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct AddedTokens {
     raw: Option<Matcher>,
     /// Matches normalized text.
     normalized: Option<Matcher>,
-    /// Matches the contents of all tokens; `None` if `raw` does, but for ordinary tokens.
+    /// Matches the contents of all tokens; `None` where `raw` matches every special token.
     contents: Option<Matcher>,
     /// Whether a token is not special, and so needs no permission.
     has_ordinary: bool,
@@ -134,10 +134,10 @@ impl AddedTokens {
     /// Checks that `allowed` names added tokens only.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] with the first other name.
+    /// [`crate::Error::InvalidArgument`] with another name.
     pub(crate) fn check(&self, allowed: SpecialSet<'_>) -> Result<()> {
-        let (SpecialSet::Only(names) | SpecialSet::Sorted(names)) = allowed else { return Ok(()) };
-        match names.iter().find(|name| !self.by_content.contains_key(**name)) {
+        let SpecialSet::Only(names) = allowed else { return Ok(()) };
+        match names.iter().filter(|name| !self.by_content.contains_key(**name)).min() {
             Some(name) => Err(invalid!("allowed_special names {name:?}, which is no special token of this tokenizer")),
             None => Ok(()),
         }
