@@ -1,7 +1,7 @@
 //! Packs activations: panels of rows, in the column order that a micro-kernel reads, the same columns of all rows together.
 
 use super::gemm::{amx, avx512_bf16};
-use super::gemv::{INT4_BLOCK, INT4_BLOCK_VECTORS, INT4_BYTES_VECTORS, int4_factor};
+use super::gemv::{INT4_BLOCK, INT4_BLOCK_VECTORS, INT4_BYTES_ROWS, INT4_BYTES_VECTORS, int4_factor};
 use super::task::{Layout, Panel};
 use super::weights::{Matrix, SMALLEST_GROUP};
 use crate::backend::{GEMM_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512, GemmBackend};
@@ -36,8 +36,8 @@ fn append_rows(layout: Layout, x: &[f32], columns: usize, packed: &mut Vec<Cache
         Layout::Bf16Tiles => unsafe { avx512_bf16::pack(x, columns, packed) },
         Layout::Sequential => append_strided::<LANES, 1>(x, columns, packed),
         Layout::EvenOdd => append_strided::<{ 2 * LANES }, 2>(x, columns, packed),
-        Layout::Int4(group) => append_int4(x, columns, group, packed, write_int4),
-        Layout::Int4Bytes(group) => append_int4(x, columns, group, packed, write_int4_bytes),
+        Layout::Int4 { group } => append_int4(x, columns, group, packed, write_int4),
+        Layout::Int4Bytes { group } => append_int4(x, columns, group, packed, write_int4_bytes),
     }
 }
 
@@ -62,14 +62,17 @@ fn append_strided<const N: usize, const STRIDE: usize>(x: &[f32], columns: usize
 
 /// The activations of a block of four-bit weights, rounded to `quantized * step`.
 struct Int4Block {
-    /// Integers of at most 32,639, whose upper byte, rounded, and lower byte are signed.
+    /// Integers `256 * upper + lower` of two signed bytes, from -32,639 to 32,639.
     quantized: [i32; INT4_BLOCK],
-    /// A power of two; NaN if an activation is infinite or NaN.
+    /// A power of two; NaN if an activation is 2^121 or more, or NaN.
     step: f32,
 }
 
 impl Int4Block {
     const MOST: f32 = 32_639.0;
+
+    /// The bits of 2^121: eight products of it with a code are below 2^128, so that no sum in float32 overflows.
+    const TOO_LARGE: u32 = 0x7c00_0000;
 
     /// 1.5 * 2^23: adding it rounds to an integer, ties to even, which the lower bits then hold.
     const ROUND: f32 = 12_582_912.0;
@@ -78,10 +81,10 @@ impl Int4Block {
     fn new(x: &[f32; INT4_BLOCK]) -> Self {
         // As integers, the bits of magnitudes are ordered as their values.
         let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
-        if most >= 0x7f80_0000 {
+        if most >= Self::TOO_LARGE {
             return Self { quantized: [0; INT4_BLOCK], step: f32::NAN };
         }
-        // 2^14 divided by the power of two below the largest magnitude, at most 2^100: the step may be divided by 16^3.
+        // 2^14 divided by the power of two below the largest magnitude, at most 2^100, so that step / 16^3 is a normal number.
         let mut factor = f32::from_bits((268 - (most >> 23)).min(227) << 23);
         if f32::from_bits(most) * factor > Self::MOST {
             factor /= 2.0;
@@ -132,7 +135,7 @@ fn append_int4<const N: usize>(
     }
 }
 
-/// Returns the sum in an order that vectors follow.
+/// Returns the sum, in an order that vectorizes.
 #[inline(always)]
 fn sum(x: &[f32; SMALLEST_GROUP]) -> f32 {
     let eights: [f32; 8] = std::array::from_fn(|lane| (x[lane] + x[8 + lane]) + (x[16 + lane] + x[24 + lane]));
@@ -199,6 +202,7 @@ impl PackedActivations {
         while first_row < rows {
             let panel_rows = match rows - first_row {
                 left if matches!(layout, Layout::AmxTiles | Layout::Bf16Tiles) => left.min(GEMM_ROWS),
+                left if matches!(layout, Layout::Int4Bytes { .. }) => left.min(INT4_BYTES_ROWS),
                 GEMV_ROWS.. if backend.is_avx512() => GEMV_ROWS,
                 left => left.min(GEMV_ROWS_WITHOUT_AVX512),
             };

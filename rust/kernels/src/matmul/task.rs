@@ -1,11 +1,11 @@
 //! A task: one matrix, the activations packed for it, and the place of its results.
 
-use super::gemv::INT4_BYTES_ROWS;
+use super::gemv::int4_by_bytes;
 use super::weights::{Matrix, Weights, group_size};
 use crate::backend::GemmBackend;
 use crate::output::Output;
+use bpe_llama_simd::Backend;
 use bpe_llama_simd::f32x16::CacheLine;
-use bpe_llama_simd::{Backend, Kind};
 use std::ops::Range;
 
 /// In which order activations are packed. Zeros pad the last columns.
@@ -16,11 +16,11 @@ pub(crate) enum Layout {
     /// Of 32 columns, first the even ones, then the odd ones, as bfloat16 weights widen.
     EvenOdd,
     /// Of 128 columns, rounded to 16 bits, every eighth from the first on, then every eighth from the second on, and so on, each
-    /// divided by the power of two that its four-bit codes are multiplied by. After all columns, two sums for each group of so
-    /// many columns: see `gemv/int4.rs`.
-    Int4(usize),
+    /// divided by the power of two that its four-bit codes are multiplied by. After all columns, two sums for each `group`
+    /// of columns: see `gemv/int4.rs`.
+    Int4 { group: usize },
     /// The same as bytes: see `gemv/int4_bytes.rs`.
-    Int4Bytes(usize),
+    Int4Bytes { group: usize },
     /// Tiles of three bfloat16 terms, for AMX.
     AmxTiles,
     /// Tiles rounded to bfloat16, for AVX-512 BF16.
@@ -36,8 +36,8 @@ impl Layout {
             Weights::F32(_) | Weights::Int8(..) => Self::Sequential,
             Weights::Bf16(_) => Self::EvenOdd,
             Weights::Int4(codes, scales) => {
-                let few = cfg!(target_arch = "x86_64") && rows <= INT4_BYTES_ROWS && backend.kind() != Kind::Portable;
-                if few { Self::Int4Bytes(group_size(codes, scales)) } else { Self::Int4(group_size(codes, scales)) }
+                let group = group_size(codes, scales);
+                if int4_by_bytes(backend, rows) { Self::Int4Bytes { group } } else { Self::Int4 { group } }
             }
         }
     }

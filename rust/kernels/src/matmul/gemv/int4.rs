@@ -182,7 +182,7 @@ impl Groups {
         &scales[(row * columns) >> self.shift..][..columns >> self.shift]
     }
 
-    /// Returns those of a block, from those of the row.
+    /// Returns the scales and offsets of a block, from those of its row.
     #[inline(always)]
     pub(super) fn of_block<'a>(&self, of_row: &'a [[u16; 2]], block: usize) -> &'a [[u16; 2]] {
         let scales = &of_row[(block * BLOCK) >> self.shift..];

@@ -1,4 +1,4 @@
-//! The micro-kernel of four-bit weights for few activation rows on x86-64, by products of bytes.
+//! The micro-kernel of four-bit weights by products of bytes, on x86-64.
 //!
 //! `VPMADDUBSW` multiplies 32 codes with 32 signed bytes of activations. The 16 bits of a rounded activation are two such
 //! bytes, so the sums are those of `int4.rs`, bit by bit, in half of its instructions.
@@ -70,45 +70,49 @@ impl Bytes for Avx512 {
     }
 }
 
-/// Multiplies some weight rows with the only panel, if there is one.
+/// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, weights: Int4<'_>, rows: Range<usize>) {
-    let Some(panel) = task.panels.first() else { return }; // an empty batch
     match backend.kind() {
         Kind::Portable => unreachable!("packed for backends with products of bytes"),
         // SAFETY: a `Backend` exists only if the CPU has it.
-        Kind::Avx2 => unsafe { run_avx2(task, weights, panel, rows) },
+        Kind::Avx2 => unsafe { run_avx2(task, weights, rows) },
         // SAFETY: as above.
-        Kind::Avx512 => unsafe { run_avx512(task, weights, panel, rows) },
+        Kind::Avx512 => unsafe { run_avx512(task, weights, rows) },
     }
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn run_avx2(task: &Task<'_>, weights: Int4<'_>, panel: &Panel, rows: Range<usize>) {
+fn run_avx2(task: &Task<'_>, weights: Int4<'_>, rows: Range<usize>) {
     // SAFETY: AVX2 and FMA are enabled here.
-    unsafe { run_panel::<Avx2>(task, weights, panel, rows) };
+    unsafe { run_passes::<Avx2>(task, weights, &rows) };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-fn run_avx512(task: &Task<'_>, weights: Int4<'_>, panel: &Panel, rows: Range<usize>) {
+fn run_avx512(task: &Task<'_>, weights: Int4<'_>, rows: Range<usize>) {
     // SAFETY: AVX-512 F, BW and VL are enabled here.
-    unsafe { run_panel::<Avx512>(task, weights, panel, rows) };
+    unsafe { run_passes::<Avx512>(task, weights, &rows) };
 }
 
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn run_panel<V: Bytes>(task: &Task<'_>, weights: Int4<'_>, panel: &Panel, rows: Range<usize>) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (panel.rows, V::REGISTERS < 16) {
-            (1, true) => sweep::<V, 1, 1>(task, weights, panel, rows),
-            (2, true) => sweep::<V, 1, 2>(task, weights, panel, rows),
-            (3, true) => sweep::<V, 1, 3>(task, weights, panel, rows),
-            (_, true) => sweep::<V, 1, INT4_BYTES_ROWS>(task, weights, panel, rows),
-            (1, false) => sweep::<V, 4, 1>(task, weights, panel, rows),
-            (2, false) => sweep::<V, 2, 2>(task, weights, panel, rows),
-            (3, false) => sweep::<V, 2, 3>(task, weights, panel, rows),
-            (_, false) => sweep::<V, 2, INT4_BYTES_ROWS>(task, weights, panel, rows),
+unsafe fn run_passes<V: Bytes>(task: &Task<'_>, weights: Int4<'_>, rows: &Range<usize>) {
+    let (passes, bytes) = (task.panels.len(), rows.len() * task.matrix.row_bytes());
+    for (pass, panel) in task.panels.iter().enumerate() {
+        let (rows, prefetch) = (rows.clone(), PrefetchDistance::of_pass(pass, passes, bytes));
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (panel.rows, V::REGISTERS < 16) {
+                (1, true) => sweep::<V, 1, 1>(task, weights, panel, rows, prefetch),
+                (2, true) => sweep::<V, 1, 2>(task, weights, panel, rows, prefetch),
+                (3, true) => sweep::<V, 1, 3>(task, weights, panel, rows, prefetch),
+                (INT4_BYTES_ROWS, true) => sweep::<V, 1, INT4_BYTES_ROWS>(task, weights, panel, rows, prefetch),
+                (1, false) => sweep::<V, 4, 1>(task, weights, panel, rows, prefetch),
+                (2, false) => sweep::<V, 2, 2>(task, weights, panel, rows, prefetch),
+                (3, false) => sweep::<V, 2, 3>(task, weights, panel, rows, prefetch),
+                (INT4_BYTES_ROWS, false) => sweep::<V, 2, INT4_BYTES_ROWS>(task, weights, panel, rows, prefetch),
+                _ => unreachable!("panels of at most {INT4_BYTES_ROWS} rows"),
+            }
         }
     }
 }
@@ -123,6 +127,7 @@ unsafe fn sweep<V: Bytes, const R: usize, const M: usize>(
     weights: Int4<'_>,
     panel: &Panel,
     rows: Range<usize>,
+    prefetch: PrefetchDistance,
 ) {
     let (columns, x) = (task.matrix.columns, task.packed(panel));
     let first = task.output_index(0, panel.first_row);
@@ -130,11 +135,11 @@ unsafe fn sweep<V: Bytes, const R: usize, const M: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         while row + R <= rows.end {
-            task.out.store(first + row, &multiply::<V, R, M>(weights, row, columns, x));
+            task.out.store(first + row, &multiply::<V, R, M>(weights, row, columns, x, prefetch));
             row += R;
         }
         for row in row..rows.end {
-            task.out.store(first + row, &multiply::<V, 1, M>(weights, row, columns, x));
+            task.out.store(first + row, &multiply::<V, 1, M>(weights, row, columns, x, prefetch));
         }
     }
 }
@@ -149,11 +154,11 @@ unsafe fn multiply<V: Bytes, const R: usize, const M: usize>(
     row: usize,
     columns: usize,
     x: &[CacheLine],
+    mut prefetch: PrefetchDistance,
 ) -> [[f32; M]; R] {
     let (groups, packed) = (weights.groups, PackedInt4::<M, INT4_BYTES_VECTORS>::new(x, columns));
     let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(weights.codes, row, columns / 2);
     let scales: [_; R] = std::array::from_fn(|next| groups.of_row(weights.scales, row + next, columns));
-    let mut prefetch = PrefetchDistance::of_pass(0, 1, 0);
     // SAFETY: the caller's promise.
     unsafe {
         let zero = V::splat(0.0);

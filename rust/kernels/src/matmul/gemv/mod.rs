@@ -8,7 +8,7 @@
 //! | `micro_kernel.rs` | the trait of weight formats, and what they share |
 //! | `dense.rs` | float32, bfloat16, int8 |
 //! | `int4.rs`, `int4_vector.rs` | four-bit weights, and their vector operations on each backend |
-//! | `int4_bytes.rs` | four-bit weights with few activation rows on x86-64 |
+//! | `int4_bytes.rs` | four-bit weights by products of bytes, on x86-64 |
 //! | `half_vector.rs` | half a vector, for the micro-kernel of `gemm/widened.rs` |
 //!
 //! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
@@ -47,13 +47,18 @@ use std::ops::Range;
 /// the step of rounding.
 pub(super) const INT4_BYTES_VECTORS: usize = 5;
 
-/// The most activation rows that are faster by `int4_bytes.rs`: with more, weights are better widened once.
+/// Activation rows of one pass of `int4_bytes.rs`.
 pub(super) const INT4_BYTES_ROWS: usize = 4;
+
+/// Returns whether `int4_bytes.rs` is faster: always with AVX2; with AVX-512 if float32 would not fill a pass.
+pub(super) fn int4_by_bytes(backend: Backend, rows: usize) -> bool {
+    cfg!(target_arch = "x86_64") && backend.kind() != Kind::Portable && (rows < GEMV_ROWS || !backend.is_avx512())
+}
 
 /// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
     #[cfg(target_arch = "x86_64")]
-    if let (Layout::Int4Bytes(_), Weights::Int4(codes, scales)) = (task.layout, task.matrix.weights) {
+    if let (Layout::Int4Bytes { .. }, Weights::Int4(codes, scales)) = (task.layout, task.matrix.weights) {
         return int4_bytes::run(task, backend, Int4::new(codes, scales), rows);
     }
     match task.matrix.weights {
