@@ -21,7 +21,7 @@ from bpe_llama.cli.options import JsonOption
 EXAMPLE = "Example: bpe-llama doctor"
 
 _EXTRAS = {
-    "model": ("torch", "safetensors", "matplotlib", "gguf"),
+    "model": ("torch", "safetensors", "matplotlib", "gguf", "regex"),
     "serve": ("fastapi", "prometheus-client", "pydantic", "starlette", "regex", "uvicorn"),
     "structured": ("llguidance",),
     "hub": ("huggingface-hub", "datasets"),

@@ -24,7 +24,7 @@
 //! | float32 | FMA | AMX, 6 products | FMA | FMA |
 //! | bfloat16 | FMA | AMX, 3 products | `VDPBF16PS` | FMA |
 //! | int8 | FMA | AMX, 3 products | FMA | FMA |
-//! | int4 | up to 7 rows, and all with AVX2: `VPMADDUBSW`; else FMA | AMX, 6 products | FMA | FMA, with AVX2 `VPMADDUBSW` |
+//! | int4 | FMA | AMX, 6 products | FMA | FMA |
 //!
 //! - **FMA** widens weights to float32 and uses fused multiply-adds of AVX-512, of AVX2, of NEON, or of the baseline. One pass
 //!   over the weights takes 8 activation rows with AVX-512, 4 without. Without AVX-512, weights are widened once for all passes
@@ -32,8 +32,6 @@
 //! - **AMX** splits each float32 into three bfloat16 terms, and sums 3 or 6 products of terms in float32: as accurate as
 //!   float32. It takes precedence over AVX-512 BF16.
 //! - **`VDPBF16PS`** rounds activations to bfloat16. Intel's CPUs use FMA instead, which is faster there.
-//! - **`VPMADDUBSW`** multiplies four-bit codes with activations rounded to 16 bits, taken as two bytes. FMA rounds the
-//!   activations of int4 weights alike and gives the same bits: all sums of 128 columns are exact.
 //! - Attention in float32 uses FMA. With AVX-512 BF16, without AMX and not on Intel, more than 8 consecutive tokens of a slot attend to a
 //!   bfloat16 cache by `VDPBF16PS`.
 //!

@@ -88,7 +88,7 @@ fn matmul_with(
     let (mut first_column, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {
-        let layout = Layout::of(&matrix.weights, backend, gemm, rows);
+        let layout = Layout::of(&matrix.weights, gemm);
         let panels = activations.panels(layout);
         let chunk_rows = chunk_rows(matrix, layout, panels.len(), backend);
         tasks.push(Task { matrix, layout, panels, packed: &activations.packed, chunk_rows, first_column, out: &out });
@@ -127,7 +127,6 @@ fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, passes: usize, backend: Backe
         (Layout::Bf16Tiles, false) => (CHUNK_BYTES, 48),
         (Layout::Bf16Tiles, true) => (CHUNK_BYTES_OF_PASSES, 48),
         (_, false) => (CHUNK_BYTES, 4),
-        (Layout::Int4Bytes { .. }, true) => (CHUNK_BYTES_OF_PASSES, 4),
         (_, true) if widened::is_used(passes, backend.is_avx512()) => {
             (widened::WIDENED_BYTES * matrix.row_bytes() / (4 * matrix.columns), widened::KERNEL_ROWS)
         }
@@ -148,7 +147,7 @@ fn run_chunk(tasks: &[Task<'_>], mut chunk: usize, backend: Backend) {
                 Layout::AmxTiles => unsafe { amx::run(task, rows) },
                 // SAFETY: as above, for AVX-512 BF16.
                 Layout::Bf16Tiles => unsafe { avx512_bf16::run(task, rows) },
-                _ => gemv::run(task, backend, rows),
+                Layout::Sequential | Layout::EvenOdd | Layout::Int4 => gemv::run(task, backend, rows),
             }
             return;
         }

@@ -1,10 +1,8 @@
 //! A task: one matrix, the activations packed for it, and the place of its results.
 
-use super::gemv::int4_by_bytes;
-use super::weights::{Matrix, Weights, group_size};
+use super::weights::{Matrix, Weights};
 use crate::backend::GemmBackend;
 use crate::output::Output;
-use bpe_llama_simd::Backend;
 use bpe_llama_simd::f32x16::CacheLine;
 use std::ops::Range;
 
@@ -15,12 +13,9 @@ pub(crate) enum Layout {
     Sequential,
     /// Of 32 columns, first the even ones, then the odd ones, as bfloat16 weights widen.
     EvenOdd,
-    /// Of 128 columns, rounded to 16 bits, every eighth from the first on, then every eighth from the second on, and so on, each
-    /// divided by the power of two that its four-bit codes are multiplied by. After all columns, two sums for each `group`
-    /// of columns: see `gemv/int4.rs`.
-    Int4 { group: usize },
-    /// The same as bytes: see `gemv/int4_bytes.rs`.
-    Int4Bytes { group: usize },
+    /// Of 128 columns, every eighth from the first on, then every eighth from the second on, and so on, each divided by the
+    /// power of two that its four-bit codes are multiplied by; then the sum of the eight undivided vectors, and -8 times it.
+    Int4,
     /// Tiles of three bfloat16 terms, for AMX.
     AmxTiles,
     /// Tiles rounded to bfloat16, for AVX-512 BF16.
@@ -29,16 +24,13 @@ pub(crate) enum Layout {
 
 impl Layout {
     /// Returns the layout that a product of these weights needs.
-    pub(crate) fn of(weights: &Weights<'_>, backend: Backend, gemm: GemmBackend, rows: usize) -> Self {
+    pub(crate) fn of(weights: &Weights<'_>, gemm: GemmBackend) -> Self {
         match weights {
             _ if gemm == GemmBackend::Amx => Self::AmxTiles,
             Weights::Bf16(_) if gemm == GemmBackend::Avx512Bf16 => Self::Bf16Tiles,
             Weights::F32(_) | Weights::Int8(..) => Self::Sequential,
             Weights::Bf16(_) => Self::EvenOdd,
-            Weights::Int4(codes, scales) => {
-                let group = group_size(codes, scales);
-                if int4_by_bytes(backend, rows) { Self::Int4Bytes { group } } else { Self::Int4 { group } }
-            }
+            Weights::Int4(..) => Self::Int4,
         }
     }
 }

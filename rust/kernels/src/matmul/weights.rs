@@ -3,8 +3,7 @@
 use crate::{Error, Result};
 
 /// Columns that may share a scale in [`Weights::Int4`].
-pub(crate) const GROUP_SIZES: [usize; 4] = [SMALLEST_GROUP, 64, 128, 256];
-pub(crate) const SMALLEST_GROUP: usize = 32;
+pub(crate) const GROUP_SIZES: [usize; 4] = [32, 64, 128, 256];
 
 /// A matrix of more columns fits no memory, and multiples of their number may overflow.
 const MAX_COLUMNS: usize = usize::MAX >> 8;
@@ -21,12 +20,6 @@ pub enum Weights<'a> {
     /// Four-bit codes, two in a byte with the even column in the low half, and the bits of a bfloat16 scale and offset for
     /// each group of columns of each row: a weight is `(code - 8) * scale + offset`.
     Int4(&'a [u8], &'a [[u16; 2]]),
-}
-
-/// Returns how many columns share a scale of [`Weights::Int4`].
-#[inline(always)]
-pub(crate) fn group_size(codes: &[u8], scales: &[[u16; 2]]) -> usize {
-    (2 * codes.len()).checked_div(scales.len()).unwrap_or(SMALLEST_GROUP) // of no rows, any will do
 }
 
 /// A weight matrix: `rows` output features, `columns` input features.
@@ -96,7 +89,6 @@ impl<'a> Matrix<'a> {
         start.wrapping_add(row * self.row_bytes())
     }
 
-    /// Returns the bytes of a row.
     pub(crate) fn row_bytes(&self) -> usize {
         match self.weights {
             Weights::F32(_) => 4 * self.columns,

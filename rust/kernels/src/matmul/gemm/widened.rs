@@ -39,7 +39,7 @@ thread_local! {
 #[inline(always)]
 pub(in crate::matmul) unsafe fn run<V: Int4Vector, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let (columns, passes) = (task.matrix.columns, task.panels.len());
-    let vectors = kernel.widened_vectors(columns);
+    let vectors = K::widened_vectors(columns);
     let mut widened = BUFFER.take();
     widened.resize(rows.len() * vectors, CacheLine::ZERO);
     // Rows of the micro-kernel, and then the rest one by one.
@@ -108,6 +108,6 @@ unsafe fn store<V: Int4Vector, K: MicroKernel, const R: usize, const M: usize>(
     widened: &[CacheLine],
 ) {
     // SAFETY: the caller's promise.
-    let products = unsafe { kernel.multiply_widened::<V, R, M>(row, task.matrix.columns, widened, task.packed(panel)) };
+    let products = unsafe { kernel.multiply_widened::<V, R, M>(row, widened, task.packed(panel)) };
     task.out.store(task.output_index(row, panel.first_row), &products);
 }

@@ -161,7 +161,7 @@ macro_rules! without_scales {
                 unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
             }
 
-            fn widened_vectors(self, columns: usize) -> usize {
+            fn widened_vectors(columns: usize) -> usize {
                 $vectors * columns.div_ceil($vectors * LANES)
             }
 
@@ -179,7 +179,6 @@ macro_rules! without_scales {
             #[inline(always)]
             unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
                 self,
-                _: usize,
                 _: usize,
                 widened: &[CacheLine],
                 x: &[CacheLine],
@@ -236,7 +235,7 @@ impl MicroKernel for Int8<'_> {
         self.scaled(row, unsafe { multiply::<Self, V, _, _, R, M>(self.codes, row, columns, x, prefetch) })
     }
 
-    fn widened_vectors(self, columns: usize) -> usize {
+    fn widened_vectors(columns: usize) -> usize {
         columns.div_ceil(LANES)
     }
 
@@ -250,7 +249,6 @@ impl MicroKernel for Int8<'_> {
     unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
         self,
         row: usize,
-        _: usize,
         widened: &[CacheLine],
         x: &[CacheLine],
     ) -> [[f32; M]; R] {

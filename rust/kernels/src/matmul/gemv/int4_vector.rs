@@ -14,8 +14,8 @@ use std::arch::x86_64::*;
 
 /// Four-bit codes of a block: eight for each lane.
 pub(crate) const BLOCK: usize = 8 * LANES;
-/// Packed vectors of a block: the rounded activations of each of the eight codes.
-pub(crate) const BLOCK_VECTORS: usize = 8;
+/// Packed vectors of a block: the activations of each of the eight codes, their sum, and -8 times their sum.
+pub(crate) const BLOCK_VECTORS: usize = 10;
 
 /// A vector of float32 that four-bit weights widen to.
 ///
@@ -35,21 +35,13 @@ pub(crate) trait Int4Vector: F32x16 {
     /// together.
     unsafe fn code<const K: usize>(codes: Self::Codes) -> Self;
 
-    /// Returns in lane `l` the scale of group `group[l]`, below 4, or zero if there is no such group.
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self;
-
-    /// Returns the first 16 scales and the first 16 offsets, followed by zeros.
-    #[inline(always)]
-    unsafe fn load_pairs(scales: &[[u16; 2]]) -> [Self; 2] {
-        let pairs: [_; LANES] = zero_padded(&scales[..scales.len().min(LANES)]);
-        // SAFETY: the caller's promise.
-        unsafe { Self::load_bf16(pairs.as_flattened().first_chunk().expect("two for each lane")) }
-    }
+    /// Returns in lane `l` the scale and the offset of group `group[l]`, below 4, or zeros if there is no such group.
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2];
 }
 
 /// The power of two by which [`Int4Vector::code`] multiplies code `k`, and by which the activation of code `k` is divided.
 ///
-/// Both are exact.
+/// Both are exact, but for activations below `2^-114`.
 pub(crate) const fn factor(k: usize) -> f32 {
     (1 << (4 * (k % 4))) as f32
 }
@@ -82,9 +74,9 @@ impl Int4Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
         let four: [_; 4] = zero_padded(&scales[..scales.len().min(4)]);
-        Self(group.map(|group| bf16::to_f32(four[group as usize & 3][0])))
+        [0, 1].map(|which| Self(group.map(|group| bf16::to_f32(four[group as usize & 3][which]))))
     }
 }
 
@@ -97,11 +89,16 @@ impl Int4Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
+        let words: *const i32 = from.as_ptr().cast(); // these loads need no alignment
         unsafe {
             if from.len() >= 4 * LANES {
-                return [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())];
+                return [_mm256_loadu_si256(words.cast()), _mm256_loadu_si256(words.add(8).cast())];
             }
-            load_words(from.as_ptr().cast(), from.len() / 4)
+            // A copy of a length known only at run time would be a call, around which every register is spilled.
+            let count = _mm256_set1_epi32((from.len() / 4) as i32);
+            let low = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            let high = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
+            [_mm256_maskload_epi32(words, low), _mm256_maskload_epi32(words.wrapping_add(8), high)]
         }
     }
 
@@ -118,38 +115,15 @@ impl Int4Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
         unsafe {
             // A copy of up to four would be a call, around which every register is spilled.
             let there = _mm_cmpgt_epi32(_mm_set1_epi32(scales.len() as i32), _mm_setr_epi32(0, 1, 2, 3));
             let four = _mm256_castsi128_si256(_mm_maskload_epi32(scales.as_ptr().cast(), there));
             let low = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(group.as_ptr().cast()));
             let high = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(group.as_ptr().add(8).cast()));
-            let [low, high] = [_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high)];
-            Self([_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)])
+            Self::from_bf16_pairs([low, high])
         }
-    }
-
-    #[inline(always)]
-    unsafe fn load_pairs(scales: &[[u16; 2]]) -> [Self; 2] {
-        unsafe { Self::from_bf16_pairs(load_words(scales.as_ptr().cast(), scales.len())) }
-    }
-}
-
-/// Returns the first 16 of `count` words, followed by zeros. A copy of a length known only at run time would be a call, around
-/// which every register is spilled.
-///
-/// # Safety
-/// The CPU has AVX2, and `count` words from there can be read.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn load_words(from: *const i32, count: usize) -> [__m256i; 2] {
-    // SAFETY: the caller's promise; lanes from `count` on are not read.
-    unsafe {
-        let count = _mm256_set1_epi32(count.min(LANES) as i32);
-        let low = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-        let high = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
-        [_mm256_maskload_epi32(from, low), _mm256_maskload_epi32(from.wrapping_add(8), high)]
     }
 }
 
@@ -176,19 +150,12 @@ impl Int4Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
         let mask = (1 << scales.len().min(4)) - 1;
         unsafe {
             let four = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(mask, scales.as_ptr().cast()));
-            let words = _mm512_permutexvar_epi32(_mm512_loadu_si512(group.as_ptr().cast()), four);
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
+            Self::from_bf16_pairs(_mm512_permutexvar_epi32(_mm512_loadu_si512(group.as_ptr().cast()), four))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn load_pairs(scales: &[[u16; 2]]) -> [Self; 2] {
-        let mask = ((1u32 << scales.len().min(LANES)) - 1) as u16;
-        unsafe { Self::from_bf16_pairs(_mm512_maskz_loadu_epi32(mask, scales.as_ptr().cast())) }
     }
 }
 
@@ -228,15 +195,16 @@ impl Int4Vector for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
         unsafe {
             // Groups begin at whole registers: one broadcast for each register.
-            let mut vectors = [vdupq_n_f32(0.0); 4];
+            let mut pairs = [[vdupq_n_f32(0.0); 4]; 2];
             for quarter in 0..4 {
-                let [scale, _] = scales.get(group[4 * quarter] as usize).copied().unwrap_or_default();
-                vectors[quarter] = vdupq_n_f32(bf16::to_f32(scale));
+                let [scale, offset] = scales.get(group[4 * quarter] as usize).copied().unwrap_or_default();
+                pairs[0][quarter] = vdupq_n_f32(bf16::to_f32(scale));
+                pairs[1][quarter] = vdupq_n_f32(bf16::to_f32(offset));
             }
-            Self(vectors)
+            pairs.map(Self)
         }
     }
 }

@@ -26,7 +26,7 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     ) -> [[f32; M]; R];
 
     /// Returns the vectors of a row that is widened to float32.
-    fn widened_vectors(self, columns: usize) -> usize;
+    fn widened_vectors(columns: usize) -> usize;
 
     /// Writes `R` weight rows, the first of them `row`, widened: the first vector of each row, then the second, and so on.
     ///
@@ -41,7 +41,6 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
         self,
         row: usize,
-        columns: usize,
         widened: &[CacheLine],
         x: &[CacheLine],
     ) -> [[f32; M]; R];
@@ -147,19 +146,3 @@ pub(super) fn rows_in_steps<T, const R: usize, const N: usize>(
 ) -> [(&[[T; N]], &[T]); R] {
     std::array::from_fn(|next| weights[(row + next) * columns..][..columns].as_chunks::<N>())
 }
-
-/// Repeats `$body` for `$index` from 0 to below `$count`, at most 4. A compiler does not unroll a loop with so long a body,
-/// and the arrays that the loop indexes would be in memory.
-macro_rules! unrolled {
-    ($count:expr, $index:ident, $body:block) => {
-        const { assert!($count <= 4) };
-        $crate::matmul::gemv::micro_kernel::unrolled!(0 1 2 3; $count, $index, $body);
-    };
-    ($($number:literal)*; $count:expr, $index:ident, $body:block) => {
-        $(if $number < $count {
-            let $index = $number;
-            $body
-        })*
-    };
-}
-pub(super) use unrolled;

@@ -8,7 +8,6 @@
 //! | `micro_kernel.rs` | the trait of weight formats, and what they share |
 //! | `dense.rs` | float32, bfloat16, int8 |
 //! | `int4.rs`, `int4_vector.rs` | four-bit weights, and their vector operations on each backend |
-//! | `int4_bytes.rs` | four-bit weights by products of bytes, on x86-64 |
 //! | `half_vector.rs` | half a vector, for the micro-kernel of `gemm/widened.rs` |
 //!
 //! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
@@ -16,8 +15,6 @@
 mod dense;
 mod half_vector;
 mod int4;
-#[cfg(target_arch = "x86_64")]
-mod int4_bytes;
 mod int4_vector;
 mod micro_kernel;
 
@@ -28,8 +25,6 @@ pub(super) use micro_kernel::MicroKernel;
 
 use super::gemm::widened;
 use super::prefetch_distance::PrefetchDistance;
-#[cfg(target_arch = "x86_64")]
-use super::task::Layout;
 use super::task::{Panel, Task};
 use super::weights::Weights;
 use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
@@ -43,24 +38,8 @@ use dense::{Bf16, F32, Int8};
 use int4::Int4;
 use std::ops::Range;
 
-/// Packed vectors of a block for `int4_bytes.rs`: the upper bytes of even columns and of odd ones, the lower bytes of both, and
-/// the step of rounding.
-pub(super) const INT4_BYTES_VECTORS: usize = 5;
-
-/// Activation rows of one pass of `int4_bytes.rs`.
-pub(super) const INT4_BYTES_ROWS: usize = 4;
-
-/// Returns whether `int4_bytes.rs` is faster: always with AVX2; with AVX-512 if float32 would not fill a pass.
-pub(super) fn int4_by_bytes(backend: Backend, rows: usize) -> bool {
-    cfg!(target_arch = "x86_64") && backend.kind() != Kind::Portable && (rows < GEMV_ROWS || !backend.is_avx512())
-}
-
 /// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
-    #[cfg(target_arch = "x86_64")]
-    if let (Layout::Int4Bytes { .. }, Weights::Int4(codes, scales)) = (task.layout, task.matrix.weights) {
-        return int4_bytes::run(task, backend, Int4::new(codes, scales), rows);
-    }
     match task.matrix.weights {
         Weights::F32(weights) => run_kernel(task, backend, F32(weights), rows),
         Weights::Bf16(weights) => run_kernel(task, backend, Bf16(weights), rows),
