@@ -861,8 +861,7 @@ class Linear:
     """Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
 
     The weights may be quantized. Arrays are read in place, so the next call sees what is written to them.
-    Arithmetic is float32; for 4-bit weights rows are rounded to 16 bits, with one power of two for each 128
-    columns, except with AMX. The product of a row has the same bits on every CPU, for every number of threads and for
+    Arithmetic is float32. The product of a row has the same bits on every CPU, for every number of threads and for
     every batch, with two exceptions in batches of more than eight rows: AMX (`has_amx`) sums in another order, and
     so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to bfloat16. Either
     order is the same for all such batches. Safe to share among threads.
