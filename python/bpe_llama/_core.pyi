@@ -941,7 +941,7 @@ def has_avx512() -> bool:
 def has_avx512_bf16() -> bool:
     """Return whether `Linear` rounds more than eight rows to bfloat16 for AVX-512 BF16, with bfloat16 weights.
 
-    False where `has_amx`, which takes precedence, and on Intel's CPUs, whose float32 arithmetic is faster.
+    False where `has_amx`, which takes precedence, and on Intel's CPUs, where float32 is faster.
 
     Example:
         >>> from bpe_llama._core import has_avx512_bf16

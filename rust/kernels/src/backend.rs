@@ -57,7 +57,7 @@ pub fn has_amx() -> bool {
 
 /// Returns whether [`matmul`](crate::matmul) multiplies more than 8 activation rows with bfloat16 weights by AVX-512 BF16.
 ///
-/// False where [`has_amx`], which takes precedence, and on Intel's CPUs, whose float32 arithmetic is faster.
+/// False where [`has_amx`], which takes precedence, and on Intel's CPUs, where float32 is faster.
 pub fn has_avx512_bf16() -> bool {
     GemmBackend::best() == GemmBackend::Avx512Bf16
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// The environment variable that caps the tier.
 pub const VARIABLE: &str = "BPE_LLAMA_SIMD";
 
-/// Returns what the CPU says of itself, the first part of a leaf.
+/// Returns a leaf of `CPUID`, its subleaf 0.
 #[cfg(target_arch = "x86_64")]
 pub fn cpuid(leaf: u32) -> std::arch::x86_64::CpuidResult {
     // SAFETY: every 64-bit x86 CPU has the instruction. Newer versions of Rust know that.
