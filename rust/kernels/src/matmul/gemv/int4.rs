@@ -18,16 +18,6 @@ pub(super) struct Int4<'a> {
     pub(super) codes: &'a [u8],
     /// The bfloat16 scale and offset of each group, row by row.
     pub(super) scales: &'a [[u16; 2]],
-    groups: Groups,
-}
-
-impl<'a> Int4<'a> {
-    pub(super) fn new(codes: &'a [u8], scales: &'a [[u16; 2]]) -> Self {
-        let group = 2 * codes.len() / scales.len().max(1);
-        let shift = group.max(1).trailing_zeros();
-        let of_lane = std::array::from_fn(|lane| (8 * lane as u32) >> shift);
-        Self { codes, scales, groups: Groups { of_lane, shift, in_block: (BLOCK >> shift).max(1) } }
-    }
 }
 
 /// Repeats `$body` for `$index` from 0 to below `$count`, at most 4. A compiler does not unroll a loop with so long a body,
@@ -54,7 +44,7 @@ impl MicroKernel for Int4<'_> {
         x: &[CacheLine],
         mut prefetch: PrefetchDistance,
     ) -> [[f32; M]; R] {
-        let groups = self.groups;
+        let groups = self.groups();
         let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
         let scales: [_; R] = std::array::from_fn(|next| groups.of_row(self.scales, row + next, columns));
         let x = x.as_chunks::<M>().0.as_chunks::<BLOCK_VECTORS>().0;
@@ -88,7 +78,7 @@ impl MicroKernel for Int4<'_> {
     #[inline(always)]
     unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
         let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
-        let groups = self.groups;
+        let groups = self.groups();
         let scales: [_; R] = std::array::from_fn(|next| groups.of_row(self.scales, row + next, columns));
         for (block, widened) in widened.as_chunks_mut::<R>().0.as_chunks_mut::<BLOCK_VECTORS>().0.iter_mut().enumerate()
         {
@@ -154,7 +144,6 @@ impl MicroKernel for Int4<'_> {
 }
 
 /// Which groups of columns the lanes of a block belong to.
-#[derive(Clone, Copy)]
 struct Groups {
     of_lane: [u32; LANES],
     /// The binary logarithm of the columns of a group; group sizes are powers of two.
@@ -174,6 +163,16 @@ impl Groups {
     fn of_block<'a>(&self, of_row: &'a [[u16; 2]], block: usize) -> &'a [[u16; 2]] {
         let scales = &of_row[(block * BLOCK) >> self.shift..];
         &scales[..scales.len().min(self.in_block)]
+    }
+}
+
+impl Int4<'_> {
+    #[inline(always)]
+    fn groups(self) -> Groups {
+        let group = 2 * self.codes.len() / self.scales.len().max(1);
+        let shift = group.trailing_zeros();
+        let of_lane = std::array::from_fn(|lane| (8 * lane / group) as u32);
+        Groups { of_lane, shift, in_block: (BLOCK >> shift).max(1) }
     }
 }
 

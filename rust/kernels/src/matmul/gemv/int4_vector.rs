@@ -89,17 +89,12 @@ impl Int4Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
-        let words: *const i32 = from.as_ptr().cast(); // these loads need no alignment
-        unsafe {
-            if from.len() >= 4 * LANES {
-                return [_mm256_loadu_si256(words.cast()), _mm256_loadu_si256(words.add(8).cast())];
-            }
-            // A copy of a length known only at run time would be a call, around which every register is spilled.
-            let count = _mm256_set1_epi32((from.len() / 4) as i32);
-            let low = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-            let high = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
-            [_mm256_maskload_epi32(words, low), _mm256_maskload_epi32(words.wrapping_add(8), high)]
-        }
+        let mut padded = [0; 4 * LANES];
+        let bytes = from.first_chunk().unwrap_or_else(|| {
+            padded[..from.len()].copy_from_slice(from);
+            &padded
+        });
+        unsafe { [_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes.as_ptr().add(32).cast())] }
     }
 
     #[inline(always)]

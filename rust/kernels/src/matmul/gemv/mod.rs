@@ -44,7 +44,7 @@ pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
         Weights::F32(weights) => run_kernel(task, backend, F32(weights), rows),
         Weights::Bf16(weights) => run_kernel(task, backend, Bf16(weights), rows),
         Weights::Int8(codes, scales) => run_kernel(task, backend, Int8 { codes, scales }, rows),
-        Weights::Int4(codes, scales) => run_kernel(task, backend, Int4::new(codes, scales), rows),
+        Weights::Int4(codes, scales) => run_kernel(task, backend, Int4 { codes, scales }, rows),
     }
 }
 
