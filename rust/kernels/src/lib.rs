@@ -24,11 +24,14 @@
 //! | float32 | FMA | AMX, 6 products | FMA | FMA |
 //! | bfloat16 | FMA | AMX, 3 products | `VDPBF16PS` | FMA |
 //! | int8 | FMA | AMX, 3 products | FMA | FMA |
-//! | int4 | FMA | AMX, 6 products | FMA | FMA |
+//! | int4 | integers | AMX, 6 products | integers | integers |
 //!
 //! - **FMA** widens weights to float32 and uses fused multiply-adds of AVX-512, of AVX2, of NEON, or of the baseline. One pass
 //!   over the weights takes 8 activation rows with AVX-512, 4 without. Without AVX-512, weights are widened once for all passes
 //!   over more than 16 rows.
+//! - **Integers**: activations are rounded to 23 bits of the largest of each 128 columns, and their products with four-bit codes
+//!   summed exactly: by `VPDPBUSD` (AVX-512 VNNI, AVX-VNNI), `VPMADDUBSW` (AVX2, AVX-512 BW), `SDOT` (NEON's dot products) or
+//!   products of words.
 //! - **AMX** splits each float32 into three bfloat16 terms, and sums 3 or 6 products of terms in float32: as accurate as
 //!   float32. It takes precedence over AVX-512 BF16.
 //! - **`VDPBF16PS`** rounds activations to bfloat16. Intel's CPUs use FMA instead, which is faster there.
@@ -38,7 +41,7 @@
 //! # Design
 //! - **Roofline.** With one activation row a product reads each weight once, so its time is weight bytes / memory bandwidth.
 //!   Weights are read in place, several rows at a time, and prefetched 8 KiB ahead.
-//! - **Batch-invariant.** FMA sums in an order that the weight format alone fixes: the result of a row has the same bits on
+//! - **Batch-invariant.** All but AMX and AVX-512 BF16 sum in an order that the weight format alone fixes: the result of a row has the same bits on
 //!   every CPU, for every number of threads, and for every batch. AMX and AVX-512 BF16 sum in another order, which is the same
 //!   for every number of threads and for every batch of more than 8 rows.
 //! - **Packed activations.** Activations are repacked once for each product, in the order that a micro-kernel reads. Weights

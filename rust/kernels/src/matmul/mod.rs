@@ -127,6 +127,7 @@ fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, passes: usize, backend: Backe
         (Layout::Bf16Tiles, false) => (CHUNK_BYTES, 48),
         (Layout::Bf16Tiles, true) => (CHUNK_BYTES_OF_PASSES, 48),
         (_, false) => (CHUNK_BYTES, 4),
+        (Layout::Int4 { .. }, true) => (CHUNK_BYTES_OF_PASSES, 4),
         (_, true) if widened::is_used(passes, backend.is_avx512()) => {
             (widened::WIDENED_BYTES * matrix.row_bytes() / (4 * matrix.columns), widened::KERNEL_ROWS)
         }
@@ -147,7 +148,7 @@ fn run_chunk(tasks: &[Task<'_>], mut chunk: usize, backend: Backend) {
                 Layout::AmxTiles => unsafe { amx::run(task, rows) },
                 // SAFETY: as above, for AVX-512 BF16.
                 Layout::Bf16Tiles => unsafe { avx512_bf16::run(task, rows) },
-                Layout::Sequential | Layout::EvenOdd | Layout::Int4 => gemv::run(task, backend, rows),
+                Layout::Sequential | Layout::EvenOdd | Layout::Int4 { .. } => gemv::run(task, backend, rows),
             }
             return;
         }

@@ -1,7 +1,7 @@
 //! Packs activations: panels of rows, in the column order that a micro-kernel reads, the same columns of all rows together.
 
 use super::gemm::{amx, avx512_bf16};
-use super::gemv::{INT4_BLOCK, INT4_BLOCK_VECTORS, int4_factor};
+use super::gemv::int4_pack;
 use super::task::{Layout, Panel};
 use super::weights::Matrix;
 use crate::backend::{GEMM_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512, GemmBackend};
@@ -10,7 +10,7 @@ use bpe_llama_simd::f32x16::{CacheLine, LANES, zero_padded};
 use std::cell::Cell;
 
 /// Appends the activation rows `x` in a layout.
-fn append(layout: Layout, x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
+fn append(layout: Layout, x: &[f32], columns: usize, backend: Backend, packed: &mut Vec<CacheLine>) {
     match layout {
         // SAFETY: `Layout::of` chooses this layout only where the CPU has AMX.
         Layout::AmxTiles => unsafe { amx::pack(x, columns, packed) },
@@ -18,7 +18,7 @@ fn append(layout: Layout, x: &[f32], columns: usize, packed: &mut Vec<CacheLine>
         Layout::Bf16Tiles => unsafe { avx512_bf16::pack(x, columns, packed) },
         Layout::Sequential => append_strided::<LANES, 1>(x, columns, packed),
         Layout::EvenOdd => append_strided::<{ 2 * LANES }, 2>(x, columns, packed),
-        Layout::Int4 => append_int4(x, columns, packed),
+        Layout::Int4 { group } => int4_pack::append(x, columns, group, backend, packed),
     }
 }
 
@@ -37,36 +37,6 @@ fn append_strided<const N: usize, const STRIDE: usize>(x: &[f32], columns: usize
                 };
                 CacheLine(std::array::from_fn(|lane| block[STRIDE * lane + start]))
             }));
-        }
-    }
-}
-
-/// Appends the vectors of each block; see [`Layout::Int4`].
-fn append_int4(x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
-    let rows = x.len() / columns;
-    for column in (0..columns).step_by(INT4_BLOCK) {
-        let first = packed.len();
-        packed.resize(first + INT4_BLOCK_VECTORS * rows, CacheLine::ZERO);
-        for (row, x) in x.chunks_exact(columns).enumerate() {
-            let tail;
-            let block = if let Some(block) = x[column..].first_chunk::<INT4_BLOCK>() {
-                block
-            } else {
-                tail = zero_padded(&x[column..]);
-                &tail
-            };
-            let packed = &mut packed[first + row..];
-            let mut sum = [0.0; LANES];
-            for code in 0..8 {
-                let (packed, inverse) = (&mut packed[code * rows].0, 1.0 / int4_factor(code)); // a power of two: exact
-                for lane in 0..LANES {
-                    let x = block[8 * lane + code];
-                    sum[lane] += x;
-                    packed[lane] = x * inverse;
-                }
-            }
-            packed[8 * rows] = CacheLine(sum);
-            packed[9 * rows] = CacheLine(sum.map(|sum| -8.0 * sum));
         }
     }
 }
@@ -109,7 +79,7 @@ impl PackedActivations {
                 left => left.min(GEMV_ROWS_WITHOUT_AVX512),
             };
             let start = self.packed.len();
-            append(layout, &x[first_row * columns..][..panel_rows * columns], columns, &mut self.packed);
+            append(layout, &x[first_row * columns..][..panel_rows * columns], columns, backend, &mut self.packed);
             panels.push(Panel { first_row, rows: panel_rows, packed: start..self.packed.len() });
             first_row += panel_rows;
         }

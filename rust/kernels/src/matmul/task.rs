@@ -1,6 +1,6 @@
 //! A task: one matrix, the activations packed for it, and the place of its results.
 
-use super::weights::{Matrix, Weights};
+use super::weights::{Matrix, Weights, group_size};
 use crate::backend::GemmBackend;
 use crate::output::Output;
 use bpe_llama_simd::f32x16::CacheLine;
@@ -13,9 +13,8 @@ pub(crate) enum Layout {
     Sequential,
     /// Of 32 columns, first the even ones, then the odd ones, as bfloat16 weights widen.
     EvenOdd,
-    /// Of 128 columns, every eighth from the first on, then every eighth from the second on, and so on, each divided by the
-    /// power of two that its four-bit codes are multiplied by; then the sum of the eight undivided vectors, and -8 times it.
-    Int4,
+    /// Rounded to integers, and the sums of each `group` of columns: see `gemv/int4.rs`.
+    Int4 { group: usize },
     /// Tiles of three bfloat16 terms, for AMX.
     AmxTiles,
     /// Tiles rounded to bfloat16, for AVX-512 BF16.
@@ -30,7 +29,7 @@ impl Layout {
             Weights::Bf16(_) if gemm == GemmBackend::Avx512Bf16 => Self::Bf16Tiles,
             Weights::F32(_) | Weights::Int8(..) => Self::Sequential,
             Weights::Bf16(_) => Self::EvenOdd,
-            Weights::Int4(..) => Self::Int4,
+            Weights::Int4(codes, scales) => Self::Int4 { group: group_size(codes, scales) },
         }
     }
 }

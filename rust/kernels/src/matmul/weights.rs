@@ -22,6 +22,11 @@ pub enum Weights<'a> {
     Int4(&'a [u8], &'a [[u16; 2]]),
 }
 
+/// Returns how many columns share a scale of [`Weights::Int4`].
+pub(crate) fn group_size(codes: &[u8], scales: &[[u16; 2]]) -> usize {
+    (2 * codes.len()).checked_div(scales.len()).unwrap_or(GROUP_SIZES[0]) // of no rows, any will do
+}
+
 /// A weight matrix: `rows` output features, `columns` input features.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {

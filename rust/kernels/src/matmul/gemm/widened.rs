@@ -1,11 +1,11 @@
 //! GEMM by float32 fused multiply-adds, for CPUs with fewer than 32 wide registers.
 //!
-//! Weights are widened to float32 once for all activation rows, whatever their format, and so are multiplied as fast as
+//! Weights of float32, bfloat16 and int8 are widened to float32 once for all activation rows, and so are multiplied as fast as
 //! float32. The micro-kernel takes one half of the lanes and then the other: 16 registers then hold the accumulators of three
 //! weight rows and four activation rows. Sums have the order of the GEMV micro-kernel, and so the same bits.
 
 use crate::backend::GEMV_ROWS_WITHOUT_AVX512;
-use crate::matmul::gemv::{Int4Vector, MicroKernel};
+use crate::matmul::gemv::{Halved, MicroKernel};
 use crate::matmul::task::{Panel, Task};
 use bpe_llama_simd::f32x16::CacheLine;
 use bpe_llama_simd::prefetch::prefetch_l2;
@@ -37,7 +37,7 @@ thread_local! {
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-pub(in crate::matmul) unsafe fn run<V: Int4Vector, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
+pub(in crate::matmul) unsafe fn run<V: Halved, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let (columns, passes) = (task.matrix.columns, task.panels.len());
     let vectors = K::widened_vectors(columns);
     let mut widened = BUFFER.take();
@@ -77,7 +77,7 @@ pub(in crate::matmul) unsafe fn run<V: Int4Vector, K: MicroKernel>(task: &Task<'
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn multiply<V: Int4Vector, K: MicroKernel, const R: usize>(
+unsafe fn multiply<V: Halved, K: MicroKernel, const R: usize>(
     task: &Task<'_>,
     kernel: K,
     panel: &Panel,
@@ -100,7 +100,7 @@ unsafe fn multiply<V: Int4Vector, K: MicroKernel, const R: usize>(
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn store<V: Int4Vector, K: MicroKernel, const R: usize, const M: usize>(
+unsafe fn store<V: Halved, K: MicroKernel, const R: usize, const M: usize>(
     task: &Task<'_>,
     kernel: K,
     panel: &Panel,

@@ -1,7 +1,6 @@
 //! The micro-kernel of float32, bfloat16 and int8 weights, which widen to float32 one by one.
 
-use super::half_vector::{HalfVector, half_of_mut};
-use super::int4_vector::Int4Vector;
+use super::half_vector::{HalfVector, Halved, half_of_mut};
 use super::micro_kernel::{MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, zero_padded};
@@ -96,7 +95,7 @@ unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize, const
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
     widened: &[CacheLine],
     x: &[CacheLine],
 ) -> [[f32; M]; R] {
@@ -150,7 +149,7 @@ macro_rules! without_scales {
     ($weights:ident, $vectors:literal) => {
         impl MicroKernel for $weights<'_> {
             #[inline(always)]
-            unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
+            unsafe fn multiply<V: Halved, const R: usize, const M: usize>(
                 self,
                 row: usize,
                 columns: usize,
@@ -166,18 +165,13 @@ macro_rules! without_scales {
             }
 
             #[inline(always)]
-            unsafe fn widen<V: Int4Vector, const R: usize>(
-                self,
-                row: usize,
-                columns: usize,
-                widened: &mut [CacheLine],
-            ) {
+            unsafe fn widen<V: Halved, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
                 // SAFETY: the caller's promise.
                 unsafe { widen::<Self, V, _, _, R>(self.0, row, columns, widened) }
             }
 
             #[inline(always)]
-            unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+            unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
                 self,
                 _: usize,
                 widened: &[CacheLine],
@@ -224,7 +218,7 @@ impl Int8<'_> {
 
 impl MicroKernel for Int8<'_> {
     #[inline(always)]
-    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
+    unsafe fn multiply<V: Halved, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
@@ -240,13 +234,13 @@ impl MicroKernel for Int8<'_> {
     }
 
     #[inline(always)]
-    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
+    unsafe fn widen<V: Halved, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
         // SAFETY: the caller's promise.
         unsafe { widen::<Self, V, _, _, R>(self.codes, row, columns, widened) }
     }
 
     #[inline(always)]
-    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+    unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
         self,
         row: usize,
         widened: &[CacheLine],

@@ -1,7 +1,11 @@
 //! Half a vector of 16 float32: a kernel that takes one half of all lanes and then the other has registers for twice as many
 //! accumulators.
 
-use bpe_llama_simd::f32x16::{CacheLine, LANES};
+#[cfg(target_arch = "aarch64")]
+use bpe_llama_simd::f32x16::Neon;
+#[cfg(target_arch = "x86_64")]
+use bpe_llama_simd::f32x16::{Avx2, Avx512};
+use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, Portable};
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
@@ -23,6 +27,31 @@ pub(crate) trait HalfVector: Copy {
 
     /// Returns `self * by + plus`, rounded once. `VFMADD`.
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
+}
+
+/// A vector of float32 that can be taken by halves.
+pub(crate) trait Halved: F32x16 {
+    /// Half of the lanes.
+    type Half: HalfVector;
+}
+
+impl Halved for Portable {
+    type Half = [f32; LANES / 2];
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Halved for Avx2 {
+    type Half = __m256;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Halved for Avx512 {
+    type Half = __m256;
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Halved for Neon {
+    type Half = [float32x4_t; 2];
 }
 
 /// Returns one half of a vector in memory.

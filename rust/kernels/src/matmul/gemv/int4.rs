@@ -1,23 +1,63 @@
-//! The micro-kernel of four-bit weights.
+//! The micro-kernel of four-bit weights: products of integers.
+//!
+//! A block is 128 columns, eight for each lane. The activations `x` of a block are rounded to `q * step`, with integers `q` of 23
+//! bits and one `step`, a power of two. With `scale` and `offset` of its group a lane adds `sum((code - 8) * q) * step * scale`.
+//! That sum of integers is exact, so it is the same on every backend. `offset * sum(x)` is added once for each group.
+//!
+//! Where the CPU multiplies bytes, `q` is three signed bytes, and 64 codes are multiplied with as many bytes. Other backends
+//! multiply words.
 
-use super::half_vector::{HalfVector, half_of, half_of_mut};
-use super::int4_vector::{BLOCK, BLOCK_VECTORS, Int4Vector};
-use super::micro_kernel::{MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines};
+use super::int4_vector::{BLOCK, BYTES_VECTORS, Int4Dot, WORDS_VECTORS, has_dot_products};
+use super::micro_kernel::{rows_in_steps, sum_lanes};
+use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
 use crate::matmul::prefetch_distance::PrefetchDistance;
-use bpe_llama_simd::f32x16::{CacheLine, LANES};
-use std::sync::atomic::{Ordering, compiler_fence};
+use crate::matmul::task::{Panel, Task};
+use crate::matmul::weights::group_size;
+#[cfg(target_arch = "aarch64")]
+use bpe_llama_simd::f32x16::Neon;
+#[cfg(target_arch = "x86_64")]
+use bpe_llama_simd::f32x16::{Avx2, Avx512};
+use bpe_llama_simd::f32x16::{LANES, Portable};
+use bpe_llama_simd::{Backend, Kind};
+use std::ops::Range;
 
 /// Four-bit weights.
-///
-/// Lane `l` of a block holds columns `8 l` to `8 l + 7`. Let `x` be the activations there, and `scale` and `offset` those of
-/// the group. The lane then adds `scale * (-8 * sum(x) + sum(code * x)) + offset * sum(x)`, in which both multiples of
-/// `sum(x)` are packed beside `x`. Code `k` stays where it is in its half of the word, so it is multiplied by `16^(k % 4)`, and
-/// `x` is packed divided by that power of two: both are exact.
 #[derive(Clone, Copy)]
-pub(super) struct Int4<'a> {
-    pub(super) codes: &'a [u8],
+struct Int4<'a> {
+    codes: &'a [u8],
     /// The bfloat16 scale and offset of each group, row by row.
-    pub(super) scales: &'a [[u16; 2]],
+    scales: &'a [[u16; 2]],
+    groups: Groups,
+}
+
+/// Which groups of columns the lanes of a block belong to.
+#[derive(Clone, Copy)]
+struct Groups {
+    of_lane: [u32; LANES],
+    /// The binary logarithm of the columns of a group; group sizes are powers of two.
+    shift: u32,
+    in_block: usize,
+}
+
+impl Groups {
+    fn new(size: usize) -> Self {
+        let shift = size.trailing_zeros();
+        let of_lane = std::array::from_fn(|lane| (8 * lane as u32) >> shift);
+        Self { of_lane, shift, in_block: (BLOCK >> shift).max(1) }
+    }
+
+    /// Returns exactly the scales of the row: those of the next one may be infinite, which a product with 0 does not hide.
+    #[inline(always)]
+    fn of_row<'a>(&self, scales: &'a [[u16; 2]], row: usize, columns: usize) -> &'a [[u16; 2]] {
+        &scales[(row * columns) >> self.shift..][..columns >> self.shift]
+    }
+
+    /// Returns the scales and offsets of a block, from those of the row.
+    #[inline(always)]
+    fn of_block<'a>(&self, of_row: &'a [[u16; 2]], block: usize) -> &'a [[u16; 2]] {
+        let scales = &of_row[(block * BLOCK) >> self.shift..];
+        &scales[..scales.len().min(self.in_block)]
+    }
 }
 
 /// Repeats `$body` for `$index` from 0 to below `$count`, at most 4. A compiler does not unroll a loop with so long a body,
@@ -35,181 +75,167 @@ macro_rules! unrolled {
     };
 }
 
-impl MicroKernel for Int4<'_> {
-    #[inline(always)]
-    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
-        self,
-        row: usize,
-        columns: usize,
-        x: &[CacheLine],
-        mut prefetch: PrefetchDistance,
-    ) -> [[f32; M]; R] {
-        let groups = self.groups();
-        let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
-        let scales: [_; R] = std::array::from_fn(|next| groups.of_row(self.scales, row + next, columns));
-        let x = x.as_chunks::<M>().0.as_chunks::<BLOCK_VECTORS>().0;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut accumulators = [[V::splat(0.0); M]; R];
-            let whole = columns / BLOCK;
-            for (block, x) in x[..whole].iter().enumerate() {
-                prefetch.prefetch::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, block);
-                unrolled!(R, next, {
-                    let codes = V::load_codes(&rows[next].0[block]);
-                    add_block(&mut accumulators[next], codes, groups.of_block(scales[next], block), &groups.of_lane, x);
-                });
-            }
-            if let Some(x) = x.get(whole) {
-                prefetch.prefetch::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, whole);
-                unrolled!(R, next, {
-                    let codes = V::load_codes(rows[next].1);
-                    add_block(&mut accumulators[next], codes, groups.of_block(scales[next], whole), &groups.of_lane, x);
-                });
-            }
-            sum_lanes(accumulators)
-        }
-    }
-
-    fn widened_vectors(columns: usize) -> usize {
-        columns.div_ceil(BLOCK) * BLOCK_VECTORS
-    }
-
-    /// Of a block: the vectors of its eight codes, of the scales, and of the offsets.
-    #[inline(always)]
-    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
-        let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
-        let groups = self.groups();
-        let scales: [_; R] = std::array::from_fn(|next| groups.of_row(self.scales, row + next, columns));
-        for (block, widened) in widened.as_chunks_mut::<R>().0.as_chunks_mut::<BLOCK_VECTORS>().0.iter_mut().enumerate()
-        {
-            for next in 0..R {
-                let codes = rows[next].0.get(block).map_or(rows[next].1, |codes| codes.as_slice());
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let codes = V::load_codes(codes);
-                    V::code::<0>(codes).store(&mut widened[0][next].0);
-                    V::code::<1>(codes).store(&mut widened[1][next].0);
-                    V::code::<2>(codes).store(&mut widened[2][next].0);
-                    V::code::<3>(codes).store(&mut widened[3][next].0);
-                    V::code::<4>(codes).store(&mut widened[4][next].0);
-                    V::code::<5>(codes).store(&mut widened[5][next].0);
-                    V::code::<6>(codes).store(&mut widened[6][next].0);
-                    V::code::<7>(codes).store(&mut widened[7][next].0);
-                    let [scale, offset] = V::load_scales(groups.of_block(scales[next], block), &groups.of_lane);
-                    scale.store(&mut widened[8][next].0);
-                    offset.store(&mut widened[9][next].0);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
-        self,
-        _: usize,
-        widened: &[CacheLine],
-        x: &[CacheLine],
-    ) -> [[f32; M]; R] {
-        let widened = widened.as_chunks::<R>().0.as_chunks::<BLOCK_VECTORS>().0;
-        let x = x.as_chunks::<M>().0.as_chunks::<BLOCK_VECTORS>().0;
-        let mut lines = [[CacheLine::ZERO; M]; R];
-        // SAFETY: the caller's promise.
-        unsafe {
-            for half in 0..2 {
-                for (widened, x) in widened.iter().zip(x) {
-                    let mut sums = [[V::Half::zero(); M]; R];
-                    for m in 0..M {
-                        let first = V::Half::load(half_of(&x[9][m], half));
-                        for row in 0..R {
-                            sums[row][m] = first;
-                        }
-                    }
-                    for code in 0..8 {
-                        multiply_add_half(&mut sums, &widened[code], &x[code], half);
-                    }
-                    // The sums of the row are in memory: the registers hold those of the block.
-                    for row in 0..R {
-                        let [scale, offset] = [8, 9].map(|vector| V::Half::load(half_of(&widened[vector][row], half)));
-                        for m in 0..M {
-                            let line = half_of_mut(&mut lines[row][m], half);
-                            let sum = sums[row][m].mul_add(scale, V::Half::load(line));
-                            offset.mul_add(V::Half::load(half_of(&x[8][m], half)), sum).store(line);
-                        }
-                    }
-                }
-            }
-            sum_lines::<V, R, M>(&lines)
-        }
+/// Multiplies some weight rows with all panels.
+pub(super) fn run(task: &Task<'_>, backend: Backend, codes: &[u8], scales: &[[u16; 2]], rows: &Range<usize>) {
+    let weights = Int4 { codes, scales, groups: Groups::new(group_size(codes, scales)) };
+    match backend.kind() {
+        // SAFETY: the portable backend needs no CPU feature.
+        Kind::Portable => unsafe { run_passes::<Portable, WORDS_VECTORS, false>(task, weights, rows) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Backend` exists only if the CPU has it, and dot products are there.
+        Kind::Neon if has_dot_products(backend) => unsafe { run_neon_dot(task, weights, rows) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Kind::Neon => unsafe { run_passes::<Neon, WORDS_VECTORS, false>(task, weights, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx2 if has_dot_products(backend) => unsafe { run_avx_vnni(task, weights, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx2 => unsafe { run_avx2(task, weights, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx512 if has_dot_products(backend) => unsafe { run_avx512_vnni(task, weights, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx512 => unsafe { run_avx512(task, weights, rows) },
     }
 }
 
-/// Which groups of columns the lanes of a block belong to.
-struct Groups {
-    of_lane: [u32; LANES],
-    /// The binary logarithm of the columns of a group; group sizes are powers of two.
-    shift: u32,
-    in_block: usize,
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn run_neon_dot(task: &Task<'_>, weights: Int4<'_>, rows: &Range<usize>) {
+    // SAFETY: NEON and its dot products are enabled here.
+    unsafe { run_passes::<Neon, BYTES_VECTORS, true>(task, weights, rows) };
 }
 
-impl Groups {
-    /// Returns exactly the scales of the row: those of the next one may be infinite, which a product with 0 does not hide.
-    #[inline(always)]
-    fn of_row<'a>(&self, scales: &'a [[u16; 2]], row: usize, columns: usize) -> &'a [[u16; 2]] {
-        &scales[(row * columns) >> self.shift..][..columns >> self.shift]
-    }
-
-    /// Returns the scales and offsets of a block, from those of the row.
-    #[inline(always)]
-    fn of_block<'a>(&self, of_row: &'a [[u16; 2]], block: usize) -> &'a [[u16; 2]] {
-        let scales = &of_row[(block * BLOCK) >> self.shift..];
-        &scales[..scales.len().min(self.in_block)]
-    }
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2(task: &Task<'_>, weights: Int4<'_>, rows: &Range<usize>) {
+    // SAFETY: AVX2 and FMA are enabled here.
+    unsafe { run_passes::<Avx2, BYTES_VECTORS, false>(task, weights, rows) };
 }
 
-impl Int4<'_> {
-    #[inline(always)]
-    fn groups(self) -> Groups {
-        let group = 2 * self.codes.len() / self.scales.len().max(1);
-        let shift = group.trailing_zeros();
-        let of_lane = std::array::from_fn(|lane| (8 * lane / group) as u32);
-        Groups { of_lane, shift, in_block: (BLOCK >> shift).max(1) }
-    }
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+fn run_avx_vnni(task: &Task<'_>, weights: Int4<'_>, rows: &Range<usize>) {
+    // SAFETY: AVX2, FMA and AVX-VNNI are enabled here.
+    unsafe { run_passes::<Avx2, BYTES_VECTORS, true>(task, weights, rows) };
 }
 
-/// Adds the products of a block of one weight row with each activation row.
-///
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+fn run_avx512(task: &Task<'_>, weights: Int4<'_>, rows: &Range<usize>) {
+    // SAFETY: AVX-512 F, BW and VL are enabled here.
+    unsafe { run_passes::<Avx512, BYTES_VECTORS, false>(task, weights, rows) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+fn run_avx512_vnni(task: &Task<'_>, weights: Int4<'_>, rows: &Range<usize>) {
+    // SAFETY: AVX-512 F, BW, VL and VNNI are enabled here.
+    unsafe { run_passes::<Avx512, BYTES_VECTORS, true>(task, weights, rows) };
+}
+
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn add_block<V: Int4Vector, const M: usize>(
-    accumulators: &mut [V; M],
-    codes: V::Codes,
-    scales: &[[u16; 2]],
-    group_of_lane: &[u32; LANES],
-    x: &[[CacheLine; M]; BLOCK_VECTORS],
+unsafe fn run_passes<V: Int4Dot<N>, const N: usize, const DOT: bool>(
+    task: &Task<'_>,
+    weights: Int4<'_>,
+    rows: &Range<usize>,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[V::splat(0.0); M]];
-        for m in 0..M {
-            sums[0][m] = V::load(&x[9][m].0);
+    let (passes, bytes) = (task.panels.len(), rows.len() * task.matrix.row_bytes());
+    for (pass, panel) in task.panels.iter().enumerate() {
+        let sweep = Sweep { task, weights, panel, rows: rows.clone() };
+        let prefetch = PrefetchDistance::of_pass(pass, passes, bytes);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match panel.rows {
+                1 if V::REGISTERS < 16 => sweep.run::<V, N, DOT, 1, 1>(prefetch),
+                2 if V::REGISTERS < 16 => sweep.run::<V, N, DOT, 1, 2>(prefetch),
+                1 => sweep.run::<V, N, DOT, 4, 1>(prefetch),
+                2 => sweep.run::<V, N, DOT, 2, 2>(prefetch),
+                3 => sweep.run::<V, N, DOT, 1, 3>(prefetch),
+                GEMV_ROWS_WITHOUT_AVX512 => sweep.run::<V, N, DOT, 1, GEMV_ROWS_WITHOUT_AVX512>(prefetch),
+                _ if V::REGISTERS < 16 => unreachable!("panels of at most {GEMV_ROWS_WITHOUT_AVX512} rows"),
+                _ => sweep.run::<V, N, DOT, 1, GEMV_ROWS>(prefetch),
+            }
         }
-        multiply_add(&mut sums, [V::code::<0>(codes)], &x[0]);
-        multiply_add(&mut sums, [V::code::<1>(codes)], &x[1]);
-        multiply_add(&mut sums, [V::code::<2>(codes)], &x[2]);
-        multiply_add(&mut sums, [V::code::<3>(codes)], &x[3]);
-        multiply_add(&mut sums, [V::code::<4>(codes)], &x[4]);
-        multiply_add(&mut sums, [V::code::<5>(codes)], &x[5]);
-        multiply_add(&mut sums, [V::code::<6>(codes)], &x[6]);
-        multiply_add(&mut sums, [V::code::<7>(codes)], &x[7]);
-        let [scale, offset] = V::load_scales(scales, group_of_lane);
-        for m in 0..M {
-            let sum = sums[0][m].mul_add(scale, accumulators[m]);
-            accumulators[m] = offset.mul_add(V::load(&x[8][m].0), sum);
+    }
+}
+
+/// The products of some weight rows with a panel.
+struct Sweep<'a> {
+    task: &'a Task<'a>,
+    weights: Int4<'a>,
+    panel: &'a Panel,
+    rows: Range<usize>,
+}
+
+impl Sweep<'_> {
+    /// Multiplies `R` weight rows at a time, and the rest one by one, with the `M` rows of the panel.
+    ///
+    /// # Safety
+    /// The CPU has the features of `V`.
+    #[inline(always)]
+    unsafe fn run<V: Int4Dot<N>, const N: usize, const DOT: bool, const R: usize, const M: usize>(
+        &self,
+        prefetch: PrefetchDistance,
+    ) {
+        let first = self.task.output_index(0, self.panel.first_row);
+        let mut row = self.rows.start;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while row + R <= self.rows.end {
+                self.task.out.store(first + row, &self.multiply::<V, N, DOT, R, M>(row, prefetch));
+                row += R;
+            }
+            for row in row..self.rows.end {
+                self.task.out.store(first + row, &self.multiply::<V, N, DOT, 1, M>(row, prefetch));
+            }
         }
-        if V::REGISTERS < 16 {
-            // Otherwise compilers load the activations once for all weight rows, and spill them.
-            compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Returns the products of `R` weight rows, the first of them `row`.
+    ///
+    /// # Safety
+    /// The CPU has the features of `V`.
+    #[inline(always)]
+    unsafe fn multiply<V: Int4Dot<N>, const N: usize, const DOT: bool, const R: usize, const M: usize>(
+        &self,
+        row: usize,
+        mut prefetch: PrefetchDistance,
+    ) -> [[f32; M]; R] {
+        let (columns, Int4 { codes, scales, groups }) = (self.task.matrix.columns, self.weights);
+        let rows = rows_in_steps::<u8, R, { BLOCK / 2 }>(codes, row, columns / 2);
+        let scales: [_; R] = std::array::from_fn(|next| groups.of_row(scales, row + next, columns));
+        let (blocks, group_sums) =
+            self.task.packed(self.panel).as_chunks::<M>().0.split_at(N * columns.div_ceil(BLOCK));
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = V::splat(0.0);
+            let mut accumulators = [[zero; M]; R];
+            for (sixteen, sums) in group_sums.iter().enumerate() {
+                for next in 0..R {
+                    let offset = V::load_offsets(&scales[next][sixteen * LANES..]);
+                    for m in 0..M {
+                        accumulators[next][m] = offset.mul_add(V::load(&sums[m].0), accumulators[next][m]);
+                    }
+                }
+            }
+            for (block, x) in blocks.as_chunks::<N>().0.iter().enumerate() {
+                prefetch.prefetch::<_, R, { BLOCK / 2 }>(codes, row * columns / 2, block);
+                unrolled!(R, next, {
+                    let codes = V::load_codes(rows[next].0.get(block).map_or(rows[next].1, |codes| codes.as_slice()));
+                    let scale = V::load_scales(groups.of_block(scales[next], block), &groups.of_lane);
+                    for m in 0..M {
+                        let sum = V::dot::<DOT, M>(codes, x, m).mul_add(V::load(&x[N - 1][m].0), zero);
+                        accumulators[next][m] = sum.mul_add(scale, accumulators[next][m]);
+                    }
+                });
+            }
+            sum_lanes(accumulators)
         }
     }
 }

@@ -1,23 +1,27 @@
-//! The vector operations of four-bit weights: unpack codes, and load the scales of groups.
+//! The vector operations of four-bit weights: unpack codes, multiply them with rounded activations, and load the scales of groups.
 
-use super::half_vector::HalfVector;
-use bpe_llama_simd::bf16;
 #[cfg(target_arch = "aarch64")]
 use bpe_llama_simd::f32x16::Neon;
 #[cfg(target_arch = "x86_64")]
 use bpe_llama_simd::f32x16::{Avx2, Avx512};
-use bpe_llama_simd::f32x16::{F32x16, LANES, Portable, zero_padded};
-#[cfg(target_arch = "aarch64")]
-use std::arch::aarch64::*;
+use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, Portable, zero_padded};
+use bpe_llama_simd::{Backend, Kind, bf16};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+#[cfg(target_arch = "aarch64")]
+use std::arch::{aarch64::*, asm};
+use std::sync::LazyLock;
 
 /// Four-bit codes of a block: eight for each lane.
 pub(crate) const BLOCK: usize = 8 * LANES;
-/// Packed vectors of a block: the activations of each of the eight codes, their sum, and -8 times their sum.
-pub(crate) const BLOCK_VECTORS: usize = 10;
 
-/// A vector of float32 that four-bit weights widen to.
+/// Packed vectors of a block as bytes: the third, second and first byte of even columns, then of odd columns; then
+/// `-8 * sum(q)` of each lane, and `step`.
+pub(crate) const BYTES_VECTORS: usize = 8;
+/// Packed vectors of a block as words: `q` of each of the eight codes; then as above.
+pub(crate) const WORDS_VECTORS: usize = 10;
+
+/// Loads of four-bit weights.
 ///
 /// # Safety
 /// As for [`F32x16`].
@@ -25,39 +29,45 @@ pub(crate) trait Int4Vector: F32x16 {
     /// 16 words of 32 bits, each with eight codes.
     type Codes: Copy;
 
-    /// Half of the lanes.
-    type Half: HalfVector;
-
     /// Returns the codes in `from`, at most a [`BLOCK`], followed by zeros.
     unsafe fn load_codes(from: &[u8]) -> Self::Codes;
 
-    /// Returns code `K` of each word, times [`factor`]`(K)`: a mask and a conversion. Only codes 4 and above are shifted, all
-    /// together.
-    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self;
+    /// Returns in lane `l` the scale of group `group[l]`, below 4, or zero if there is no such group.
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self;
 
-    /// Returns in lane `l` the scale and the offset of group `group[l]`, below 4, or zeros if there is no such group.
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2];
+    /// Returns the first 16 offsets, followed by zeros.
+    unsafe fn load_offsets(scales: &[[u16; 2]]) -> Self;
 }
 
-/// The power of two by which [`Int4Vector::code`] multiplies code `k`, and by which the activation of code `k` is divided.
-///
-/// Both are exact, but for activations below `2^-114`.
-pub(crate) const fn factor(k: usize) -> f32 {
-    (1 << (4 * (k % 4))) as f32
+/// Products of four-bit codes with rounded activations, which are packed in `N` vectors for a block and row.
+pub(crate) trait Int4Dot<const N: usize>: Int4Vector {
+    /// Returns in each lane `sum((code - 8) * q)` of row `m`.
+    ///
+    /// # Safety
+    /// The CPU has the features of the backend, and with `DOT` dot products of bytes: see [`has_dot_products`].
+    unsafe fn dot<const DOT: bool, const M: usize>(codes: Self::Codes, x: &[[CacheLine; M]; N], m: usize) -> Self;
 }
 
-/// The bits of code `k` in a word that is shifted right by [`shift`]`(k)`.
-const fn mask(k: usize) -> i32 {
-    15 << (4 * (k % 4))
-}
-
-const fn shift(k: usize) -> i32 {
-    16 * (k as i32 / 4)
+/// Returns whether the CPU adds products of four bytes to a word in one instruction: AVX-VNNI, AVX-512 VNNI, or NEON's.
+pub(crate) fn has_dot_products(backend: Backend) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    static HAS: LazyLock<[bool; 2]> =
+        LazyLock::new(|| [is_x86_feature_detected!("avxvnni"), is_x86_feature_detected!("avx512vnni")]);
+    #[cfg(target_arch = "aarch64")]
+    static HAS: LazyLock<bool> = LazyLock::new(|| std::arch::is_aarch64_feature_detected!("dotprod"));
+    match backend.kind() {
+        Kind::Portable => false,
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => *HAS,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => HAS[0],
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => HAS[1],
+    }
 }
 
 impl Int4Vector for Portable {
     type Codes = [u32; LANES];
-    type Half = [f32; LANES / 2];
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
@@ -69,14 +79,32 @@ impl Int4Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
-        Self(codes.map(|word| ((word >> shift(K)) as i32 & mask(K)) as f32))
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
+        let four: [_; 4] = zero_padded(&scales[..scales.len().min(4)]);
+        Self(group.map(|group| bf16::to_f32(four[group as usize & 3][0])))
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
-        let four: [_; 4] = zero_padded(&scales[..scales.len().min(4)]);
-        [0, 1].map(|which| Self(group.map(|group| bf16::to_f32(four[group as usize & 3][which]))))
+    unsafe fn load_offsets(scales: &[[u16; 2]]) -> Self {
+        let pairs: [_; LANES] = zero_padded(&scales[..scales.len().min(LANES)]);
+        Self(pairs.map(|[_, offset]: [u16; 2]| bf16::to_f32(offset)))
+    }
+}
+
+impl Int4Dot<WORDS_VECTORS> for Portable {
+    #[inline(always)]
+    unsafe fn dot<const DOT: bool, const M: usize>(
+        codes: Self::Codes,
+        x: &[[CacheLine; M]; WORDS_VECTORS],
+        m: usize,
+    ) -> Self {
+        let mut sums = x[8][m].0.map(|word| word.to_bits() as i32);
+        for code in 0..8 {
+            for lane in 0..LANES {
+                sums[lane] += ((codes[lane] >> (4 * code)) & 15) as i32 * x[code][m].0[lane].to_bits() as i32;
+            }
+        }
+        Self(sums.map(|sum| sum as f32))
     }
 }
 
@@ -85,40 +113,86 @@ impl Int4Vector for Portable {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
 impl Int4Vector for Avx2 {
     type Codes = [__m256i; 2];
-    type Half = __m256;
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
-        let mut padded = [0; 4 * LANES];
-        let bytes = from.first_chunk().unwrap_or_else(|| {
-            padded[..from.len()].copy_from_slice(from);
-            &padded
-        });
-        unsafe { [_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes.as_ptr().add(32).cast())] }
-    }
-
-    #[inline(always)]
-    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
         unsafe {
-            let [mut low, mut high] = codes;
-            if K >= 4 {
-                (low, high) = (_mm256_srli_epi32::<16>(low), _mm256_srli_epi32::<16>(high));
+            if from.len() >= 4 * LANES {
+                return [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())];
             }
-            let mask = _mm256_set1_epi32(mask(K));
-            Self([_mm256_cvtepi32_ps(_mm256_and_si256(low, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(high, mask))])
+            load_words(from.as_ptr().cast(), from.len() / 4)
         }
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
         unsafe {
-            // A copy of up to four would be a call, around which every register is spilled.
             let there = _mm_cmpgt_epi32(_mm_set1_epi32(scales.len() as i32), _mm_setr_epi32(0, 1, 2, 3));
             let four = _mm256_castsi128_si256(_mm_maskload_epi32(scales.as_ptr().cast(), there));
             let low = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(group.as_ptr().cast()));
             let high = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(group.as_ptr().add(8).cast()));
-            Self::from_bf16_pairs([low, high])
+            let [scale, _] = Self::from_bf16_pairs([low, high]);
+            scale
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_offsets(scales: &[[u16; 2]]) -> Self {
+        let [_, offset] = unsafe { Self::from_bf16_pairs(load_words(scales.as_ptr().cast(), scales.len())) };
+        offset
+    }
+}
+
+// SAFETY of every block: the callers have AVX2, with `DOT` AVX-VNNI too; loads read what the references hold.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
+impl Int4Dot<BYTES_VECTORS> for Avx2 {
+    #[inline(always)]
+    unsafe fn dot<const DOT: bool, const M: usize>(
+        codes: Self::Codes,
+        x: &[[CacheLine; M]; BYTES_VECTORS],
+        m: usize,
+    ) -> Self {
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            let mut sums = [_mm256_setzero_ps(); 2];
+            for half in 0..2 {
+                let load = |vector: usize| _mm256_load_si256(x[vector][m].0.as_ptr().add(8 * half).cast());
+                let even = _mm256_and_si256(codes[half], mask);
+                let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(codes[half]), mask);
+                let add_byte = |sum, byte| {
+                    if DOT {
+                        let sum = _mm256_dpbusd_avx_epi32(sum, even, load(byte));
+                        return _mm256_dpbusd_avx_epi32(sum, odd, load(3 + byte));
+                    }
+                    let (even, odd) =
+                        (_mm256_maddubs_epi16(even, load(byte)), _mm256_maddubs_epi16(odd, load(3 + byte)));
+                    // At most 4 * 15 * 128, far below the limit of 16 bits.
+                    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1)))
+                };
+                let upper = _mm256_slli_epi32::<8>(add_byte(_mm256_setzero_si256(), 0));
+                let upper = _mm256_slli_epi32::<8>(add_byte(upper, 1));
+                sums[half] = _mm256_cvtepi32_ps(_mm256_add_epi32(upper, add_byte(load(6), 2)));
+            }
+            Self(sums)
+        }
+    }
+}
+
+/// Returns the first 16 of `count` words, followed by zeros. A copy of a length known only at run time would be a call, around
+/// which every register is spilled.
+///
+/// # Safety
+/// The CPU has AVX2, and `count` words from there can be read.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn load_words(from: *const i32, count: usize) -> [__m256i; 2] {
+    // SAFETY: the caller's promise; lanes from `count` on are not read.
+    unsafe {
+        let count = _mm256_set1_epi32(count.min(LANES) as i32);
+        let low = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        let high = _mm256_cmpgt_epi32(count, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
+        [_mm256_maskload_epi32(from, low), _mm256_maskload_epi32(from.wrapping_add(8), high)]
     }
 }
 
@@ -127,7 +201,6 @@ impl Int4Vector for Avx2 {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
 impl Int4Vector for Avx512 {
     type Codes = __m512i;
-    type Half = __m256;
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
@@ -137,19 +210,48 @@ impl Int4Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
+        let mask = (1 << scales.len().min(4)) - 1;
         unsafe {
-            let words = if K >= 4 { _mm512_srli_epi32::<16>(codes) } else { codes };
-            Self(_mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(mask(K)))))
+            let four = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(mask, scales.as_ptr().cast()));
+            let words = _mm512_permutexvar_epi32(_mm512_loadu_si512(group.as_ptr().cast()), four);
+            let [scale, _] = Self::from_bf16_pairs(words);
+            scale
         }
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
-        let mask = (1 << scales.len().min(4)) - 1;
+    unsafe fn load_offsets(scales: &[[u16; 2]]) -> Self {
+        let mask = ((1u32 << scales.len().min(LANES)) - 1) as u16;
+        let [_, offset] = unsafe { Self::from_bf16_pairs(_mm512_maskz_loadu_epi32(mask, scales.as_ptr().cast())) };
+        offset
+    }
+}
+
+// SAFETY of every block: the callers have AVX-512 F and BW, with `DOT` VNNI too; loads read what the references hold.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
+impl Int4Dot<BYTES_VECTORS> for Avx512 {
+    #[inline(always)]
+    unsafe fn dot<const DOT: bool, const M: usize>(
+        codes: Self::Codes,
+        x: &[[CacheLine; M]; BYTES_VECTORS],
+        m: usize,
+    ) -> Self {
         unsafe {
-            let four = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(mask, scales.as_ptr().cast()));
-            Self::from_bf16_pairs(_mm512_permutexvar_epi32(_mm512_loadu_si512(group.as_ptr().cast()), four))
+            let load = |vector: usize| _mm512_load_si512(x[vector][m].0.as_ptr().cast());
+            let mask = _mm512_set1_epi8(15);
+            let (even, odd) = (_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask));
+            let add_byte = |sum, byte| {
+                if DOT {
+                    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, even, load(byte)), odd, load(3 + byte));
+                }
+                let (even, odd) = (_mm512_maddubs_epi16(even, load(byte)), _mm512_maddubs_epi16(odd, load(3 + byte)));
+                _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_add_epi16(even, odd), _mm512_set1_epi16(1)))
+            };
+            let upper = _mm512_slli_epi32::<8>(add_byte(_mm512_setzero_si512(), 0));
+            let upper = _mm512_slli_epi32::<8>(add_byte(upper, 1));
+            Self(_mm512_cvtepi32_ps(_mm512_add_epi32(upper, add_byte(load(6), 2))))
         }
     }
 }
@@ -158,8 +260,7 @@ impl Int4Vector for Avx512 {
 #[cfg(target_arch = "aarch64")]
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
 impl Int4Vector for Neon {
-    type Codes = [int32x4_t; 4];
-    type Half = [float32x4_t; 2];
+    type Codes = [uint32x4_t; 4];
 
     #[inline(always)]
     unsafe fn load_codes(from: &[u8]) -> Self::Codes {
@@ -168,38 +269,100 @@ impl Int4Vector for Neon {
             padded[..from.len()].copy_from_slice(from);
             &padded
         });
-        unsafe {
-            let words: *const i32 = bytes.as_ptr().cast(); // NEON loads need no alignment
-            [vld1q_s32(words), vld1q_s32(words.add(4)), vld1q_s32(words.add(8)), vld1q_s32(words.add(12))]
-        }
+        let words: *const u32 = bytes.as_ptr().cast(); // NEON loads need no alignment
+        unsafe { [0, 4, 8, 12].map(|word| vld1q_u32(words.add(word))) }
     }
 
     #[inline(always)]
-    unsafe fn code<const K: usize>(codes: Self::Codes) -> Self {
-        unsafe {
-            let mut values = [vdupq_n_f32(0.0); 4];
-            for quarter in 0..4 {
-                let mut words = codes[quarter];
-                if K >= 4 {
-                    words = vreinterpretq_s32_u32(vshrq_n_u32::<16>(vreinterpretq_u32_s32(words)));
-                }
-                values[quarter] = vcvtq_f32_s32(vandq_s32(words, vdupq_n_s32(mask(K))));
-            }
-            Self(values)
-        }
+    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
+        // Groups begin at whole registers: one broadcast for each register.
+        let scale = |quarter: usize| scales.get(group[4 * quarter] as usize).map_or(0.0, |pair| bf16::to_f32(pair[0]));
+        unsafe { Self([0, 1, 2, 3].map(|quarter| vdupq_n_f32(scale(quarter)))) }
     }
 
     #[inline(always)]
-    unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> [Self; 2] {
+    unsafe fn load_offsets(scales: &[[u16; 2]]) -> Self {
+        let pairs: [_; LANES] = zero_padded(&scales[..scales.len().min(LANES)]);
+        let [_, offset] = unsafe { Self::load_bf16(pairs.as_flattened().first_chunk().expect("two for each lane")) };
+        offset
+    }
+}
+
+// SAFETY of every block: the callers have NEON, and loads read what the references hold.
+#[cfg(target_arch = "aarch64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
+impl Int4Dot<WORDS_VECTORS> for Neon {
+    #[inline(always)]
+    unsafe fn dot<const DOT: bool, const M: usize>(
+        codes: Self::Codes,
+        x: &[[CacheLine; M]; WORDS_VECTORS],
+        m: usize,
+    ) -> Self {
         unsafe {
-            // Groups begin at whole registers: one broadcast for each register.
-            let mut pairs = [[vdupq_n_f32(0.0); 4]; 2];
+            let mut sums = [vdupq_n_f32(0.0); 4];
             for quarter in 0..4 {
-                let [scale, offset] = scales.get(group[4 * quarter] as usize).copied().unwrap_or_default();
-                pairs[0][quarter] = vdupq_n_f32(bf16::to_f32(scale));
-                pairs[1][quarter] = vdupq_n_f32(bf16::to_f32(offset));
+                let load = |vector: usize| vld1q_s32(x[vector][m].0.as_ptr().add(4 * quarter).cast());
+                let add = |sum, codes, code| {
+                    let codes = vandq_u32(codes, vdupq_n_u32(15));
+                    vmlaq_s32(sum, vreinterpretq_s32_u32(codes), load(code))
+                };
+                let words = codes[quarter];
+                let mut sum = add(load(8), words, 0);
+                sum = add(sum, vshrq_n_u32::<4>(words), 1);
+                sum = add(sum, vshrq_n_u32::<8>(words), 2);
+                sum = add(sum, vshrq_n_u32::<12>(words), 3);
+                sum = add(sum, vshrq_n_u32::<16>(words), 4);
+                sum = add(sum, vshrq_n_u32::<20>(words), 5);
+                sum = add(sum, vshrq_n_u32::<24>(words), 6);
+                sum = add(sum, vshrq_n_u32::<28>(words), 7);
+                sums[quarter] = vcvtq_f32_s32(sum);
             }
-            pairs.map(Self)
+            Self(sums)
         }
     }
+}
+
+// SAFETY of every block: the callers have NEON and its dot products, and loads read what the references hold.
+#[cfg(target_arch = "aarch64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
+impl Int4Dot<BYTES_VECTORS> for Neon {
+    #[inline(always)]
+    unsafe fn dot<const DOT: bool, const M: usize>(
+        codes: Self::Codes,
+        x: &[[CacheLine; M]; BYTES_VECTORS],
+        m: usize,
+    ) -> Self {
+        unsafe {
+            let mut sums = [vdupq_n_f32(0.0); 4];
+            for quarter in 0..4 {
+                let load = |vector: usize| vld1q_s32(x[vector][m].0.as_ptr().add(4 * quarter).cast());
+                let codes = vreinterpretq_u8_u32(codes[quarter]);
+                let (even, odd) = (vandq_u8(codes, vdupq_n_u8(15)), vshrq_n_u8::<4>(codes));
+                let add_byte = |sum, byte| sdot(sdot(sum, even, load(byte)), odd, load(3 + byte));
+                let upper = vshlq_n_s32::<8>(add_byte(vdupq_n_s32(0), 0));
+                let upper = vshlq_n_s32::<8>(add_byte(upper, 1));
+                sums[quarter] = vcvtq_f32_s32(vaddq_s32(upper, add_byte(load(6), 2)));
+            }
+            Self(sums)
+        }
+    }
+}
+
+/// Adds to each word the products of four codes, below 128, and four signed bytes. Rust's own function is not stable.
+///
+/// # Safety
+/// The CPU has NEON's dot products.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+unsafe fn sdot(mut sum: int32x4_t, codes: uint8x16_t, bytes: int32x4_t) -> int32x4_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            ".arch_extension dotprod",
+            "sdot {sum:v}.4s, {codes:v}.16b, {bytes:v}.16b",
+            sum = inout(vreg) sum, codes = in(vreg) codes, bytes = in(vreg) bytes,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
 }

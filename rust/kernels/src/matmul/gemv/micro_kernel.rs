@@ -1,7 +1,6 @@
 //! What the micro-kernels of all weight formats share.
 
-use super::half_vector::{HalfVector, half_of};
-use super::int4_vector::Int4Vector;
+use super::half_vector::{HalfVector, Halved, half_of};
 use crate::backend::GEMV_ROWS;
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16};
@@ -17,7 +16,7 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     ///
     /// # Safety
     /// The CPU has the features of `V`.
-    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
+    unsafe fn multiply<V: Halved, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
@@ -32,13 +31,13 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     ///
     /// # Safety
     /// The CPU has the features of `V`.
-    unsafe fn widen<V: Int4Vector, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]);
+    unsafe fn widen<V: Halved, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]);
 
     /// Returns what [`multiply`](Self::multiply) does, with the same bits, from the rows that [`widen`](Self::widen) wrote.
     ///
     /// # Safety
     /// The CPU has the features of `V`.
-    unsafe fn multiply_widened<V: Int4Vector, const R: usize, const M: usize>(
+    unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
         self,
         row: usize,
         widened: &[CacheLine],

@@ -1,13 +1,14 @@
-//! GEMV: products with up to eight activation rows at a time, by float32 fused multiply-adds on every CPU.
+//! GEMV: products with up to eight activation rows at a time: by float32 fused multiply-adds, or by integers with four-bit
+//! weights.
 //!
-//! Up to eight rows a product is bound by memory bandwidth: each weight is read once, widened to float32 and multiplied with
-//! all rows. More rows take several passes over a chunk of weights that the second-level cache holds.
+//! Up to eight rows a product is bound by memory bandwidth: each weight is read once, widened and multiplied with all rows. More rows take several passes over a chunk of weights that the second-level cache holds.
 //!
 //! | file | its part |
 //! |---|---|
 //! | `micro_kernel.rs` | the trait of weight formats, and what they share |
 //! | `dense.rs` | float32, bfloat16, int8 |
-//! | `int4.rs`, `int4_vector.rs` | four-bit weights, and their vector operations on each backend |
+//! | `int4.rs` | four-bit weights |
+//! | `int4_vector.rs`, `int4_pack.rs` | their vector operations on each backend, and their activations |
 //! | `half_vector.rs` | half a vector, for the micro-kernel of `gemm/widened.rs` |
 //!
 //! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
@@ -15,12 +16,11 @@
 mod dense;
 mod half_vector;
 mod int4;
+pub(super) mod int4_pack;
 mod int4_vector;
 mod micro_kernel;
 
-pub(super) use int4_vector::{
-    BLOCK as INT4_BLOCK, BLOCK_VECTORS as INT4_BLOCK_VECTORS, Int4Vector, factor as int4_factor,
-};
+pub(super) use half_vector::Halved;
 pub(super) use micro_kernel::MicroKernel;
 
 use super::gemm::widened;
@@ -35,7 +35,6 @@ use bpe_llama_simd::f32x16::Portable;
 use bpe_llama_simd::f32x16::{Avx2, Avx512};
 use bpe_llama_simd::{Backend, Kind};
 use dense::{Bf16, F32, Int8};
-use int4::Int4;
 use std::ops::Range;
 
 /// Multiplies some weight rows with all panels.
@@ -44,7 +43,7 @@ pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
         Weights::F32(weights) => run_kernel(task, backend, F32(weights), rows),
         Weights::Bf16(weights) => run_kernel(task, backend, Bf16(weights), rows),
         Weights::Int8(codes, scales) => run_kernel(task, backend, Int8 { codes, scales }, rows),
-        Weights::Int4(codes, scales) => run_kernel(task, backend, Int4 { codes, scales }, rows),
+        Weights::Int4(codes, scales) => int4::run(task, backend, codes, scales, &rows),
     }
 }
 
@@ -81,7 +80,7 @@ fn run_avx512<K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn run_passes<V: Int4Vector, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
+unsafe fn run_passes<V: Halved, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let passes = task.panels.len();
     if widened::is_used(passes, V::REGISTERS >= 16) {
         // SAFETY: the caller's promise.
@@ -100,7 +99,7 @@ unsafe fn run_passes<V: Int4Vector, K: MicroKernel>(task: &Task<'_>, kernel: K, 
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn run_pass<V: Int4Vector, K: MicroKernel>(
+unsafe fn run_pass<V: Halved, K: MicroKernel>(
     task: &Task<'_>,
     kernel: K,
     panel: &Panel,
@@ -130,7 +129,7 @@ unsafe fn run_pass<V: Int4Vector, K: MicroKernel>(
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn sweep<V: Int4Vector, K: MicroKernel, const R: usize, const M: usize>(
+unsafe fn sweep<V: Halved, K: MicroKernel, const R: usize, const M: usize>(
     task: &Task<'_>,
     kernel: K,
     panel: &Panel,

@@ -76,6 +76,64 @@ fn an_infinite_row_does_not_change_its_neighbours() {
 }
 
 #[test]
+fn activations_of_int4_are_rounded_to_23_bits_of_the_largest_of_their_block() {
+    let (columns, group) = (160, 32); // a block of 128, and the rest
+    let owned = Owned::new(3, &numbers(3 * columns, 1), 3, columns, group);
+    let matrix = Matrix::new(3, columns, owned.weights()).expect("a fitting shape");
+    for power in -149_i32..=127 {
+        let x: Vec<f32> = numbers(columns, 2).iter().map(|x| (f64::from(*x) * 2_f64.powi(power)) as f32).collect();
+        let mut portable = None;
+        for (backend, batch) in Backend::available().flat_map(|it| [1, 5, 19].map(|batch| (it, batch))) {
+            let mut out = vec![0.0; 3 * batch];
+            matmul_with(backend, GemmBackend::Fma, &[matrix], Activations::Plain(&x.repeat(batch)), &mut out, false, 1)
+                .expect("fitting shapes");
+            let bits = |row: &[f32]| row.iter().map(|x| if x.is_nan() { 0 } else { x.to_bits() }).collect::<Vec<_>>();
+            let expected = portable.get_or_insert_with(|| bits(&out)).clone();
+            assert!(out.chunks(3).all(|row| bits(row) == expected), "2^{power}, {backend:?}, {batch} rows");
+            if power > 110 {
+                continue; // products may be infinite
+            }
+            for (row, found) in out.into_iter().take(3).enumerate() {
+                let (mut expected, mut size) = (0.0, 0.0);
+                for (column, x) in x.iter().enumerate() {
+                    let weight = owned.weight(row, column, columns);
+                    expected += weight * f64::from(*x);
+                    size += weight.abs();
+                }
+                // Rounding is off by half a step, 2^-22 of the largest activation. Steps are at least 2^-126.
+                let off = (f64::from(found) - expected).abs();
+                assert!(
+                    off <= 2_f64.powi((power - 22).max(-126)) * size,
+                    "2^{power}, row {row}: {found} for {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_no_numbers_change_their_own_row_alone() {
+    let (columns, rows) = (160, 3);
+    for (format, large) in (0..4).flat_map(|it| [(it, f32::INFINITY), (it, f32::NEG_INFINITY), (it, f32::NAN)]) {
+        let owned = Owned::new(format, &numbers(rows * columns, 1), rows, columns, 32);
+        let matrix = Matrix::new(rows, columns, owned.weights()).expect("a fitting shape");
+        for (backend, batch) in Backend::available().flat_map(|it| [2, 5, 8, 22].map(|batch| (it, batch))) {
+            let mut x = numbers(columns * batch, 2);
+            x[columns + 7] = large;
+            let mut out = vec![0.0; rows * batch];
+            matmul_with(backend, GemmBackend::Fma, &[matrix], Activations::Plain(&x), &mut out, false, 1)
+                .expect("fitting shapes");
+            for (row, products) in out.chunks(rows).enumerate() {
+                assert!(
+                    products.iter().all(|x| x.is_finite() == (row != 1)),
+                    "{large}, {backend:?}, row {row} of {batch}: {products:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn extreme_gates_are_finite() {
     let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
