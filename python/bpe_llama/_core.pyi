@@ -861,7 +861,7 @@ class Linear:
     """Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
 
     The weights may be quantized. Arrays are read in place, so the next call sees what is written to them.
-    Arithmetic is float32; for 4-bit weights the input is rounded to 23 bits of the largest of each 128 columns,
+    Arithmetic is float32; for 4-bit weights the input is rounded to 23 bits of the largest of each 8 columns,
     except with AMX, and multiplied as integers. The product of a row has the same bits on every CPU, for every number of threads and for
     every batch, with two exceptions in batches of more than eight rows: AMX (`has_amx`) sums in another order, and
     so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to bfloat16. Either
@@ -1087,7 +1087,8 @@ def simd_tier() -> str:
 
     The variable is read once, when the module is imported; a name that is unknown or that this CPU lacks is a
     `ValueError`. The tiers are `portable`; on x86-64 `avx2`, `avx512`, `avx512_bf16` and `amx`; on arm64 `neon`.
-    Intel's CPUs compute the same at `avx512_bf16` as at `avx512`, which is faster there.
+    Intel's CPUs compute the same at `avx512_bf16` as at `avx512`, which is faster there. Products of bytes (VNNI, and
+    NEON's dot products) are used at each tier whose CPU has them.
 
     Example:
         >>> from bpe_llama._core import simd_tier, simd_tiers

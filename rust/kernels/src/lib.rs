@@ -29,7 +29,7 @@
 //! - **FMA** widens weights to float32 and uses fused multiply-adds of AVX-512, of AVX2, of NEON, or of the baseline. One pass
 //!   over the weights takes 8 activation rows with AVX-512, 4 without. Without AVX-512, weights are widened once for all passes
 //!   over more than 16 rows.
-//! - **Integers**: activations are rounded to 23 bits of the largest of each 128 columns, and their products with four-bit codes
+//! - **Integers**: activations are rounded to 23 bits of the largest of each 8 columns, and their products with four-bit codes
 //!   summed exactly: by `VPDPBUSD` (AVX-512 VNNI, AVX-VNNI), `VPMADDUBSW` (AVX2, AVX-512 BW), `SDOT` (NEON's dot products) or
 //!   products of words.
 //! - **AMX** splits each float32 into three bfloat16 terms, and sums 3 or 6 products of terms in float32: as accurate as

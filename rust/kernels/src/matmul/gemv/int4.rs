@@ -1,7 +1,7 @@
 //! The micro-kernel of four-bit weights: products of integers.
 //!
-//! A block is 128 columns, eight for each lane. The activations `x` of a block are rounded to `q * step`, with integers `q` of 23
-//! bits and one `step`, a power of two. With `scale` and `offset` of its group a lane adds `sum((code - 8) * q) * step * scale`.
+//! A block is 128 columns, eight for each lane. The activations `x` of a lane are rounded to `q * step`, with integers `q` of 23
+//! bits and one `step`, a power of two. With `scale` and `offset` of its group it adds `sum((code - 8) * q) * step * scale`.
 //! That sum of integers is exact, so it is the same on every backend. `offset * sum(x)` is added once for each group.
 //!
 //! Where the CPU multiplies bytes, `q` is three signed bytes, and 64 codes are multiplied with as many bytes. Other backends

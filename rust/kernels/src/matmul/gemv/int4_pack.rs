@@ -78,8 +78,8 @@ fn append_group_sums(x: &[f32], columns: usize, group: usize, packed: &mut Vec<C
 struct Rounded {
     /// From -2^22 to 2^22.
     integers: [i32; BLOCK],
-    /// A power of two; NaN if an activation is infinite or NaN.
-    step: f32,
+    /// A power of two for each lane; NaN if one of its activations is infinite or NaN.
+    steps: [f32; LANES],
 }
 
 impl Rounded {
@@ -88,24 +88,28 @@ impl Rounded {
 
     #[inline(always)]
     fn new(x: &[f32; BLOCK]) -> Self {
-        // As integers, the bits of magnitudes are ordered as their values.
-        let largest = x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
-        if largest >= f32::INFINITY.to_bits() {
-            return Self { integers: [0; BLOCK], step: f32::NAN };
+        let (mut integers, mut steps) = ([0; BLOCK], [f32::NAN; LANES]);
+        for (lane, x) in x.as_chunks::<8>().0.iter().enumerate() {
+            // As integers, the bits of magnitudes are ordered as their values.
+            let largest = x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
+            if largest >= f32::INFINITY.to_bits() {
+                continue;
+            }
+            // 2^21 divided by the power of two not above the largest magnitude; at most 2^126, as the step is a normal number.
+            let factor = f32::from_bits((275 - (largest >> 23)).min(253) << 23);
+            for (integer, x) in integers[8 * lane..].iter_mut().zip(x) {
+                *integer = (x * factor + Self::ROUND).to_bits() as i32 - Self::ROUND.to_bits() as i32;
+            }
+            steps[lane] = 1.0 / factor;
         }
-        // 2^21 divided by the power of two not above the largest magnitude; at most 2^126, as the step is a normal number.
-        let factor = f32::from_bits((275 - (largest >> 23)).min(253) << 23);
-        Self {
-            integers: x.map(|x| (x * factor + Self::ROUND).to_bits() as i32 - Self::ROUND.to_bits() as i32),
-            step: 1.0 / factor,
-        }
+        Self { integers, steps }
     }
 
-    /// Returns the last two vectors: `-8 * sum(integers)` of each lane, and the step.
+    /// Returns the last two vectors: `-8 * sum(integers)` of each lane, and the steps.
     #[inline(always)]
     fn last_vectors(&self) -> [CacheLine; 2] {
         let of_lane = |lane: usize| -8 * self.integers[8 * lane..][..8].iter().sum::<i32>();
-        [CacheLine(std::array::from_fn(|lane| word(of_lane(lane)))), CacheLine([self.step; LANES])]
+        [CacheLine(std::array::from_fn(|lane| word(of_lane(lane)))), CacheLine(self.steps)]
     }
 }
 
@@ -169,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn every_instruction_returns_the_sums_of_integers() {
+    fn every_instruction_returns_the_sums_of_rounded_activations() {
         for seed in 0..500_u32 {
             let hash = |index: usize| (index as u32 + 1).wrapping_mul(seed.wrapping_mul(0x9E37_79B9) | 1);
             let codes: [u8; BLOCK / 2] = std::array::from_fn(|index| (hash(index) >> 24) as u8);
@@ -181,7 +185,14 @@ mod tests {
             let (mut words, mut bytes) = (Vec::new(), Vec::new());
             append_blocks(&x, BLOCK, &mut words, write_words);
             append_blocks(&x, BLOCK, &mut bytes, write_bytes);
-            let integers = Rounded::new(&x).integers;
+            let Rounded { integers, steps } = Rounded::new(&x);
+            for (lane, x) in x.as_chunks::<8>().0.iter().enumerate() {
+                let (step, largest) =
+                    (f64::from(steps[lane]), x.iter().fold(0.0, |largest: f64, x| largest.max(f64::from(x.abs()))));
+                for (x, integer) in x.iter().zip(&integers[8 * lane..]) {
+                    assert!((f64::from(*x) - f64::from(*integer) * step).abs() <= largest / f64::from(1 << 22));
+                }
+            }
             let expected: [u32; LANES] = std::array::from_fn(|lane| {
                 {
                     let code = |column: usize| i64::from(codes[column / 2] >> (4 * (column % 2)) & 15) - 8;

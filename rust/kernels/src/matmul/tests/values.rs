@@ -76,7 +76,7 @@ fn an_infinite_row_does_not_change_its_neighbours() {
 }
 
 #[test]
-fn activations_of_int4_are_rounded_to_23_bits_of_the_largest_of_their_block() {
+fn activations_of_int4_of_any_size_are_rounded_to_23_bits() {
     let (columns, group) = (160, 32); // a block of 128, and the rest
     let owned = Owned::new(3, &numbers(3 * columns, 1), 3, columns, group);
     let matrix = Matrix::new(3, columns, owned.weights()).expect("a fitting shape");
