@@ -208,6 +208,7 @@ def test_a_chat_streams_stops_and_regenerates(page: Page, server: Running, monke
     monkeypatch.setattr(Engine, "step", slow)
     page.choose("#max_tokens", "512")
     page.choose("#temperature", "2")
+    page.choose("#seed", "2")  # an answer of over 400 tokens
     page.type("#message", "a lazy dog")
     page.click("#send")
     page.wait("return document.querySelectorAll('#log .word').length > 0")
