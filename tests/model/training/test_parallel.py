@@ -207,7 +207,7 @@ def test_a_killed_rank_and_a_restart_lose_nothing(parallel: str, tmp_path: Path)
     processes = ranks.start(2, partial(work, out=out, callbacks=[Waits()]), tmp_path / "log-killed")
     while len(training.read_metrics(out / "metrics.jsonl")) < 3:
         time.sleep(0.01)
-    time.sleep(random.uniform(0.0, 0.3))
+    time.sleep(random.SystemRandom().uniform(0.0, 0.3))
     os.kill(processes[1], signal.SIGKILL)
     assert ranks.wait(processes, 120.0) == [1, -signal.SIGKILL]  # rank 0 ends with an error, without waiting
     ranks.run(2, partial(work, out=out), tmp_path / "log-resumed")
