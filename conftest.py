@@ -2,7 +2,11 @@
 
 import importlib.util
 import os
+import random
 import signal
+import sys
+
+import pytest
 
 # A shell lets what it starts in the background ignore Ctrl-C, and the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,3 +26,21 @@ if importlib.util.find_spec("lm_eval") is None:
     collect_ignore += ["python/bpe_llama/model/evaluation/harness.py"]
 if importlib.util.find_spec("regex") is None:
     collect_ignore += ["python/bpe_llama/educational.py"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let what a test draws depend on itself alone, not on the tests that its worker ran before."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+if importlib.util.find_spec("hypothesis"):
+    import hypothesis
+
+    # On a busy machine an example may take longer than 200 ms. In CI hypothesis has no limit by itself.
+    hypothesis.settings.register_profile("no limit", deadline=None)
+    hypothesis.settings.load_profile("no limit")

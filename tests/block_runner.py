@@ -68,7 +68,7 @@ class BlockRunner:
                 env=self.environment,
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
                 stdin=subprocess.DEVNULL,
             )
         finally:
@@ -90,8 +90,9 @@ def _serve(path: str) -> None:
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen()
+    os.rename(f"{path}.new", path)  # clients come once it is there
     while True:
         client, _ = listener.accept()
         if os.fork() == 0:

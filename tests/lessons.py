@@ -109,7 +109,7 @@ def execute(page: Path, folder: Path, longer: bool = False) -> list[str]:
     drawing = {"MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
     environment = {**os.environ, **quiet, **drawing, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     notebook = notebook_of(page)
-    timeout: int | None = 200
+    timeout: int | None = 900
     if longer and page.stem in LONGER:
         for cell in notebook.cells:
             cell.source = f"{cell.source}\n".replace(*LONGER[page.stem])

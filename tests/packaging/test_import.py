@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _python(script: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_importing_the_package_imports_neither_torch_nor_its_model() -> None:
@@ -55,19 +55,15 @@ def test_the_model_imports_under_its_own_name() -> None:
     assert done.stdout == "bpe_llama.model\n", done.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a child's processor time")
 def test_help_is_quick() -> None:
-    """Processor time, since other processes may hold the machine: importing torch alone takes more than this."""
-    import resource
-
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-m", "bpe_llama.cli", "--help"], capture_output=True, timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.returncode == 0, done.stderr
-    assert min(seconds) < 1.5, f"best of three: {min(seconds):.2f} s"
+    """Counted in modules, since seconds depend on the machine: torch alone imports 1,200."""
+    command = [sys.executable, "-X", "importtime", "-m", "bpe_llama.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "generate" in done.stdout, done.stderr
+    modules = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert "bpe_llama" in modules and len(modules) < 500, f"{len(modules)} modules"  # 340
+    slow = {"torch", "transformers", "pyarrow", "matplotlib", "fastapi"}
+    assert not slow & {name.partition(".")[0] for name in modules}
 
 
 def test_the_version_stands_in_cargo_toml_alone() -> None:
@@ -82,5 +78,5 @@ def test_the_version_stands_in_cargo_toml_alone() -> None:
 def test_the_installed_package_passes_the_test_of_wheels() -> None:
     """CI runs this script on every platform."""
     script = Path(__file__).with_name("smoke.py")
-    done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith(f"bpe-llama {bpe_llama.__version__} works"), done.stderr

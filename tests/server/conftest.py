@@ -95,10 +95,10 @@ def serve(generators: dict[str, TextGenerator], config: Any = None, **options: A
     listening = bound_socket("127.0.0.1", 0)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
-    assert started.wait(30), "the server does not start"
+    assert started.wait(120), "the server does not start"
     yield Running(url_of(*listening.getsockname()), generators, scheduler, app)
     server.should_exit = True
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive()
 
 

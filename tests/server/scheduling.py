@@ -27,7 +27,7 @@ async def serving(generator: TextGenerator, **options: Any) -> AsyncIterator[Sch
 def served(generator: TextGenerator, body: Callable[[Scheduler], Awaitable[None]], **options: Any) -> None:
     async def main() -> None:
         async with serving(generator, **options) as scheduler:
-            await asyncio.wait_for(body(scheduler), 60)
+            await asyncio.wait_for(body(scheduler), 300)
 
     asyncio.run(main())
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import select
 import socket
 import threading
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from bpe_llama.playground import bodies
 from bpe_llama.playground.app import MAX_UPLOADS
+from bpe_llama.playground.bodies import validation_error
 from bpe_llama.playground.library import Library
 from tests.server.conftest import SPECIAL, Running, make_generator, serve
 
@@ -22,6 +25,7 @@ httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator  # noqa: E402
 from bpe_llama.model.generation.structured import MAX_INTERSECTED, Grammars  # noqa: E402
+from bpe_llama.model.server.api import errors  # noqa: E402
 from bpe_llama.model.server.config import Limits, ServerConfig  # noqa: E402
 from bpe_llama.model.server.scheduler.compiling import CompileThreads  # noqa: E402
 
@@ -45,8 +49,14 @@ def padded():
         bos_token_id=tokenizer.special_tokens["<s>"],
         eos_token_id=tokenizer.special_tokens["<|end|>"],
     )
-    limits = ServerConfig(limits=Limits(header_seconds=0.5, body_seconds=0.3, reading_seconds=0.5))
-    yield from serve({"padded": TextGenerator(LlamaForCausalLM(config, seed=1).eval(), tokenizer)}, limits)
+    yield from serve({"padded": TextGenerator(LlamaForCausalLM(config, seed=1).eval(), tokenizer)})
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    """A server that gives up slow clients after a second: only for tests of that, since any client may be slow."""
+    limits = ServerConfig(limits=Limits(header_seconds=1, body_seconds=1, reading_seconds=1))
+    yield from serve({"small": make_generator()}, limits)
 
 
 MANY = 200_000
@@ -69,11 +79,21 @@ MANY = 200_000
         ("/tokenize", '{"messages": [' + ",".join(["{}"] * 600_000) + "]}", None),
     ],
 )
-def test_a_body_of_many_errors_names_one(server: Running, path: str, content: str, param: str) -> None:
-    start = time.process_time()
-    response = httpx.post(server.url + path, content=content, headers=JSON, timeout=60)
+def test_a_body_of_many_errors_names_one(
+    server: Running, path: str, content: str, param: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collecting all errors takes 3 to 8 s, in which nobody else is answered."""
+    collected: list[int] = []
+
+    def counted(given: list) -> Exception:
+        collected.append(len(given))
+        return validation_error(given)
+
+    for module in (errors, bodies):
+        monkeypatch.setattr(module, "validation_error", counted)
+    response = httpx.post(server.url + path, content=content, headers=JSON, timeout=120)
     assert response.status_code == 400 and response.json()["error"]["param"] == param
-    assert time.process_time() - start < 2  # without the bound 3 to 8 s, in which nobody else is answered
+    assert len(collected) == (param is not None) and sum(collected) < 10  # the members of a union have one each
 
 
 @pytest.mark.parametrize(
@@ -132,18 +152,18 @@ def test_special_tokens_stay_text_wherever_a_client_writes_them(padded: Running,
     assert first == second
 
 
-def test_a_body_that_does_not_come_is_given_up(padded: Running) -> None:
-    address = padded.url.removeprefix("http://").split(":")
+def test_a_body_that_does_not_come_is_given_up(hasty: Running) -> None:
+    address = hasty.url.removeprefix("http://").split(":")
     for path, kind in ((TEXT, "application/json"), ("/playground/tokenizers?name=a.json", "application/octet-stream")):
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nContent-Length: 50\r\n\r\n{{"
-        with socket.create_connection((address[0], int(address[1])), timeout=10) as client:
+        with socket.create_connection((address[0], int(address[1])), timeout=60) as client:
             client.sendall(head.encode())
             assert client.recv(1000).startswith(b"HTTP/1.1 408")
 
 
 def connected(server: Running) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def dripping(client: socket.socket, seconds: float) -> bool:
@@ -158,29 +178,29 @@ def dripping(client: socket.socket, seconds: float) -> bool:
     return False
 
 
-def test_a_head_that_does_not_come_is_given_up(padded: Running) -> None:
-    with connected(padded) as client:
+def test_a_head_that_does_not_come_is_given_up(hasty: Running) -> None:
+    with connected(hasty) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
-        assert dripping(client, 5)
-    with connected(padded) as client:  # after an answer as well
+        assert dripping(client, 25)  # 30 s are the default
+    with connected(hasty) as client:  # after an answer as well
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
-        assert dripping(client, 5)
-    with connected(padded) as client:  # the rest of a body that was refused
+        assert dripping(client, 25)
+    with connected(hasty) as client:  # the rest of a body that was refused
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 415")
-        assert dripping(client, 5)
+        assert dripping(client, 25)
 
 
-def test_a_client_that_does_not_read_is_given_up(padded: Running) -> None:
+def test_a_client_that_does_not_read_is_given_up(hasty: Running) -> None:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(10)
-        host, port = padded.url.removeprefix("http://").split(":")
+        client.settimeout(60)
+        host, port = hasty.url.removeprefix("http://").split(":")
         client.connect((host, int(port)))
         client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400)  # over all buffers together
-        assert dripping(client, 20)
-    assert httpx.get(padded.url + "/health").status_code == 200
+        assert dripping(client, 50)  # 60 s are the default
+    assert httpx.get(hasty.url + "/health", timeout=60).status_code == 200
 
 
 def test_few_tokenizers_are_received_at_once(padded: Running) -> None:
@@ -190,8 +210,12 @@ def test_few_tokenizers_are_received_at_once(padded: Running) -> None:
         clients = [stack.enter_context(connected(padded)) for _ in range(MAX_UPLOADS + 1)]
         for client in clients:
             client.sendall(head.encode())
-        statuses = sorted(client.recv(1000)[9:12] for client in clients)
-        assert statuses == [b"408"] * MAX_UPLOADS + [b"429"]
+        (refused,), _, _ = select.select(clients, [], [], 60)
+        assert refused.recv(1000)[9:12] == b"429"
+        clients.remove(refused)
+        for client in clients:
+            client.sendall(b"}" * 49)
+        assert [client.recv(1000)[9:12] for client in clients] == [b"400"] * MAX_UPLOADS  # it is no tokenizer
 
 
 def test_a_client_that_goes_within_its_body_is_no_error_of_the_server(padded: Running) -> None:
@@ -245,7 +269,7 @@ def test_slow_grammars_delay_nobody_else() -> None:
     async def main() -> None:
         threads, go, ran = CompileThreads(2, 0.3), threading.Event(), []
         threads.start()
-        slow = [asyncio.create_task(threads.run(lambda: go.wait(20))) for _ in range(2)]
+        slow = [asyncio.create_task(threads.run(lambda: go.wait(60))) for _ in range(2)]
         gone = asyncio.create_task(threads.run(lambda: ran.append("gone")))
         await asyncio.sleep(0.1)
         gone.cancel()  # before a thread is free
@@ -253,6 +277,7 @@ def test_slow_grammars_delay_nobody_else() -> None:
             with pytest.raises(ValueError, match=r"was not compiled within 0.3 s"):
                 await task
         go.set()
+        threads.seconds = 60
         assert await threads.run(lambda: 5) == 5 and not ran
         with pytest.raises(ZeroDivisionError):
             await threads.run(lambda: 1 // 0)
@@ -268,7 +293,7 @@ def test_a_grammar_that_compiles_too_long_is_refused() -> None:
         error = httpx.post(running.url + TEXT, json=body).json()["error"]
         assert error["message"] == "the schema or grammar was not compiled within 0.05 s"
         assert httpx.post(running.url + TEXT, json={"prompt": "a", "max_tokens": 1}).status_code == 200
-    for thread in set(threading.enumerate()) - before:  # compiles on; other tests measure time
+    for thread in set(threading.enumerate()) - before:  # compiles on; other tests need the machine
         thread.join(20)
 
 

@@ -21,6 +21,33 @@ if not (CHROMIUM and DRIVER) and os.environ.get("BPE_LLAMA_REQUIRE_DATA"):
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed")
 
 SENTENCE = "the quick brown fox jumps over 日本"
+COUNT_WORK = """
+const later = setTimeout.bind(window), forget = clearTimeout.bind(window), timers = new Set();
+window.work = 0;
+const ended = () => later(() => { window.work--; }, 0);  // after what follows from it
+const count = (owner, name) => {
+  const plain = owner[name];
+  owner[name] = function (...given) {
+    window.work++;
+    const promise = plain.apply(this, given);
+    promise.then(ended, ended);
+    return promise;
+  };
+};
+count(window, "fetch");
+count(Response.prototype, "json");
+window.setTimeout = (action, ...given) => {
+  window.work++;
+  const timer = later(() => { timers.delete(timer); ended(); action(); }, ...given);
+  timers.add(timer);
+  return timer;
+};
+window.clearTimeout = (timer) => {
+  if (timers.delete(timer)) ended();
+  forget(timer);
+};
+"""
+"""Lets a page count its timers and requests that have not ended; an answer that streams has ended once it begins."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +58,7 @@ def browser() -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": COUNT_WORK})
     yield driver
     driver.quit()
 
@@ -56,9 +84,11 @@ class Page:
     def wait(self, script: str, *arguments: object) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, 30, 0.05).until(lambda _: self.run(script, *arguments))
+        return WebDriverWait(self.browser, 120, 0.05).until(lambda _: self.run(script, *arguments))
 
     def find(self, selector: str) -> Any:
+        """Return an element once the page is at rest: what is still to come could draw it anew."""
+        self.wait("return window.work === 0")
         return self.browser.find_element("css selector", selector)
 
     def click(self, selector: str) -> None:
@@ -82,12 +112,6 @@ class Page:
         found: list[str] = self.run(script, selector)
         return found
 
-    def settle(self, selector: str) -> None:
-        """Wait until an element is not drawn anew for half a second."""
-        script = "const each = document.querySelector(arguments[0]); return each.seen || !(each.seen = true)"
-        while not self.run(script, selector):
-            time.sleep(0.5)
-
     def logged(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
@@ -103,7 +127,6 @@ def test_tokens_of_a_text_are_shown_and_compared(page: Page, server: Running) ->
     page.wait("return document.querySelectorAll('#output-b .token').length === arguments[0]", count)
     assert "as many as the other" in page.find("#output-a .count").text
     page.find("#output-a .token").click()
-    page.settle("#output-a .token")
     page.run("document.querySelector('#output-a .token').focus()")
     assert (
         f"id {tok.encode(SENTENCE)[0]}," in page.find("#detail").text and "characters 0–" in page.find("#detail").text
@@ -185,6 +208,7 @@ def test_a_chat_streams_stops_and_regenerates(page: Page, server: Running, monke
     monkeypatch.setattr(Engine, "step", slow)
     page.choose("#max_tokens", "512")
     page.choose("#temperature", "2")
+    page.choose("#seed", "2")  # an answer of over 400 tokens
     page.type("#message", "a lazy dog")
     page.click("#send")
     page.wait("return document.querySelectorAll('#log .word').length > 0")

@@ -36,7 +36,7 @@ def test_litellm(server, real):
         env=os.environ | {"PYTHONPATH": path, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     ids = server.generator.tokenizer.apply_chat_template(MESSAGES)

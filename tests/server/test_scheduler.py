@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(generator: TextGenerator)
 
 def test_a_cancelled_task_ends_its_request(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
-        task = asyncio.create_task(read(scheduler, "abc", max_new_tokens=900))
+        task = asyncio.create_task(read(scheduler, "abc", max_new_tokens=900, logits_processor=slow))
         while not scheduler.stats()["generated_tokens"]:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -68,7 +69,8 @@ def test_a_cancelled_task_ends_its_request(generator: TextGenerator) -> None:
 
 def test_a_full_queue_refuses(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
-        streams = [await scheduler.submit("m", "abc", max_new_tokens=900) for _ in range(4)]
+        options = {"max_new_tokens": 900, "logits_processor": slow}
+        streams = [await scheduler.submit("m", "abc", **options) for _ in range(4)]
         with pytest.raises(QueueFullError, match=r"the queue is full; retry after \d+ s") as refused:
             await scheduler.submit("m", "abc")
         assert 1 <= refused.value.retry_after <= 60
@@ -113,8 +115,9 @@ def slow(ids: Tensor, scores: Tensor) -> Tensor:
 def test_deadlines(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
         long = GREEDY | {"max_new_tokens": 400}
-        running = asyncio.create_task(read(scheduler, "abc", timeout=0.4, logits_processor=slow, **long))
-        await asyncio.sleep(0.05)
+        running = asyncio.create_task(read(scheduler, "abc", timeout=3, logits_processor=slow, **long))
+        while not scheduler.stats()["generated_tokens"]:
+            await asyncio.sleep(0.01)
         (waited,) = await read(scheduler, "def", timeout=0.1, **long)
         assert [(update.finish_reason, update.new_ids) for update in waited] == [("timeout", [])]
         (updates,) = await running
@@ -157,19 +160,20 @@ class RustPanic(BaseException):
 def test_a_failing_engine_ends_what_runs_and_goes_on(
     generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
-    step, calls = Engine.step, []
+    step, calls, submitted = Engine.step, [], threading.Event()
 
     def failing(engine: Engine) -> Any:
-        calls.append(engine)
+        assert submitted.wait(30)
+        calls.append(len(engine.running))
         if len(calls) == 3:
             raise kind("out of memory")
         return step(engine)
 
+    monkeypatch.setattr(Engine, "step", failing)
+
     async def body(scheduler: Scheduler) -> None:
-        first = [
-            await scheduler.submit("m", f"run {i}", logits_processor=slow, **GREEDY) for i in range(3)
-        ]  # the third waits
-        monkeypatch.setattr(Engine, "step", failing)
+        first = [await scheduler.submit("m", f"run {i}", **GREEDY) for i in range(3)]  # the third waits
+        submitted.set()
         errors = 0
         for number, stream in enumerate(first):
             try:
@@ -177,7 +181,7 @@ def test_a_failing_engine_ends_what_runs_and_goes_on(
             except EngineError as error:
                 assert isinstance(error.__cause__, kind)
                 errors += 1
-        assert errors == 2
+        assert errors == calls[2] == 2
         assert text((await read(scheduler, "again", **GREEDY))[0]) == generator.generate("again", **GREEDY)
         assert scheduler.stats()["engine_errors"] == 1 and scheduler.stats()["unfinished"] == 0
 
@@ -200,23 +204,24 @@ def test_slots_grow_with_their_sequences(generator: TextGenerator) -> None:
 
 def test_functions_run_between_steps(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
-        import threading
-
         assert await scheduler.run(threading.current_thread) is not threading.current_thread()
         with pytest.raises(ZeroDivisionError):
             await scheduler.run(lambda: 1 / 0)
         ran: list[int] = []
+        began, go = threading.Event(), threading.Event()
 
         async def run(number: int) -> None:
-            await scheduler.run(lambda: (time.sleep(0.2), ran.append(number)))
+            await scheduler.run(lambda: (began.set(), go.wait(30), ran.append(number)))
 
         waiting = [asyncio.ensure_future(run(0))]
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(began.wait, 30)
         waiting += [asyncio.ensure_future(run(number)) for number in (1, 2, 3)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError):  # one runs, three wait
             await scheduler.run(lambda: None)
         waiting[2].cancel()
+        await asyncio.sleep(0)
+        go.set()
         await asyncio.gather(*waiting, return_exceptions=True)
         assert ran == [0, 1, 3]  # nobody waited for the other
 
@@ -232,7 +237,7 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
             async def one(stream: Stream) -> list[Update]:
                 return [update async for update in stream]
 
-            while scheduler.stats()["running"] < 2 or not scheduler.stats()["generated_tokens"]:
+            while (now := scheduler.stats())["unfinished"] == 3 and (now["running"] < 2 or not now["generated_tokens"]):
                 await asyncio.sleep(0.01)
             await scheduler.shutdown(grace)
             with pytest.raises(ShuttingDownError):
@@ -250,15 +255,15 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
     assert isinstance(waiting, ShuttingDownError)
 
 
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="this system does not tell a thread's time")
 def test_an_idle_thread_costs_no_time(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
         await read(scheduler, "abc", **GREEDY)
-        before = time.process_time()
+        clock = time.pthread_getcpuclockid(await scheduler.run(threading.get_ident))
+        before = time.clock_gettime(clock)
         await asyncio.sleep(0.3)
-        assert time.process_time() - before < 0.1
-        start = time.perf_counter()
+        assert time.clock_gettime(clock) - before < 0.1
         await scheduler.run(lambda: None)
-        assert time.perf_counter() - start < 0.5
 
     served(generator, body)
 
@@ -297,7 +302,7 @@ def test_a_shutdown_in_a_hurry_does_not_wait(generator: TextGenerator) -> None:
         await asyncio.sleep(0.05)
         assert not ending.done()
         scheduler.hurry()
-        await asyncio.wait_for(ending, 5)
+        await asyncio.wait_for(ending, 30)
         assert [update async for update in stream][-1].finish_reason == "timeout"
 
     served(generator, body)
@@ -312,7 +317,7 @@ def test_requests_of_a_closed_event_loop_end(generator: TextGenerator) -> None:
 
     async def stay() -> list[list[Update]]:
         found = await read(scheduler, "abc", **GREEDY)
-        for _ in range(100):
+        for _ in range(1000):
             if not scheduler.stats()["unfinished"]:
                 break
             await asyncio.sleep(0.02)

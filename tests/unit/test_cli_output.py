@@ -95,7 +95,7 @@ def test_colours_are_for_terminals_that_want_them(saved: str) -> None:
     assert "\x1b[" in _on_terminal(*command)
     shown = _on_terminal(*command, NO_COLOR="1")
     assert ";5;" not in shown and "48;" not in shown and "two words" in shown
-    piped = subprocess.run([sys.executable, "-m", "bpe_llama.cli", *command], capture_output=True, timeout=60)
+    piped = subprocess.run([sys.executable, "-m", "bpe_llama.cli", *command], capture_output=True, timeout=300)
     assert piped.returncode == 0 and b"\x1b" not in piped.stdout
 
 
@@ -140,7 +140,7 @@ def test_errors_suggest_the_nearest_name(
 def test_the_shell_completes_commands_and_options(line: str, completed: list[str]) -> None:
     settings = {"_BPE_LLAMA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     done = subprocess.run(
-        [sys.executable, "-m", "bpe_llama.cli"], capture_output=True, text=True, timeout=60, env=os.environ | settings
+        [sys.executable, "-m", "bpe_llama.cli"], capture_output=True, text=True, timeout=300, env=os.environ | settings
     )
     assert (done.stdout.split(), done.stderr) == (completed, "")
 

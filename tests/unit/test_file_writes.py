@@ -178,7 +178,7 @@ else:
 def test_the_next_write_removes_what_a_killed_process_left(language: str, tok: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "ids.npy").write_bytes(b"old")
     (tmp_path / "a.txt").write_text("abab")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), language], timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), language], timeout=300)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "ids.npy").read_bytes() == b"old"
     assert any(entry.name.endswith(".tmp") for entry in tmp_path.iterdir())
@@ -301,5 +301,5 @@ print("done")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of processes is Linux's")
 def test_where_no_thread_can_be_started_the_caller_does_the_work() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=300)
     assert done.stdout == "done\n", done.stderr

@@ -24,7 +24,7 @@ def build(folder: Path) -> Path:
     (folder / "docs" / "two.md").write_text("# Two\n\nContinuous batching of a whale.\n", "utf-8")
     plugins = "plugins: [search, offline]\nhooks: []\nnav: [index.md, two.md]\n"  # without the reference
     (folder / "mkdocs.yml").write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\n{plugins}", "utf-8")
-    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--quiet"], cwd=folder, check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--quiet"], cwd=folder, check=True, timeout=300)
     return folder / "site" / "index.html"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -20,10 +22,12 @@ import torch.distributed.tensor
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """Return a port below those that systems give to clients, one of which could take it before the ranks do."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def start(world: int, work: Callable[[int], None], log: Path) -> list[int]:
@@ -52,7 +56,7 @@ def start(world: int, work: Callable[[int], None], log: Path) -> list[int]:
     return processes
 
 
-def wait(processes: list[int], seconds: float = 60.0) -> list[int]:
+def wait(processes: list[int], seconds: float = 300.0) -> list[int]:
     """Return the exit codes; -9 and so on for signals. Processes that take longer are killed."""
     codes: dict[int, int] = {}
     deadline = time.monotonic() + seconds

@@ -190,17 +190,26 @@ def test_a_run_goes_on_with_another_number_of_ranks_after_a_signal_to_one(alone:
 def test_a_killed_rank_and_a_restart_lose_nothing(parallel: str, tmp_path: Path) -> None:
     config = TrainConfig(**SETTINGS, parallel=parallel, save_every=1)
 
-    def work(rank: int, out: Path) -> None:
-        save_file(_trained(_with_experts(out, config, resume=True)), out.parent / f"{out.name}.{rank}.safetensors")
+    class Waits(training.Callback):
+        on_every_rank = True
+
+        def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
+            if metrics["step"] == 5 and os.environ["RANK"] == "1":
+                time.sleep(600)  # the run does not end before it is killed
+
+    def work(rank: int, out: Path, **options: Any) -> None:
+        save_file(
+            _trained(_with_experts(out, config, resume=True, **options)), out.parent / f"{out.name}.{rank}.safetensors"
+        )
 
     ranks.run(2, partial(work, out=tmp_path / "whole"), tmp_path / "log-whole")
     out = tmp_path / "killed"
-    processes = ranks.start(2, partial(work, out=out), tmp_path / "log-killed")
+    processes = ranks.start(2, partial(work, out=out, callbacks=[Waits()]), tmp_path / "log-killed")
     while len(training.read_metrics(out / "metrics.jsonl")) < 3:
         time.sleep(0.01)
-    time.sleep(random.uniform(0.0, 0.3))
+    time.sleep(random.SystemRandom().uniform(0.0, 0.3))
     os.kill(processes[1], signal.SIGKILL)
-    assert ranks.wait(processes, 30.0) == [1, -signal.SIGKILL]  # rank 0 ends with an error, without waiting
+    assert ranks.wait(processes, 120.0) == [1, -signal.SIGKILL]  # rank 0 ends with an error, without waiting
     ranks.run(2, partial(work, out=out), tmp_path / "log-resumed")
     _check_equal("killed", 2, tmp_path, tmp_path, "whole", exactly=True)
 
@@ -282,8 +291,8 @@ def test_bad_usage_is_one_line_of_rank_0_and_an_error_of_one_rank_its_own(
     np.save(tmp_path / "tokens.npy", _tokens())
     Tokenizer.train_from_iterator([TEXT], vocab_size=260, progress=False).save(tmp_path / "tokenizer.json")
     for name, flags, message, seconds in (
-        ("unknown", ["--unknown"], "--unknown", 60),
-        ("steps", ["--steps", "0"], "max_steps is 0, expected at least 1", 60),
+        ("unknown", ["--unknown"], "--unknown", 300),
+        ("steps", ["--steps", "0"], "max_steps is 0, expected at least 1", 300),
         ("alone", ["--unknown"], "--unknown", 2),
     ):
         monkeypatch.setattr(parallel, "ERROR_TIMEOUT", datetime.timedelta(seconds=seconds))

@@ -196,7 +196,7 @@ def test_the_command_line_reports_the_number_of_skipped_rows(tmp_path: Path) -> 
     command = [sys.executable, "-m", "bpe_llama.cli", "train-tokenizer", "rows.jsonl", "--vocab-size", "258"]
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        return subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path, timeout=300)
 
     stopped = run()
     assert stopped.returncode == 2 and stopped.stdout == ""

@@ -215,7 +215,7 @@ def test_a_data_set_of_a_server(tok: Tokenizer, tmp_path: Path) -> None:
             env=clean | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

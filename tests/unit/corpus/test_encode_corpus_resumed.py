@@ -16,6 +16,7 @@ import pytest
 
 from bpe_llama import Tokenizer
 from bpe_llama._corpus.shards import open_shards
+from tests.ctrl_c import interrupted
 from tests.unit.corpus.encoded_corpus import check, files_of, pyarrow, write_corpus
 
 _CHILD = """
@@ -59,7 +60,7 @@ def test_killed_between_any_two_writes(tok: Tokenizer, tmp_path: Path) -> None:
     for kill_at in (1, 3, 4, 6, 3 * shards + 2, 3 * shards + 3):
         out = tmp_path / f"killed{kill_at}"
         with child(tmp_path / "tokenizer.json", corpus, out, kill_at, 100) as process:
-            assert process.communicate(timeout=60)[0] == "" and process.returncode == -signal.SIGKILL
+            assert process.communicate(timeout=300)[0] == "" and process.returncode == -signal.SIGKILL
         finished = {path: path.stat().st_mtime_ns for path in out.glob("shard-?????.npy")}
         assert len(finished) == min(shards, (kill_at - 1) // 3)
         with pytest.raises(FileNotFoundError, match="no index of token shards"):
@@ -83,7 +84,7 @@ def test_killed_at_random_moments_again_and_again(tok: Tokenizer, tmp_path: Path
         with child(tmp_path / "tokenizer.json", texts, out, 0, 20_000) as process:
             time.sleep(draw.uniform(0, 0.4))
             process.kill()
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         log = out / "shard.progress"
         finished = log.read_text().count("shard-") if log.exists() else 0
         for number in range(finished):
@@ -97,6 +98,8 @@ def test_killed_at_random_moments_again_and_again(tok: Tokenizer, tmp_path: Path
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_stops_within_a_second_and_keeps_finished_shards(tok: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"some words, 12345 and more.\n" * 3_000_000)
+    for name in "bcdefghijkl":  # enough for the run not to end before Ctrl-C
+        os.link(tmp_path / "a.txt", tmp_path / f"{name}.txt")
     tok.save(tmp_path / "tokenizer.json")
     script = "import sys; from bpe_llama.cli import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
     options = [
@@ -114,21 +117,19 @@ def test_ctrl_c_stops_within_a_second_and_keeps_finished_shards(tok: Tokenizer, 
         "-c",
         script,
         "encode-corpus",
-        str(tmp_path / "a.txt"),
+        str(tmp_path / "*.txt"),
         "-o",
         str(tmp_path / "out"),
         *options,
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 30
+        assert process.stderr is not None
+        deadline = time.monotonic() + 120
         while not (tmp_path / "out" / "shard-00001.npy").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        sent = time.perf_counter()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        took = time.perf_counter() - sent
+        err, took = interrupted(process, process.stderr)
     assert (process.returncode, err) == (130, "bpe-llama: interrupted\n")
-    assert took < 3.0, f"{took:.1f} s; a second is promised, the rest is this machine's other load"
+    assert took < 3.0, f"{took:.1f} s; a second is promised, and a slow machine may take three"
     names = os.listdir(tmp_path / "out")
     assert "shard.progress" in names and not [name for name in names if name.startswith(".")]
 

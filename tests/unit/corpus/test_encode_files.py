@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from bpe_llama import Tokenizer
+from tests.ctrl_c import interrupted
 from tests.unit.corpus.written import encoded, ids_of, jsonl, write_parquet, zstd
 
 DOCUMENTS = ["one", "two words, 日本語 é\n", "", "  three\n\n\n", "12345 it's <|end|>"]
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         text = b"".join(b"some %d words, more or less \n" % i for i in range(1000))
         (tmp_path / name).write_bytes(gzip.compress(text * (size // len(text)), 1))
         with _child(tmp_path / name, tmp_path / "ids.npy") as child:
-            peaks.append(int(child.communicate(timeout=120)[0]))
+            peaks.append(int(child.communicate(timeout=300)[0]))
     assert peaks[1] - peaks[0] < 30_000, f"{peaks} KiB at peak for 3 and 60 MB"  # 57 MB more if it were held
 
 
@@ -256,21 +256,22 @@ def test_an_interrupted_or_killed_run_leaves_the_older_file(
     out = tmp_path / "ids.npy"
     out.write_bytes(b"older")
     with _child(long_file, out, pattern, times=100) as child:
-        deadline = time.monotonic() + 20
+        assert child.stdout is not None
+        deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*.tmp")) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert list(tmp_path.glob("*.tmp")), "it has not begun to write"
         time.sleep(0.3)
-        sent = time.perf_counter()
-        child.send_signal(signal.SIGINT if kind == "interrupted" else signal.SIGKILL)
-        printed, _ = child.communicate(timeout=30)
-        took = time.perf_counter() - sent
-    assert out.stat().st_size == len(b"older"), "the whole file, in so short a time?"
+        if kind == "interrupted":
+            printed, took = interrupted(child, child.stdout)
+        else:
+            child.kill()
+    assert out.stat().st_size == len(b"older"), "the whole file?"
     assert out.read_bytes() == b"older"
     if kind == "interrupted":
         assert printed.startswith("stopped\n")
         assert not list(tmp_path.glob("*.tmp"))
-        assert took < 3.0, f"{took:.1f} s; a second is promised, the rest is this machine's other load"
+        assert took < 3.0, f"{took:.1f} s; a second is promised, and a slow machine may take three"
 
 
 def with_post_processor(before: list[str], after: list[str], size: int, folder: Path) -> tuple[Tokenizer, object]:

@@ -72,7 +72,7 @@ def test_an_address_where_nothing_listens_is_one_clear_line(tmp_path):
     (tmp_path / "text.txt").write_text("low lower lowest")
     command = [sys.executable, "-m", "bpe_llama.cli", "train-tokenizer", str(tmp_path), "--vocab-size", "300"]
     for address in ("127.0.0.1:1", "127.0.0.1:99999"):
-        done = subprocess.run([*command, "--ray", address], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        done = subprocess.run([*command, "--ray", address], capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.returncode == 2
         lines = done.stderr.splitlines()
         assert len(lines) == 1 and f"no Ray cluster answers at '{address}'" in lines[0], done.stderr

@@ -7,17 +7,16 @@ import gzip
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
-import time
 from itertools import islice
 
 import pytest
 
 from bpe_llama import Tokenizer, WordCounts
 from bpe_llama.training import Progress
+from tests.ctrl_c import interrupted, let_run
 
 TEXTS = ["low lower lowest newer newest", "wide wider widest <|end|> low low"] * 5
 
@@ -230,7 +229,7 @@ except OSError as error:
     (tmp_path / "corpus.txt").write_text("a word or two " * 10_000, encoding="utf-8")
     (tmp_path / name).write_bytes(b"what was there")
     command = [sys.executable, "-c", code, str(tmp_path / name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert name in done.stderr and "too large" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
     assert (tmp_path / name).read_bytes() == b"what was there"
@@ -321,13 +320,10 @@ except KeyboardInterrupt:
     with subprocess.Popen([sys.executable, "-c", code, stage], stdout=subprocess.PIPE, cwd=tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(0.2)
-        start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait(timeout=30) == 3
-    # a second, and what a busy machine adds
-    assert time.monotonic() - start < 3
+        let_run(process, 0.2)
+        _, took = interrupted(process, process.stdout)
+    assert process.returncode == 3
+    assert took < 3.0, f"{took:.1f} s; a second is promised, and a slow machine may take three"
 
 
 def test_pruned_counts_are_those_of_a_text_without_rare_words():

@@ -294,7 +294,7 @@ def test_environment_variables(files: dict[str, bytes], tok: Tokenizer, tmp_path
 
     def encode(**variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "bpe_llama.cli", "encode", "import os", "--tokenizer", "org/name"]
-        return subprocess.run(command, env=clean | variables, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        return subprocess.run(command, env=clean | variables, capture_output=True, text=True, cwd=tmp_path, timeout=300)
 
     home = {"HF_HOME": str(tmp_path / "home")}
     with serving() as hub:

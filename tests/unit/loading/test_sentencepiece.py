@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from bpe_llama import Tokenizer
 from bpe_llama.chat import encode_conversation
+from tests.cost import LINEAR, growth
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 Piece = tuple[str, float, int]
@@ -326,20 +326,9 @@ def test_merges_that_tokenizer_json_cannot_express_are_not_saved(tmp_path: Path)
         tok.save(tmp_path / "tokenizer.json")
 
 
-def fastest(tok: Tokenizer, text: str) -> float:
-    """Return the processor time, which other programs do not lengthen."""
-    times = []
-    for _ in range(5):
-        start = time.process_time()
-        tok.count(text)
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 @pytest.mark.parametrize("unit", ["l", " ", "é", "里", "he", "x", "▁", "the Hello "])
 def test_cost_is_linear(tok: Tokenizer, unit: str) -> None:
-    short, long = unit * (100_000 // len(unit)), unit * (1_600_000 // len(unit))
-    assert fastest(tok, long) < 16 * 4 * fastest(tok, short)
+    assert growth(lambda size: tok.count(unit * (size // len(unit))), 100_000) < LINEAR
 
 
 def test_answers_of_a_conversation_get_no_second_space(tmp_path: Path) -> None:

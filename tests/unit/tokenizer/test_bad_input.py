@@ -66,7 +66,7 @@ def test_a_regex_that_backtracks_without_end_is_stopped(pattern: str, tmp_path: 
         started = time.perf_counter()
         with pytest.raises(ValueError, match=r"gave up on the text behind byte .* 1000000 steps"):
             call()
-        assert time.perf_counter() - started < 5
+        assert time.perf_counter() - started < 60  # the steps are counted; without that it takes years
 
 
 def test_special_tokens_that_clash() -> None:
@@ -308,7 +308,7 @@ for call in (
         print(error)
 assert tok.decode([97, 98]) == "ab"
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 5

@@ -89,7 +89,7 @@ for encode in (tok.encode_batch_to_numpy, tok.encode_batch):
     print((status("VmHWM") - before) // len(texts))
     del encoded
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     arrays, lists = map(int, done.stdout.split())
     assert arrays < 90 and lists < 125, f"{arrays} and {lists} bytes a text; 72 of a list are Python's"
 
@@ -118,5 +118,5 @@ for name, call in {_TOO_MUCH!r}.items():
         resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 assert tok.decode(tok.encode("and go on")) == "and go on"
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == list(_TOO_MUCH), done.stderr

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bpe_llama import Tokenizer
+from tests.ctrl_c import interrupted, let_run
 
 
 def test_pickling_keeps_everything(tok: Tokenizer, corpus: list[str]) -> None:
@@ -48,14 +49,17 @@ def test_encoding_lets_other_threads_run(tok: Tokenizer) -> None:
     text = "some words to encode, " * 2_000_000
     ticker = threading.Thread(target=tick)
     ticker.start()
-    started = time.perf_counter()
-    tok.count(text)
-    finished = time.perf_counter()
+    most = 0
+    for _ in range(20):  # a busy machine may not let the other thread run during the first call
+        started = time.perf_counter()
+        tok.count(text)
+        finished = time.perf_counter()
+        most = max(most, sum(started < t < finished for t in list(ticks)))
+        if most >= 3:
+            break
     stop.set()
     ticker.join()
-    if finished - started < 0.05:
-        pytest.skip(f"counting 44 MB took {finished - started:.3f} s: too quick to watch")
-    assert sum(started < t < finished for t in ticks) >= 3
+    assert most >= 3
 
 
 def _encode_in_child(tok: Tokenizer, text: str) -> list[list[int]]:
@@ -68,7 +72,7 @@ def test_a_forked_worker_encodes_after_its_parent_used_threads(tok: Tokenizer, c
     text = corpus[0][:50_000]
     expected = tok.encode_batch([text] * 4, num_threads=2)[:2]
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        results = pool.starmap_async(_encode_in_child, [(tok, text)] * 4).get(timeout=60)
+        results = pool.starmap_async(_encode_in_child, [(tok, text)] * 4).get(timeout=300)
     assert results == [expected] * 4
 
 
@@ -94,7 +98,7 @@ def test_a_process_forked_while_a_thread_encodes_can_encode(tok: Tokenizer, corp
             time.sleep(turn * 0.0003)
             child = os.fork()
             if child == 0:
-                signal.alarm(20)  # a hang ends the child, and shows in its status
+                signal.alarm(120)  # a hang ends the child, and shows in its status
                 ours = fresh[0]
                 same = ours.encode(text) == expected and ours.encode_batch([text] * 3, num_threads=2) == [expected] * 3
                 os._exit(0 if same else 1)
@@ -165,16 +169,10 @@ except KeyboardInterrupt:
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        time.sleep(0.5)
-        sent = time.perf_counter()
-        child.send_signal(signal.SIGINT)
-        try:
-            out, _ = child.communicate(timeout=20)
-        finally:
-            child.kill()
-        took = time.perf_counter() - sent
+        let_run(child, 0.3)
+        out, took = interrupted(child, child.stdout)
     assert out == "stopped\n"
-    assert took < 3.0, f"{took:.1f} s; a second is promised, the rest is this machine's other load"
+    assert took < 3.0, f"{took:.1f} s; a second is promised, and a slow machine may take three"
 
 
 def test_the_memory_of_the_cache_can_be_set_and_changes_no_id(tok: Tokenizer) -> None:
