@@ -156,11 +156,11 @@ impl Norm {
 /// Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
 ///
 /// The weights may be quantized. Arrays are read in place, so the next call sees what is written to them.
-/// Arithmetic is float32; for 4-bit weights the input is rounded to 23 bits of the largest of each 8 columns,
-/// except with AMX, and multiplied as integers. The product of a row has the same bits on every CPU, for every number of threads and for
-/// every batch, with two exceptions in batches of more than eight rows: AMX (`has_amx`) sums in another order, and
-/// so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to bfloat16. Either
-/// order is the same for all such batches. Safe to share among threads.
+/// Arithmetic is float32; for 4-bit weights, except with AMX, the input is rounded to 23 bits of the largest of each
+/// 8 columns and multiplied as integers. The product of a row has the same bits on every CPU, for every number of
+/// threads and for every batch, with two exceptions in batches of more than eight rows: AMX (`has_amx`) sums in
+/// another order, and so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to
+/// bfloat16. Either order is the same for all such batches. Safe to share among threads.
 ///
 /// Args:
 ///     matrices: The weights of each layer; all C-contiguous, all with the same I:
