@@ -24,7 +24,8 @@ static HAS_FAST_BF16: LazyLock<bool> = LazyLock::new(|| {
 /// The instructions that multiply more than [`GEMV_ROWS`] activation rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GemmBackend {
-    /// Float32 fused multiply-adds: passes of the GEMV micro-kernel, or `gemm/widened.rs` for many rows without AVX-512.
+    /// Passes of the GEMV micro-kernel, or `gemm/widened.rs` for many rows without AVX-512: float32 fused multiply-adds, or
+    /// integers for int4.
     Fma,
     /// AVX-512 BF16 for bfloat16 weights, [`GemmBackend::Fma`] for all others.
     Avx512Bf16,

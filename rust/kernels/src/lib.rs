@@ -41,9 +41,9 @@
 //! # Design
 //! - **Roofline.** With one activation row a product reads each weight once, so its time is weight bytes / memory bandwidth.
 //!   Weights are read in place, several rows at a time, and prefetched 8 KiB ahead.
-//! - **Batch-invariant.** All but AMX and AVX-512 BF16 sum in an order that the weight format alone fixes: the result of a row has the same bits on
-//!   every CPU, for every number of threads, and for every batch. AMX and AVX-512 BF16 sum in another order, which is the same
-//!   for every number of threads and for every batch of more than 8 rows.
+//! - **Batch-invariant.** All but AMX and AVX-512 BF16 sum in an order that the weight format alone fixes: the result of a row
+//!   has the same bits on every CPU, for every number of threads, and for every batch. AMX and AVX-512 BF16 sum in another
+//!   order, which is the same for every number of threads and for every batch of more than 8 rows.
 //! - **Packed activations.** Activations are repacked once for each product, in the order that a micro-kernel reads. Weights
 //!   never are.
 //! - **Thread pool.** A product takes microseconds, so workers spin for 0.1 ms before they sleep. A forked child starts its own

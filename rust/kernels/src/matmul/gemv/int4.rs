@@ -2,12 +2,12 @@
 //!
 //! A block is 128 columns, eight for each lane. The activations `x` of a lane are rounded to `q * step`, with integers `q` of 23
 //! bits and one `step`, a power of two. With `scale` and `offset` of its group it adds `sum((code - 8) * q) * step * scale`.
-//! That sum of integers is exact, so it is the same on every backend. `offset * sum(x)` is added once for each group.
+//! That sum of integers is exact before it is rounded to float32, so it is the same on every backend. `offset * sum(x)` is
+//! added once for each group.
 //!
-//! Where the CPU multiplies bytes, `q` is three signed bytes, and 64 codes are multiplied with as many bytes. Other backends
-//! multiply words.
+//! Where the CPU multiplies bytes, `q` is three signed bytes, each multiplied with its code. Other backends multiply words.
 
-use super::int4_vector::{BLOCK, BYTES_VECTORS, Int4Dot, WORDS_VECTORS, has_dot_products};
+use super::int4_vector::{BLOCK, BYTES_VECTORS, Int4Dot, Products, WORDS_VECTORS};
 use super::micro_kernel::{rows_in_steps, sum_lanes};
 use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
 use crate::matmul::prefetch_distance::PrefetchDistance;
@@ -78,27 +78,27 @@ macro_rules! unrolled {
 /// Multiplies some weight rows with all panels.
 pub(super) fn run(task: &Task<'_>, backend: Backend, codes: &[u8], scales: &[[u16; 2]], rows: &Range<usize>) {
     let weights = Int4 { codes, scales, groups: Groups::new(group_size(codes, scales)) };
-    match backend.kind() {
+    match (backend.kind(), Products::of(backend)) {
         // SAFETY: the portable backend needs no CPU feature.
-        Kind::Portable => unsafe { run_passes::<Portable, WORDS_VECTORS, false>(task, weights, rows) },
+        (Kind::Portable, _) => unsafe { run_passes::<Portable, WORDS_VECTORS, false>(task, weights, rows) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: a `Backend` exists only if the CPU has it, and dot products are there.
-        Kind::Neon if has_dot_products(backend) => unsafe { run_neon_dot(task, weights, rows) },
+        // SAFETY: a `Backend` and its `Products` exist only if the CPU has them.
+        (Kind::Neon, Products::Dot) => unsafe { run_neon_dot(task, weights, rows) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Kind::Neon => unsafe { run_passes::<Neon, WORDS_VECTORS, false>(task, weights, rows) },
+        (Kind::Neon, _) => unsafe { run_passes::<Neon, WORDS_VECTORS, false>(task, weights, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Kind::Avx2 if has_dot_products(backend) => unsafe { run_avx_vnni(task, weights, rows) },
+        (Kind::Avx2, Products::Dot) => unsafe { run_avx_vnni(task, weights, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Kind::Avx2 => unsafe { run_avx2(task, weights, rows) },
+        (Kind::Avx2, _) => unsafe { run_avx2(task, weights, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Kind::Avx512 if has_dot_products(backend) => unsafe { run_avx512_vnni(task, weights, rows) },
+        (Kind::Avx512, Products::Dot) => unsafe { run_avx512_vnni(task, weights, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Kind::Avx512 => unsafe { run_avx512(task, weights, rows) },
+        (Kind::Avx512, _) => unsafe { run_avx512(task, weights, rows) },
     }
 }
 

@@ -1,10 +1,8 @@
 //! Packs activations for four-bit weights: rounds them to integers, and writes these as bytes or words. See `int4.rs`.
 
-#[cfg(target_arch = "aarch64")]
-use super::int4_vector::has_dot_products;
-use super::int4_vector::{BLOCK, BYTES_VECTORS, WORDS_VECTORS};
+use super::int4_vector::{BLOCK, BYTES_VECTORS, Products, WORDS_VECTORS};
+use bpe_llama_simd::Backend;
 use bpe_llama_simd::f32x16::{CacheLine, LANES, zero_padded};
-use bpe_llama_simd::{Backend, Kind};
 
 /// Appends the activation rows `x`: each block of columns, then the sums of each `group` of columns.
 pub(in crate::matmul) fn append(
@@ -14,15 +12,13 @@ pub(in crate::matmul) fn append(
     backend: Backend,
     packed: &mut Vec<CacheLine>,
 ) {
-    match backend.kind() {
+    match Products::of(backend) {
+        Products::Words => append_blocks(x, columns, packed, write_words),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a `Backend` exists only if the CPU has it; AVX-512's includes AVX2's.
-        Kind::Avx2 | Kind::Avx512 => unsafe { append_with_avx2(x, columns, packed) },
-        Kind::Portable => append_blocks(x, columns, packed, write_words),
-        #[cfg(target_arch = "aarch64")]
-        Kind::Neon if has_dot_products(backend) => append_blocks(x, columns, packed, write_bytes),
-        #[cfg(target_arch = "aarch64")]
-        Kind::Neon => append_blocks(x, columns, packed, write_words),
+        // SAFETY: products of bytes exist only if the CPU has AVX2.
+        Products::Bytes | Products::Dot => unsafe { append_with_avx2(x, columns, packed) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Products::Bytes | Products::Dot => append_blocks(x, columns, packed, write_bytes),
     }
     append_group_sums(x, columns, group, packed);
 }
@@ -193,14 +189,10 @@ mod tests {
                     assert!((f64::from(*x) - f64::from(*integer) * step).abs() <= largest / f64::from(1 << 22));
                 }
             }
-            let expected: [u32; LANES] = std::array::from_fn(|lane| {
-                {
-                    let code = |column: usize| i64::from(codes[column / 2] >> (4 * (column % 2)) & 15) - 8;
-                    (8 * lane..8 * lane + 8).map(|column| code(column) * i64::from(integers[column])).sum::<i64>()
-                        as f32
-                }
-                .to_bits()
-            });
+            let code = |column: usize| i64::from(codes[column / 2] >> (4 * (column % 2)) & 15) - 8;
+            let product = |column: usize| code(column) * i64::from(integers[column]);
+            let sums: [i64; LANES] = std::array::from_fn(|lane| (8 * lane..8 * lane + 8).map(product).sum());
+            let expected = sums.map(|sum| (sum as f32).to_bits());
             // SAFETY: the portable backend needs no CPU feature; the others are there where their features are.
             unsafe {
                 assert_eq!(bits::<Portable, false, WORDS_VECTORS>(&codes, &words), expected);

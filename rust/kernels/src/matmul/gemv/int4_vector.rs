@@ -10,7 +10,6 @@ use bpe_llama_simd::{Backend, Kind, bf16};
 use std::arch::x86_64::*;
 #[cfg(target_arch = "aarch64")]
 use std::arch::{aarch64::*, asm};
-use std::sync::LazyLock;
 
 /// Four-bit codes of a block: eight for each lane.
 pub(crate) const BLOCK: usize = 8 * LANES;
@@ -41,28 +40,36 @@ pub(crate) trait Int4Vector: F32x16 {
 
 /// Products of four-bit codes with rounded activations, which are packed in `N` vectors for a block and row.
 pub(crate) trait Int4Dot<const N: usize>: Int4Vector {
-    /// Returns in each lane `sum((code - 8) * q)` of row `m`.
+    /// Returns in each lane `sum((code - 8) * q)` of row `m`, an exact sum rounded to float32.
     ///
     /// # Safety
-    /// The CPU has the features of the backend, and with `DOT` dot products of bytes: see [`has_dot_products`].
+    /// The CPU has the features of the backend, and with `DOT` those of [`Products::Dot`].
     unsafe fn dot<const DOT: bool, const M: usize>(codes: Self::Codes, x: &[[CacheLine; M]; N], m: usize) -> Self;
 }
 
-/// Returns whether the CPU adds products of four bytes to a word in one instruction: AVX-VNNI, AVX-512 VNNI, or NEON's.
-pub(crate) fn has_dot_products(backend: Backend) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    static HAS: LazyLock<[bool; 2]> =
-        LazyLock::new(|| [is_x86_feature_detected!("avxvnni"), is_x86_feature_detected!("avx512vnni")]);
-    #[cfg(target_arch = "aarch64")]
-    static HAS: LazyLock<bool> = LazyLock::new(|| std::arch::is_aarch64_feature_detected!("dotprod"));
-    match backend.kind() {
-        Kind::Portable => false,
-        #[cfg(target_arch = "aarch64")]
-        Kind::Neon => *HAS,
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => HAS[0],
-        #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 => HAS[1],
+/// How a backend multiplies codes, which says how activations are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Products {
+    /// Of words.
+    Words,
+    /// Of bytes.
+    Bytes,
+    /// Of bytes, four of them added to a word in one instruction: AVX-VNNI, AVX-512 VNNI, or NEON's dot products.
+    Dot,
+}
+
+impl Products {
+    pub(crate) fn of(backend: Backend) -> Self {
+        let (has_dot, without) = match backend.kind() {
+            Kind::Portable => (false, Self::Words),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => (std::arch::is_aarch64_feature_detected!("dotprod"), Self::Words),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => (is_x86_feature_detected!("avxvnni"), Self::Bytes),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => (is_x86_feature_detected!("avx512vnni"), Self::Bytes),
+        };
+        if has_dot { Self::Dot } else { without }
     }
 }
 
@@ -157,25 +164,34 @@ impl Int4Dot<BYTES_VECTORS> for Avx2 {
             let mask = _mm256_set1_epi8(15);
             let mut sums = [_mm256_setzero_ps(); 2];
             for half in 0..2 {
-                let load = |vector: usize| _mm256_load_si256(x[vector][m].0.as_ptr().add(8 * half).cast());
-                let even = _mm256_and_si256(codes[half], mask);
-                let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(codes[half]), mask);
-                let add_byte = |sum, byte| {
-                    if DOT {
-                        let sum = _mm256_dpbusd_avx_epi32(sum, even, load(byte));
-                        return _mm256_dpbusd_avx_epi32(sum, odd, load(3 + byte));
-                    }
-                    let (even, odd) =
-                        (_mm256_maddubs_epi16(even, load(byte)), _mm256_maddubs_epi16(odd, load(3 + byte)));
-                    // At most 4 * 15 * 128, far below the limit of 16 bits.
-                    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1)))
-                };
-                let upper = _mm256_slli_epi32::<8>(add_byte(_mm256_setzero_si256(), 0));
-                let upper = _mm256_slli_epi32::<8>(add_byte(upper, 1));
-                sums[half] = _mm256_cvtepi32_ps(_mm256_add_epi32(upper, add_byte(load(6), 2)));
+                let odd = _mm256_srli_epi16::<4>(codes[half]);
+                let codes = [_mm256_and_si256(codes[half], mask), _mm256_and_si256(odd, mask)];
+                let line = |vector: usize| &x[vector][m].0.as_chunks().0[half];
+                let upper = add_256::<DOT>(_mm256_setzero_si256(), codes, [line(0), line(3)]);
+                let upper = add_256::<DOT>(_mm256_slli_epi32::<8>(upper), codes, [line(1), line(4)]);
+                let lower = add_256::<DOT>(_mm256_load_si256(line(6).as_ptr().cast()), codes, [line(2), line(5)]);
+                sums[half] = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32::<8>(upper), lower));
             }
             Self(sums)
         }
+    }
+}
+
+/// As `add_512`.
+///
+/// # Safety
+/// The CPU has AVX2, and with `DOT` AVX-VNNI; the halves are those of lines.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn add_256<const DOT: bool>(sum: __m256i, [even, odd]: [__m256i; 2], x: [&[f32; LANES / 2]; 2]) -> __m256i {
+    // SAFETY: the caller's promise, and halves of lines are aligned.
+    unsafe {
+        let (for_even, for_odd) = (_mm256_load_si256(x[0].as_ptr().cast()), _mm256_load_si256(x[1].as_ptr().cast()));
+        if DOT {
+            return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum, even, for_even), odd, for_odd);
+        }
+        let fours = _mm256_add_epi16(_mm256_maddubs_epi16(even, for_even), _mm256_maddubs_epi16(odd, for_odd));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(fours, _mm256_set1_epi16(1)))
     }
 }
 
@@ -239,20 +255,33 @@ impl Int4Dot<BYTES_VECTORS> for Avx512 {
         m: usize,
     ) -> Self {
         unsafe {
-            let load = |vector: usize| _mm512_load_si512(x[vector][m].0.as_ptr().cast());
             let mask = _mm512_set1_epi8(15);
-            let (even, odd) = (_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask));
-            let add_byte = |sum, byte| {
-                if DOT {
-                    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, even, load(byte)), odd, load(3 + byte));
-                }
-                let (even, odd) = (_mm512_maddubs_epi16(even, load(byte)), _mm512_maddubs_epi16(odd, load(3 + byte)));
-                _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_add_epi16(even, odd), _mm512_set1_epi16(1)))
-            };
-            let upper = _mm512_slli_epi32::<8>(add_byte(_mm512_setzero_si512(), 0));
-            let upper = _mm512_slli_epi32::<8>(add_byte(upper, 1));
-            Self(_mm512_cvtepi32_ps(_mm512_add_epi32(upper, add_byte(load(6), 2))))
+            let codes = [_mm512_and_si512(codes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask)];
+            let upper = add_512::<DOT>(_mm512_setzero_si512(), codes, [&x[0][m], &x[3][m]]);
+            let upper = add_512::<DOT>(_mm512_slli_epi32::<8>(upper), codes, [&x[1][m], &x[4][m]]);
+            let lower = add_512::<DOT>(_mm512_load_si512(x[6][m].0.as_ptr().cast()), codes, [&x[2][m], &x[5][m]]);
+            Self(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower)))
         }
+    }
+}
+
+/// Adds to each word the products of its even and its odd codes with bytes. A closure might not be inlined.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BW, and with `DOT` VNNI.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn add_512<const DOT: bool>(sum: __m512i, [even, odd]: [__m512i; 2], x: [&CacheLine; 2]) -> __m512i {
+    // SAFETY: the caller's promise, and lines are aligned.
+    unsafe {
+        let (for_even, for_odd) =
+            (_mm512_load_si512(x[0].0.as_ptr().cast()), _mm512_load_si512(x[1].0.as_ptr().cast()));
+        if DOT {
+            return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, even, for_even), odd, for_odd);
+        }
+        // At most 4 * 15 * 128, far below the limit of 16 bits.
+        let fours = _mm512_add_epi16(_mm512_maddubs_epi16(even, for_even), _mm512_maddubs_epi16(odd, for_odd));
+        _mm512_add_epi32(sum, _mm512_madd_epi16(fours, _mm512_set1_epi16(1)))
     }
 }
 
@@ -335,32 +364,37 @@ impl Int4Dot<BYTES_VECTORS> for Neon {
         unsafe {
             let mut sums = [vdupq_n_f32(0.0); 4];
             for quarter in 0..4 {
-                let load = |vector: usize| vld1q_s32(x[vector][m].0.as_ptr().add(4 * quarter).cast());
                 let codes = vreinterpretq_u8_u32(codes[quarter]);
-                let (even, odd) = (vandq_u8(codes, vdupq_n_u8(15)), vshrq_n_u8::<4>(codes));
-                let add_byte = |sum, byte| sdot(sdot(sum, even, load(byte)), odd, load(3 + byte));
-                let upper = vshlq_n_s32::<8>(add_byte(vdupq_n_s32(0), 0));
-                let upper = vshlq_n_s32::<8>(add_byte(upper, 1));
-                sums[quarter] = vcvtq_f32_s32(vaddq_s32(upper, add_byte(load(6), 2)));
+                let codes = [vandq_u8(codes, vdupq_n_u8(15)), vshrq_n_u8::<4>(codes)];
+                let line = |vector: usize| &x[vector][m].0.as_chunks().0[quarter];
+                let upper = add_dot(vdupq_n_s32(0), codes, [line(0), line(3)]);
+                let upper = add_dot(vshlq_n_s32::<8>(upper), codes, [line(1), line(4)]);
+                let lower = add_dot(vld1q_s32(line(6).as_ptr().cast()), codes, [line(2), line(5)]);
+                sums[quarter] = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32::<8>(upper), lower));
             }
             Self(sums)
         }
     }
 }
 
-/// Adds to each word the products of four codes, below 128, and four signed bytes. Rust's own function is not stable.
+/// Adds to each word the products of its even and its odd codes with bytes. Rust's own function is not stable.
 ///
 /// # Safety
 /// The CPU has NEON's dot products.
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
-unsafe fn sdot(mut sum: int32x4_t, codes: uint8x16_t, bytes: int32x4_t) -> int32x4_t {
+unsafe fn add_dot(mut sum: int32x4_t, codes: [uint8x16_t; 2], x: [&[f32; LANES / 4]; 2]) -> int32x4_t {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
             ".arch_extension dotprod",
-            "sdot {sum:v}.4s, {codes:v}.16b, {bytes:v}.16b",
-            sum = inout(vreg) sum, codes = in(vreg) codes, bytes = in(vreg) bytes,
+            "sdot {sum:v}.4s, {even:v}.16b, {for_even:v}.16b",
+            "sdot {sum:v}.4s, {odd:v}.16b, {for_odd:v}.16b",
+            sum = inout(vreg) sum,
+            even = in(vreg) codes[0],
+            odd = in(vreg) codes[1],
+            for_even = in(vreg) vld1q_s32(x[0].as_ptr().cast()),
+            for_odd = in(vreg) vld1q_s32(x[1].as_ptr().cast()),
             options(pure, nomem, nostack, preserves_flags)
         );
     }

@@ -1,4 +1,4 @@
-//! What the micro-kernels of all weight formats share.
+//! The trait of weights that are widened to float32, and what micro-kernels share.
 
 use super::half_vector::{HalfVector, Halved, half_of};
 use crate::backend::GEMV_ROWS;
@@ -6,8 +6,8 @@ use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16};
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// The micro-kernel of a weight format: it multiplies `R` weight rows with `M` activation rows, and holds the `R * M`
-/// accumulators in registers.
+/// The micro-kernel of a weight format that is widened to float32: it multiplies `R` weight rows with `M` activation rows,
+/// and holds the `R * M` accumulators in registers.
 ///
 /// Each product has one order of summation, whatever the backend, `R`, `M` and the threads are: every lane from the first
 /// column on, as activations are packed; then the lanes ([`F32x16::sum`]).

@@ -1,12 +1,13 @@
-//! GEMV: products with up to eight activation rows at a time: by float32 fused multiply-adds, or by integers with four-bit
-//! weights.
+//! GEMV: products with up to eight activation rows at a time, by float32 fused multiply-adds. Four-bit weights are multiplied
+//! as integers.
 //!
-//! Up to eight rows a product is bound by memory bandwidth: each weight is read once, widened and multiplied with all rows. More rows take several passes over a chunk of weights that the second-level cache holds.
+//! Up to eight rows a product is bound by memory bandwidth: each weight is read once, widened and multiplied with all rows.
+//! More rows take several passes over a chunk of weights that the second-level cache holds.
 //!
 //! | file | its part |
 //! |---|---|
-//! | `micro_kernel.rs` | the trait of weight formats, and what they share |
-//! | `dense.rs` | float32, bfloat16, int8 |
+//! | `micro_kernel.rs` | the trait of weights that are widened to float32, and what they share |
+//! | `dense.rs` | its formats: float32, bfloat16, int8 |
 //! | `int4.rs` | four-bit weights |
 //! | `int4_vector.rs`, `int4_pack.rs` | their vector operations on each backend, and their activations |
 //! | `half_vector.rs` | half a vector, for the micro-kernel of `gemm/widened.rs` |
