@@ -15,7 +15,7 @@ CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
 .PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity bench \
-	fuzz-all sanitize loom kill-test cuda cuda-wheel docs site lessons clean
+	fuzz-all sanitize address loom kill-test cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -139,16 +139,21 @@ fuzz-python_%: $(VENV)/.dev # one target of Python's, by atheris
 	$(BIN)/python -m tests.fuzz.guided python_$* $(FUZZ_SECONDS)
 	-rmdir tests/fuzz/regressions/python_$* 2>/dev/null
 
-# Miri takes minutes for loops over all float32, so it runs the pools; sanitizers need an instrumented std.
-SANITIZED := -Zbuild-std --target $(shell rustc -vV | sed -n 's/^host: //p')
+# Miri takes minutes for loops over all float32, so it runs the pools; ThreadSanitizer needs an instrumented std.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+SANITIZED := --target $(HOST) --locked --lib --workspace --exclude bpe-llama-python
 MIRI_TESTS := scratch thread_pool
-sanitize: loom ## the crates' unit tests under Miri, AddressSanitizer and ThreadSanitizer, and loom's models (Linux, nightly)
+sanitize: loom address ## the crates' unit tests under Miri, AddressSanitizer and ThreadSanitizer, and loom's models (Linux, nightly)
 	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks" BPE_LLAMA_SIMD=portable $(CARGO) +$(NIGHTLY) miri test --locked --lib \
 		-p bpe-llama-simd -p bpe-llama-kernels -- $(MIRI_TESTS)
-	ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/address --locked --lib \
-		--workspace --exclude bpe-llama-python
-	TSAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) +$(NIGHTLY) test $(SANITIZED) --target-dir target/thread --locked --lib \
-		--workspace --exclude bpe-llama-python
+	TSAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) +$(NIGHTLY) test -Zbuild-std --target-dir target/thread $(SANITIZED)
+
+address: ## the crates' unit tests under AddressSanitizer, leaks included, once for each tier of instructions that this CPU has
+	set -e; for tier in $$($(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers); do \
+		echo "BPE_LLAMA_SIMD=$$tier"; \
+		BPE_LLAMA_SIMD=$$tier ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address \
+			$(CARGO) +$(NIGHTLY) test --target-dir target/address $(SANITIZED); \
+	done
 
 loom: ## the thread pool and the scratch pool in every order of their threads' steps
 	RUSTFLAGS="--cfg loom" $(CARGO) test --target-dir target/loom --locked --lib -p bpe-llama-kernels -p bpe-llama-simd models

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bpe_llama::formats::{Piece, PieceKind};
 use bpe_llama::train::{TrainOptions, WordCounts, train};
 use bpe_llama::{AddedToken, After, Interrupt, Pretokenizer, SpecialSet, Tokenizer, Vocab};
+use serde_json::Value;
 
 use super::input::{self, Input};
 use super::naive;
@@ -112,6 +113,7 @@ pub(crate) fn gguf_vocabulary(input: &[u8]) {
 fn check_tokenizer(tokenizer: &Tokenizer) {
     let saved = tokenizer.to_huggingface();
     let again = saved.as_ref().ok().map(|saved| Tokenizer::from_huggingface(saved.as_bytes()).expect("what was saved"));
+    let gives_back = saved.as_ref().map_or(true, |saved| gives_spaces_back(saved));
     for text in TEXTS {
         for allowed in [SpecialSet::None, SpecialSet::All] {
             let Ok(ids) = tokenizer.encode(text, allowed) else { continue };
@@ -125,7 +127,7 @@ fn check_tokenizer(tokenizer: &Tokenizer) {
             }
             match tokenizer.spaces() {
                 // Each part between added tokens has its own spaces, so only one without is checked.
-                Some(spaces) if !ids.iter().any(|&id| tokenizer.vocab().id_to_bytes(id).is_none()) => {
+                Some(spaces) if gives_back && !ids.iter().any(|&id| tokenizer.vocab().id_to_bytes(id).is_none()) => {
                     let normal = spaces.normalize(text, After::Nothing);
                     // Whether the first space is dropped is up to the file's decoder.
                     let without = normal.strip_prefix(' ').unwrap_or(&normal);
@@ -136,6 +138,24 @@ fn check_tokenizer(tokenizer: &Tokenizer) {
             }
         }
     }
+}
+
+/// Returns whether the decoder of a `tokenizer.json` turns `▁` into spaces, drops at most the first one, and does no more.
+fn gives_spaces_back(saved: &str) -> bool {
+    let file: Value = serde_json::from_str(saved).expect("what was saved");
+    let decoder = &file["decoder"];
+    let steps = decoder["decoders"].as_array().map_or(std::slice::from_ref(decoder), Vec::as_slice);
+    let has_spaces = |step: &Value| match step["type"].as_str() {
+        Some("Metaspace") => step["replacement"] == "\u{2581}",
+        Some("Replace") => step["pattern"]["String"] == "\u{2581}" && step["content"] == " ",
+        _ => false,
+    };
+    let keeps = |step: &Value| match step["type"].as_str() {
+        Some("ByteFallback" | "Fuse") => true,
+        Some("Strip") => step["content"] == " " && step["start"] == 1 && step["stop"] == 0,
+        _ => has_spaces(step),
+    };
+    steps.iter().any(has_spaces) && steps.iter().all(keeps)
 }
 
 /// Word counts: the bytes that load are the bytes that are saved, and parts add up to the whole.
