@@ -51,10 +51,13 @@ demo: $(VENV)/.model ## train a tokenizer and a small LLaMA on this machine's Py
 
 test: test-rust test-python ## cargo test and pytest, doctests included
 
+# Prints the tiers of instructions that this CPU has, the best last.
+TIERS := $(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers
+
 # The unit tests run once more on each tier of instructions that this CPU has below its best.
 test-rust:
 	$(CARGO) test --workspace --locked
-	set -e; for tier in $$($(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers | sed '$$d'); do \
+	set -e; tiers=$$($(TIERS)); for tier in $$(echo "$$tiers" | sed '$$d'); do \
 		echo "BPE_LLAMA_SIMD=$$tier"; \
 		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet --workspace --exclude bpe-llama-python --lib --locked; \
 	done
@@ -149,7 +152,7 @@ sanitize: loom address ## the crates' unit tests under Miri, AddressSanitizer an
 	TSAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) +$(NIGHTLY) test -Zbuild-std --target-dir target/thread $(SANITIZED)
 
 address: ## the crates' unit tests under AddressSanitizer, leaks included, once for each tier of instructions that this CPU has
-	set -e; for tier in $$($(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers); do \
+	set -e; tiers=$$($(TIERS)); for tier in $$tiers; do \
 		echo "BPE_LLAMA_SIMD=$$tier"; \
 		BPE_LLAMA_SIMD=$$tier ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address \
 			$(CARGO) +$(NIGHTLY) test --target-dir target/address $(SANITIZED); \
