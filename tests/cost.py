@@ -12,7 +12,7 @@ LINEAR = 64.0
 def costs(*calls: Callable[[], object]) -> list[float]:
     """Return the processor time of each call in this thread, which other threads and programs lengthen little.
 
-    It is the least of three. The calls take turns, so that a slow moment of the machine meets all of them.
+    It is the least of three. The calls take turns, so that a slow moment of the machine slows all of them.
     """
     least = [float("inf")] * len(calls)
     for _ in range(3):

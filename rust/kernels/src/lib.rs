@@ -35,8 +35,8 @@
 //! - **AMX** splits each float32 into three bfloat16 terms, and sums 3 or 6 products of terms in float32: as accurate as
 //!   float32. It takes precedence over AVX-512 BF16.
 //! - **`VDPBF16PS`** rounds activations to bfloat16. Intel's CPUs use FMA instead, which is faster there.
-//! - Attention in float32 uses FMA. With AVX-512 BF16, without AMX and not on Intel, more than 8 consecutive tokens of a slot attend to a
-//!   bfloat16 cache by `VDPBF16PS`.
+//! - Attention in float32 uses FMA. With AVX-512 BF16, without AMX and not on Intel, more than 8 consecutive tokens of a slot
+//!   attend to a bfloat16 cache by `VDPBF16PS`.
 //!
 //! # Design
 //! - **Roofline.** With one activation row a product reads each weight once, so its time is weight bytes / memory bandwidth.

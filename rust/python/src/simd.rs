@@ -15,8 +15,8 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 ///
 /// The variable is read once, when the module is imported; a name that is unknown or that this CPU lacks is a
 /// `ValueError`. The tiers are `portable`; on x86-64 `avx2`, `avx512`, `avx512_bf16` and `amx`; on arm64 `neon`.
-/// Intel's CPUs compute the same at `avx512_bf16` as at `avx512`, which is faster there. Products of bytes (VNNI, and
-/// NEON's dot products) are used at each tier whose CPU has them.
+/// Intel's CPUs compute the same at `avx512_bf16` as at `avx512`, which is faster there. Products of bytes (VNNI,
+/// NEON's dot products) are used at every tier but `portable`, where the CPU has them.
 ///
 /// Example:
 ///     >>> from bpe_llama._core import simd_tier, simd_tiers

@@ -1,9 +1,9 @@
 //! The micro-kernel of four-bit weights: products of integers.
 //!
 //! A block is 128 columns, eight for each lane. The activations `x` of a lane are rounded to `q * step`, with integers `q` of 23
-//! bits and one `step`, a power of two. With `scale` and `offset` of its group it adds `sum((code - 8) * q) * step * scale`.
-//! That sum of integers is exact before it is rounded to float32, so it is the same on every backend. `offset * sum(x)` is
-//! added once for each group.
+//! bits and one `step`, a power of two. The lane adds `sum((code - 8) * q) * step * scale`, with the `scale` of its group. That
+//! sum of integers is exact until it is rounded to float32, so it is the same on every backend. `offset * sum(x)` is added once
+//! for each group.
 //!
 //! Where the CPU multiplies bytes, `q` is three signed bytes, each multiplied with its code. Other backends multiply words.
 

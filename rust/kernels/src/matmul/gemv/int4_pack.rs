@@ -156,7 +156,7 @@ mod tests {
         lanes.map(f32::to_bits)
     }
 
-    /// Calls a function where the CPU features are enabled.
+    /// Returns a function that calls another with the CPU features enabled.
     macro_rules! with_features {
         ($features:literal, $call:expr) => {{
             #[target_feature(enable = $features)]

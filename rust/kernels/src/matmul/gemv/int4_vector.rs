@@ -134,6 +134,7 @@ impl Int4Vector for Avx2 {
     #[inline(always)]
     unsafe fn load_scales(scales: &[[u16; 2]], group: &[u32; LANES]) -> Self {
         unsafe {
+            // A copy of up to four would be a call, around which every register is spilled.
             let there = _mm_cmpgt_epi32(_mm_set1_epi32(scales.len() as i32), _mm_setr_epi32(0, 1, 2, 3));
             let four = _mm256_castsi128_si256(_mm_maskload_epi32(scales.as_ptr().cast(), there));
             let low = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(group.as_ptr().cast()));
