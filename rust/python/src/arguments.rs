@@ -167,11 +167,15 @@ impl<'py> Argument<'_, 'py> for Specials {
 }
 
 impl Specials {
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::Only(names) if names.is_empty())
+    }
+
     /// Calls `work` with the set as the core's type.
     pub(crate) fn view<R>(&self, work: impl FnOnce(SpecialSet<'_>) -> R) -> R {
         match self {
             Self::All => work(SpecialSet::All),
-            Self::Only(names) if names.is_empty() => work(SpecialSet::None),
+            Self::Only(_) if self.is_empty() => work(SpecialSet::None),
             Self::Only(names) => work(SpecialSet::Only(&names.iter().map(String::as_str).collect())),
         }
     }

@@ -44,6 +44,14 @@ pub(crate) fn interruptible<R: Send>(
     py: Python<'_>,
     work: impl FnOnce(Interrupt<'_>) -> Result<R> + Send,
 ) -> PyResult<R> {
+    interruptible_with_calls(py, |interrupt, _| work(interrupt))
+}
+
+/// As [`interruptible`]; `work` may call Python, and stores the exceptions of its calls.
+pub(crate) fn interruptible_with_calls<R: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(Interrupt<'_>, &PendingError) -> Result<R> + Send,
+) -> PyResult<R> {
     let pending = PendingError::default();
     let last = Mutex::new(Instant::now());
     let check = || {
@@ -55,7 +63,7 @@ pub(crate) fn interruptible<R: Send>(
         *last = Instant::now();
         checked
     };
-    let result = detached(py, || work(Interrupt::new(&check)))?;
+    let result = detached(py, || work(Interrupt::new(&check), &pending))?;
     pending.raise(result)
 }
 

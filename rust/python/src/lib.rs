@@ -17,6 +17,7 @@ mod corpus;
 mod error;
 mod interrupt;
 mod linear;
+mod long_text;
 mod named;
 mod norm;
 mod sampler;

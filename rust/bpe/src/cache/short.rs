@@ -17,7 +17,7 @@ pub(super) const IN_ARENA: u32 = u32::MAX;
 ///
 /// A full bucket spills its older entry to the neighbouring bucket if that has space.
 pub(super) struct ShortTable {
-    /// Buckets from `base` on, where a cache line begins. Zeroed words are allocated lazily: unused buckets cost no memory.
+    /// Buckets from `base` on, where a cache line or a huge page begins. Zeroed words are allocated lazily: unused buckets cost no memory.
     pub(super) words: Vec<u64>,
     base: usize,
     pub(super) bucket_bits: u32,
@@ -34,6 +34,12 @@ pub(super) type Entry = [u64; 4];
 /// Buckets of the smallest table: 128 KiB.
 const MIN_BUCKET_BITS: u32 = 11;
 
+/// Buckets of the smallest table in huge pages: 4 MiB.
+const HUGE_BUCKET_BITS: u32 = 16;
+
+/// Bytes of a huge page of most systems.
+const HUGE_PAGE: usize = 2 << 20;
+
 impl ShortTable {
     pub(super) fn new(limit: usize) -> Self {
         let max_bucket_bits = (limit / size_of::<Bucket>()).max(1).ilog2().clamp(MIN_BUCKET_BITS, 28);
@@ -41,9 +47,11 @@ impl ShortTable {
     }
 
     fn with_buckets(bucket_bits: u32, max_bucket_bits: u32) -> Self {
-        let words = vec![0; 8 * ((1 << bucket_bits) + 1)];
+        // A large table begins where a huge page can begin.
+        let alignment = if bucket_bits < HUGE_BUCKET_BITS { size_of::<Bucket>() } else { HUGE_PAGE };
+        let words = vec![0; (8 << bucket_bits) + alignment / size_of::<u64>()];
         huge_pages::advise(&words);
-        let base = words.as_ptr().align_offset(size_of::<Bucket>()).min(8);
+        let base = words.as_ptr().align_offset(alignment).min(alignment / size_of::<u64>());
         Self { words, base, bucket_bits, max_bucket_bits, used: 0 }
     }
 

@@ -3,6 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | `encode.rs` | one text to ids |
+//! | `parts.rs` | a text that comes in parts |
 //! | `batch.rs` | many texts, on many threads |
 //! | `offsets.rs` | ids with character offsets; truncation |
 //! | `documents.rs`, `token_file.rs` | documents of files to ids, to one file of ids |
@@ -16,6 +17,7 @@ mod documents;
 mod encode;
 mod lookup;
 mod offsets;
+mod parts;
 mod special_ids;
 mod template;
 mod token_file;

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 
 use bpe_llama::{EncodeOptions, SpecialSet};
 use numpy::{IntoPyArray, PyArray1};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
 use crate::arguments::{Specials, Text, places_before_joining, prepare_arrays};
-use crate::interrupt::{interruptible, interruptible_if_long, list};
+use crate::interrupt::{interruptible, interruptible_if_long, interruptible_with_calls, list};
+use crate::long_text::{LongText, TextInput};
 use crate::named::{self, Argument};
 
 impl PyTokenizer {
@@ -59,11 +60,23 @@ impl PyTokenizer {
     fn encode_one(
         &self,
         py: Python<'_>,
-        text: &str,
+        text: TextInput<'_>,
         ends: (bool, bool),
         allowed: &Specials,
         disallowed: &Specials,
     ) -> PyResult<Vec<u32>> {
+        let text = match text {
+            TextInput::Whole(text) => text,
+            TextInput::Long(string) => {
+                if disallowed.is_empty()
+                    && let Some(ids) = self.encode_long(py, LongText::new(&string)?, ends, allowed)?
+                {
+                    return Ok(ids);
+                }
+                Text::read("text", &string)?
+            }
+        };
+        let text: &str = &text;
         self.with_options(py, &[text], ends, allowed, disallowed, |options| {
             let mut ids = Vec::new();
             interruptible_if_long(py, text.len(), |interrupt| {
@@ -71,6 +84,28 @@ impl PyTokenizer {
             })?;
             Ok(ids)
         })
+    }
+
+    /// Returns the ids of a long text, read in parts; `None` if it holds surrogates, which a part may cut from each other.
+    fn encode_long(
+        &self,
+        py: Python<'_>,
+        mut text: LongText,
+        ends: (bool, bool),
+        allowed: &Specials,
+    ) -> PyResult<Option<Vec<u32>>> {
+        let encoded = self.with_options(py, &[], ends, allowed, &Specials::default(), |options| {
+            interruptible_with_calls(py, |interrupt, pending| {
+                let (length, mut ids) = (2 * text.len(), Vec::new());
+                let next = |part: &mut String| Python::attach(|py| pending.store(text.read(py, part)));
+                self.inner.encode_parts(length, next, EncodeOptions { interrupt, ..options }, &mut ids)?;
+                Ok(ids)
+            })
+        });
+        match encoded {
+            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(py) => Ok(None),
+            encoded => encoded.map(Some),
+        }
     }
 }
 
@@ -108,13 +143,13 @@ impl PyTokenizer {
     fn encode<'py>(
         &self,
         py: Python<'py>,
-        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::text)] text: TextInput<'py>,
         #[pyo3(from_py_with = named::bos)] bos: bool,
         #[pyo3(from_py_with = named::eos)] eos: bool,
         #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
         #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
-        self.list(py, &self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?)
+        self.list(py, &self.encode_one(py, text, (bos, eos), &allowed_special, &disallowed_special)?)
     }
 
     /// Return the ids of a text in which nothing is special: `encode` without its options.
@@ -127,10 +162,10 @@ impl PyTokenizer {
     fn encode_ordinary<'py>(
         &self,
         py: Python<'py>,
-        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::text)] text: TextInput<'py>,
     ) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
-        self.list(py, &self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
+        self.list(py, &self.encode_one(py, text, (false, false), &nothing, &nothing)?)
     }
 
     /// Return the ids of `encode_ordinary` for a text that follows other text, or `None` for a special token.
@@ -243,14 +278,14 @@ impl PyTokenizer {
     fn encode_to_numpy<'py>(
         &self,
         py: Python<'py>,
-        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::text)] text: TextInput<'py>,
         #[pyo3(from_py_with = named::bos)] bos: bool,
         #[pyo3(from_py_with = named::eos)] eos: bool,
         #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
         #[pyo3(from_py_with = named::disallowed_special)] disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         prepare_arrays(py)?;
-        Ok(self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?.into_pyarray(py))
+        Ok(self.encode_one(py, text, (bos, eos), &allowed_special, &disallowed_special)?.into_pyarray(py))
     }
 
     /// Return the ids, and for each the range of characters its bytes fall into: `text[start:end]`.
@@ -357,11 +392,11 @@ impl PyTokenizer {
     fn tokenize<'py>(
         &self,
         py: Python<'py>,
-        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::text)] text: TextInput<'py>,
         #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
-        let ids = self.encode_one(py, &text, (false, false), &allowed_special, &nothing)?;
+        let ids = self.encode_one(py, text, (false, false), &allowed_special, &nothing)?;
         list(py, ids.into_iter().map(|id| self.token_bytes(py, id)))
     }
 }
