@@ -80,6 +80,28 @@ def test_a_file_too_large_for_memory_is_refused_before_it_is_read(tmp_path: Path
     assert read_bytes(path, 200_000) == b"[" * 200_000
 
 
+WRITERS_OF_ONE_FILE: dict[str, Callable[[Path, Tokenizer], Any]] = {
+    "counts": lambda path, _: WordCounts.from_iterator(["a"], progress=False).save(path),
+    "ids": lambda path, tok: TokenFile(tok, path, None, 1),
+    "text": lambda path, _: write_text(path, "a"),
+    "tiktoken": lambda path, tok: tok.save_tiktoken(path),
+}
+
+
+@unix
+@pytest.mark.parametrize("writer", WRITERS_OF_ONE_FILE)
+def test_a_named_pipe_or_a_link_to_one_is_not_replaced_by_a_file(writer: str, tok: Tokenizer, tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(
+            OSError, match=f"a named pipe or a device.*{path.name}|{path.name}.*a named pipe or a device"
+        ):
+            WRITERS_OF_ONE_FILE[writer](path, tok)
+    assert pipe.is_fifo() and link.is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
 # -- atomic writes -----------------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     write beside it: a lock tells the folder of a running process from that of a killed one.
 
     Raises:
-        OSError: If the file cannot be written, as on a full disk; it names ``path``.
+        OSError: If the file cannot be written, as on a full disk, or ``path`` is a device or a named pipe, which a rename
+            would replace by a file; it names ``path``.
 
     Examples:
         >>> import tempfile
@@ -43,6 +44,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         >>> path.read_text(), len(list(path.parent.iterdir()))
         ('hello', 1)
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a named pipe or a device; expected a regular file", os.fspath(path))
     try:
         remove_abandoned(path.parent)
         folder, lock = _locked_folder(path, "tmp")

@@ -73,8 +73,14 @@ impl TemporaryFile {
     /// Creates the temporary file of `path`, and deletes those that killed processes left.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Those of the operating system; a named pipe or a device, which the rename would replace by a file.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        if let Ok(kind) = std::fs::metadata(path).map(|metadata| metadata.file_type())
+            && !kind.is_file()
+            && !kind.is_dir()
+        {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "a named pipe or a device; expected a regular file"));
+        }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let short: String = name.chars().take(LONGEST).collect();
         remove_abandoned(path);
