@@ -28,6 +28,16 @@ pub(crate) const MAX_PIECE: usize = 512;
 /// The default limit on the memory of one thread's cache: 60 MiB, which is less than 64 MB.
 pub(crate) const DEFAULT_LIMIT: usize = 60 << 20;
 
+/// A piece that is not cached.
+pub(crate) struct Miss {
+    /// The piece is `bytes[begin..end]`.
+    pub(crate) begin: usize,
+    pub(crate) end: usize,
+    pub(crate) probe: Probe,
+    /// The number of ids of its run before it.
+    pub(crate) ids_before: usize,
+}
+
 /// The cache of one thread.
 pub(crate) struct PieceCache {
     short: ShortTable,
@@ -68,8 +78,8 @@ impl PieceCache {
         }
     }
 
-    /// Writes the ids of the pieces of `bytes` from `start` on, which end at `ends`, to `run`, up to the first piece that
-    /// is not cached or does not fit. Returns the number of pieces and of ids.
+    /// Writes the ids of the pieces of `bytes` from `start` on, which end at `ends`, to `run`, as far as it has space for a
+    /// whole [`MAX_PIECE`] more. Returns the number of pieces and of ids. Pieces that are not cached go to `misses`.
     ///
     /// `probes` belong to the same pieces.
     #[inline(never)]
@@ -80,6 +90,7 @@ impl PieceCache {
         ends: &[usize],
         probes: &[Probe],
         run: &mut [u32],
+        misses: &mut Vec<Miss>,
     ) -> (usize, usize) {
         let (buckets, bucket_shift) = (self.short.buckets(), 64 - self.short.bucket_bits);
         let (mut done, mut count) = (0, 0);
@@ -97,9 +108,14 @@ impl PieceCache {
                 done += 1;
             }
             let (Some(probe), Some(&end)) = (probes.get(done), ends.get(done)) else { break };
+            if run.len() - count < MAX_PIECE {
+                break;
+            }
             let begin = if done > 0 { ends[done - 1] } else { start };
-            let Some(more) = self.get(probe, &bytes[begin..end], &mut run[count..]) else { break };
-            count += more;
+            match self.get(probe, &bytes[begin..end], &mut run[count..]) {
+                Some(more) => count += more,
+                None => misses.push(Miss { begin, end, probe: *probe, ids_before: count }),
+            }
             done += 1;
         }
         (done, count)
@@ -179,9 +195,11 @@ mod tests {
                 let is_fragment = *is_fragment && piece.len() <= INLINE_BYTES;
                 let probe = if is_fragment { Probe::of_fragment(piece) } else { Probe::new(piece, 0, piece.len()) };
                 let expected = ids_of(piece, is_fragment);
-                for room in [2, 4, 9] {
-                    let mut run = vec![0; room];
-                    if let (1, count) = cache.get_run(piece, 0, &[piece.len()], &[probe], &mut run) {
+                for room in [2, 4, 9, MAX_PIECE] {
+                    let (mut run, mut misses) = (vec![0; room], Vec::new());
+                    let (pieces, count) = cache.get_run(piece, 0, &[piece.len()], &[probe], &mut run, &mut misses);
+                    prop_assert!(pieces == 1 || room < MAX_PIECE);
+                    if pieces == 1 && misses.is_empty() {
                         prop_assert_eq!(&run[..count], &expected[..]);
                     }
                 }
@@ -220,7 +238,8 @@ mod tests {
         }
         let bytes =
             cache.short.words.capacity() * 8 + cache.long.slots.capacity() * 16 + cache.long.arena.capacity() * 4;
-        assert!(bytes <= limit + (1 << 20), "{bytes} bytes");
+        // The words before the base of the short table are never touched.
+        assert!(bytes <= limit + (3 << 20), "{bytes} bytes");
     }
 
     #[test]

@@ -10,10 +10,10 @@ pub(crate) use self::scratch::Scratch;
 pub(crate) use self::sink::{CountSink, Sink, reserve_ids};
 pub(crate) use self::unmergeable::UnmergeableBoundaries;
 
-use crate::cache::Probe;
+use crate::cache::{Miss, Probe};
 use crate::inline_key::INLINE_BYTES;
 use crate::interrupt::Interrupt;
-use crate::merge::TINY_BYTES;
+use crate::merge::{GROUP, TINY_BYTES, WIDTH, merge_group};
 use crate::pretokenize::Pretokenizer;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
@@ -59,20 +59,76 @@ impl Encoder<'_> {
             scratch.cache.prepare(bytes, start, &scratch.ends, &mut scratch.probes);
             let mut done = 0;
             while done < count {
-                let Scratch { cache, ends, probes, run, .. } = scratch;
-                let (pieces, ids) = cache.get_run(bytes, start, &ends[done..], &probes[done..count], run);
-                sink.take(&run[..ids]);
+                let Scratch { cache, ends, probes, run, misses, .. } = &mut *scratch;
+                misses.clear();
+                let (pieces, ids) = cache.get_run(bytes, start, &ends[done..], &probes[done..count], run, misses);
                 done += pieces;
-                start = if pieces > 0 { ends[done - 1] } else { start };
-                if done < count {
-                    let end = ends[done];
-                    self.cached_or_encode(&bytes[start..end], scratch.probes[done], scratch)?;
-                    sink.take(&scratch.ids);
-                    (start, done) = (end, done + 1);
+                start = ends[done - 1];
+                if misses.is_empty() {
+                    sink.take(&run[..ids]);
+                } else {
+                    self.encode_misses(bytes, ids, scratch, sink)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Passes ids to `sink`: the first `count` of `scratch.run`, and those of the misses between them.
+    #[cold]
+    #[inline(never)]
+    fn encode_misses<S: Sink>(&self, bytes: &[u8], count: usize, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
+        let misses = std::mem::take(&mut scratch.misses);
+        self.merge_ahead(bytes, &misses, scratch);
+        let mut taken = 0;
+        for miss in &misses {
+            sink.take(&scratch.run[taken..miss.ids_before]);
+            taken = miss.ids_before;
+            self.cached_or_encode(&bytes[miss.begin..miss.end], miss.probe, scratch)?;
+            sink.take(&scratch.ids);
+        }
+        sink.take(&scratch.run[taken..count]);
+        scratch.misses = misses;
+        Ok(())
+    }
+
+    /// Caches the ids of those misses that can be merged in groups.
+    fn merge_ahead<'a>(&self, bytes: &'a [u8], misses: &[Miss], scratch: &mut Scratch) {
+        if self.vocab.byte_fallback().is_some() {
+            return;
+        }
+        type Pieces<'a> = Vec<(&'a [u8], Probe)>;
+        let (mut narrow, mut wide): (Pieces<'a>, Pieces<'a>) = (Vec::with_capacity(misses.len()), Vec::new());
+        for miss in misses {
+            let piece = &bytes[miss.begin..miss.end];
+            if piece.len() <= TINY_BYTES || piece.len() > WIDTH {
+                continue;
+            }
+            if self.vocab.whole_piece_first()
+                && let Some(id) = self.vocab.bytes_to_id(piece)
+            {
+                scratch.cache.put(&miss.probe, piece, &[id]);
+            } else if piece.len() <= INLINE_BYTES {
+                narrow.push((piece, miss.probe));
+            } else if self.boundaries.next(piece).is_none() {
+                wide.push((piece, miss.probe));
+            }
+        }
+        let Scratch { cache, group: (ids, ends), .. } = scratch;
+        for group in narrow.chunks(GROUP).chain(wide.chunks(GROUP)).filter(|group| group.len() > 1) {
+            let mut pieces: [&[u8]; GROUP] = [&[]; GROUP];
+            pieces.iter_mut().zip(group).for_each(|(piece, from)| *piece = from.0);
+            ids.clear();
+            ends.clear();
+            // A byte without an id is reported, or dropped, when its piece's turn comes.
+            if merge_group(self.vocab, &pieces[..group.len()], ids, ends).is_ok() {
+                let mut begin = 0;
+                for ((piece, probe), &end) in group.iter().zip(&*ends) {
+                    cache.put(probe, piece, &ids[begin..end]);
+                    begin = end;
+                }
+            }
+        }
     }
 
     /// Passes the ids of the matches in `text` to `sink`, where text between matches is dropped.
@@ -91,8 +147,8 @@ impl Encoder<'_> {
     #[inline(never)]
     fn cached_or_encode(&self, piece: &[u8], probe: Probe, scratch: &mut Scratch) -> Result<()> {
         scratch.clear_ids();
-        if let Some(count) = scratch.cache.get(&probe, piece, &mut scratch.run) {
-            scratch.ids.extend_from_slice(&scratch.run[..count]);
+        if let Some(count) = scratch.cache.get(&probe, piece, &mut scratch.cached) {
+            scratch.ids.extend_from_slice(&scratch.cached[..count]);
             return Ok(());
         }
         self.encode_piece(piece, scratch)?;
@@ -131,8 +187,8 @@ impl Encoder<'_> {
             return self.merge(fragment, scratch);
         }
         let probe = Probe::of_fragment(fragment);
-        if let Some(count) = scratch.cache.get(&probe, fragment, &mut scratch.run) {
-            scratch.ids.extend_from_slice(&scratch.run[..count]);
+        if let Some(count) = scratch.cache.get(&probe, fragment, &mut scratch.cached) {
+            scratch.ids.extend_from_slice(&scratch.cached[..count]);
             return Ok(());
         }
         let begin = scratch.ids.len();

@@ -1,6 +1,6 @@
 //! The memory that encoding reuses from call to call.
 
-use crate::cache::{IDS_PER_PIECE, MAX_PIECE, PieceCache, Probe};
+use crate::cache::{IDS_PER_PIECE, MAX_PIECE, Miss, PieceCache, Probe};
 use crate::merge::Merger;
 
 /// Pieces that the pre-tokenizer yields at a time: all their cache look-ups are prefetched together.
@@ -18,6 +18,12 @@ pub(crate) struct Scratch {
     pub(super) probes: Vec<Probe>,
     /// The ids of a run of cached pieces.
     pub(super) run: Vec<u32>,
+    /// The pieces within a run that are not cached.
+    pub(super) misses: Vec<Miss>,
+    /// The cached ids of one piece.
+    pub(super) cached: Vec<u32>,
+    /// The ids of a group of pieces that are merged together, and the end of each piece's ids.
+    pub(super) group: (Vec<u32>, Vec<usize>),
     /// The ids of one piece that is not cached.
     pub(super) ids: Vec<u32>,
 }
@@ -32,6 +38,9 @@ impl Scratch {
             ends: Vec::with_capacity(BATCH),
             probes: vec![Probe::default(); BATCH],
             run: vec![0; BATCH * IDS_PER_PIECE + MAX_PIECE],
+            misses: Vec::new(),
+            cached: vec![0; MAX_PIECE],
+            group: (Vec::new(), Vec::new()),
             ids: Vec::new(),
         }
     }

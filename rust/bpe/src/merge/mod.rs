@@ -3,7 +3,7 @@
 //! | piece | file | method |
 //! |---|---|---|
 //! | up to 4 bytes | `tiny.rs` | one merge at a time, in registers |
-//! | up to 64 bytes | `windows.rs` | one merge at a time, in arrays on the stack, with SIMD searches |
+//! | up to 64 bytes | `windows.rs` | one merge at a time, in arrays on the stack, with SIMD searches; several pieces interleaved |
 //! | longer | this file, `windows.rs` | segments of several overlapping windows, merged in parallel and concatenated |
 //! | without a seam nearby | `passes.rs` | wider segments, one rank a pass |
 //! | without any seam | `heap.rs` | the whole piece, with a heap |
@@ -22,6 +22,7 @@ mod tiny;
 mod windows;
 
 pub(crate) use self::tiny::TINY_BYTES;
+pub(crate) use self::windows::{GROUP, WIDTH, merge_group};
 
 use self::heap::merge_by_heap;
 use self::passes::Passes;

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::Merger;
 use super::heap::merge_by_heap;
 use super::passes::Passes;
+use super::{GROUP, Merger, WIDTH, merge_group};
 use crate::Error;
 use crate::interrupt::Interrupt;
 use crate::vocab::{NO_RANK, Vocab};
@@ -102,6 +102,26 @@ proptest! {
         prop_assert_eq!(&by_passes, &expected);
         prop_assert_eq!(&by_heap, &expected);
         prop_assert_eq!(&fastest, &expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_group_has_the_ids_of_its_pieces(
+        vocab in random_vocab(),
+        piece in long_piece(),
+        lengths in prop::collection::vec(prop_oneof![1..=16_usize, 1..=WIDTH], 1..=GROUP),
+    ) {
+        let mut rest = &piece[..];
+        let cut = lengths.into_iter().map(|length| rest.split_off(..length.min(rest.len())).unwrap_or_default());
+        let pieces: Vec<&[u8]> = cut.filter(|piece| !piece.is_empty()).collect();
+        let (mut ids, mut ends, mut expected) = (vec![], vec![], vec![]);
+        merge_group(&vocab, &pieces, &mut ids, &mut ends).expect("all bytes are tokens");
+        for (piece, end) in pieces.iter().zip(ends) {
+            expected.extend(naive_by_ranks(&vocab, piece));
+            prop_assert_eq!(expected.len(), end);
+        }
+        prop_assert_eq!(ids, expected);
     }
 }
 

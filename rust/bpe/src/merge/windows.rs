@@ -1,21 +1,27 @@
 //! Windows of up to 64 bytes, merged in arrays on the stack; a longer segment is several overlapping windows.
 //!
-//! A merge depends on the look-up of the merge before it, which mostly waits for memory. So up to 12 windows are merged in
-//! an interleaved way: their look-ups overlap.
+//! A merge depends on the look-up of the merge before it, which mostly waits for memory. So up to 12 windows, of one piece
+//! or of as many, are merged in an interleaved way: their look-ups overlap.
 
 use crate::Result;
 #[cfg(target_arch = "x86_64")]
 use crate::vocab::{Avx2, Avx512};
-use crate::vocab::{ID_BOUND, KEYS, NO_ID, NO_RANK, Portable, Query, SimdSearch, Vocab};
+use crate::vocab::{ID_BOUND, NO_ID, NO_RANK, Portable, Query, SimdSearch, Vocab};
 
-/// The bytes of a window.
-pub(super) const WIDTH: usize = KEYS;
+/// The most bytes of a window.
+pub(crate) const WIDTH: usize = 64;
+
+/// The most bytes of a narrow window.
+const NARROW: usize = 16;
 
 /// The bytes that two neighbouring windows share.
 const OVERLAP: usize = 12;
 
 /// The most windows of a segment.
 const WINDOWS: usize = 12;
+
+/// The most pieces of a group.
+pub(crate) const GROUP: usize = WINDOWS;
 
 const STRIDE: usize = WIDTH - OVERLAP;
 
@@ -27,10 +33,11 @@ pub(super) const SPAN: usize = STRIDE * WINDOWS + OVERLAP;
 const PLACE_BITS: u32 = WIDTH.ilog2();
 const NO_PAIR: i32 = (NO_RANK << PLACE_BITS) as i32;
 
-struct Window {
-    /// The entry at [`WIDTH`] is the missing neighbour of the first and the last symbol.
-    ids: [u32; WIDTH + 1],
-    keys: [i32; WIDTH],
+/// A window of at most `BYTES` bytes, [`WIDTH`] or [`NARROW`]; `IDS` is one more.
+struct Window<const BYTES: usize, const IDS: usize> {
+    /// The last entry is the missing neighbour of the first and the last symbol.
+    ids: [u32; IDS],
+    keys: [i32; BYTES],
     /// One bit for each place that holds a symbol.
     places: u64,
     /// The look-ups of the pairs that the last merge created.
@@ -53,15 +60,18 @@ impl Pending {
     }
 }
 
-impl Window {
+type WideWindow = Window<WIDTH, { WIDTH + 1 }>;
+type NarrowWindow = Window<NARROW, { NARROW + 1 }>;
+
+impl<const BYTES: usize, const IDS: usize> Window<BYTES, IDS> {
     const EMPTY: Self = Self {
-        ids: [NO_ID; WIDTH + 1],
-        keys: [NO_PAIR; WIDTH],
+        ids: [NO_ID; IDS],
+        keys: [NO_PAIR; BYTES],
         places: 0,
         pending: [Pending { place: 0, query: Query::NONE }; 2],
     };
 
-    /// Fills the empty window with the bytes of a piece, 1 to [`WIDTH`] of them.
+    /// Fills the empty window with the bytes of a piece, 1 to `BYTES` of them.
     #[inline(always)]
     fn fill(&mut self, vocab: &Vocab, piece: &[u8]) -> Result<()> {
         let mut all = 0;
@@ -89,17 +99,17 @@ impl Window {
         if best >= NO_PAIR {
             return false;
         }
-        let at = best as usize % WIDTH;
+        let at = best as usize % BYTES;
         let merged = vocab.merged(best as u32 >> PLACE_BITS);
         self.ids[at] = merged;
         let behind = self.places & (u64::MAX << at << 1);
         self.places ^= behind & behind.wrapping_neg();
-        self.keys[behind.trailing_zeros() as usize % WIDTH] = NO_PAIR;
+        self.keys[behind.trailing_zeros() as usize % BYTES] = NO_PAIR;
         let behind = behind & behind.wrapping_sub(1);
         let before = self.places & ((1 << at) - 1);
-        // Without a set bit there are [`WIDTH`] trailing zeros.
-        let next = behind.trailing_zeros() as usize;
-        let previous = if before == 0 { WIDTH } else { before.ilog2() as usize };
+        // Without a set bit there are 64 trailing zeros.
+        let next = (behind.trailing_zeros() as usize).min(BYTES);
+        let previous = if before == 0 { BYTES } else { before.ilog2() as usize };
         self.pending = [
             Pending::new::<ALONE>(vocab, previous, (self.ids[previous], merged)),
             Pending::new::<ALONE>(vocab, at, (merged, self.ids[next])),
@@ -125,10 +135,12 @@ impl Window {
         out.extend((0..places.count_ones()).map(|_| {
             let place = places.trailing_zeros() as usize;
             places &= places - 1;
-            self.ids[place % WIDTH]
+            self.ids[place % BYTES]
         }));
     }
+}
 
+impl WideWindow {
     /// Drops the symbols that end after `limit`, except the first symbol, and returns the end of the last one left.
     fn truncate(&mut self, limit: usize, length: usize) -> usize {
         let later = self.places & (self.places - 1);
@@ -149,26 +161,131 @@ fn key(rank: u32, place: usize) -> i32 {
 /// Up to [`WIDTH`] bytes are encoded whole. For a longer piece the ids depend on its first [`SPAN`] bytes alone; the encoding
 /// of the whole piece may begin with other ids.
 pub(super) fn merge_prefix(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx2,bmi1,bmi2,lzcnt,popcnt")]
-        fn with_avx512(search: Avx512, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
-            merge(search, vocab, piece, out)
+    Prefix { vocab, piece, out }.with_best_search()
+}
+
+/// Appends the ids of several pieces of 1 to [`WIDTH`] bytes, [`GROUP`] at most, and for each the end of its ids to `ends`.
+///
+/// As their look-ups overlap, it takes less time than one piece after the other: least if none has more than 16 bytes.
+pub(crate) fn merge_group(vocab: &Vocab, pieces: &[&[u8]], out: &mut Vec<u32>, ends: &mut Vec<usize>) -> Result<()> {
+    Group { vocab, pieces, out, ends }.with_best_search()
+}
+
+/// Work that is compiled for each instruction set.
+trait Work: Sized {
+    type Output;
+
+    /// Does the work; an implementation is inlined.
+    fn run(self, search: impl SimdSearch) -> Self::Output;
+
+    /// Does the work with the best search of this CPU.
+    #[inline]
+    fn with_best_search(self) -> Self::Output {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f,avx2,bmi1,bmi2,lzcnt,popcnt")]
+            fn with_avx512<W: Work>(search: Avx512, work: W) -> W::Output {
+                work.run(search)
+            }
+            #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+            fn with_avx2<W: Work>(search: Avx2, work: W) -> W::Output {
+                work.run(search)
+            }
+            if let Some(avx512) = Avx512::detect() {
+                // SAFETY: the CPU has what the function is compiled for.
+                return unsafe { with_avx512(avx512, self) };
+            }
+            if let Some(avx2) = Avx2::detect() {
+                // SAFETY: as above.
+                return unsafe { with_avx2(avx2, self) };
+            }
         }
-        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-        fn with_avx2(search: Avx2, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
-            merge(search, vocab, piece, out)
-        }
-        if let Some(avx512) = Avx512::detect() {
-            // SAFETY: the CPU has what the function is compiled for.
-            return unsafe { with_avx512(avx512, vocab, piece, out) };
-        }
-        if let Some(avx2) = Avx2::detect() {
-            // SAFETY: as above.
-            return unsafe { with_avx2(avx2, vocab, piece, out) };
+        self.run(Portable)
+    }
+}
+
+struct Prefix<'a> {
+    vocab: &'a Vocab,
+    piece: &'a [u8],
+    out: &'a mut Vec<u32>,
+}
+
+impl Work for Prefix<'_> {
+    type Output = Result<usize>;
+
+    #[inline(always)]
+    fn run(self, search: impl SimdSearch) -> Result<usize> {
+        merge(search, self.vocab, self.piece, self.out)
+    }
+}
+
+struct Group<'a> {
+    vocab: &'a Vocab,
+    pieces: &'a [&'a [u8]],
+    out: &'a mut Vec<u32>,
+    ends: &'a mut Vec<usize>,
+}
+
+impl Work for Group<'_> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run(self, search: impl SimdSearch) -> Result<()> {
+        if self.pieces.iter().any(|piece| piece.len() > NARROW) {
+            self.merge([WideWindow::EMPTY; GROUP], search)
+        } else {
+            self.merge([NarrowWindow::EMPTY; GROUP], search)
         }
     }
-    merge(Portable, vocab, piece, out)
+}
+
+impl Group<'_> {
+    #[inline(always)]
+    fn merge<const BYTES: usize, const IDS: usize>(
+        self,
+        mut windows: [Window<BYTES, IDS>; GROUP],
+        search: impl SimdSearch,
+    ) -> Result<()> {
+        let windows = &mut windows[..self.pieces.len()];
+        for (window, piece) in windows.iter_mut().zip(self.pieces) {
+            window.fill(self.vocab, piece)?;
+        }
+        merge_interleaved(search, self.vocab, windows);
+        for window in windows {
+            window.push(self.out);
+            self.ends.push(self.out.len());
+        }
+        Ok(())
+    }
+}
+
+/// Merges all windows, one merge of each at a time.
+#[inline(always)]
+fn merge_interleaved<const BYTES: usize, const IDS: usize>(
+    search: impl SimdSearch,
+    vocab: &Vocab,
+    windows: &mut [Window<BYTES, IDS>],
+) {
+    let mut active: [usize; WINDOWS] = std::array::from_fn(|i| i);
+    let mut best = [NO_PAIR; WINDOWS];
+    let mut count = windows.len();
+    while count > 0 {
+        for (best, &at) in best.iter_mut().zip(&active[..count]) {
+            *best = search.smallest(&windows[at].keys);
+        }
+        let mut left = 0;
+        for i in 0..count {
+            let at = active[i];
+            if windows[at].merge::<false>(vocab, best[i]) {
+                active[left] = at;
+                left += 1;
+            }
+        }
+        count = left;
+        for &at in &active[..count] {
+            windows[at].set_ranks(search, vocab);
+        }
+    }
 }
 
 #[inline(always)]
@@ -176,13 +293,28 @@ fn merge(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32
     if piece.len() > WIDTH {
         return merge_overlapping(search, vocab, piece, out);
     }
-    let mut window = Window::EMPTY;
+    if piece.len() > NARROW {
+        merge_alone(WideWindow::EMPTY, search, vocab, piece, out)?;
+    } else {
+        merge_alone(NarrowWindow::EMPTY, search, vocab, piece, out)?;
+    }
+    Ok(piece.len())
+}
+
+#[inline(always)]
+fn merge_alone<const BYTES: usize, const IDS: usize>(
+    mut window: Window<BYTES, IDS>,
+    search: impl SimdSearch,
+    vocab: &Vocab,
+    piece: &[u8],
+    out: &mut Vec<u32>,
+) -> Result<()> {
     window.fill(vocab, piece)?;
     while window.merge::<true>(vocab, search.smallest(&window.keys)) {
         window.set_ranks(search, vocab);
     }
     window.push(out);
-    Ok(piece.len())
+    Ok(())
 }
 
 /// Merges overlapping windows and concatenates them at tokens that two neighbouring windows share.
@@ -192,27 +324,14 @@ fn merge(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32
 /// window form an encoding.
 #[inline(always)]
 fn merge_overlapping(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
-    let mut windows = [Window::EMPTY; WINDOWS];
+    let mut windows = [WideWindow::EMPTY; WINDOWS];
     let length = piece.len().min(SPAN);
     let count = (length - OVERLAP).div_ceil(STRIDE);
     let windows = &mut windows[..count];
     for (i, window) in windows.iter_mut().enumerate() {
         window.fill(vocab, &piece[i * STRIDE..length.min(i * STRIDE + WIDTH)])?;
     }
-    let mut best = [NO_PAIR; WINDOWS];
-    let mut is_merging = true;
-    while is_merging {
-        is_merging = false;
-        for (best, window) in best.iter_mut().zip(&*windows) {
-            *best = search.smallest(&window.keys);
-        }
-        for (&best, window) in best.iter().zip(&mut *windows) {
-            is_merging |= window.merge::<false>(vocab, best);
-        }
-        for window in &mut *windows {
-            window.set_ranks(search, vocab);
-        }
-    }
+    merge_interleaved(search, vocab, windows);
     // Keep the left window up to the shared token and the right one from it on; stop where two windows share none.
     let mut last = 0;
     while last + 1 < count {
@@ -236,7 +355,7 @@ fn merge_overlapping(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: 
 
 /// Returns the place in `right` of the first token that both windows share.
 #[inline(always)]
-fn shared_token(left: &Window, right: &Window) -> Option<usize> {
+fn shared_token(left: &WideWindow, right: &WideWindow) -> Option<usize> {
     // A place is also the end of the token before it. `left` ends with the overlap, `right` later.
     let left_places = left.places >> STRIDE | 1 << OVERLAP;
     let mut shared = left.places >> STRIDE & right.places;

@@ -28,7 +28,7 @@ impl Tokenizer {
     /// let tokenizer = Tokenizer::new(vocab, Pretokenizer::new("cl100k")?, vec![], false)?;
     /// let (mut parts, mut ids) = (["a", "b"].iter(), Vec::new());
     /// let next = |text: &mut String| {
-    ///     text.extend(parts.next());
+    ///     text.extend(parts.next().copied());
     ///     Ok(parts.len() > 0)
     /// };
     /// tokenizer.encode_parts(2, next, EncodeOptions::default(), &mut ids)?;

@@ -22,5 +22,5 @@ pub(crate) use self::pair_table::Query;
 pub use self::sentencepiece::SentencePieceTokens;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::simd_search::{Avx2, Avx512};
-pub(crate) use self::simd_search::{KEYS, Portable, SimdSearch};
+pub(crate) use self::simd_search::{Portable, SimdSearch};
 pub use self::vocabulary::Vocab;

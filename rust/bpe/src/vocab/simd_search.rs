@@ -1,15 +1,12 @@
-//! SIMD search: the smallest of 64 keys, and an entry by key, without unpredictable branches.
-
-/// The keys of a window of symbols.
-pub(crate) const KEYS: usize = 64;
+//! SIMD search: the smallest of some keys, and an entry by key, without unpredictable branches.
 
 /// The entries of a bucket of the pair table.
 pub(crate) const ENTRIES: usize = 8;
 
 /// An instruction set that this CPU has.
 pub(crate) trait SimdSearch: Copy {
-    /// Returns the smallest key.
-    fn smallest(self, keys: &[i32; KEYS]) -> i32;
+    /// Returns the smallest key; their number is a multiple of 16.
+    fn smallest<const KEYS: usize>(self, keys: &[i32; KEYS]) -> i32;
 
     /// Returns the entry with `entry >> SHIFT == key`, or all ones if there is none.
     fn find<const SHIFT: u32>(self, entries: &[u64; ENTRIES], key: u64) -> u64;
@@ -22,7 +19,7 @@ pub(crate) struct Portable;
 impl SimdSearch for Portable {
     #[inline(always)]
     /// Returns the smallest key.
-    fn smallest(self, keys: &[i32; KEYS]) -> i32 {
+    fn smallest<const KEYS: usize>(self, keys: &[i32; KEYS]) -> i32 {
         keys.iter().fold(i32::MAX, |smallest, &key| smallest.min(key))
     }
 
@@ -42,7 +39,7 @@ mod x86 {
 
     use bpe_llama_simd::Tier;
 
-    use super::{ENTRIES, KEYS, SimdSearch};
+    use super::{ENTRIES, SimdSearch};
 
     /// AVX2 and the bit-manipulation instructions.
     #[derive(Debug, Clone, Copy)]
@@ -58,8 +55,8 @@ mod x86 {
     impl SimdSearch for Avx2 {
         #[inline(always)]
         /// Returns the smallest key.
-        fn smallest(self, keys: &[i32; KEYS]) -> i32 {
-            // SAFETY: the eight vectors of the array are read, and the CPU has the instructions.
+        fn smallest<const KEYS: usize>(self, keys: &[i32; KEYS]) -> i32 {
+            // SAFETY: the vectors of the array are read, and the CPU has the instructions.
             unsafe {
                 let mut eight = _mm256_set1_epi32(i32::MAX);
                 for keys in keys.as_chunks::<8>().0 {
@@ -103,8 +100,8 @@ mod x86 {
     impl SimdSearch for Avx512 {
         #[inline(always)]
         /// Returns the smallest key.
-        fn smallest(self, keys: &[i32; KEYS]) -> i32 {
-            // SAFETY: the four vectors of the array are read, and the CPU has the instructions.
+        fn smallest<const KEYS: usize>(self, keys: &[i32; KEYS]) -> i32 {
+            // SAFETY: the vectors of the array are read, and the CPU has the instructions.
             unsafe {
                 let mut sixteen = _mm512_set1_epi32(i32::MAX);
                 for keys in keys.as_chunks::<16>().0 {
@@ -133,15 +130,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn assert_finds(search: impl SimdSearch, keys: &[i32; KEYS], entries: &[u64; ENTRIES], key: u64) {
+    fn assert_finds(search: impl SimdSearch, keys: &[i32; 64], entries: &[u64; ENTRIES], key: u64) {
         assert_eq!(search.smallest(keys), Portable.smallest(keys));
+        for keys in keys.as_chunks::<16>().0 {
+            assert_eq!(search.smallest(keys), Portable.smallest(keys));
+        }
         assert_eq!(search.find::<22>(entries, key), Portable.find::<22>(entries, key));
     }
 
     proptest! {
         #[test]
         fn all_backends_find_the_same(
-            keys in prop::collection::vec(any::<i32>(), KEYS),
+            keys in prop::collection::vec(any::<i32>(), 64),
             mut entries in prop::array::uniform8(any::<u64>()),
             at in 0..2 * ENTRIES,
             key in any::<u64>(),
