@@ -93,12 +93,11 @@ impl Encoder<'_> {
     }
 
     /// Caches the ids of those misses that can be merged in groups.
-    fn merge_ahead<'a>(&self, bytes: &'a [u8], misses: &[Miss], scratch: &mut Scratch) {
+    fn merge_ahead(&self, bytes: &[u8], misses: &[Miss], scratch: &mut Scratch) {
         if self.vocab.byte_fallback().is_some() {
             return;
         }
-        type Pieces<'a> = Vec<(&'a [u8], Probe)>;
-        let (mut narrow, mut wide): (Pieces<'a>, Pieces<'a>) = (Vec::with_capacity(misses.len()), Vec::new());
+        let (mut narrow, mut wide) = (Vec::with_capacity(misses.len()), Vec::new());
         for miss in misses {
             let piece = &bytes[miss.begin..miss.end];
             if piece.len() <= TINY_BYTES || piece.len() > WIDTH {
@@ -109,22 +108,22 @@ impl Encoder<'_> {
             {
                 scratch.cache.put(&miss.probe, piece, &[id]);
             } else if piece.len() <= INLINE_BYTES {
-                narrow.push((piece, miss.probe));
+                narrow.push(miss);
             } else if self.boundaries.next(piece).is_none() {
-                wide.push((piece, miss.probe));
+                wide.push(miss);
             }
         }
         let Scratch { cache, group: (ids, ends), .. } = scratch;
         for group in narrow.chunks(GROUP).chain(wide.chunks(GROUP)).filter(|group| group.len() > 1) {
             let mut pieces: [&[u8]; GROUP] = [&[]; GROUP];
-            pieces.iter_mut().zip(group).for_each(|(piece, from)| *piece = from.0);
+            pieces.iter_mut().zip(group).for_each(|(piece, miss)| *piece = &bytes[miss.begin..miss.end]);
             ids.clear();
             ends.clear();
             // A byte without an id is reported, or dropped, when its piece's turn comes.
             if merge_group(self.vocab, &pieces[..group.len()], ids, ends).is_ok() {
                 let mut begin = 0;
-                for ((piece, probe), &end) in group.iter().zip(&*ends) {
-                    cache.put(probe, piece, &ids[begin..end]);
+                for ((miss, piece), &end) in group.iter().zip(pieces).zip(&*ends) {
+                    cache.put(&miss.probe, piece, &ids[begin..end]);
                     begin = end;
                 }
             }
