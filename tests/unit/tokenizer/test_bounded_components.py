@@ -86,3 +86,10 @@ def test_a_template_of_too_many_items(tmp_path: Path) -> None:
         template = {"type": "TemplateProcessing", "single": single, "pair": [text], "special_tokens": tokens}
         with pytest.raises(ValueError, match=r"post_processor\.single has \d+ items or more; expected at most 4096"):
             loaded(tmp_path, post_processor=template)
+
+
+@pytest.mark.parametrize("field", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_a_long_text_beside_each_character(field: str, tmp_path: Path) -> None:
+    model = described({"String": "_"}, ["l", "o"])["model"] | {field: "#" * 1025}
+    with pytest.raises(ValueError, match=rf"model\.{field} has 1025 bytes; expected at most 1024"):
+        loaded(tmp_path, model=model)
