@@ -258,6 +258,11 @@ class LlamaConfig:
         return (True,) * self.num_hidden_layers
 
     @property
+    def sparse_layers(self) -> tuple[bool, ...]:
+        """Return for each layer whether it has experts."""
+        return (self.num_local_experts is not None,) * self.num_hidden_layers
+
+    @property
     def windows(self) -> tuple[Window | None, ...]:
         """Return the sliding window of each layer in tokens, or its chunk; None attends to all.
 

@@ -101,7 +101,7 @@ class GenerationConfig:
             given = self.values.get(name)
             several = given if name == "eos_token_id" and isinstance(given, list) else [given]
             for token_id in () if given is None else several:
-                if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < -1:
+                if isinstance(token_id, bool) or not isinstance(token_id, int) or not -1 <= token_id < 1 << 32:
                     expected = "an id or a list of ids" if name == "eos_token_id" else "an id"
                     raise ValueError(f"{name} is {given!r}; expected {expected}")
         stops = self.values.get("stop_strings") or []

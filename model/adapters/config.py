@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._files import complete_writes, read_json_object
-from bpe_llama.model.adapters.patterns import checked_pattern, matched
+from bpe_llama.model.adapters.patterns import check_number, checked_pattern, matched
 
 CONFIG = "adapter_config.json"
 DEFAULT_TARGETS = ("q_proj", "v_proj")
@@ -308,6 +308,7 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 def _expressions(value: Any) -> tuple[str, ...]:
     texts = _strings([value] if isinstance(value, str) else value)
+    check_number(texts)
     for text in texts:
         checked_pattern(text)
     return texts
@@ -323,7 +324,8 @@ def _strings_or_pattern(value: Any) -> tuple[str, ...] | str:
 
 def _patterns(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def parse(value: Any) -> dict[str, Any]:
-        for key in value.keys():  # noqa: SIM118 - a list, which has no keys, is refused
+        check_number(value.keys())  # a list, which has no keys, is refused
+        for key in value:
             checked_pattern(key)
         return {key: of(inner) for key, inner in value.items()}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -13,6 +15,9 @@ SECONDS = 1.0
 
 MAX_REPEATS = 10_000
 """Product of the counts in a pattern's braces: `regex` takes memory for each repeat."""
+
+MAX_PATTERNS = 10_000
+"""The most patterns of one field: compiling this many takes seconds."""
 
 _BRACES = re.compile(r"\{([^}]*)\}?")
 _COUNTS = re.compile(r"\d+(,\d*)?|,\d+")
@@ -37,6 +42,17 @@ def checked_pattern(pattern: str) -> str:
     return pattern
 
 
+def check_number(patterns: Collection[str]) -> None:
+    """Raise a ValueError for more than `MAX_PATTERNS` patterns."""
+    if len(patterns) > MAX_PATTERNS:
+        raise ValueError(f"{len(patterns):,} patterns, where at most {MAX_PATTERNS:,} are read")
+
+
+@lru_cache(maxsize=2 * MAX_PATTERNS)
+def _compiled(pattern: str) -> Any:
+    return regex.compile(checked_pattern(pattern))
+
+
 def matched(field: str, pattern: str, path: str, *, whole: bool = False) -> Any:
     """Return the match of a pattern with the beginning of a path, or with ``whole`` all of it; None if there is none.
 
@@ -49,10 +65,10 @@ def matched(field: str, pattern: str, path: str, *, whole: bool = False) -> Any:
     Raises:
         ValueError: If the pattern is not valid, or the match takes over `SECONDS`. It names field and pattern.
     """
-    find = regex.fullmatch if whole else regex.match
     try:
-        return find(checked_pattern(pattern), path, timeout=SECONDS)
-    except ValueError as error:
+        compiled = _compiled(pattern)
+        return (compiled.fullmatch if whole else compiled.match)(path, timeout=SECONDS)
+    except (ValueError, regex.error) as error:
         raise ValueError(f"{field} has the pattern {pattern!r:.100}: {error}") from error
     except TimeoutError:
         message = f"{field} has the pattern {pattern!r:.100}, which takes over {SECONDS:g} s to match {path}"

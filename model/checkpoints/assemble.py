@@ -15,8 +15,6 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Model, Pretrained
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_FEW = 4096
-"""Experts of all layers together that are built in seconds."""
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
@@ -89,7 +87,7 @@ def check_counts(names: Iterable[str], config: LlamaConfig, source: Path) -> Non
         are_fused = are_fused or (".experts." in name and not experts)  # then their shapes are compared
     counts = [("num_hidden_layers", config.num_hidden_layers, len(layers))]
     stated = config.num_local_experts or 0
-    if experts or (stated * len(layers) > _FEW and not are_fused):  # of few, a config may leave all layers without
+    if experts or (any(config.sparse_layers) and not are_fused):
         counts.append(("num_local_experts", stated, len(experts)))
     for name, stated, found in counts:
         if stated > found:

@@ -138,7 +138,7 @@ def open_pickled(path: Path) -> dict[str, Tensor]:
         reason = str(error).partition(". ")[0]  # torch's next sentence advises weights_only=False
         raise ValueError(f"{path}: damaged, or not a file of tensors alone ({reason})") from error
     if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and type(tensor) in (Tensor, Parameter) and tensor.layout == torch.strided
+        isinstance(name, str) and type(tensor) in (Tensor, Parameter) and _has_numbers(tensor)
         for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path}: expected a table of named tensors")
@@ -146,6 +146,11 @@ def open_pickled(path: Path) -> dict[str, Tensor]:
     if described > 2 * size:  # tied weights are described twice
         raise ValueError(f"{path}: describes tensors of {described:,} bytes; expected at most twice its {size:,} bytes")
     return tensors
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor holds all its numbers: it is not sparse, and not on the device ``meta``."""
+    return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _check_not_compressed(path: Path) -> None:

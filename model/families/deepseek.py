@@ -92,6 +92,11 @@ class DeepseekConfig(LatentAttentionConfig):
         return True
 
     @property
+    def sparse_layers(self) -> tuple[bool, ...]:
+        """Return for each layer whether it has experts."""
+        return tuple(layer >= self.first_k_dense_replace for layer in range(self.num_hidden_layers))
+
+    @property
     def expert_groups(self) -> tuple[int, int]:
         """Return the number of groups and how many of them a token's experts are from; (1, 1) if from all."""
         groups, kept = self.n_group or 1, self.topk_group or 1
@@ -194,5 +199,5 @@ class DeepseekLayer(DecoderLayer):
 
     def __init__(self, config: DeepseekConfig, layer: int) -> None:
         super().__init__(config, layer)
-        if layer >= config.first_k_dense_replace:
+        if config.sparse_layers[layer]:
             self.add_module("mlp", self.experts_class(config))

@@ -106,6 +106,12 @@ class Llama4TextConfig(RotatedLayersConfig):
         return super().replace(**changes)
 
     @property
+    def sparse_layers(self) -> tuple[bool, ...]:
+        """Return for each layer whether it has experts."""
+        sparse = set(self.moe_layers or ())
+        return tuple(layer in sparse for layer in range(self.num_hidden_layers))
+
+    @property
     def local_window(self) -> Window | None:
         """Return the chunk of layers that have one."""
         return Chunk(self.attention_chunk_size)
@@ -199,9 +205,8 @@ class Llama4Layer(DecoderLayer):
     def __init__(self, config: Llama4TextConfig, layer: int) -> None:
         super().__init__(config, layer)
         del self.mlp
-        has_experts = layer in (config.moe_layers or ())
         self._modules["feed_forward"] = (  # `add_module` refuses names of attributes
-            Llama4Mixture(config) if has_experts else MLP(config, config.intermediate_size_mlp)
+            Llama4Mixture(config) if config.sparse_layers[layer] else MLP(config, config.intermediate_size_mlp)
         )
 
     @property

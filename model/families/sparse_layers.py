@@ -47,7 +47,7 @@ class SparseLayersConfig(LlamaConfig):
     @property
     def sparse_layers(self) -> tuple[bool, ...]:
         """Return for each layer whether it has experts."""
-        dense = self.mlp_only_layers or ()
+        dense = set(self.mlp_only_layers or ())
         layers = range(self.num_hidden_layers)
         return tuple(layer not in dense and (layer + 1) % self.decoder_sparse_step == 0 for layer in layers)
 

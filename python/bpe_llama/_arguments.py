@@ -164,7 +164,7 @@ def one_of(name: str, value: object, known: Collection[str]) -> str:
         ValueError: If it is another one.
     """
     if string(name, value) not in known:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
+        raise ValueError(f"{name} is {shown(value)}; expected one of {', '.join(map(repr, known))}")
     return str(value)
 
 

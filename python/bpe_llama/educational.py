@@ -33,14 +33,14 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from bpe_llama._core import pattern_regex
+from bpe_llama._arguments import instance, integer, iterator, string, strings, wrong
+from bpe_llama._core import pattern_regex, shown
 from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.display import coloured_tokens, visible
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from bpe_llama.tokenizer import Tokenizer
 
 try:
     import regex
@@ -103,18 +103,18 @@ class EducationalTokenizer:
         Raises:
             ValueError: If `vocab_size` has no room for the bytes and special tokens, or there is no text.
         """
-        num_merges = vocab_size - 256 - len(special_tokens)
+        special = dict.fromkeys(strings("special_tokens", special_tokens), 0)
+        num_merges = integer("vocab_size", vocab_size) - 256 - len(special)
         if num_merges < 0:
-            least = 256 + len(special_tokens)
+            least = 256 + len(special)
             raise ValueError(f"vocab_size is {vocab_size}; it must be at least {least}: 256 bytes and special tokens")
         tok = cls({byte: index for index, byte in enumerate(_BYTES)}, [], pattern)
-        special = dict.fromkeys(special_tokens, 0)
 
         # A pre-token that occurs often is kept once, with its count.
         words = Counter(
             piece.encode()
-            for text in texts
-            for part in _parts(text, special, special)[::2]
+            for text in iterator("texts", texts, "an iterable of str, such as a list of one")
+            for part in _parts(string("a text", text), special, special)[::2]
             for piece in tok.split(part)
         )
         if not words:
@@ -157,7 +157,7 @@ class EducationalTokenizer:
             >>> EducationalTokenizer.from_tokenizer(tok).encode("slow") == tok.encode("slow")
             True
         """
-        file = json.loads(tokenizer.to_own_json())
+        file = json.loads(instance("tokenizer", tokenizer, Tokenizer).to_own_json())
         flags = [token[flag] for token in file["added_tokens"] for flag in ("single_word", "lstrip", "rstrip")]
         more = {
             f"the pipeline is general because of {tokenizer.general_because}": tokenizer.pipeline != "fast",
@@ -179,7 +179,7 @@ class EducationalTokenizer:
     def split(self, text: str) -> list[str]:
         """Return the pre-tokens of a text: the matches of the pattern, and the text between them."""
         pieces, end = [], 0
-        for match in regex.finditer(self.pattern, text):
+        for match in regex.finditer(self.pattern, string("text", text)):
             pieces += [text[end : match.start()], match.group()]
             end = match.end()
         return [piece for piece in [*pieces, text[end:]] if piece]
@@ -195,12 +195,13 @@ class EducationalTokenizer:
         Raises:
             ValueError: If `allowed_special` names an unknown token.
         """
-        allowed = self.special_tokens if allowed_special == "all" else list(allowed_special)
+        is_all = isinstance(allowed_special, str) and allowed_special == "all"
+        allowed = self.special_tokens if is_all else strings("allowed_special", allowed_special)
         for token in allowed:
             if token not in self.special_tokens:
                 raise ValueError(f"allowed_special names {token!r}, which is no special token of this tokenizer")
         ids = []
-        for place, part in enumerate(_parts(text, self.special_tokens, allowed)):
+        for place, part in enumerate(_parts(string("text", text), self.special_tokens, allowed)):
             if place % 2:
                 ids.append(self.special_tokens[part])
             else:
@@ -210,7 +211,7 @@ class EducationalTokenizer:
     def encode_bytes(self, data: bytes, *, show: TextIO | None = None) -> list[int]:
         """Return the ids of any bytes: those after the last valid UTF-8 belong to the last pre-token before them."""
         try:
-            text, rest = data.decode(), b""
+            text, rest = instance("data", data, bytes).decode(), b""
         except UnicodeDecodeError as error:
             text, rest = data[: error.start].decode(), data[error.start :]
         pieces = [piece.encode() for piece in self.split(text)]
@@ -222,7 +223,11 @@ class EducationalTokenizer:
         """Return the bytes of ids; ``KeyError`` for an id that no token has."""
         tokens = {index: token for token, index in self.ids.items()}
         tokens |= {index: token.encode() for token, index in self.special_tokens.items()}
-        return b"".join(tokens[index] for index in ids)
+        given = iterator("ids", ids, "an iterable of ids")
+        indices = [integer("an id of ids", index) for index in given]
+        if unknown := [index for index in indices if index not in tokens]:
+            raise KeyError(f"no token has the id {shown(unknown[0])}")
+        return b"".join(tokens[index] for index in indices)
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """Return the text of ids; `errors` says what becomes of bytes that are no UTF-8, as in ``bytes.decode``."""
@@ -287,8 +292,8 @@ def _parts(text: str, special: Iterable[str], allowed: Container[str]) -> list[s
 
 def _text_of(tokens: Sequence[bytes], *, colour: bool) -> Text:
     """Return tokens on backgrounds, or between bars; a space is drawn as a dot."""
-    shown = [token.replace(b" ", "·".encode()).replace(b"\n", "↵".encode()) for token in tokens]
-    return coloured_tokens(shown) if colour else Text("|".join(map(visible, shown)))
+    visibly = [token.replace(b" ", "·".encode()).replace(b"\n", "↵".encode()) for token in tokens]
+    return coloured_tokens(visibly) if colour else Text("|".join(map(visible, visibly)))
 
 
 def _draw(stream: TextIO, tokens: Sequence[bytes]) -> None:
@@ -306,5 +311,7 @@ def _draw_merge(stream: TextIO, index: int, pair: Pair, count: int, words: Seque
 
 
 def _console(stream: TextIO) -> Console:
+    if not hasattr(stream, "write"):
+        raise TypeError(wrong("show", stream, "a stream of text, or None"))
     # In a notebook, rich would show its own output and leave the stream empty.
     return Console(file=stream, soft_wrap=True, highlight=False, force_jupyter=False)

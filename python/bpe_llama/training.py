@@ -145,7 +145,7 @@ class _Training:
         if self.vocab_size < least:
             raise ValueError(f"vocab_size is {shown(self.vocab_size)}; it must be at least {least}: {parts}")
         if string("tie_order", self.tie_order) not in ("ids", "bytes"):
-            raise ValueError(f"tie_order is {self.tie_order!r}; expected 'ids' or 'bytes'")
+            raise ValueError(f"tie_order is {shown(self.tie_order)}; expected 'ids' or 'bytes'")
 
     @property
     def new_special_tokens(self) -> list[str]:

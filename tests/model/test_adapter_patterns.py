@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import regex
 
 from bpe_llama.model.adapters.config import AdapterConfig
 from bpe_llama.model.adapters.patterns import matched
@@ -88,3 +89,24 @@ def test_patterns_match_as_in_re(pattern: str) -> None:
 def test_a_pattern_that_is_valid_alone_only() -> None:
     with pytest.raises(ValueError, match=r"rank_pattern has the pattern .*global flags"):
         config(rank_pattern={"(?i)Q_PROJ": 2}).rank(PATH)
+
+
+def test_a_pattern_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some adapters have a rank for each module; compiling takes a hundred times as long as a match."""
+    compiled: list[str] = []
+    original = regex.compile
+    monkeypatch.setattr(regex, "compile", lambda pattern: compiled.append(pattern) or original(pattern))
+    ranks = config(rank_pattern={f"compiled_once_{number}": 2 for number in range(100)})
+    for layer in range(10):
+        assert ranks.rank(f"model.layers.{layer}.self_attn.compiled_once_99") == 2
+    assert len(compiled) == len(set(compiled)) == 100
+
+
+VALUED = ("rank_pattern", "alpha_pattern")
+
+
+@pytest.mark.parametrize("name", [*VALUED, "modules_to_save", "layers_pattern"])
+def test_the_number_of_patterns_is_bounded(name: str) -> None:
+    many = [f"x{number}" for number in range(10_001)]
+    with pytest.raises(ValueError, match=rf"{name} is .*10,001 patterns, where at most 10,000 are read"):
+        config(layers_to_transform=[1], **{name: dict.fromkeys(many, 2) if name in VALUED else many})

@@ -7,7 +7,7 @@ import math
 import os
 from pathlib import Path
 
-from bpe_llama._files import read_text, write_text
+from bpe_llama._files import append_bytes, read_text, write_text
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 
@@ -59,12 +59,7 @@ class MetricsFile(Callback):
         Raises:
             OSError: If it cannot be written, for example on a full disk.
         """
-        left = (json.dumps(values) + "\n").encode()
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._file.name) from None
+        append_bytes(self._file, (json.dumps(values) + "\n").encode())
 
     def on_log(self, run: Run, metrics: Metrics) -> None:
         """Append the metrics of an interval or an evaluation."""

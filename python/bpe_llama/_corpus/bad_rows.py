@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from bpe_llama._arguments import string
+from bpe_llama._core import shown
 
 
 class BadRows:
@@ -38,7 +39,7 @@ class BadRows:
             ValueError: If ``on_error`` is another value.
         """
         if string("on_error", on_error) not in ("raise", "skip"):
-            raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
+            raise ValueError(f"on_error is {shown(on_error)}; expected 'raise' or 'skip'")
         self.skips = on_error == "skip"
         self.forget()
 

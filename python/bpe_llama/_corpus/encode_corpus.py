@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from bpe_llama._arguments import integer, string, wrong
 from bpe_llama._arguments import path as checked_path
-from bpe_llama._core import DocumentEncoder
+from bpe_llama._core import DocumentEncoder, shown
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
@@ -40,7 +40,7 @@ from bpe_llama._corpus.shards import (
     write_index,
     write_json,
 )
-from bpe_llama._files import PathLike, locked, read_bytes, read_json_object, remove_abandoned
+from bpe_llama._files import PathLike, append_bytes, locked, read_bytes, read_json_object, remove_abandoned
 from bpe_llama._progress import ProgressOption, Report, reporting
 
 _SOURCES = "sources.json"
@@ -110,7 +110,9 @@ class Corpus:
                 raise ValueError(f"{os.fspath(out)!r}, the folder of the shards, holds all files of the corpus")
             return cls(tokenizer, files, None, Path(out), **options)
         if isinstance(paths, (str, os.PathLike)) or list(paths):
-            raise ValueError(f"dataset is {dataset[0]!r}, and paths are given; expected paths or a data set, not both")
+            raise ValueError(
+                f"dataset is {shown(dataset[0])}, and paths are given; expected paths or a data set, not both"
+            )
         return cls(tokenizer, [], HubDataset(*dataset), Path(out), **options)
 
     def __post_init__(self) -> None:
@@ -361,10 +363,8 @@ class _Log:
         self._append({"complete": True})
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._path.open("ab", buffering=0) as file:
+            append_bytes(file, (json.dumps(entry) + "\n").encode(), flush=True)
 
 
 def _is_shards(name: str) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bpe_llama._arguments import path as checked_path
-from bpe_llama._core import TokenFile
+from bpe_llama._core import TokenFile, shown
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
@@ -39,7 +38,7 @@ def encode_files(
     :meth:`bpe_llama.Tokenizer.encode_files` documents the arguments.
     """
     if checked_path("out", out).suffix != ".npy":
-        raise ValueError(f"out must end in .npy, got {os.fspath(out)!r}")
+        raise ValueError(f"out must end in .npy, got {shown(out)}")
     files = find_files(paths)
     sizes = {path: path.stat().st_size for path in files}
     done, total = 0, sum(sizes.values())

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpe_llama._arguments import integer, string, wrong
+from bpe_llama._core import shown
 from bpe_llama._encoding.corpora import CorpusTokenizer
 from bpe_llama._encoding.counters import Appender, IntervalCounts, prefix_counts
 from bpe_llama._encoding.splitting import Splitter, last_tokens
@@ -88,7 +89,7 @@ class CountingTokenizer(CorpusTokenizer):
         if string("side", side) == "right":
             return super().truncate(text, max_tokens, allowed_special=allowed_special)
         if side != "left":
-            raise ValueError(f"side is {side!r}; expected 'left' or 'right'")
+            raise ValueError(f"side is {shown(side)}; expected 'left' or 'right'")
         if integer("max_tokens", max_tokens) < 0:
             raise ValueError(wrong("max_tokens", max_tokens, "at least 0"))
         return last_tokens(self, text, max_tokens, allowed_special)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from bpe_llama._arguments import boolean, integer, iterator, string, strings, wrong
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 from bpe_llama._encoding.batches import Batches, Span, columns_of, template_of
 from bpe_llama._encoding.counting import CountingTokenizer
 from bpe_llama._loading.ends import END_ROLES, ends_of
@@ -153,7 +154,7 @@ class EncodingTokenizer(CountingTokenizer):
             text_pairs = None  # as in transformers
         if text_pairs is not None and is_single != isinstance(text_pairs, str):
             raise TypeError(
-                f"texts is {texts!r:.80} and text_pairs {text_pairs!r:.80}; expected two str or two sequences"
+                f"texts is {shown(texts)} and text_pairs {shown(text_pairs)}; expected two str or two sequences"
             )
         expected = "a str or a sequence of str"
         firsts = [texts] if isinstance(texts, str) else list(iterator("texts", texts, expected))

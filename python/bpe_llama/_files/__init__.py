@@ -4,6 +4,7 @@ from bpe_llama._files.atomic_write import atomic_write, complete_writes, remove_
 from bpe_llama._files.lock import locked
 from bpe_llama._files.read_write import (
     PathLike,
+    append_bytes,
     check_regular,
     open_regular,
     read_bytes,
@@ -15,6 +16,7 @@ from bpe_llama._files.read_write import (
 
 __all__ = [
     "PathLike",
+    "append_bytes",
     "atomic_write",
     "check_regular",
     "complete_writes",

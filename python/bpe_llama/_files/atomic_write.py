@@ -58,7 +58,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.errno is None:  # numpy's, of a file written in part
-            reason = f"the file was not written whole ({error}): is the disk full?"
+            reason = f"{os.strerror(errno.ENOSPC)}, it seems; the file was not written whole ({error})"
             raise OSError(errno.ENOSPC, reason, os.fspath(path)) from None
         if error.filename is not None and folder not in Path(os.fsdecode(error.filename)).parents:
             raise

@@ -74,6 +74,21 @@ def read_bytes(path: PathLike, largest: int = LARGEST_TEXT) -> bytes:
         return file.read()
 
 
+def append_bytes(file: io.FileIO, data: bytes, *, flush: bool = False) -> None:
+    """Append bytes to an unbuffered file, and flush them to the disk if asked to.
+
+    Raises:
+        OSError: If they cannot be written, for example on a full disk; it names the file.
+    """
+    try:
+        while data:
+            data = data[file.write(data) :]
+        if flush:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(file.name)) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to a file atomically, line ends unchanged."""
     with atomic_write(path) as temporary:

@@ -112,4 +112,4 @@ def _sha256(path: Path) -> str:
 
 
 def _json_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
+    return Path(f"{path}.json")

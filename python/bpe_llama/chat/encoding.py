@@ -9,6 +9,7 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpe_llama._arguments import iterator, string
+from bpe_llama._core import shown
 from bpe_llama.chat.answers import AnswerFinder
 from bpe_llama.chat.provenance import own_text, untraced
 from bpe_llama.chat.request import (
@@ -158,7 +159,7 @@ def encode_conversation(
         ('uHi.aHo.', '     ^^^')
     """
     if string("train_on", train_on) not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
+        raise ValueError(f"train_on is {shown(train_on)}; expected {', '.join(TRAIN_ON)}")
     messages = list(iterator("messages", messages, "a list of mappings with a 'role'"))
     unweighted = [
         {key: value for key, value in message.items() if key != "weight"} if isinstance(message, Mapping) else message

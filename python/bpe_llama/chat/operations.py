@@ -32,6 +32,9 @@ _PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill"})
 _SEARCHES = frozenset({"count", "endswith", "find", "index", "lstrip", "partition", "rfind", "rindex"}) | frozenset(
     {"rpartition", "rsplit", "rstrip", "split", "startswith", "strip"}
 )
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_BYTE_LINE_ENDS = (b"\n", b"\r")
+_PIECE = 8  # a text in a list has the memory of about this many characters or items
 _ENCODINGS = frozenset({"utf8", "ascii", "latin1", "iso88591", "utf16", "utf16le", "utf16be", "utf32"})
 # Filters that do not read into the items of their input.
 _CONSTANT_TIME = frozenset({"attr", "count", "d", "default", "first", "items", "last", "length", "random"})
@@ -39,6 +42,7 @@ _SHALLOW = _CONSTANT_TIME | frozenset(
     {"abs", "batch", "filesizeformat", "float", "int", "list", "map", "reject", "rejectattr", "reverse", "round"}
     | {"select", "selectattr", "slice"}
 )
+_DIVIDING = frozenset({"title", "urlize", "wordcount"})  # a text into a list of words
 _SLOW = frozenset({"striptags", "title", "truncate", "urlize", "wordcount", "wordwrap"})
 # Filters that compare or add all items. A generator is converted to a list first, which can be measured.
 _WHOLE = frozenset({"groupby", "join", "max", "min", "sort", "sum", "unique"})
@@ -126,6 +130,8 @@ def _check_text_method(
     length = len(text)
     first = args[0] if args else None
     meter.charge(length >> 8)
+    if name in ("split", "rsplit", "splitlines"):
+        meter.check_length(_PIECE * _count_pieces(text, name, options.get("sep", first)))
     if name in _SEARCHES:
         meter.charge(length * size >> 12)
     elif name in _PADDING_METHODS:
@@ -149,6 +155,15 @@ def _check_text_method(
             raise LimitError(f"the encoding {encoding!r} may take long")
     elif name == "striptags":
         _check_striptags(meter, str(text))
+
+
+def _count_pieces(text: str | bytes, method: str, separator: Any) -> int:
+    """Return the most pieces into which a method divides a text."""
+    if method == "splitlines":
+        return sum(text.count(cast(Any, end)) for end in (_LINE_ENDS if isinstance(text, str) else _BYTE_LINE_ENDS)) + 1
+    if isinstance(separator, type(text)) and separator:
+        return text.count(cast(Any, separator)) + 1
+    return len(text) // 2 + 1
 
 
 def _check_replace(meter: Meter, text: str | bytes, old: Any, new: Any) -> None:
@@ -190,6 +205,8 @@ def check_filter(meter: Meter, name: str, args: tuple[Any, ...], options: dict[s
     check = _FILTER_CHECKS.get(name)
     if check is not None:
         check(meter, value, _Given(args[1:], options), size)
+    if name in _DIVIDING:
+        meter.check_length(_PIECE * size)
     return args
 
 
@@ -248,7 +265,7 @@ def _longest_word(value: Any) -> int:
 
 def _check_list(meter: Meter, value: Any, given: _Given, size: int) -> None:
     if isinstance(value, (str, bytes)):
-        meter.check_length(8 * len(value))
+        meter.check_length(_PIECE * len(value))
 
 
 def _check_batch(meter: Meter, value: Any, given: _Given, size: int) -> None:

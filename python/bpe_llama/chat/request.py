@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bpe_llama._arguments import boolean, iterator, wrong
+from bpe_llama._core import shown
 from bpe_llama.chat.provenance import GIVEN, TEMPLATE, UNKNOWN, traced
 from bpe_llama.chat.templates import ChatTemplate, choose_template
 
@@ -102,10 +103,10 @@ def _tag_last_message(messages: list[dict[str, Any]], field: str, source: str) -
     last = dict(messages[-1])
     content = last.get(field)
     if content is None:
-        raise ValueError(f"continue_final_message: the last message has no {field!r} to continue")
+        raise ValueError(f"continue_final_message: the last message has no {shown(field)} to continue")
     fields = [name for name in _REASONING if last.get(name) == content] if field in _REASONING else [field]
     if not any(name in source for name in fields):
-        raise ValueError(f"continue_final_message: the chat template does not read {field!r}")
+        raise ValueError(f"continue_final_message: the chat template does not read {shown(field)}")
     if isinstance(content, (list, tuple)):
         parts = list(content)
         place = next((i for i in reversed(range(len(parts))) if _has_text(parts[i])), None)
@@ -117,7 +118,7 @@ def _tag_last_message(messages: list[dict[str, Any]], field: str, source: str) -
     elif isinstance(content, str):
         last |= dict.fromkeys(fields, content + _CONTINUED)
     else:
-        raise ValueError(f"continue_final_message: the last message's {field!r} is {content!r:.100}; expected a text")
+        raise ValueError(f"continue_final_message: the last message's {field!r} is {shown(content)}; expected a text")
     return [*messages[:-1], last], content
 
 
@@ -191,7 +192,7 @@ def prepare(
         documents = list(iterator("documents", several, "a list of mappings"))
         for place, document in enumerate(documents):
             if not isinstance(document, Mapping):
-                raise ValueError(f"document {place} is {document!r:.100}; expected a mapping")
+                raise ValueError(f"document {place} is {shown(document)}; expected a mapping")
     given = {
         "tools": None if tools is None else tool_schemas(tools),
         "documents": documents,
@@ -221,7 +222,7 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         raise ValueError(wrong("messages", messages, expected))
     for place, message in enumerate(iterator("messages", messages, expected)):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {place} is {message!r:.200}; expected a mapping with a 'role'")
+            raise ValueError(f"message {place} is {shown(message)}; expected a mapping with a 'role'")
         fields = _plain({key: value for key, value in message.items() if value is not None}, f"message {place}")
         reasoning = next((fields[name] for name in _REASONING if fields.get(name) is not None), None)
         if reasoning is not None:

@@ -75,15 +75,15 @@ def _checked_templates(value: Any, path: Path) -> ChatTemplate:
             for key in ("name", "template"):
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                     raise ValueError(
-                        f"{path}: chat_template[{place}] is {entry!r:.100}; expected an object with a 'name' and a "
+                        f"{path}: chat_template[{place}] is {shown(entry)}; expected an object with a 'name' and a "
                         f"'template', both text"
                     )
         value = {entry["name"]: entry["template"] for entry in value}
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: chat_template is {value!r:.100}; expected a text or a list of named templates")
+        raise ValueError(f"{path}: chat_template is {shown(value)}; expected a text or a list of named templates")
     for name, template in value.items():
         if not isinstance(template, str):
-            raise ValueError(f"{path}: chat_template[{name!r}] is {template!r:.100}; expected a text")
+            raise ValueError(f"{path}: chat_template[{name!r}] is {shown(template)}; expected a text")
     return value
 
 
@@ -114,7 +114,7 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
         if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
             raise ValueError(f"the chat template's name {name!r} cannot be the name of a file")
         if not isinstance(template, str):
-            raise ValueError(f"the chat template {name!r} is {template!r:.100}; expected a text")
+            raise ValueError(f"the chat template {name!r} is {shown(template)}; expected a text")
         files[folder / TEMPLATE_FILE if name == "default" else folder / NAMED_FOLDER / f"{name}.jinja"] = template
     for file, template in files.items():
         file.parent.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
     if templates is None:
         raise ValueError("this tokenizer has no chat template; set tokenizer.chat_template, or encode text instead")
     if not isinstance(templates, str):
-        raise ValueError(f"tokenizer.chat_template is {templates!r:.100}; expected a text, named texts or None")
+        raise ValueError(f"tokenizer.chat_template is {shown(templates)}; expected a text, named texts or None")
     return templates
 
 
@@ -163,7 +163,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> ChatTemplate | None:
     for key, template in metadata.items():
         if key == _GGUF or key.startswith(f"{_GGUF}."):
             if not isinstance(template, str):
-                raise ValueError(f"{key} is {template!r:.80}; expected a text")
+                raise ValueError(f"{key} is {shown(template)}; expected a text")
             named[key[len(_GGUF) + 1 :] or "default"] = template
     return named.get("default") if set(named) <= {"default"} else named
 

@@ -49,7 +49,7 @@ def tool_schemas(tools: Iterable[Any]) -> list[dict[str, Any]]:
         elif inspect.isfunction(tool) or inspect.ismethod(tool):
             schemas.append(function_schema(tool))
         else:
-            raise ValueError(f"tool {place} is {tool!r:.100}; expected a JSON schema (a mapping) or a function")
+            raise ValueError(f"tool {place} is {shown(tool)}; expected a JSON schema (a mapping) or a function")
     return schemas
 
 

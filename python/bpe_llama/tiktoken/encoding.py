@@ -8,9 +8,9 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from bpe_llama._arguments import string
+from bpe_llama._arguments import instance, string
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._core import split_pieces
+from bpe_llama._core import shown, split_pieces
 from bpe_llama._loading.published.vocabularies import PUBLISHED, nearest
 from bpe_llama._loading.tiktoken import read_published
 from bpe_llama.tiktoken.arguments import (
@@ -76,9 +76,9 @@ class Encoding:
         explicit_n_vocab: int | None = None,
     ) -> None:
         self.name = name
-        self._pat_str = pat_str
-        self._mergeable_ranks = mergeable_ranks
-        self._special_tokens = special_tokens
+        self._pat_str = string("pat_str", pat_str)
+        self._mergeable_ranks = instance("mergeable_ranks", mergeable_ranks, dict)
+        self._special_tokens = instance("special_tokens", special_tokens, dict)
         ids = (*mergeable_ranks.values(), *special_tokens.values())
         self.max_token_value = max(max(mergeable_ranks.values()), max(special_tokens.values(), default=0))
         if not 0 <= min(ids) <= self.max_token_value < 2**32:
@@ -319,7 +319,7 @@ class Encoding:
     def is_special_token(self, token: int) -> bool:
         """Return whether an id is that of a special token; `AssertionError` if it is no int."""
         if not isinstance(token, int):
-            raise AssertionError(f"expected an id (int), got {token!r}")
+            raise AssertionError(f"expected an id (int), got {shown(token)}")
         return token in self._special_token_values
 
     @property
@@ -390,9 +390,9 @@ def get_encoding(encoding_name: str) -> Encoding:
         FileNotFoundError: If its file is in no cache and cannot be downloaded.
     """
     if not isinstance(encoding_name, str):
-        raise ValueError(f"expected the name of an encoding, got {encoding_name!r}")
+        raise ValueError(f"expected the name of an encoding, got {shown(encoding_name)}")
     if encoding_name not in _NAMES:
-        raise ValueError(f"no encoding is called {encoding_name!r}{nearest(encoding_name, _NAMES)}")
+        raise ValueError(f"no encoding is called {shown(encoding_name)}{nearest(encoding_name, _NAMES)}")
     with _lock:
         if encoding_name not in _REGISTERED:
             regex = PUBLISHED[encoding_name].regex

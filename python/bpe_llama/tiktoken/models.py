@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bpe_llama._arguments import string
+from bpe_llama._core import shown
 from bpe_llama._loading.published.model_names import MODELS, PREFIXES, vocabulary_of_model
 from bpe_llama._loading.published.vocabularies import nearest
 from bpe_llama.tiktoken.encoding import Encoding, get_encoding
@@ -19,10 +21,10 @@ def encoding_name_for_model(model_name: str) -> str:
         >>> encoding_name_for_model("gpt-4-0613")
         'cl100k_base'
     """
-    name = vocabulary_of_model(model_name)
+    name = vocabulary_of_model(string("model_name", model_name))
     if name is None:
         raise KeyError(
-            f"no model is called {model_name!r}{nearest(model_name, [*MODELS, *PREFIXES])}; "
+            f"no model is called {shown(model_name)}{nearest(model_name, [*MODELS, *PREFIXES])}; "
             "get_encoding takes the name of an encoding"
         )
     return name

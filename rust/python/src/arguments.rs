@@ -6,7 +6,9 @@ use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
 use numpy::{Element, PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{PyKeyError, PyLookupError, PyMemoryError, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{
+    PyKeyError, PyLookupError, PyMemoryError, PyRuntimeError, PyTypeError, PyUnicodeEncodeError, PyValueError,
+};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::sync::PyOnceLock;
@@ -189,20 +191,18 @@ const BLOCK: usize = 1 << 16;
 /// Reading an iterable other than a list ends with the block that has an id of `bound`, the vocabulary size, or above:
 /// decoding fails at that id, and the iterable may be endless.
 pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u32>> {
-    let list = match value.getattr_opt("tolist")? {
-        Some(tolist) => {
-            // Arrays of the usual types are read directly: a list takes ten times the memory.
-            let array = array_ids::<u32>(value)
-                .or_else(|| array_ids::<u16>(value))
-                .or_else(|| array_ids::<i64>(value))
-                .or_else(|| array_ids::<i32>(value));
-            if let Some(ids) = array {
-                return ids;
-            }
-            tolist.call0()?
+    if value.hasattr("tolist")? {
+        // Arrays of the usual types are read directly: a list takes ten times the memory. Tensors on the CPU have one.
+        let array = value.call_method0("numpy").unwrap_or_else(|_| value.clone());
+        let array = array_ids::<u32>(&array)
+            .or_else(|| array_ids::<u16>(&array))
+            .or_else(|| array_ids::<i64>(&array))
+            .or_else(|| array_ids::<i32>(&array));
+        if let Some(ids) = array {
+            return ids;
         }
-        None => value.clone(),
-    };
+    }
+    let list = to_list("ids", "an iterable of ints", value)?;
     if value.is_instance_of::<PyString>() {
         return Err(wrong_type("ids", "an iterable of ints", value));
     }
@@ -231,6 +231,18 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
         }
         value.py().check_signals()?;
     }
+}
+
+/// Returns the list of an array or a tensor; another object as it is.
+///
+/// # Errors
+/// `TypeError` for a tensor that has no list: without numbers (on the device `meta`), sparse or quantized.
+pub(crate) fn to_list<'py>(name: &str, expected: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let Some(tolist) = value.getattr_opt("tolist")? else { return Ok(value.clone()) };
+    tolist.call0().map_err(|error| {
+        let has_no_list = error.is_instance_of::<PyRuntimeError>(value.py());
+        if has_no_list { wrong_type(name, expected, value) } else { error }
+    })
 }
 
 /// Rows of ids: any iterable of arguments of [`read_ids`], such as a 2-D array or a generator.

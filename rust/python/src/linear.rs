@@ -217,6 +217,7 @@ impl PyLinear {
             Some("silu") => Some(Gate::Silu),
             Some("gelu_tanh") => Some(Gate::GeluTanh),
             Some(other) => {
+                let other: String = other.chars().take(80).collect();
                 let message = format!("gate is {other:?}; expected \"silu\", \"gelu_tanh\" or None");
                 return Err(PyValueError::new_err(message));
             }

@@ -58,6 +58,7 @@ impl Preset {
         let presets = [Self::Exact, Self::Meta, Self::Transformers, Self::LlamaCpp];
         presets.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
             let expected = "'exact', 'meta', 'transformers' or 'llama_cpp'";
+            let name: String = name.chars().take(80).collect();
             invalid!("preset must be {expected}, got '{name}'")
         })
     }

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,6 +212,27 @@ def test_counts_are_compared_with_the_tensors_before_anything_is_built(
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 4}, r"num_local_experts is 4; expected 0, the experts that"),
+        ({"model_type": "qwen3_moe", "num_local_experts": 4000}, r"num_local_experts is 4,000; ex"),
+        ({"model_type": "qwen3_moe", "num_local_experts": 4000, "mlp_only_layers": [0]}, r"missing: .*q_norm\.weight"),
+    ],
+)
+def test_experts_of_a_checkpoint_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    """They are not built, unless the config has them in no layer."""
+    tiny().save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | changes))
+    if "mlp_only_layers" not in changes:
+        monkeypatch.setattr(LlamaForCausalLM, "build", lambda *_: pytest.fail("a module is built"))
+    with pytest.raises(ValueError, match=message):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+
+
 def test_pickled_tensors_are_bounded_by_their_file(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -219,6 +241,9 @@ def test_pickled_tensors_are_bounded_by_their_file(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"model\.bin: describes tensors of 4,398,046,511,104 bytes; expected at most tw"
     ):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    torch.save({"a": torch.zeros(1, device="meta")}, path)
+    with pytest.raises(ValueError, match=r"model\.bin: expected a table of named tensors"):
         LlamaForCausalLM.from_pretrained(tmp_path)
     torch.save({"a": torch.zeros(1000)}, path)
     with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "new", "w", zipfile.ZIP_DEFLATED) as packed:

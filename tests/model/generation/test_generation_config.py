@@ -190,6 +190,7 @@ def test_a_saved_model_keeps_its_file_and_no_other(tmp_path: Path) -> None:
         ("[1]", "generation_config.json: expected a JSON object, found list"),
         ('{"eos_token_id": "</s>"}', "generation_config.json: eos_token_id is '</s>'; expected an id or a list of ids"),
         ('{"eos_token_id": [1, 2.5]}', r"eos_token_id is \[1, 2\.5\]; expected an id or a list"),
+        ('{"pad_token_id": 18446744073709551616}', "pad_token_id is 18446744073709551616; expected an id"),
         ('{"pad_token_id": [1]}', r"pad_token_id is \[1\]; expected an id"),
         ('{"do_sample": "no"}', "do_sample is 'no'; expected true or false"),
         ('{"temperature": "hot"}', "temperature is 'hot'; expected a number"),

@@ -8,15 +8,17 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from bpe_llama import Sampler, Tokenizer, WordCounts, chat
+from bpe_llama import Sampler, Tokenizer, WordCounts, chat, tiktoken
 from bpe_llama._core import Linear, attend
+from bpe_llama.educational import EducationalTokenizer
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 RANKS = {bytes([byte]): byte for byte in range(256)}
@@ -55,6 +57,10 @@ WRONG: dict[str, Any] = {
     "nan mapping": {1: float("nan")},
     "matrix": np.zeros((2, 2)),
     "object array": np.array([None]),
+    "deep": reduce(lambda inner, _: [inner], range(5000), []),  # its `repr` raises RecursionError
+    "long text": "y" * 100_000,
+    "no numbers": torch.zeros(2, device="meta"),
+    "sparse": torch.eye(2).to_sparse(),
 }
 RAISED = (ValueError, TypeError, MemoryError, KeyError, OSError)
 # An argument that a message calls by another name, or a message that says what is wrong without a name.
@@ -81,6 +87,11 @@ NAMED = {
     "documents": "document",
     "matrices": "matrix",
     "progress": "Progress",  # `int` is a function
+    "texts": "a text",
+    "encoding_name": "encoding",
+    "model_name": "model",
+    "mergeable_ranks": "ranks|ids|256 bytes",
+    "pat_str": "pattern",
 }
 
 
@@ -95,6 +106,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     tok.save(folder / "t.tiktoken")
     counts, sampler, enc = WordCounts.from_iterator(["low"], progress=False), Sampler(), tok.as_tiktoken()
     counts.save(folder / "counts")
+    twin = EducationalTokenizer.from_tokenizer(tok)
     merging = dict(min_frequency=0, max_token_length=None, tie_order="ids", base=None, progress=False)
     splitting = dict(pattern="gpt2", special_tokens=["<s>"], num_threads=1)
     reading = dict(separator=None, field="text", on_error="raise")
@@ -232,6 +244,21 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "enc.decode_tokens_bytes": (enc.decode_tokens_bytes, dict(tokens=[1])),
         "enc.decode_single_token_bytes": (enc.decode_single_token_bytes, dict(token=1)),
         "enc.decode_with_offsets": (enc.decode_with_offsets, dict(tokens=[1])),
+        "enc": (
+            partial(tiktoken.Encoding, "name", special_tokens={}),
+            dict(pat_str="gpt2", mergeable_ranks=RANKS),
+        ),
+        "tiktoken.get_encoding": (tiktoken.get_encoding, dict(encoding_name="none")),
+        "tiktoken.encoding_name_for_model": (tiktoken.encoding_name_for_model, dict(model_name="gpt-4o")),
+        "EducationalTokenizer.train": (
+            EducationalTokenizer.train,
+            dict(texts=["low"], vocab_size=258, pattern="gpt2", special_tokens=["<s>"], show=None),
+        ),
+        "EducationalTokenizer.from_tokenizer": (EducationalTokenizer.from_tokenizer, dict(tokenizer=tok)),
+        "twin.encode": (twin.encode, dict(text="low", allowed_special=(), show=None)),
+        "twin.encode_bytes": (twin.encode_bytes, dict(data=b"low", show=None)),
+        "twin.decode_bytes": (twin.decode_bytes, dict(ids=[1])),
+        "twin.split": (twin.split, dict(text="low")),
     }
 
 
@@ -244,6 +271,8 @@ def complaint(error: BaseException, argument: str, *, of_tiktoken: bool) -> str 
     """Return what is wrong with an error, or None: its type is none of `RAISED`, or it does not name the argument."""
     if not isinstance(error, RAISED) and not (of_tiktoken and isinstance(error, OverflowError)):  # as tiktoken's own
         return f"raised {error!r:.200}"
+    if len(str(error)) > 5000 and not (isinstance(error, OSError) or of_tiktoken):
+        return f"repeated the value in {len(str(error)):,} characters"
     if isinstance(error, OSError):  # it names the file
         return None
     other = next((words for names, words in NAMED.items() if argument in names.split()), argument)
@@ -276,6 +305,6 @@ def test_a_value_of_any_wrong_type_is_answered_by_name(
                 except BaseException as error:  # a panic of Rust's is no Exception
                     if isinstance(error, KeyboardInterrupt):
                         raise
-                    if why := complaint(error, argument, of_tiktoken=name.startswith("enc.")):
+                    if why := complaint(error, argument, of_tiktoken=name.startswith("enc")):
                         complaints.append(f"{name}({argument}={kind}) {why}")
     assert not complaints, "\n".join(complaints)

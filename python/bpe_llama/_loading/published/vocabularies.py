@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bpe_llama._arguments import string
-from bpe_llama._core import pattern_regex
+from bpe_llama._core import pattern_regex, shown
 from bpe_llama._loading.published.model_names import MODELS, vocabulary_of_model
 
 
@@ -174,7 +174,7 @@ def published_by_name(name: str) -> Published:
     string("name", name)
     found = PUBLISHED.get(name) or PUBLISHED.get(vocabulary_of_model(name) or "")
     if found is None:
-        raise ValueError(f"no vocabulary or model is called {name!r}{nearest(name, [*PUBLISHED, *MODELS])}")
+        raise ValueError(f"no vocabulary or model is called {shown(name)}{nearest(name, [*PUBLISHED, *MODELS])}")
     return found
 
 

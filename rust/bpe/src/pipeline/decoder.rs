@@ -1,5 +1,6 @@
 //! Decoders: tokens to text.
 
+use super::bounds::{Growth, check_steps};
 use super::components::{Decoder, Metaspace, PrependScheme};
 use super::search::Search;
 use crate::Result;
@@ -26,9 +27,13 @@ impl Decoders {
     /// Returns the steps of a decoder.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] for an invalid regex.
+    /// [`crate::Error::Format`] for an invalid regex or too many steps.
     pub(super) fn compile(decoder: Option<&Decoder>) -> Result<Self> {
-        let compile = |decoder: &Decoder| decoder.steps().into_iter().map(Step::compile).collect::<Result<_>>();
+        let compile = |decoder: &Decoder| {
+            let steps = decoder.steps();
+            check_steps("decoder", steps.len())?;
+            steps.into_iter().map(Step::compile).collect::<Result<_>>()
+        };
         decoder.map(compile).transpose().map(Self)
     }
 
@@ -80,11 +85,14 @@ impl Decoders {
     ///
     /// # Errors
     /// The error of the interrupt check; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its
-    /// bound.
+    /// bound, or the steps make too much of the tokens.
     pub(super) fn decode(&self, mut tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<String> {
         let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };
+        let length = |tokens: &[String]| tokens.iter().map(|token| token.len() + 1).sum();
+        let growth = Growth::new("decoder", length(&tokens));
         for step in steps {
-            tokens = step.apply(tokens, interrupt)?;
+            tokens = step.apply(tokens, growth, interrupt)?;
+            growth.check(length(&tokens))?;
         }
         Ok(tokens.concat())
     }
@@ -114,13 +122,14 @@ impl Step {
             Self::Metaspace(metaspace) => text.replace(metaspace.replacement, " ").into_bytes(),
             Self::Bpe { suffix } => text.replace(suffix, " ").into_bytes(),
             Self::Replace(search, content) => {
-                replace(text, search, content, Interrupt::NEVER).map_or(token, String::into_bytes)
+                let growth = Growth::new("decoder", text.len());
+                replace(text, search, content, (growth, 0), Interrupt::NEVER).map_or(token, String::into_bytes)
             }
             Self::Fuse | Self::Strip { .. } | Self::WordPiece { .. } => token,
         }
     }
 
-    fn apply(&self, tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
+    fn apply(&self, tokens: Vec<String>, growth: Growth, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
         match self {
             Self::Bpe { suffix } => {
                 let last = tokens.len().saturating_sub(1);
@@ -141,7 +150,12 @@ impl Step {
                 Ok(token.replace(metaspace.replacement, if is_dropped { "" } else { " " }))
             }),
             Self::Replace(search, content) => {
-                map(tokens, interrupt, |_, token| replace(&token, search, content, interrupt))
+                let mut done = 0;
+                map(tokens, interrupt, |_, token| {
+                    let new = replace(&token, search, content, (growth, done), interrupt)?;
+                    done += new.len();
+                    Ok(new)
+                })
             }
             &Self::Strip { content, start, stop } => {
                 map(tokens, interrupt, |_, token| Ok(strip(&token, content, start, stop)))
@@ -160,7 +174,7 @@ impl Step {
 fn map(
     tokens: Vec<String>,
     interrupt: Interrupt<'_>,
-    change: impl Fn(usize, String) -> Result<String>,
+    mut change: impl FnMut(usize, String) -> Result<String>,
 ) -> Result<Vec<String>> {
     let tokens = tokens.into_iter().enumerate();
     tokens.map(|(i, token)| interrupt.check_at(i).and_then(|()| change(i, token))).collect()
@@ -197,14 +211,24 @@ fn join_bytes(tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<Strin
     Ok(joined)
 }
 
-/// Replaces each match by `content`.
-fn replace(token: &str, search: &Search, content: &str, interrupt: Interrupt<'_>) -> Result<String> {
-    let (mut new, mut done) = (String::new(), 0);
+/// Replaces each match by `content`; `before` is the length of the tokens before.
+fn replace(
+    token: &str,
+    search: &Search,
+    content: &str,
+    (growth, before): (Growth, usize),
+    interrupt: Interrupt<'_>,
+) -> Result<String> {
+    let (mut new, mut done, mut fits) = (String::new(), 0, Ok(()));
     search.find_all(token, interrupt, |start, end| {
-        new.push_str(&token[done..start]);
-        new.push_str(content);
-        done = end;
+        if fits.is_ok() {
+            new.push_str(&token[done..start]);
+            new.push_str(content);
+            done = end;
+            fits = growth.check(before + new.len());
+        }
     })?;
+    fits?;
     new.push_str(&token[done..]);
     Ok(new)
 }

@@ -10,11 +10,13 @@
 //! | special tokens around the text | `post_processor.rs` |
 //! | ids to text | `decoder.rs` |
 //! | matches of a pattern, for several steps | `search.rs` |
+//! | the most steps, and the most that they make of a text | `bounds.rs` |
 //!
 //! [`crate::Tokenizer`] uses the pipeline if no faster path gives the same ids.
 //!
 //! Source: Hugging Face `tokenizers` 0.23 defines the components.
 
+mod bounds;
 pub(crate) mod components;
 mod decoder;
 mod model;

@@ -7,6 +7,7 @@ use unicode_normalization_alignments::UnicodeNormalization;
 use unicode_normalization_alignments::char::is_combining_mark;
 use unicode_segmentation::UnicodeSegmentation;
 
+use super::bounds::{Growth, check_steps};
 use super::components::Normalizer;
 use super::search::Search;
 use crate::Result;
@@ -39,14 +40,23 @@ impl Normalizers {
     /// Returns the steps of a normalizer.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] naming an invalid regex or table.
+    /// [`crate::Error::Format`] naming an invalid regex or table, or too many steps.
     pub(super) fn compile(normalizer: Option<&Normalizer>) -> Result<Self> {
         let steps = normalizer.map(Normalizer::steps).unwrap_or_default();
+        check_steps("normalizer", steps.len())?;
         steps.into_iter().map(Step::compile).collect::<Result<_>>().map(Self)
     }
 
+    /// Applies all steps.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] if they make too much of the text; the errors of a step.
     pub(super) fn apply(&self, text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
-        self.0.iter().try_for_each(|step| step.apply(text, interrupt))
+        let growth = Growth::new("normalizer", text.text.len());
+        self.0.iter().try_for_each(|step| {
+            step.apply(text, growth, interrupt)?;
+            growth.check(text.text.len())
+        })
     }
 
     /// Returns the normal form of a text, without alignment.
@@ -84,7 +94,7 @@ impl Step {
         })
     }
 
-    fn apply(&self, text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
+    fn apply(&self, text: &mut Aligned, growth: Growth, interrupt: Interrupt<'_>) -> Result<()> {
         match self {
             // ASCII is in all four normal forms.
             Self::Nfc | Self::Nfd | Self::Nfkc | Self::Nfkd if text.text.is_ascii() => {}
@@ -100,6 +110,8 @@ impl Step {
             Self::Replace(search, content) => {
                 let mut found = Vec::new();
                 search.find_all(&text.text, interrupt, |start, end| found.push((start, end)))?;
+                let kept = text.text.len() - found.iter().map(|(start, end)| end - start).sum::<usize>();
+                growth.check(kept.saturating_add(found.len().saturating_mul(content.len())))?;
                 text.replace(&found, content, interrupt)?;
             }
             Self::Prepend(prefix) => text.prepend(prefix),
@@ -113,7 +125,7 @@ impl Step {
                     space_around_ideographs(text, interrupt)?;
                 }
                 if strip_accents {
-                    Self::Nfd.apply(text, interrupt)?;
+                    Self::Nfd.apply(text, growth, interrupt)?;
                     text.filter(|c| !c.is_mark_nonspacing(), interrupt)?;
                 }
                 if lower {

@@ -1,5 +1,6 @@
 //! Post-processors, compiled to a template, and offsets that exclude white space.
 
+use super::bounds::{check_items, check_steps};
 use super::components::{ByteLevel, PostProcessor, TemplateItem, TemplateText};
 use crate::{Error, Result};
 
@@ -34,12 +35,15 @@ impl Template {
     /// Returns the template of a post-processor.
     ///
     /// # Errors
-    /// [`Error::Format`] for a sequence of several templates, or a template with an undefined token.
+    /// [`Error::Format`] for a sequence of several templates, a template with an undefined token, and too many steps or
+    /// items.
     pub(crate) fn compile(processor: &PostProcessor) -> Result<Self> {
         let keep = |text| Item::Text(text, None);
         let mut template = Self::default();
         let mut is_set = false;
-        for step in processor.steps() {
+        let steps = processor.steps();
+        check_steps("post_processor", steps.len())?;
+        for step in steps {
             if is_set && !matches!(step, PostProcessor::ByteLevel(_)) {
                 return Err(malformed!(
                     "tokenizer.json: post_processor is a Sequence of several templates, which is not supported; \
@@ -68,6 +72,7 @@ impl Template {
                     let items = |items: &[TemplateItem], field: &str| {
                         let mut compiled = Vec::new();
                         for item in items {
+                            check_items(&format!("post_processor.{field}"), compiled.len() + 1)?;
                             match item {
                                 TemplateItem::Text { id, type_id } => compiled.push(Item::Text(*id, Some(*type_id))),
                                 TemplateItem::SpecialToken { id, type_id } => {
@@ -77,6 +82,7 @@ impl Template {
                                              which special_tokens does not define"
                                         )
                                     })?;
+                                    check_items(&format!("post_processor.{field}"), compiled.len() + token.ids.len())?;
                                     compiled.extend(token.ids.iter().map(|&id| Item::Special(id, *type_id)));
                                 }
                             }

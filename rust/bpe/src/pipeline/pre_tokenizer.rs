@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use fancy_regex::Regex;
 use unicode_categories::UnicodeCategories;
 
+use super::bounds::{Growth, check_steps};
 use super::components::{Behavior, Pattern, PreTokenizer, PrependScheme};
 use super::scripts;
 use super::search::Search;
@@ -57,19 +58,27 @@ impl PreTokenizers {
     /// Returns the steps of a pre-tokenizer.
     ///
     /// # Errors
-    /// [`Error::Format`] naming an invalid component.
+    /// [`Error::Format`] naming an invalid component, or too many steps.
     pub(super) fn compile(pre_tokenizer: Option<&PreTokenizer>) -> Result<Self> {
+        let given = pre_tokenizer.map(PreTokenizer::steps).unwrap_or_default();
+        check_steps("pre_tokenizer", given.len())?;
         let mut steps = Vec::new();
-        for step in pre_tokenizer.map(PreTokenizer::steps).unwrap_or_default() {
+        for step in given {
             compile(step, &mut steps)?;
         }
         Ok(Self(steps))
     }
 
+    /// Applies all steps.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if they make too much of the text; the errors of a step.
     pub(super) fn apply(&self, text: &mut PreTokenized, interrupt: Interrupt<'_>) -> Result<()> {
+        let growth = Growth::new("pre_tokenizer", text.text.len());
         self.0.iter().try_for_each(|step| {
             interrupt.check()?;
-            step.apply(text, interrupt)
+            step.apply(text, interrupt)?;
+            growth.check(text.text.len())
         })
     }
 }

@@ -59,10 +59,8 @@ impl Pretokenizer {
         let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
         if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
             let known: Vec<_> = named::ALL.into_iter().map(Named::name).collect();
-            return Err(invalid!(
-                "no pattern is called {name_or_regex:?}: expected a regex or one of {}",
-                known.join(", ")
-            ));
+            let name: String = name_or_regex.chars().take(80).collect();
+            return Err(invalid!("no pattern is called {name:?}: expected a regex or one of {}", known.join(", ")));
         }
         if let Some(regex) = name_or_regex.strip_prefix(ONIGURUMA_MARK) {
             return Self::oniguruma(regex);

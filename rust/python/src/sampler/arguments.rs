@@ -1,7 +1,7 @@
 //! Converts the arguments of `Sampler`; errors name the argument and its value.
 
 use super::logits::Logits;
-use crate::arguments::{Threads, collect};
+use crate::arguments::{Threads, collect, to_list};
 use crate::named::{shown, wrong_type};
 use bpe_llama_sampler::BatchOptions;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
@@ -87,8 +87,7 @@ pub(super) fn read_biases(biases: &Bound<'_, PyAny>) -> PyResult<Vec<(u32, f32)>
 fn read_histories(history: &Bound<'_, PyAny>, is_batch: bool) -> PyResult<Vec<Vec<i64>>> {
     let read = |name, row: &Bound<'_, PyAny>| {
         // Iterating over a list is faster than over an array.
-        let list = row.getattr_opt("tolist")?.map_or_else(|| Ok(row.clone()), |tolist| tolist.call0())?;
-        read_ints(name, &list, "ints of at most 64 bits")
+        read_ints(name, &to_list(name, "a sequence of ints", row)?, "ints of at most 64 bits")
     };
     if !is_batch {
         return Ok(vec![read("history", history)?]);

@@ -54,12 +54,11 @@ pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) 
         ));
     }
     let post_processor = components::parse("post_processor", file.post_processor)?;
-    let affix = |affix: Option<String>| affix.filter(|affix| !affix.is_empty());
     let options = ModelOptions {
         dropout: model.dropout,
         unk_token: model.unk_token,
-        continuing_subword_prefix: affix(model.continuing_subword_prefix),
-        end_of_word_suffix: affix(model.end_of_word_suffix),
+        continuing_subword_prefix: affix("continuing_subword_prefix", model.continuing_subword_prefix)?,
+        end_of_word_suffix: affix("end_of_word_suffix", model.end_of_word_suffix)?,
         fuse_unk: model.fuse_unk.unwrap_or(false),
         byte_fallback: model.byte_fallback.unwrap_or(false),
         ignore_merges: model.ignore_merges.unwrap_or(false),
@@ -80,6 +79,20 @@ pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) 
         ids,
         own: file.own,
     })
+}
+
+/// Returns a text that the model puts beside each character, if it is not empty.
+///
+/// # Errors
+/// [`Error::Format`](crate::Error::Format) naming the field, if the text is long: encoding copies it for each character.
+fn affix(field: &str, affix: Option<String>) -> Result<Option<String>> {
+    const LONGEST: usize = 1024;
+    match affix {
+        Some(affix) if affix.len() > LONGEST => {
+            Err(malformed!("tokenizer.json: model.{field} has {} bytes; expected at most {LONGEST}", affix.len()))
+        }
+        affix => Ok(affix.filter(|affix| !affix.is_empty())),
+    }
 }
 
 /// Refuses models other than BPE with a message that explains the model.

@@ -12,6 +12,9 @@ use crate::interrupt::Interrupt;
 /// The most backtracking steps of one match: Oniguruma's own limit.
 const BACKTRACK_LIMIT: u32 = 10_000_000;
 
+/// The most bytes of a pattern: compiling takes quadratic time.
+const LONGEST: usize = 1 << 14;
+
 /// A regex in Oniguruma's syntax, which differs from that of Rust's regexes.
 ///
 /// `$` and `^` match at the ends of lines, `{n}+` is a repeated repetition instead of possessive, `(?m)` means `(?s)`, and
@@ -41,8 +44,11 @@ impl Oniguruma {
     /// Compiles a regex.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] if it is not valid.
+    /// [`crate::Error::InvalidArgument`] if it is not valid or too long.
     pub(crate) fn new(pattern: &str) -> Result<Self> {
+        if pattern.len() > LONGEST {
+            return Err(invalid!("a regex has {} bytes; expected at most {LONGEST}", pattern.len()));
+        }
         let regex = Regex::with_options(pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::default());
         let regex = regex.map_err(|error| {
             let why = error.description();

@@ -1,0 +1,95 @@
+"""Components of a tokenizer.json whose cost is out of proportion to the text: errors in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpe_llama import Tokenizer
+from tests.unit.tokenizer.described import BYTE_LEVEL, described
+
+OUTER = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None}
+
+
+def replace(old: dict[str, str], new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": old, "content": new}
+
+
+DOUBLE = replace({"String": "a"}, "aa")
+
+
+def loaded(folder: Path, **parts: Any) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(OUTER | described({"String": "_"}, ["l", "o"], ({"content": "<s>"},), **parts)))
+    return Tokenizer.from_file(path)
+
+
+def normalizers(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"normalizer": {"type": "Sequence", "normalizers": steps}}
+
+
+def pre_tokenizers(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "component"),
+    [
+        (normalizers(*[DOUBLE] * 40), "normalizer"),
+        (normalizers(replace({"String": "a"}, "b" * 1_000_000)), "normalizer"),
+        (normalizers(*[replace({"Regex": "(?=a)"}, "a")] * 40), "normalizer"),
+        (normalizers(*[{"type": "ByteLevel"}] * 40), "normalizer"),
+        (pre_tokenizers(*[BYTE_LEVEL] * 40), "pre_tokenizer"),
+    ],
+)
+def test_a_text_that_components_lengthen(parts: dict[str, Any], component: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"the {component} of this tokenizer makes \d+ bytes or more of"):
+        loaded(tmp_path, **parts).encode("xaé" * 10_000)
+
+
+def test_tokens_that_a_decoder_lengthens(tmp_path: Path) -> None:
+    for steps in ([*[DOUBLE] * 40, BYTE_LEVEL], [BYTE_LEVEL, replace({"String": "a"}, "b" * 1_000_000)]):
+        tok = loaded(tmp_path, decoder={"type": "Sequence", "decoders": steps})
+        with pytest.raises(ValueError, match="the decoder of this tokenizer makes"):
+            tok.decode(tok.encode("xa" * 10_000))
+
+
+def test_what_published_normalizers_do_is_no_growth(tmp_path: Path) -> None:
+    """NFKD makes 18 characters of one, and a prefix is put before short texts."""
+    tok = loaded(tmp_path, **normalizers({"type": "NFKD"}, {"type": "Prepend", "prepend": "_" * 1000}))
+    assert len(tok.encode("\ufdfa" * 1000)) == 1000 + 33 * 1000
+    assert len(tok.encode("a")) == 1001
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (normalizers(*[DOUBLE] * 1001), "normalizer has 1001 steps; expected at most 1000"),
+        (pre_tokenizers(*[BYTE_LEVEL] * 1001), "pre_tokenizer has 1001 steps"),
+        ({"decoder": {"type": "Sequence", "decoders": [DOUBLE] * 1001}}, "decoder has 1001 steps"),
+        ({"post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL] * 1001}}, "post_processor has 1001 steps"),
+        (normalizers(replace({"Regex": "(?i)" + "k" * 20_000}, "")), "a regex has 20004 bytes; expected at most 16384"),
+    ],
+)
+def test_components_that_are_too_many_or_too_long(parts: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        loaded(tmp_path, **parts)
+
+
+def test_a_template_of_too_many_items(tmp_path: Path) -> None:
+    text, special = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    for single, ids in (([text] * 5000, [257]), ([text, special, special], [257] * 3000)):
+        tokens = {"<s>": {"id": "<s>", "ids": ids, "tokens": ["<s>"] * len(ids)}}
+        template = {"type": "TemplateProcessing", "single": single, "pair": [text], "special_tokens": tokens}
+        with pytest.raises(ValueError, match=r"post_processor\.single has \d+ items or more; expected at most 4096"):
+            loaded(tmp_path, post_processor=template)
+
+
+@pytest.mark.parametrize("field", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_a_long_text_beside_each_character(field: str, tmp_path: Path) -> None:
+    model = described({"String": "_"}, ["l", "o"])["model"] | {field: "#" * 1025}
+    with pytest.raises(ValueError, match=rf"model\.{field} has 1025 bytes; expected at most 1024"):
+        loaded(tmp_path, model=model)
