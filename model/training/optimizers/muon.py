@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from bpe_llama.model.training.optimizers.adamw import can_fuse, decay_groups, trainable
-from bpe_llama.model.training.optimizers.stochastic import check_no_closure
+from bpe_llama.model.training.optimizers.adamw import can_fuse, check_no_closure, decay_groups, trainable
 
 _NOT_HIDDEN = ("embed_tokens", "lm_head", "score")
 
@@ -41,14 +40,11 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
     ) -> None:
-        trainable(model)
         hidden: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                other = any(part in _NOT_HIDDEN or part.endswith("norm") for part in name.split("."))
-                is_hidden = weight.dim() == 2 and not other
-                (hidden if is_hidden else others).append(weight)
+        for name, weight in trainable(model).items():
+            other = any(part in _NOT_HIDDEN or part.endswith("norm") for part in name.split("."))
+            (hidden if weight.dim() == 2 and not other else others).append(weight)
         self._parts: list[torch.optim.Optimizer] = []
         if hidden:
             muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")

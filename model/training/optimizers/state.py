@@ -8,17 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.optimizers.adamw import MasterAdamW, adamw
+from bpe_llama.model.training.optimizers.adamw import MasterAdamW, adamw, trainable
 from bpe_llama.model.training.optimizers.average import KEY
 from bpe_llama.model.training.optimizers.muon import MuonAdamW
 
 
 def optimizer_for(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that `config` names, over the trainable parameters of `model`.
-
-    Raises:
-        ValueError: If nothing in the model is trainable.
-    """
+    """Return the optimizer that `config` names, over the trainable parameters of `model`."""
     options: dict[str, Any] = {name: getattr(config, name) for name in ("learning_rate", "betas", "weight_decay")}
     if config.optimizer == "muon":
         return MuonAdamW(model, **options)
@@ -37,21 +33,20 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Load the tensors that `optimizer_tensors` returned.
 
-    Raises:
-        ValueError: If a tensor is missing, unknown or of another shape; nothing is changed then.
+    A `ValueError` names tensors that are missing, unknown or of another shape; nothing is changed then.
     """
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in trainable.values()}
+    parameters = trainable(model)
+    state: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in parameters.values()}
     wrong: list[str] = []
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
-        parameter = trainable.get(name)
+        parameter = parameters.get(name)
         if parameter is None or (key != "step" and tensor.shape != parameter.shape):
             wrong.append(full_name)
         else:
             # Fused AdamW needs the step count on the parameter's device.
             state[parameter][key] = tensor.to(parameter.device)
-    for name, parameter in trainable.items():
+    for name, parameter in parameters.items():
         expected, found = _expected_keys(optimizer, parameter), state[parameter].keys()
         wrong += [f"{name}.{key} (absent)" for key in expected - found]
         wrong += [f"{name}.{key}" for key in found - expected - {KEY}]
