@@ -11,7 +11,7 @@ Read in this order:
 |---|---|
 | `config`, `schedule` | the options of a run; the learning rate of each step |
 | `data/` | token files and shards, mixed and packed; examples and other data: all as batches |
-| `initial/`, `optimizers/` | initial weights, also of new tokens; AdamW and Muon |
+| `initial`, `optimizers/` | initial weights, also of new tokens; AdamW and Muon |
 | `step`, `held_out` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
@@ -33,8 +33,7 @@ from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
 from bpe_llama.model.training.finetuning.options import DataConfig, finetune_config
 from bpe_llama.model.training.held_out import evaluate, evaluate_examples
-from bpe_llama.model.training.initial.identity import start_as_identity
-from bpe_llama.model.training.initial.vocabulary import token_pieces
+from bpe_llama.model.training.initial import start_as_identity, token_pieces
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.report.metrics import read_metrics
 from bpe_llama.model.training.report.plot import plot_loss
