@@ -24,6 +24,12 @@ class BatchDataset(IterableDataset[dict[str, Tensor]]):
     The workers of a `DataLoader` take turns by batches, so with its `batch_size` that of the data it yields the same
     batches whatever the workers. `state_dict` says where the next row begins, for torchdata's `StatefulDataLoader`.
 
+    Args:
+        batches: The data.
+        count: Batches of one pass: the first ones.
+        rank: Of this process; it gets `Batch.rows(rank, world)`. Leave it 0 where the trainer splits the rows.
+        world: Processes.
+
     Example:
         >>> import numpy as np
         >>> from bpe_llama.model.training.data.rows import TokenBatches
@@ -34,14 +40,6 @@ class BatchDataset(IterableDataset[dict[str, Tensor]]):
     """
 
     def __init__(self, batches: Batches, count: int, *, rank: int = 0, world: int = 1) -> None:
-        """Take the first `count` batches.
-
-        Args:
-            batches: The data.
-            count: Batches of one pass.
-            rank: Of this process; it gets `Batch.rows(rank, world)`. Leave it 0 where the trainer splits the rows.
-            world: Processes.
-        """
         self.batches, self.count, self.rank, self.world = batches, count, rank, world
         self._next = (0, 0)
         self._resumed = False
@@ -55,11 +53,8 @@ class BatchDataset(IterableDataset[dict[str, Tensor]]):
         for index in range(first, self.count):
             if index % workers != number:
                 continue
-            batch = self.batches.batch(index)
-            if self.world > 1:
-                batch = batch.rows(self.rank, self.world)
-            fields = _fields(batch)
-            for row in range(done if index == first else 0, len(batch.ids)):
+            fields = _fields(self.batches.batch(index).rows(self.rank, self.world))
+            for row in range(done if index == first else 0, len(fields["labels"])):
                 self._next = (index, row + 1)
                 yield {name: torch.from_numpy(array[row]) for name, array in fields.items()}
         self._next = (0, 0)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bpe_llama.model.training.data.batches import Batch, check_ids
 
 _KEYS = {"input_ids": "ids", "labels": "labels", "attention_mask": "attention_mask", "document_ids": "document_ids"}
+_END = object()
 
 
 class IterableBatches:
@@ -23,6 +24,11 @@ class IterableBatches:
     An iterable that ends is iterated again: an epoch. To resume, the batches before the step are read and dropped, so
     the run is the same only if the iterable yields the same batches again.
 
+    Args:
+        source: The iterable.
+        vocab_size: Ids must be below it.
+        longest: Most tokens of a row.
+
     Example:
         >>> batches = IterableBatches([{"input_ids": np.array([[1, 2, 3]])}])
         >>> batches.batch(0).labels, batches.tokens_before(1)
@@ -30,7 +36,6 @@ class IterableBatches:
     """
 
     def __init__(self, source: Iterable[Any], vocab_size: int | None = None, longest: int | None = None) -> None:
-        """Take an iterable; ids must be below `vocab_size`, and rows of at most `longest` tokens."""
         self.source, self.vocab_size, self.longest = source, vocab_size, longest
         self._iterator: Iterator[Any] = iter(source)
         self._tokens, self._ends = [0], list[int]()  # tokens before each batch; the batches after which epochs ended
@@ -50,7 +55,13 @@ class IterableBatches:
         if index < read:
             raise ValueError(f"batch {index} of the {type(self.source).__name__} was read before; the next is {read}")
         for number in range(read, index + 1):
-            batch = as_batch(self._next(number), number, self.vocab_size, self.longest)
+            where = f"batch {number}"
+            batch = _as_batch(self._next(number), where)
+            if self.longest is not None and batch.ids.shape[1] > self.longest:
+                length = f"{batch.ids.shape[1]:,} tokens"
+                raise ValueError(f"{where} has rows of {length}, the model's context is {self.longest:,}")
+            if self.vocab_size is not None:
+                check_ids(batch.ids, self.vocab_size, f" of {where}")
             size = batch.ids.size if batch.attention_mask is None else int(batch.attention_mask.sum())
             self._tokens.append(self._tokens[-1] + size)
         return batch
@@ -64,27 +75,21 @@ class IterableBatches:
         return {"": float(sum(end < index for end in self._ends))}
 
     def _next(self, number: int) -> Any:
-        try:
-            return next(self._iterator)
-        except StopIteration:
+        item = next(self._iterator, _END)
+        if item is _END:
             self._iterator = iter(self.source)
             self._ends.append(number)
-        try:
-            return next(self._iterator)
-        except StopIteration:
+            item = next(self._iterator, _END)
+        if item is _END:
             raise ValueError(
                 f"the data end after {number:,} batches, and the {type(self.source).__name__} cannot begin again; "
                 "expected enough for max_steps, or an iterable that yields batches each time it is iterated"
-            ) from None
+            )
+        return item
 
 
-def as_batch(item: Any, number: int = 0, vocab_size: int | None = None, longest: int | None = None) -> Batch:
-    """Return what an iterable yielded as a `Batch`.
-
-    Raises:
-        ValueError: If it is none; the message has its number.
-    """
-    where = f"batch {number}"
+def _as_batch(item: Any, where: str) -> Batch:
+    """Return what an iterable yielded as a `Batch`; an error says `where` it was."""
     if isinstance(item, Batch):
         batch = item
     elif isinstance(item, Mapping):
@@ -102,14 +107,9 @@ def as_batch(item: Any, number: int = 0, vocab_size: int | None = None, longest:
     else:
         raise ValueError(f"{where} is a {type(item).__name__}; expected a Batch, a pair of ids and labels, or a dict")
     shape = batch.ids.shape
-    for name in ("ids", "labels", "attention_mask", "document_ids"):
-        field = getattr(batch, name)
+    for name, field in vars(batch).items():
         if field is not None and (field.shape != shape or field.ndim != 2):
             raise ValueError(f"{name} of {where} have shape {field.shape}; expected (B, T), that of the ids {shape}")
-    if longest is not None and shape[1] > longest:
-        raise ValueError(f"{where} has rows of {shape[1]:,} tokens, the model's context is {longest:,}")
-    if vocab_size is not None:
-        check_ids(batch.ids, vocab_size, f" of {where}")
     return batch
 
 

@@ -21,11 +21,12 @@ class Mixture:
     Row `i` is of the corpus in whose interval of [0, 1) the fractional part of ``offset + i / golden ratio`` lies. Of
     any `n` consecutive rows a corpus has its share within a few rows, so every batch is close to the weights.
 
+    The corpora have one window. The weights are positive, and only their ratios matter.
+
     Source: Weyl 1916, Math. Ann. 77, 313 (equidistribution); Knuth, TAOCP 3, 6.4 (golden ratio).
     """
 
     def __init__(self, corpora: Sequence[Rows], weights: Sequence[float], seed: int = 0) -> None:
-        """Mix corpora of one window; only the ratios of the weights, which are positive, matter."""
         self.corpora, self.window = corpora, corpora[0].window
         total = math.fsum(weights)
         self.shares = [weight / total for weight in weights]

@@ -6,6 +6,7 @@ Packed documents are in `packing`, several corpora in `mixture`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -53,10 +54,11 @@ class Rows(Protocol):
         """Return how often the rows before `index` pass over each corpus, by its name."""
 
 
+@dataclass(eq=False)
 class CorpusRows:
     """What the rows of one corpus share: `Windows` and `PackedRows` say how they are cut.
 
-    Args:
+    Attributes:
         tokens: The ids, (n,).
         starts: Where each document begins, and n; None if they are not told apart.
         window: Most tokens of a row.
@@ -65,30 +67,21 @@ class CorpusRows:
         mask: With `starts`: number the documents in a row, so that attention does not cross them.
         name: Of the corpus.
         stream: Tells apart corpora that are shuffled with the same seed.
-
-    Raises:
-        ValueError: If the tokens are fewer than one window, where no row may be shorter.
+        rows_per_epoch: Rows after which every token was seen once, which a subclass sets.
     """
 
-    rows_per_epoch: int
+    tokens: Tokens
+    starts: Ids | None = None
+    _: KW_ONLY
+    window: int
+    vocab_size: int
+    seed: int = 0
+    mask: bool = True
+    name: str = ""
+    stream: int = 0
+    rows_per_epoch: int = field(init=False)
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        starts: Ids | None = None,
-        *,
-        window: int,
-        vocab_size: int,
-        seed: int = 0,
-        mask: bool = True,
-        name: str = "",
-        stream: int = 0,
-    ) -> None:
-        self.tokens, self.starts, self.window, self.vocab_size = tokens, starts, window, vocab_size
-        self.seed, self.mask, self.name, self.stream = seed, mask, name, stream
-        self._plan()
-
-    def _plan(self) -> None:
+    def __post_init__(self) -> None:
         raise NotImplementedError
 
     @cached_property
@@ -111,13 +104,16 @@ class CorpusRows:
 class Windows(CorpusRows):
     """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own.
 
+    Raises:
+        ValueError: If the tokens are fewer than one window.
+
     Example:
         >>> rows = Windows(np.arange(20, dtype=np.uint16), window=4, vocab_size=20)
         >>> rows.rows_per_epoch, len(rows.row(0).ids)
         (4, 4)
     """
 
-    def _plan(self) -> None:
+    def __post_init__(self) -> None:
         if len(self.tokens) < self.window:
             of = f"{self.name}: " if self.name else ""
             raise ValueError(f"{of}{len(self.tokens):,} tokens, expected at least one window of {self.window:,}")
@@ -126,11 +122,7 @@ class Windows(CorpusRows):
         self._order = self._shuffled(0)
 
     def row(self, index: int) -> Row:
-        """Return row `index`, of which every token is learned but the first of a document.
-
-        Raises:
-            ValueError: If a token is `vocab_size` or larger; the message names its position.
-        """
+        """Return row `index`, of which every token is learned but the first of a document."""
         epoch, place = divmod(index, self.rows_per_epoch)
         if self._order[0] != epoch:
             self._order = self._shuffled(epoch)
@@ -162,7 +154,6 @@ class RowBatches:
     """
 
     def __init__(self, rows: Rows, batch_size: int) -> None:
-        """Construct batches of `batch_size` rows."""
         self.data, self.batch_size = rows, batch_size
 
     @property
@@ -193,7 +184,10 @@ class TokenBatches(RowBatches):
     """Shuffled batches of windows of a token array, over any number of epochs.
 
     Batch `i` depends only on the seed and `i`, so a resumed run needs no saved state. Each epoch visits every window
-    once, with its own permutation and its own offset of the first window.
+    once, with its own permutation and its own offset of the first window. Ids must be below `vocab_size`.
+
+    Raises:
+        ValueError: If the array is shorter than one window.
 
     Example:
         >>> batches = TokenBatches(np.arange(1000, dtype=np.uint16), window=8, batch_size=4, vocab_size=1000)
@@ -202,11 +196,6 @@ class TokenBatches(RowBatches):
     """
 
     def __init__(self, tokens: Tokens, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
-        """Construct batches of `batch_size` windows of `window` tokens; ids must be below `vocab_size`.
-
-        Raises:
-            ValueError: If the array is shorter than one window.
-        """
         super().__init__(Windows(tokens, window=window, vocab_size=vocab_size, seed=seed), batch_size)
         self.windows_per_epoch = self.data.rows_per_epoch
 
