@@ -83,7 +83,8 @@ class Batch:
         least, more = divmod(len(self.ids), world)
         first = rank * least + min(rank, more)
         part = slice(first, first + least + (rank < more))
-        return Batch(**{name: None if field is None else field[part] for name, field in vars(self).items()})
+        fields = {name: None if field is None else field[part] for name, field in vars(self).items()}
+        return Batch(**fields)  # type: ignore[arg-type]
 
 
 class Batches(Protocol):

@@ -118,11 +118,11 @@ class MasterAdamW(EachWeight):
             state["master"] = weight.float().clone()
             state["exp_avg"] = torch.zeros_like(state["master"])
             state["exp_avg_sq"] = torch.zeros_like(state["master"])
-        tensors = ([tensor] for tensor in (state["master"], gradient.float(), state["exp_avg"], state["exp_avg_sq"]))
+        master, mean, square, step = (state[name] for name in ("master", "exp_avg", "exp_avg_sq", "step"))
         options: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay", "eps")}
         options |= {"beta1": group["betas"][0], "beta2": group["betas"][1], "fused": can_fuse([weight])}
-        update(*tensors, [], [state["step"]], amsgrad=False, maximize=False, **options)  # type: ignore[arg-type]
-        weight.copy_(state["master"])
+        update([master], [gradient.float()], [mean], [square], [], [step], amsgrad=False, maximize=False, **options)
+        weight.copy_(master)
 
 
 class StochasticAdamW(EachWeight):
