@@ -236,16 +236,10 @@ class Trainer:
 
     def _stopped(self, stop: threading.Event) -> bool:
         """Return whether to stop; several ranks stop after the same step."""
-        if self.ranks.world > 1:
-            return self._agreed is not None and self._agreed[0]
-        return stop.is_set()
+        return self._agreed[0] if self._agreed else stop.is_set()
 
     def _count(self, result: StepResult, rate: float) -> bool:
-        """Count a step and its result, and return whether it was the last of the run.
-
-        Raises:
-            ValueError: If too many consecutive steps, or all steps of the run, were skipped.
-        """
+        """Count a step, skipped or not, and return whether it was the last of the run; too many skipped ones raise."""
         self.step += 1
         if result.finite:
             self._recent = self._recent.with_step(result)

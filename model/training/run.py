@@ -192,14 +192,14 @@ def train_on_batches(
     """
     check_run(model, config, out, options)
     loss_fn, token_bytes = options.get("loss_fn", batch_loss), options.get("token_bytes")
-    loss: ScoreFunction = batch_score if loss_fn is batch_loss and token_bytes is not None else loss_fn
-    if config.label_smoothing or config.z_loss:
-        if loss_fn is not batch_loss:
-            raise ValueError(
-                f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default "
-                "loss applies; expected 0 with a loss_fn"
-            )
-        loss = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+    loss: ScoreFunction = loss_fn
+    if loss_fn is batch_loss:
+        loss = partial(batch_score, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+    elif config.label_smoothing or config.z_loss:
+        raise ValueError(
+            f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default loss "
+            "applies; expected 0 with a loss_fn"
+        )
     ranks, out = start(config.device, config.parallel), Path(out)
     ranks.check_rows(config.batch_size)
     ranks.check_same("the data", batches.fingerprint)

@@ -35,15 +35,13 @@ class TensorBatch:
     def of(cls, batch: Batch, device: torch.device, token_bytes: npt.NDArray[np.int64] | None = None) -> TensorBatch:
         """Return the batch on `device`; copied to CUDA without waiting."""
 
-        def move(array: npt.NDArray[np.int64] | None) -> Tensor | None:
-            if array is None:
-                return None
+        def move(array: npt.NDArray[np.int64]) -> Tensor:
             tensor = torch.from_numpy(array)
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
         without_bytes = None if token_bytes is None else batch.without_bytes(token_bytes)
-        fields = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids, without_bytes)
-        return cls(*map(move, fields))  # type: ignore[arg-type]
+        arrays = {**vars(batch), "without_bytes": without_bytes}
+        return cls(**{name: move(array) for name, array in arrays.items() if array is not None})
 
 
 # Any model that the caller trains: its class is not fixed.
@@ -113,12 +111,7 @@ class Recent(NamedTuple):
 
     def with_step(self, result: StepResult) -> Recent:
         """Return the sums with one more step."""
-        return Recent(
-            self.loss + result.loss,
-            self.steps + 1,
-            self.nats + result.text_nats,
-            self.bytes + result.bytes,
-        )
+        return Recent(self.loss + result.loss, self.steps + 1, self.nats + result.text_nats, self.bytes + result.bytes)
 
 
 def batch_loss(
