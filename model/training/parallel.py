@@ -111,23 +111,21 @@ class Ranks:
         """Wait until all ranks are here."""
         self.sum(0.0)
 
-    def check_same(self, what: str, value: str) -> None:
-        """Check that all ranks have the same value.
+    def finish(self) -> None:
+        """Wait for the other ranks and leave torch's process group, at the end of a process."""
+        if self.world > 1:
+            self.barrier()
+            torch.distributed.destroy_process_group()
 
-        Raises:
-            ValueError: On every rank; it names a rank that differs.
-        """
-        values = self.gathered(value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise ValueError(f"{what} of rank {rank} is {other}, that of rank 0 {values[0]}; expected the same")
+    def check_same(self, what: str, value: str) -> None:
+        """Raise a `ValueError` that names a rank with another value than rank 0, on every rank."""
+        first, *others = self.gathered(value)
+        for rank, other in enumerate(others, start=1):
+            if other != first:
+                raise ValueError(f"{what} of rank {rank} is {other}, that of rank 0 {first}; expected the same")
 
     def check_rows(self, rows: int) -> None:
-        """Check that every rank has a row of a micro-batch.
-
-        Raises:
-            ValueError: If there are more ranks than rows.
-        """
+        """Raise `ValueError` if a rank would have none of the rows of a micro-batch."""
         if rows < self.world:
             raise ValueError(f"a micro-batch has {rows} rows for {self.world} ranks; expected a row for each at least")
 
@@ -151,6 +149,13 @@ class Ranks:
         torch.distributed.all_reduce(summed)
         return summed
 
+    def reduce(self, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums (n,) over all rows, and the norm of the whole gradient, from those of this rank."""
+        if self.world == 1:
+            return sums, norm
+        *totals, squared = self.sum_tensor(torch.cat([sums.double(), norm.double().square()[None]]))
+        return torch.stack(totals).float(), squared.sqrt().float() if self.sharded else norm
+
     @contextlib.contextmanager
     def only_main_prints(self) -> Iterator[None]:
         """Discard what the other ranks print and their warnings; errors are raised on every rank."""
@@ -163,23 +168,9 @@ class Ranks:
                 warnings.simplefilter("ignore")
             yield
 
-    def finish(self) -> None:
-        """Wait for the other ranks and leave torch's process group, at the end of a process."""
-        if self.world > 1:
-            self.barrier()
-            torch.distributed.destroy_process_group()
-
-    def reduce(self, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums (n,) over all rows, and the norm of the whole gradient, from those of this rank."""
-        if self.world == 1:
-            return sums, norm
-        squared = norm.double().square() if self.sharded else torch.zeros_like(norm)
-        *sums_of_all, squared = self.sum_tensor(torch.stack([*sums.double(), squared.double()]))
-        return torch.stack(sums_of_all).float(), squared.sqrt().float() if self.sharded else norm
-
 
 def is_reported_by_rank_0(error: str) -> bool:
-    """Return whether another rank than this one, rank 0, reports the error with which this process ends.
+    """Return whether rank 0, and not this rank, reports the error with which this process ends.
 
     The other ranks wait for rank 0 to end with the same message. One that fails alone reports its error itself.
     """
@@ -198,17 +189,11 @@ def is_reported_by_rank_0(error: str) -> bool:
 
 
 def start(device: str = "auto", parallel: str = "auto") -> Ranks:
-    """Return this process's place among the ranks that `torchrun` started, on the device of `LOCAL_RANK`.
+    """Return this process's place among the ranks that `torchrun` started; the options are those of `TrainConfig`.
 
     The first call sets up torch's default process group, by NCCL on CUDA and gloo on CPUs; it stays for later runs of
-    the process. A process group that exists already is used.
-
-    Args:
-        device: As `TrainConfig.device`. With several ranks `"cuda"` is the device numbered `LOCAL_RANK`.
-        parallel: As `TrainConfig.parallel`.
-
-    Raises:
-        ValueError: If there is no device for this rank, or the device has a number and there are several ranks.
+    the process. A process group that exists already is used. With several ranks `"cuda"` is the device numbered
+    `LOCAL_RANK`; a device with a number, or no device for this rank, is a `ValueError`.
     """
     distributed = torch.distributed
     initialized = distributed.is_available() and distributed.is_initialized()
@@ -248,13 +233,14 @@ class _Applied(nn.Module):
 
 
 class ReplicatedLoss:
-    """A loss function; its backward pass sums the gradients of all ranks (DDP), once a step.
+    """A loss function whose backward pass sums the gradients of all ranks (DDP), once a step.
+
+    Every rank is given the weights of rank 0. `uses_all`: the loss depends on every trained parameter.
 
     Source: Li et al. 2020, arXiv:2006.15704.
     """
 
     def __init__(self, model: Pretrained, loss_fn: ScoreFunction, *, uses_all: bool) -> None:
-        """Give every rank the weights of rank 0; `uses_all`: the loss depends on every trained parameter."""
         self.loss_fn = loss_fn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions also call it forward_sync_buffers
@@ -290,13 +276,10 @@ class ShardedModel:
     ranks in float32. The model itself keeps its whole weights, which must lie on the CPU; `gather` updates them.
 
     Args:
-        model: The whole model.
+        model: The whole model; the attribute `model` is the copy.
         ranks: All of them call this function.
         bfloat16: Whether that is the dtype of the pass; weights are then gathered in it.
         compiled: Run each layer through `torch.compile`.
-
-    Attributes:
-        model: The copy.
 
     Source: Zhao et al. 2023, arXiv:2304.11277.
     """
@@ -332,10 +315,7 @@ class ShardedModel:
 
 @torch.no_grad()
 def gather(sharded: Pretrained, model: Pretrained) -> None:
-    """Copy the trained weights of a `ShardedModel` into the whole model that it was made of; all ranks take part.
-
-    Cost: one weight at a time on each device.
-    """
+    """Copy the trained weights of a `ShardedModel` into its whole model, one at a time; all ranks take part."""
     for part, whole in zip(sharded.parameters(), model.parameters(), strict=True):  # the parts are DTensors
         if whole.requires_grad:
             whole.copy_(part.full_tensor())  # type: ignore[attr-defined]

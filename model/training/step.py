@@ -114,6 +114,14 @@ class Recent(NamedTuple):
         return Recent(self.loss + result.loss, self.steps + 1, self.nats + result.text_nats, self.bytes + result.bytes)
 
 
+def hidden_states(model: LlamaForCausalLM, batch: TensorBatch) -> tuple[Tensor, Tensor | None]:
+    """Return the last hidden states of a training step, (B, T, D), and the mask of padding, if experts need it."""
+    # With causal attention no token attends to padding on its right; only an expert router needs a mask.
+    mask = batch.attention_mask if model.config.num_local_experts else None
+    with training_products():
+        return model.model(batch.ids, mask, document_ids=batch.document_ids), mask
+
+
 def batch_loss(
     model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Tensor:
@@ -131,11 +139,8 @@ def batch_score(
 
     Cost: that of `model.loss`, and the head once more for the labels without bytes.
     """
-    # With causal attention no token attends to padding on its right; only an expert router needs a mask.
-    mask = batch.attention_mask if model.config.num_local_experts else None
     labels_BT, text_nats = labels_within_documents(batch.labels, batch.document_ids), None
-    with training_products():
-        hidden_BTD = model.model(batch.ids, mask, document_ids=batch.document_ids)
+    hidden_BTD, mask = hidden_states(model, batch)
     loss = model.loss_of_hidden(
         hidden_BTD, labels_BT, num_items_in_batch=learned, label_smoothing=label_smoothing, z_loss=z_loss
     )

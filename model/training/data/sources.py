@@ -118,20 +118,11 @@ def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
 
 
 def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig) -> Rows:
+    packed, mask = config.packing == "best_fit", config.masks_documents
+    options: dict[str, Any] = {"window": config.sequence_length, "vocab_size": model.vocab_size, "seed": config.seed}
     rows: list[Rows] = []
     for stream, corpus in enumerate(corpora):
-        packed = config.packing == "best_fit" and corpus.starts is not None
         kind: type[PackedRows] | type[Windows] = PackedRows if packed else Windows
-        rows.append(
-            kind(
-                corpus.tokens,
-                corpus.starts if packed or config.masks_documents else None,
-                window=config.sequence_length,
-                vocab_size=model.vocab_size,
-                seed=config.seed,
-                mask=config.masks_documents,
-                name=corpus.name,
-                stream=stream,
-            )
-        )
+        starts = corpus.starts if packed or mask else None
+        rows.append(kind(corpus.tokens, starts, **options, mask=mask, name=corpus.name, stream=stream))
     return rows[0] if len(rows) == 1 else Mixture(rows, weights, config.seed)
