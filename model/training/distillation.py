@@ -6,17 +6,14 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size, ``M`` po
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama.model.layers.loss import IGNORED, check_labels, labels_within_documents, sum_of_chunks
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.step import LossFunction, TensorBatch, hidden_states
-
-if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
 
 _LOGITS = 1 << 24  # of each model in memory at once: 64 MiB of float32
 

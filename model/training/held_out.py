@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +12,13 @@ import torch
 
 from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.data.rows import Row, collate, first_windows
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch, batch_score
-
-if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
-    from bpe_llama.model.pretrained import Pretrained
 
 
 class HeldOutLoss(NamedTuple):

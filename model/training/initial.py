@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.tokenizer import Tokenizer
 
 _OUTPUT_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "w2.weight", "experts.down_proj")
 

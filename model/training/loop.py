@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.callbacks import Callback, Metrics, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
@@ -39,9 +39,6 @@ from bpe_llama.model.training.step import (
     gradient_norm,
     seeded,
 )
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
 
 SAVE_SECONDS = 600.0
 """Training time between checkpoints, unless `TrainConfig.save_every` sets their steps."""

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,13 +28,9 @@ from torch import Tensor, nn
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.llama import DecoderLayer
-
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import GradBucket
-
-    from bpe_llama.model.pretrained import Pretrained
-    from bpe_llama.model.training.data.batches import Batch
-    from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch
+from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.training.data.batches import Batch
+from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
@@ -262,7 +258,7 @@ class ReplicatedLoss:
         return contextlib.nullcontext() if last else self.ddp.no_sync()
 
 
-def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(bucket: Any) -> torch.futures.Future[Tensor]:
     """Sum gradients over ranks; DDP's default divides by their number, but losses are already divided by tokens."""
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])

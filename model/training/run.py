@@ -15,6 +15,8 @@ import torch
 from bpe_llama._arguments import boolean, check_keywords, instance, iterator, keywords_of, wrong
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._files import locked
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
@@ -41,13 +43,10 @@ from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
 from bpe_llama.model.training.report.progress import ProgressReport
 from bpe_llama.model.training.step import LossFunction, ScoreFunction, batch_loss, batch_score
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama.model.llama import LlamaForCausalLM
-    from bpe_llama.model.pretrained import Pretrained
-    from bpe_llama.tokenizer import Tokenizer
 
 
 class ReportOptions(TypedDict, total=False):

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from bpe_llama._files import flush, read_json_object, write_text
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.tensor_files import read_all
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
@@ -35,9 +36,6 @@ from bpe_llama.model.training.optimizers.sharded import is_sharded, local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import Recent
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"

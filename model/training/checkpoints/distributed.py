@@ -9,15 +9,12 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.parallel import Ranks
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> Path:

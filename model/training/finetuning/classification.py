@@ -29,11 +29,10 @@ from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.finetuning.show import print_trainable_parameters
 from bpe_llama.model.training.run import ReportOptions, train_on_batches
 from bpe_llama.model.training.step import Scored, TensorBatch
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama.tokenizer import Tokenizer
 
 
 class LabelledTexts(NamedTuple):

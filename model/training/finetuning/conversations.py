@@ -20,11 +20,10 @@ from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.finetuning.formats import Chat, Completion, describe_fields, detect_format, read_row
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import SpecialLookalikes, encode_parsed
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama.tokenizer import Tokenizer
 
 _REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 

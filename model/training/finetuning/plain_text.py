@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +20,7 @@ from bpe_llama._corpus.rows import check_text, has_lines, has_rows, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends, write_documents
 from bpe_llama._files import atomic_write
 from bpe_llama.model.training.finetuning.formats import read_row
-
-if TYPE_CHECKING:
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.tokenizer import Tokenizer
 
 
 def write_tokens(

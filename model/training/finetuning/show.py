@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,7 @@ from torch import nn
 from bpe_llama._progress import note
 from bpe_llama.display import visible
 from bpe_llama.model.layers.loss import IGNORED
-
-if TYPE_CHECKING:
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.tokenizer import Tokenizer
 
 _LEARNED = "black on #b8ecc4"
 

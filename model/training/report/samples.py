@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bpe_llama._progress import note
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 from bpe_llama.model.training.report.metrics import MetricsFile
-
-if TYPE_CHECKING:
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.tokenizer import Tokenizer
 
 
 class Samples(Callback):

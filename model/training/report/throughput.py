@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,9 +14,7 @@ from torch import nn
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.matmul.products import product
 from bpe_llama.model.layers.moe import MixtureOfExperts
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.pretrained import Pretrained
 
 # Dense bfloat16 operations a second, from NVIDIA's data sheets (without sparsity).
 _PEAK_BFLOAT16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
