@@ -24,9 +24,8 @@ from bpe_llama._corpus.corpus import Corpus, open_corpus, open_tokens
 from bpe_llama.model.training.callbacks import Callback, Run, TrainResult
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
-from bpe_llama.model.training.data.dataset import BatchDataset
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.data.iterable import IterableBatches
+from bpe_llama.model.training.data.iterable import BatchDataset, IterableBatches
 from bpe_llama.model.training.data.rows import TokenBatches
 from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.finetuning.finetune import finetune
@@ -35,8 +34,7 @@ from bpe_llama.model.training.finetuning.options import DataConfig, finetune_con
 from bpe_llama.model.training.held_out import evaluate, evaluate_examples
 from bpe_llama.model.training.initial import start_as_identity, token_pieces
 from bpe_llama.model.training.loop import Trainer
-from bpe_llama.model.training.report.metrics import read_metrics
-from bpe_llama.model.training.report.plot import plot_loss
+from bpe_llama.model.training.report.metrics import plot_loss, read_metrics
 from bpe_llama.model.training.run import RunOptions, train, train_on_examples
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import TensorBatch, batch_loss

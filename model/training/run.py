@@ -39,8 +39,7 @@ from bpe_llama.model.training.held_out import held_out_examples
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.parallel import ShardedModel, start
-from bpe_llama.model.training.report.metrics import MetricsFile
-from bpe_llama.model.training.report.plot import LossPlot
+from bpe_llama.model.training.report.metrics import LossPlot, MetricsFile
 from bpe_llama.model.training.report.progress import ProgressReport
 from bpe_llama.model.training.step import LossFunction, ScoreFunction, batch_loss, batch_score
 from bpe_llama.tokenizer import Tokenizer

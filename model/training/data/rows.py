@@ -104,9 +104,6 @@ class CorpusRows:
 class Windows(CorpusRows):
     """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own.
 
-    Raises:
-        ValueError: If the tokens are fewer than one window.
-
     Example:
         >>> rows = Windows(np.arange(20, dtype=np.uint16), window=4, vocab_size=20)
         >>> rows.rows_per_epoch, len(rows.row(0).ids)

@@ -32,10 +32,7 @@ class Data(NamedTuple):
 def open_data(data: DataSource, model: LlamaConfig, config: TrainConfig, *, eval_file: Path | None = None) -> Data:
     """Return the batches of a run and what is held out: `eval_file`, or the end of each corpus.
 
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or does not fit the model, or a weight is not positive.
-        TypeError: If `data` is none of `DataSource`.
+    The errors are those of `train`, and a `TypeError` if `data` is none of `DataSource`.
     """
     held_out = [] if eval_file is None else [_open(eval_file, model, config)]
     paths = _paths(data)

@@ -18,9 +18,6 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon makes each update of a matrix nearly orthogonal, so that no direction dominates. Its updates are scaled to the
     root mean square of AdamW's, so that a learning rate for AdamW suits both.
 
-    Raises:
-        ValueError: If nothing in the model is trainable.
-
     Cost: each step multiplies matrices of a layer's size 15 times, in bfloat16; 12 bytes a parameter with its gradient.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982 (scale).
