@@ -42,12 +42,7 @@ def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batc
 
 
 def evaluate(
-    model: LlamaForCausalLM,
-    tokens: Tokens,
-    *,
-    window: int = 256,
-    batch_size: int = 16,
-    max_windows: int | None = None,
+    model: LlamaForCausalLM, tokens: Tokens, *, window: int = 256, batch_size: int = 16, max_windows: int | None = None
 ) -> float:
     """Return the model's mean loss on `tokens`, in nats per token, over consecutive windows.
 

@@ -194,9 +194,9 @@ def start(device: str = "auto", parallel: str = "auto") -> Ranks:
     distributed = torch.distributed
     initialized = distributed.is_available() and distributed.is_initialized()
     world = distributed.get_world_size() if initialized else int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return Ranks(device=resolve_device(device))
     found = resolve_device(device)
+    if world == 1:
+        return Ranks(device=found)
     if found.type == "cuda":
         if device not in ("auto", "cuda"):
             raise ValueError(

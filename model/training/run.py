@@ -230,12 +230,12 @@ def train_on_batches(
 
         def open_reports() -> tuple[float, float, float]:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
-            reports.extend(
-                [metrics, ProgressReport(options.get("progress")), LossPlot("token" if predicts_text else "text")]
-            )
+            plot = LossPlot("token" if predicts_text else "text")
+            reports.extend([metrics, ProgressReport(options.get("progress")), plot])
             return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
         last = ranks.on_main(open_reports)
+        callbacks = [each for each in options.get("callbacks", ()) if ranks.is_main or each.on_every_rank]
         trainer = Trainer(
             trained,
             optimizer,
@@ -247,10 +247,7 @@ def train_on_batches(
             loss_fn=loss,
             score_fn=score_fn,
             token_bytes=token_bytes,
-            callbacks=[
-                *reports,
-                *(callback for callback in options.get("callbacks", ()) if ranks.is_main or callback.on_every_rank),
-            ],
+            callbacks=[*reports, *callbacks],
             ranks=ranks,
             whole=model,
         )

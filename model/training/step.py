@@ -79,8 +79,7 @@ class StepResult(NamedTuple):
     Attributes:
         loss: Mean over all learned tokens of the step, in nats per token.
         grad_norm: 2-norm of the gradient of `loss`, before clipping.
-        text_nats: Sum of the cross-entropies of the learned tokens with bytes.
-        bytes: Bytes of these tokens; 0 if unknown.
+        text_nats: Sum of the cross-entropies of the learned tokens with bytes, of which there are `bytes`, if known.
     """
 
     loss: float
@@ -95,14 +94,7 @@ class StepResult(NamedTuple):
 
 
 class Recent(NamedTuple):
-    """Sums over the steps since the last line of metrics.
-
-    Attributes:
-        loss: Of the losses of the steps.
-        steps: The number of steps.
-        nats: Of the cross-entropies of the learned tokens with bytes.
-        bytes: Of the bytes of these tokens.
-    """
+    """Sums over the steps since the last line of metrics: of the fields of `StepResult`, and the number of steps."""
 
     loss: float = 0.0
     steps: int = 0

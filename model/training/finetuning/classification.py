@@ -19,6 +19,7 @@ from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.evaluation.classification import (
     ClassifierScore,
     LabelledText,
+    checked_padding,
     evaluate_classifier,
     pad_texts,
 )
@@ -235,17 +236,13 @@ def train_classifier(
         >>> score.accuracy  # doctest: +SKIP
         0.93
     """
-    padding, vocab_size, context = model.config.pad_token_id, model.config.vocab_size, model.config.context_length
-    if padding is None:
-        raise ValueError("the classifier's config has no pad_token_id; expected the id that pads texts")
+    padding, context = checked_padding(model.config, [*texts, *eval_texts]), model.config.context_length
     for text in [*texts, *eval_texts]:
         if (text.ids == padding).all():
             raise ValueError(f"a text has no token to classify: {text.ids.tolist()!r:.40}, where {padding} is padding")
         if len(text.ids) > context:
             raise ValueError(f"a text has {len(text.ids):,} tokens, the model's context is {context:,}")
-        check_ids(text.ids, vocab_size, " of a text")
-        if not 0 <= text.label < model.config.num_labels:
-            raise ValueError(f"label {text.label} is not among the {model.config.num_labels} labels")
+        check_ids(text.ids, model.config.vocab_size, " of a text")
     batches = LabelledBatches(texts, batch_size=config.batch_size, padding=padding, seed=config.seed)
     unseen = set(range(model.config.num_labels)) - {text.label for text in texts}
     if unseen:
