@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,39 +45,37 @@ SAVE_SECONDS = 600.0
 """Training time between checkpoints, unless `TrainConfig.save_every` sets their steps."""
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
-    """One run: model, optimizer and data, and the loop over optimizer steps."""
+    """One run: model, optimizer and data, and the loop over optimizer steps; with FSDP `whole` is the whole model."""
 
-    def __init__(
-        self,
-        model: Pretrained,
-        optimizer: torch.optim.Optimizer,
-        config: TrainConfig,
-        batches: Batches,
-        *,
-        device: torch.device,
-        out: Path,
-        held_out: Sequence[Batch] = (),
-        loss_fn: ScoreFunction = batch_loss,
-        score_fn: ScoreFunction = batch_score,
-        callbacks: Sequence[Callback] = (),
-        token_bytes: npt.NDArray[np.int64] | None = None,
-        ranks: Ranks | None = None,
-        whole: Pretrained | None = None,
-    ) -> None:
-        self.model, self.optimizer, self.config = model, optimizer, config
-        self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
-        self.callbacks, self.token_bytes, self.score_fn = callbacks, token_bytes, score_fn
-        self.ranks, self.whole = ranks or Ranks(), whole or model
-        self.loss_fn: ScoreFunction = torch.compile(loss_fn) if config.compile and not self.ranks.sharded else loss_fn
-        if self.ranks.world > 1 and not self.ranks.sharded:
-            uses_all = getattr(loss_fn, "func", loss_fn) in (batch_loss, batch_score)
-            self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=uses_all)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        use_bfloat16 = config.uses_bfloat16(device.type)
+    model: Pretrained
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    batches: Batches
+    _: KW_ONLY
+    device: torch.device
+    out: Path
+    held_out: Sequence[Batch] = ()
+    loss_fn: ScoreFunction = batch_loss
+    score_fn: ScoreFunction = batch_score
+    callbacks: Sequence[Callback] = ()
+    token_bytes: npt.NDArray[np.int64] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    whole: Pretrained | None = None
+
+    def __post_init__(self) -> None:
+        config, sharded = self.config, self.ranks.sharded
+        uses_all = getattr(self.loss_fn, "func", self.loss_fn) in (batch_loss, batch_score)
+        if config.compile and not sharded:
+            self.loss_fn = torch.compile(self.loss_fn)
+        if self.ranks.world > 1 and not sharded:
+            self.loss_fn = ReplicatedLoss(self.model, self.loss_fn, uses_all=uses_all)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        use_bfloat16 = config.uses_bfloat16(self.device.type)
         self.matmul_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
-        self.average = WeightAverage(optimizer, config.ema_decay) if config.ema_decay else None
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=use_bfloat16)
+        self.average = WeightAverage(self.optimizer, config.ema_decay) if config.ema_decay else None
         self.consecutive_skips, self._done_before, self._started, self._logged_wait = 0, 0.0, time.perf_counter(), 0.0
         self.resume(TrainState(0, 0.0, {}), None, (math.nan, math.nan, math.nan))
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
@@ -172,8 +171,9 @@ class Trainer:
 
     def whole_model(self) -> Pretrained:
         """Return the model with its whole weights; with FSDP every rank calls this, as they are gathered."""
-        if self.ranks.sharded:
-            gather(self.model, self.whole)
+        if self.whole is None:
+            return self.model
+        gather(self.model, self.whole)
         return self.whole
 
     def unfinished(self) -> bool:

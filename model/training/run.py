@@ -33,7 +33,7 @@ from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
+from bpe_llama.model.training.data.sources import DataSource, open_data
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.held_out import held_out_examples
 from bpe_llama.model.training.loop import Trainer
@@ -138,9 +138,8 @@ def train(
         3.2
     """
     check_run(model, config, out, options)
-    opened = open_data(data, model.config, config, eval_file=eval_file)
-    held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else ()
-    return train_on_batches(model, opened.batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
+    batches, held_out = open_data(data, model.config, config, eval_file=eval_file)
+    return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
 def train_on_examples(
@@ -249,7 +248,7 @@ def train_on_batches(
             token_bytes=token_bytes,
             callbacks=[*reports, *callbacks],
             ranks=ranks,
-            whole=model,
+            whole=model if ranks.sharded else None,
         )
         trainer.resume(state, checkpoint, last)
         result = trainer.run()
