@@ -16,15 +16,6 @@ class Prefetch:
 
     Attributes:
         waited: Seconds that `take` waited, in sum.
-
-    Example:
-        >>> import contextlib
-        >>> import numpy as np
-        >>> from bpe_llama.model.training.data.rows import TokenBatches
-        >>> batches = TokenBatches(np.arange(99, dtype=np.uint16), window=8, batch_size=2, vocab_size=99)
-        >>> with contextlib.closing(Prefetch(batches, range(0, 6))) as ahead:
-        ...     [batch.ids.shape for batch in ahead.take(2)]
-        [(2, 8), (2, 8)]
     """
 
     def __init__(self, batches: Batches, indices: range, depth: int = 4) -> None:

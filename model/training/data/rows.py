@@ -102,13 +102,7 @@ class CorpusRows:
 
 
 class Windows(CorpusRows):
-    """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own.
-
-    Example:
-        >>> rows = Windows(np.arange(20, dtype=np.uint16), window=4, vocab_size=20)
-        >>> rows.rows_per_epoch, len(rows.row(0).ids)
-        (4, 4)
-    """
+    """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) < self.window:

@@ -132,14 +132,6 @@ class StochasticAdamW(EachWeight):
     parameter alone, so a resumed run draws the same ones, and so do the ranks of DDP; with FSDP also on the rank.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; Zamirai et al. 2020, arXiv:2010.06192, section 4.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-        >>> optimizer = StochasticAdamW([weight], lr=0.5)
-        >>> weight.grad = torch.ones_like(weight)
-        >>> optimizer.step()
-        >>> weight.tolist()
-        [0.5, 0.5, 0.5, 0.5]
     """
 
     def __init__(self, parameters: Iterable[Any], lr: float, *, seed: int = 0, **options: Any) -> None:

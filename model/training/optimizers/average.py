@@ -17,17 +17,6 @@ class WeightAverage:
     After step `t` the average moves by `1 - min(decay, (1 + t) / (10 + t))` towards the weights.
 
     Source: Polyak and Juditsky 1992, doi:10.1137/0330046; the ramp is that of TensorFlow's ExponentialMovingAverage.
-
-    Example:
-        >>> weight = nn.Parameter(torch.zeros(1))
-        >>> average = WeightAverage(torch.optim.AdamW([weight]), decay=0.5)
-        >>> average.update(100)
-        >>> with torch.no_grad():
-        ...     weight += 1
-        >>> average.update(101)
-        >>> with average.swapped():
-        ...     weight.item()
-        0.5
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float) -> None:

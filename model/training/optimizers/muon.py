@@ -21,12 +21,6 @@ class MuonAdamW(torch.optim.Optimizer):
     Cost: each step multiplies matrices of a layer's size 15 times, in bfloat16; 12 bytes a parameter with its gradient.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982 (scale).
-
-    Example:
-        >>> model = nn.ModuleDict({"lm_head": nn.Linear(4, 8), "q_proj": nn.Linear(4, 4, bias=False)})
-        >>> optimizer = MuonAdamW(model, learning_rate=1e-3)
-        >>> [[tuple(weight.shape) for weight in group["params"]] for group in optimizer.param_groups]
-        [[(4, 4)], [(8, 4)], [(8,)]]
     """
 
     def __init__(

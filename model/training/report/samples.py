@@ -44,7 +44,7 @@ class Samples(Callback):
         model = run.whole_model()
         if not isinstance(model, LlamaForCausalLM):
             raise TypeError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which writes text")
-        if not run.is_main:
+        if self._file is None:
             return
         was_training = model.training
         model.eval()
@@ -54,8 +54,7 @@ class Samples(Callback):
                 text = generator.generate(
                     prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=0.95, seed=0
                 )
-                if self._file is not None:
-                    self._file.write(step=run.step, prompt=prompt, text=text)
+                self._file.write(step=run.step, prompt=prompt, text=text)
                 if self.shown:
                     note(f"step {run.step:,}: {prompt}{text}")
         finally:
