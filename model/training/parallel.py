@@ -29,6 +29,7 @@ from bpe_llama.model.device import resolve_device
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch
 
@@ -271,16 +272,13 @@ class ShardedModel:
     Each layer is gathered while it is computed, the other weights while a loss function is; gradients are summed over
     ranks in float32. The model itself keeps its whole weights, which must lie on the CPU; `gather` updates them.
 
-    Args:
-        model: The whole model; the attribute `model` is the copy.
-        ranks: All of them call this function.
-        bfloat16: Whether that is the dtype of the pass; weights are then gathered in it.
-        compiled: Run each layer through `torch.compile`.
+    All ranks construct it; its attribute `model` is the copy. With a pass in bfloat16 weights are gathered in bfloat16;
+    with `config.compile` each layer is compiled.
 
     Source: Zhao et al. 2023, arXiv:2304.11277.
     """
 
-    def __init__(self, model: Pretrained, ranks: Ranks, *, bfloat16: bool, compiled: bool = False) -> None:
+    def __init__(self, model: Pretrained, ranks: Ranks, config: TrainConfig) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -291,10 +289,11 @@ class ShardedModel:
         self._root = _Applied(self.model)
         mesh = init_device_mesh(ranks.device.type, (ranks.world,))
         # As autocast does: products in bfloat16, embedding and residual stream in float32.
-        in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
+        dtype = torch.bfloat16 if config.uses_bfloat16(ranks.device.type) else None
+        in_layers = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
         for layer in [module for module in self.model.modules() if isinstance(module, DecoderLayer)]:
-            if compiled:
+            if config.compile:
                 layer.compile()
             fully_shard(layer, mesh=mesh, mp_policy=in_layers)
         # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.

@@ -19,15 +19,10 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
-    TrainState,
-    check_same_run,
     check_trainable,
-    checkpoint_to_resume,
     load_optimizer_state,
-    load_weights,
-    read_state,
+    load_run,
     remove_surplus,
-    remove_unfinished,
 )
 from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
@@ -209,17 +204,10 @@ def train_on_batches(
             model.gradient_checkpointing_enable(every=config.checkpoint_activations)
         if config.dtype == "float8":
             use_float8(model, ranks.device)
-        ranks.on_main(lambda: remove_unfinished(out))
-        checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, options.get("resume", False)))
-        state, trained = TrainState(0, 0.0, {}), model
-        if checkpoint is not None:
-            state = read_state(checkpoint)
-            check_same_run(checkpoint, config, state, batches)
-            load_weights(checkpoint, model)
+        checkpoint, state = load_run(out, model, config, batches, ranks, resume=options.get("resume", False))
+        trained = model
         if ranks.sharded:
-            sharded = ShardedModel(
-                model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compiled=config.compile
-            )
+            sharded = ShardedModel(model, ranks, config)
             trained, loss, score_fn = sharded.model, sharded.gathered_for(loss), sharded.gathered_for(score_fn)
         optimizer = optimizer_for(trained, config)
         if checkpoint is not None:

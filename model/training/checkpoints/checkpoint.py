@@ -186,6 +186,31 @@ def remove_unfinished(out: Path, but: Path | None = None) -> None:
             shutil.rmtree(unfinished)
 
 
+def load_run(
+    out: Path, model: Pretrained, config: TrainConfig, batches: Batches, ranks: Ranks, *, resume: bool
+) -> tuple[Path | None, TrainState]:
+    """Load the weights of the latest checkpoint in `out`, and return its folder and state; without one those of step 0.
+
+    A `ValueError` names an option that must not change, or the data, if they differ from those of the checkpoint.
+    """
+    ranks.on_main(lambda: remove_unfinished(out))
+    checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
+    if checkpoint is None:
+        return None, TrainState(0, 0.0, {})
+    state = read_state(checkpoint)
+    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
+    names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
+    if changed := [f"{name} was {before[name]!r} and is {now[name]!r}" for name in names]:
+        raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
+    if state.data not in ("", batches.fingerprint):
+        raise ValueError(
+            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.fingerprint}; "
+            "begin a new run from its weights to train on other data"
+        )
+    load_weights(checkpoint, model)
+    return checkpoint, state
+
+
 def read_state(folder: Path) -> TrainState:
     """Return the state of the run that saved `folder`; a missing or damaged file is a `ValueError`."""
     path = folder / "training.json"
@@ -263,17 +288,4 @@ def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
         raise ValueError(
             f"{', '.join(beside[:4])}: trained beside adapters, whose files cannot hold it; expected it frozen, or its "
             "module in the adapter's modules_to_save"
-        )
-
-
-def check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState, batches: Batches) -> None:
-    """Raise a `ValueError` that names what differs unless a run resumes with the same data and fixed options."""
-    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
-    names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
-    if changed := [f"{name} was {before[name]!r} and is {now[name]!r}" for name in names]:
-        raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
-    if state.data not in ("", batches.fingerprint):
-        raise ValueError(
-            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.fingerprint}; "
-            "begin a new run from its weights to train on other data"
         )

@@ -1,14 +1,17 @@
-"""Shuffled rows of a sequence of tokens, and batches of rows; a row is a function of seed and index.
+"""Shuffled rows of a corpus or of several mixed by weight, and batches of rows; a row is a function of seed and index.
 
-Packed documents are in `packing`, several corpora in `mixture`.
+Packed documents are in `packing`.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,8 @@ from bpe_llama.model.training.data.batches import Batch, checked_window, short_h
 
 Ids = npt.NDArray[np.int64]
 _HASHED = 1 << 16  # tokens per hashed range
+_RANGE = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
 
 
 class Row(NamedTuple):
@@ -29,34 +34,9 @@ class Row(NamedTuple):
     document_ids: Ids | None = None
 
 
-class Rows(Protocol):
-    """A data set as rows by index, from 0, over any number of epochs.
-
-    Attributes:
-        window: Most tokens of a row.
-        rows_per_epoch: Rows after which every row was seen once.
-    """
-
-    window: int
-    rows_per_epoch: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the size and a hash of the data."""
-
-    def row(self, index: int) -> Row:
-        """Return row `index`, which depends on the index alone."""
-
-    def tokens_before(self, index: int) -> int:
-        """Return the number of tokens in the rows before `index`."""
-
-    def epochs(self, index: int) -> dict[str, float]:
-        """Return how often the rows before `index` pass over each corpus, by its name."""
-
-
 @dataclass(eq=False)
 class CorpusRows:
-    """What the rows of one corpus share: `Windows` and `PackedRows` say how they are cut.
+    """Rows of one corpus by index, from 0, over any number of epochs; `Windows` and `PackedRows` say how they are cut.
 
     Attributes:
         tokens: The ids, (n,).
@@ -92,6 +72,14 @@ class CorpusRows:
         ranges = [self.tokens[place : place + _HASHED] for place in places]
         starts = [] if self.starts is None else [self.starts]
         return f"{len(self.tokens):,} tokens (sha256 {short_hash(*ranges, *starts)})"
+
+    def row(self, index: int) -> Row:
+        """Return row `index`, which depends on the index alone."""
+        raise NotImplementedError
+
+    def tokens_before(self, index: int) -> int:
+        """Return the number of tokens in the rows before `index`."""
+        raise NotImplementedError
 
     def epochs(self, index: int) -> dict[str, float]:
         """Return how often the rows before `index` pass over the data."""
@@ -136,6 +124,88 @@ class Windows(CorpusRows):
         random = self._random(epoch)
         spare = len(self.tokens) - self.rows_per_epoch * self.window
         return epoch, int(random.integers(min(spare, self.window) + 1)), random.permutation(self.rows_per_epoch)
+
+
+class Mixture:
+    """Rows of several corpora, each with its own epochs; the share of a corpus among the rows is its weight.
+
+    Row `i` is of the corpus in whose interval of [0, 1) the fractional part of ``offset + i / golden ratio`` lies. Of
+    any `n` consecutive rows a corpus has its share within a few rows, so every batch is close to the weights.
+
+    The corpora have one window. The weights are positive, and only their ratios matter.
+
+    Source: Weyl 1916, Math. Ann. 77, 313 (equidistribution); Knuth, TAOCP 3, 6.4 (golden ratio).
+    """
+
+    def __init__(self, corpora: Sequence[CorpusRows], weights: Sequence[float], seed: int = 0) -> None:
+        self.corpora, self.window = corpora, corpora[0].window
+        total = math.fsum(weights)
+        self.shares = [weight / total for weight in weights]
+        self._bounds = [0, *(round(_RANGE * share) for share in accumulate(self.shares))]
+        self._bounds[-1] = _RANGE
+        self._offset = int(np.random.SeedSequence([seed, len(weights)]).generate_state(1, np.uint64)[0])
+        self._next = 0, [0] * len(weights)  # of the row that follows the last one
+        longest = max(corpus.rows_per_epoch / share for corpus, share in zip(corpora, self.shares, strict=True))
+        self.rows_per_epoch = math.ceil(longest)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the share and the fingerprint of each corpus."""
+        parts = zip(self.shares, self.corpora, strict=True)
+        return " + ".join(f"{share:.6g} of {corpus.fingerprint}" for share, corpus in parts)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the number of the corpus of row `index`, and the row's index in it."""
+        if self._next[0] != index:
+            self._next = index, self.counts(index)
+        counts = self._next[1]
+        corpus = bisect_right(self._bounds, (_GOLDEN * index + self._offset) % _RANGE) - 1
+        following = [count + (number == corpus) for number, count in enumerate(counts)]
+        self._next = index + 1, following
+        return corpus, counts[corpus]
+
+    def counts(self, index: int) -> list[int]:
+        """Return how many of the rows before `index` are of each corpus."""
+        below = [count_below(index, bound, _GOLDEN, self._offset, _RANGE) for bound in self._bounds]
+        return [later - earlier for earlier, later in pairwise(below)]
+
+    def row(self, index: int) -> Row:
+        """Return row `index`."""
+        corpus, place = self.place(index)
+        return self.corpora[corpus].row(place)
+
+    def tokens_before(self, index: int) -> int:
+        """Return the number of tokens in the rows before `index`."""
+        return sum(corpus.tokens_before(n) for corpus, n in zip(self.corpora, self.counts(index), strict=True))
+
+    def epochs(self, index: int) -> dict[str, float]:
+        """Return how often the rows before `index` pass over each corpus, by its name."""
+        passes = zip(self.corpora, self.counts(index), strict=True)
+        return {name: value for corpus, n in passes for name, value in corpus.epochs(n).items()}
+
+
+def count_below(n: int, bound: int, step: int, offset: int, modulus: int) -> int:
+    """Return how many `i` in [0, n) have ``(step * i + offset) % modulus < bound``, in O(log modulus).
+
+    Example:
+        >>> count_below(10, 2, 3, 1, 7), sum((3 * i + 1) % 7 < 2 for i in range(10))
+        (4, 4)
+    """
+    shifted = offset - bound + modulus  # x % m < b exactly if floor(x / m) - floor((x - b) / m) is 1
+    return _floor_sum(n, modulus, step, offset) - _floor_sum(n, modulus, step, shifted) + n
+
+
+def _floor_sum(n: int, m: int, a: int, b: int) -> int:
+    """Return the sum of ``(a * i + b) // m`` for `i` in [0, n); Graham, Knuth, Patashnik, Concrete Mathematics, 3.5."""
+    total = 0
+    while n > 0:
+        total += n * (n - 1) // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        n, b, m, a = (a * n + b) // m, (a * n + b) % m, a, m
+    return total
+
+
+Rows = CorpusRows | Mixture
 
 
 class RowBatches:

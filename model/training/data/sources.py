@@ -12,9 +12,8 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
-from bpe_llama.model.training.data.mixture import Mixture
 from bpe_llama.model.training.data.packing import PackedRows
-from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate, first_windows
+from bpe_llama.model.training.data.rows import CorpusRows, Mixture, RowBatches, Rows, Windows, collate, first_windows
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
@@ -115,9 +114,9 @@ def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
 def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig) -> Rows:
     packed, mask = config.packing == "best_fit", config.masks_documents
     options: dict[str, Any] = {"window": config.sequence_length, "vocab_size": model.vocab_size, "seed": config.seed}
-    rows: list[Rows] = []
+    rows: list[CorpusRows] = []
     for stream, corpus in enumerate(corpora):
-        kind: type[PackedRows] | type[Windows] = PackedRows if packed else Windows
+        kind: type[CorpusRows] = PackedRows if packed else Windows
         starts = corpus.starts if packed or mask else None
         rows.append(kind(corpus.tokens, starts, **options, mask=mask, name=corpus.name, stream=stream))
     return rows[0] if len(rows) == 1 else Mixture(rows, weights, config.seed)
