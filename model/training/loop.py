@@ -285,9 +285,8 @@ class Trainer:
         }
         trained = self.done - self._done_before
         if trained > 0:
-            speed["seconds_left"] = round(
-                (self.elapsed - self._trained_before) * (1 - min(1.0, self.done)) / trained, 1
-            )
+            seconds = self.elapsed - self._trained_before
+            speed["seconds_left"] = round(seconds * (1 - min(1.0, self.done)) / trained, 1)
         return speed
 
     def _evaluate(self) -> None:
@@ -296,11 +295,7 @@ class Trainer:
                 found = held_out_loss(self.model, self.held_out, self.token_bytes, self.score_fn, self.ranks)
             self.eval_loss = found.loss
             metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": found.loss}
-            metrics |= {
-                f"eval_{name}": value
-                for name, value in (("bits_per_byte", found.bits_per_byte), ("accuracy", found.accuracy))
-                if not math.isnan(value)
-            }
+            metrics |= {f"eval_{name}": value for name, value in found._asdict().items() if not math.isnan(value)}
             self._call("on_eval", metrics)
 
     def _save_is_due(self) -> bool:

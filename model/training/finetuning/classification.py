@@ -137,11 +137,7 @@ def _sorted_names(values: Mapping[str, Any], label_field: str) -> list[str]:
 
 
 def padding_for(tokenizer: Tokenizer, model_padding: int | None, ends: Sequence[int], vocab_size: int) -> int:
-    """Return the id that pads texts: the tokenizer's, the model's, or one that ends a text.
-
-    Raises:
-        ValueError: If none of them is inside the model's vocabulary.
-    """
+    """Return the id that pads texts: the tokenizer's, the model's, or one that ends a text; else raise `ValueError`."""
     for token_id in (tokenizer.pad_id, model_padding, tokenizer.eos_id, *ends):
         if token_id is not None and 0 <= token_id < vocab_size:
             return token_id
@@ -181,7 +177,6 @@ class LabelledBatches(ExampleBatches):
     """
 
     def __init__(self, texts: Sequence[LabelledText], *, batch_size: int, padding: int, seed: int = 0) -> None:
-        """Construct batches of `batch_size` texts."""
         super().__init__(texts, batch_size=batch_size, seed=seed)  # type: ignore[arg-type]  # they have ids and labels
         self.padding = padding
 

@@ -22,13 +22,9 @@ _LEARNED = "black on #b8ecc4"
 def example_text(
     tokenizer: Tokenizer, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, brackets: bool = False
 ) -> Text:
-    """Return the text of an example, with the learned tokens on a green background or in brackets.
+    """Return the text of an example, with the learned tokens on a green background.
 
-    Args:
-        tokenizer: Its vocabulary.
-        ids: int64 `(n,)`.
-        labels: int64 `(n,)`: the id of a learned token, else -100.
-        brackets: Whether to put learned tokens in `⟦⟧`, for a terminal without colours.
+    `ids` and `labels` are those of an `Example`; `brackets` puts learned tokens in `⟦⟧` instead, where no colour shows.
 
     Example:
         >>> from bpe_llama import Tokenizer
