@@ -156,14 +156,13 @@ class Ranks:
     @contextlib.contextmanager
     def only_main_prints(self) -> Iterator[None]:
         """Discard what the other ranks print and their warnings; errors are raised on every rank."""
-        with contextlib.ExitStack() as stack:
-            if not self.is_main:
-                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                stack.enter_context(contextlib.redirect_stdout(nowhere))
-                stack.enter_context(contextlib.redirect_stderr(nowhere))
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
+        if self.is_main:
             yield
+            return
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yield
 
 
 def is_reported_by_rank_0(error: str) -> bool:
