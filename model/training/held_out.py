@@ -18,7 +18,7 @@ from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.data.rows import Row, collate, first_windows
 from bpe_llama.model.training.parallel import Ranks
-from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch, batch_score
+from bpe_llama.model.training.step import LossFunction, Scored, TensorBatch, batch_score
 
 
 class HeldOutLoss(NamedTuple):
@@ -78,7 +78,7 @@ def held_out_loss(
     model: Pretrained,
     batches: Iterable[Batch],
     token_bytes: npt.NDArray[np.int64] | None = None,
-    score_fn: ScoreFunction = batch_score,
+    score_fn: LossFunction = batch_score,
     ranks: Ranks | None = None,
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.

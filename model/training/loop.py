@@ -29,9 +29,9 @@ from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import (
+    LossFunction,
     Recent,
     Scored,
-    ScoreFunction,
     StepResult,
     TensorBatch,
     batch_loss,
@@ -57,8 +57,8 @@ class Trainer:
     device: torch.device
     out: Path
     held_out: Sequence[Batch] = ()
-    loss_fn: ScoreFunction = batch_loss
-    score_fn: ScoreFunction = batch_score
+    loss_fn: LossFunction = batch_loss
+    score_fn: LossFunction = batch_score
     callbacks: Sequence[Callback] = ()
     token_bytes: npt.NDArray[np.int64] | None = None
     ranks: Ranks = field(default_factory=Ranks)

@@ -31,12 +31,10 @@ from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch
-from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch
+from bpe_llama.model.training.step import LossFunction, Scored, TensorBatch
 
-TIMEOUT = datetime.timedelta(minutes=30)
-"""How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
-ERROR_TIMEOUT = datetime.timedelta(seconds=10)
-"""How long a rank that ends with an error waits for rank 0 to report the same."""
+# How long a rank waits for others, for example while rank 0 encodes a corpus; and for rank 0 to report its own error.
+TIMEOUT, ERROR_TIMEOUT = datetime.timedelta(minutes=30), datetime.timedelta(seconds=10)
 
 Result = TypeVar("Result")
 _ERROR = "bpe_llama/error"
@@ -223,7 +221,7 @@ class _Applied(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, function: ScoreFunction, batch: TensorBatch, learned: int) -> Tensor | Scored:
+    def forward(self, function: LossFunction, batch: TensorBatch, learned: int) -> Tensor | Scored:
         """Return the result of the function."""
         return function(self.model, batch, learned)
 
@@ -236,7 +234,7 @@ class ReplicatedLoss:
     Source: Li et al. 2020, arXiv:2006.15704.
     """
 
-    def __init__(self, model: Pretrained, loss_fn: ScoreFunction, *, uses_all: bool) -> None:
+    def __init__(self, model: Pretrained, loss_fn: LossFunction, *, uses_all: bool) -> None:
         self.loss_fn = loss_fn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions also call it forward_sync_buffers
@@ -302,7 +300,7 @@ class ShardedModel:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
-    def gathered_for(self, function: ScoreFunction) -> ScoreFunction:
+    def gathered_for(self, function: LossFunction) -> LossFunction:
         """Return a loss function of the copy, for which its weights are gathered."""
         return lambda _, batch, learned: self._root(function, batch, learned)
 

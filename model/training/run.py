@@ -36,7 +36,7 @@ from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.parallel import ShardedModel, start
 from bpe_llama.model.training.report.metrics import LossPlot, MetricsFile
 from bpe_llama.model.training.report.progress import ProgressReport
-from bpe_llama.model.training.step import LossFunction, ScoreFunction, batch_loss, batch_score
+from bpe_llama.model.training.step import LossFunction, batch_loss, batch_score
 from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def train_on_batches(
     out: str | os.PathLike[str],
     *,
     held_out: Sequence[Batch] = (),
-    score_fn: ScoreFunction = batch_score,
+    score_fn: LossFunction = batch_score,
     tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
@@ -183,10 +183,9 @@ def train_on_batches(
     The data's options of `config` have no effect. `score_fn` returns the loss of a batch of `held_out`.
     """
     check_run(model, config, out, options)
-    loss_fn, token_bytes = options.get("loss_fn", batch_loss), options.get("token_bytes")
-    loss: ScoreFunction = loss_fn
+    loss_fn: LossFunction = options.get("loss_fn", batch_loss)
     if loss_fn is batch_loss:
-        loss = partial(batch_score, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+        loss_fn = partial(batch_score, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
     elif config.label_smoothing or config.z_loss:
         raise ValueError(
             f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default loss "
@@ -208,7 +207,7 @@ def train_on_batches(
         trained = model
         if ranks.sharded:
             sharded = ShardedModel(model, ranks, config)
-            trained, loss, score_fn = sharded.model, sharded.gathered_for(loss), sharded.gathered_for(score_fn)
+            trained, loss_fn, score_fn = sharded.model, sharded.gathered_for(loss_fn), sharded.gathered_for(score_fn)
         optimizer = optimizer_for(trained, config)
         if checkpoint is not None:
             load_optimizer_state(checkpoint, trained, optimizer)
@@ -231,9 +230,9 @@ def train_on_batches(
             device=ranks.device,
             out=out,
             held_out=held_out,
-            loss_fn=loss,
+            loss_fn=loss_fn,
             score_fn=score_fn,
-            token_bytes=token_bytes,
+            token_bytes=options.get("token_bytes"),
             callbacks=[*reports, *callbacks],
             ranks=ranks,
             whole=model if ranks.sharded else None,

@@ -44,12 +44,6 @@ class TensorBatch:
         return cls(**{name: move(array) for name, array in arrays.items() if array is not None})
 
 
-# Any model that the caller trains: its class is not fixed.
-LossFunction = Callable[[Any, TensorBatch, int], Tensor]
-"""Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
-the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
-
-
 class Scored(NamedTuple):
     """The loss of a micro-batch, and sums for its metrics.
 
@@ -69,8 +63,10 @@ class Scored(NamedTuple):
         return found if isinstance(found, Scored) else cls(found)
 
 
-ScoreFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
-"""A `LossFunction` that may also return sums for metrics."""
+# Any model that the caller trains: its class is not fixed.
+LossFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
+"""Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
+the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
 
 class StepResult(NamedTuple):

@@ -29,11 +29,6 @@ def adamw(
     optimizer is `MasterAdamW` with `master_weights` and else `StochasticAdamW`; `seed` is that of its rounding.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
-
-    Example:
-        >>> optimizer = adamw(nn.Linear(4, 2), learning_rate=1e-3)
-        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
-        [(1, 0.1), (1, 0.0)]
     """
     parameters = list(trainable(model).values())
     groups = decay_groups(parameters, weight_decay)
@@ -100,15 +95,6 @@ class MasterAdamW(EachWeight):
     16 bytes with its gradient.
 
     Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.1.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
-        >>> optimizer = MasterAdamW([weight], lr=1e-3)
-        >>> for _ in range(4):  # a single step of 0.001 would be lost in bfloat16
-        ...     weight.grad = torch.ones_like(weight)
-        ...     optimizer.step()
-        >>> weight.tolist()
-        [0.99609375, 0.99609375]
     """
 
     def _update(self, weight: nn.Parameter, gradient: Tensor, group: dict[str, Any], place: int) -> None:

@@ -31,14 +31,6 @@ def flops_per_token(model: Pretrained, length: int) -> float:
     mixture of experts only the experts of a token count. Recomputed layers do not count.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
-
-    Example:
-        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-        ...                      num_attention_heads=2)
-        >>> weights = 2 * (4 * 8 * 8 + 3 * 8 * 16) + 100 * 8
-        >>> flops_per_token(LlamaForCausalLM(config), 32) == 6 * weights + 12 * 2 * 8 * 32
-        True
     """
     config = model.config
     inactive = {
