@@ -18,7 +18,7 @@ from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.callbacks import Callback, Metrics, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
-from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.held_out import held_out_loss
@@ -27,7 +27,6 @@ from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memo
 from bpe_llama.model.training.optimizers.state import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
-from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import (
     LossFunction,
     Recent,

@@ -119,11 +119,6 @@ class Ranks:
             if other != first:
                 raise ValueError(f"{what} of rank {rank} is {other}, that of rank 0 {first}; expected the same")
 
-    def check_rows(self, rows: int) -> None:
-        """Raise `ValueError` if a rank would have none of the rows of a micro-batch."""
-        if rows < self.world:
-            raise ValueError(f"a micro-batch has {rows} rows for {self.world} ranks; expected a row for each at least")
-
     def rows(self, batch: Batch) -> Batch:
         """Return this rank's rows of a batch: consecutive ones, as many as another rank's or one more or fewer.
 

@@ -192,7 +192,9 @@ def train_on_batches(
             "applies; expected 0 with a loss_fn"
         )
     ranks, out = start(config.device, config.parallel), Path(out)
-    ranks.check_rows(config.batch_size)
+    if config.batch_size < ranks.world:
+        rows = f"{config.batch_size} rows for {ranks.world} ranks"
+        raise ValueError(f"a micro-batch has {rows}; expected a row for each at least")
     ranks.check_same("the data", batches.fingerprint)
     with ranks.entered_on_main(locked(out)):
         predicts_text = score_fn is batch_score

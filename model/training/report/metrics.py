@@ -42,9 +42,8 @@ class MetricsFile(Callback):
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        lines = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-        self._lines = lines
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._lines = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
 
     def last(self, key: str, step: int | None = None) -> float:
