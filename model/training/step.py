@@ -40,8 +40,8 @@ class TensorBatch:
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
         without_bytes = None if token_bytes is None else batch.without_bytes(token_bytes)
-        arrays = {**vars(batch), "without_bytes": without_bytes}
-        return cls(**{name: move(array) for name, array in arrays.items() if array is not None})
+        arrays = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids, without_bytes)
+        return cls(*(None if array is None else move(array) for array in arrays))  # type: ignore[arg-type]
 
 
 class Scored(NamedTuple):

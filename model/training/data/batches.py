@@ -83,8 +83,8 @@ class Batch:
         least, more = divmod(len(self.ids), world)
         first = rank * least + min(rank, more)
         part = slice(first, first + least + (rank < more))
-        fields = {name: None if field is None else field[part] for name, field in vars(self).items()}
-        return Batch(**fields)  # type: ignore[arg-type]
+        fields = (self.ids, self.labels, self.attention_mask, self.document_ids)
+        return Batch(*(None if field is None else field[part] for field in fields))  # type: ignore[arg-type]
 
 
 class Batches(Protocol):

@@ -111,7 +111,8 @@ def _as_batch(item: Any, where: str) -> Batch:
     else:
         raise ValueError(f"{where} is a {type(item).__name__}; expected a Batch, a pair of ids and labels, or a dict")
     shape = batch.ids.shape
-    for name, field in vars(batch).items():
+    for name in _KEYS.values():
+        field = getattr(batch, name)
         if field is not None and (field.shape != shape or field.ndim != 2):
             raise ValueError(f"{name} of {where} have shape {field.shape}; expected (B, T), that of the ids {shape}")
     return batch
