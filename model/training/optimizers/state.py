@@ -39,20 +39,17 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
     A `ValueError` names tensors that are missing, unknown or of another shape; nothing is changed then.
     """
     parameters = trainable(model)
+    expected = {f"{name}.{key}" for name, weight in parameters.items() for key in _expected_keys(optimizer, weight)}
+    known = expected | {f"{name}.{_AVERAGE}" for name in parameters}
     state: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in parameters.values()}
-    wrong: list[str] = []
+    wrong = [f"{name} (absent)" for name in expected - tensors.keys()]
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
-        parameter = parameters.get(name)
-        if parameter is None or (key != "step" and tensor.shape != parameter.shape):
+        if full_name not in known or (key != "step" and tensor.shape != parameters[name].shape):
             wrong.append(full_name)
         else:
             # Fused AdamW needs the step count on the parameter's device.
-            state[parameter][key] = tensor.to(parameter.device)
-    for name, parameter in parameters.items():
-        expected, found = _expected_keys(optimizer, parameter), state[parameter].keys()
-        wrong += [f"{name}.{key} (absent)" for key in expected - found]
-        wrong += [f"{name}.{key}" for key in found - expected - {_AVERAGE}]
+            state[parameters[name]][key] = tensor.to(parameters[name].device)
     if wrong:
         raise ValueError(f"the optimizer state does not fit the model: {', '.join(sorted(wrong)[:8])}")
     for parameter, values in state.items():
