@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from bpe_llama.model.classification import LlamaForSequenceClassification
+from bpe_llama.model.config import LlamaConfig
 
 Ids = npt.NDArray[np.int64]
 
@@ -96,6 +97,16 @@ def pad_texts(texts: Sequence[LabelledText], padding: int) -> tuple[Ids, Ids]:
     return ids_BT, np.array([text.label for text in texts], dtype=np.int64)
 
 
+def checked_padding(config: LlamaConfig, texts: Sequence[LabelledText]) -> int:
+    """Return the id that pads texts; raise `ValueError` if the config names none, or a label is out of range."""
+    if config.pad_token_id is None:
+        raise ValueError("the classifier's config has no pad_token_id; expected the id that pads texts")
+    for text in texts:
+        if not 0 <= text.label < config.num_labels:
+            raise ValueError(f"label {text.label} is not among the {config.num_labels} labels")
+    return config.pad_token_id
+
+
 @torch.no_grad()
 def evaluate_classifier(
     model: LlamaForSequenceClassification,
@@ -117,14 +128,9 @@ def evaluate_classifier(
     Raises:
         ValueError: If there is no text, the config has no ``pad_token_id``, or an id or label is out of range.
     """
-    padding, labels = model.config.pad_token_id, model.config.num_labels
     if not texts:
         raise ValueError("no texts to evaluate on")
-    if padding is None:
-        raise ValueError("the classifier's config has no pad_token_id; expected the id that pads texts")
-    wrong = next((text.label for text in texts if not 0 <= text.label < labels), None)
-    if wrong is not None:
-        raise ValueError(f"label {wrong} is not among the {labels} labels")
+    padding, labels = checked_padding(model.config, texts), model.config.num_labels
     confusion, total = np.zeros((labels, labels), dtype=np.int64), 0.0
     ordered = sorted(texts, key=lambda text: -len(text.ids))
     was_training = model.training

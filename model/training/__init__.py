@@ -9,9 +9,9 @@ Read in this order:
 
 | file or folder | content |
 |---|---|
-| `config`, `schedule` | the options of a run; the learning rate of each step |
+| `config` | the options of a run; the learning rate of each step |
 | `data/` | token files and shards, mixed and packed; examples and other data: all as batches |
-| `initial/`, `optimizers/` | initial weights, also of new tokens; AdamW and Muon |
+| `initial`, `optimizers/` | initial weights, also of new tokens; AdamW and Muon |
 | `step`, `held_out` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
@@ -22,24 +22,20 @@ Read in this order:
 
 from bpe_llama._corpus.corpus import Corpus, open_corpus, open_tokens
 from bpe_llama.model.training.callbacks import Callback, Run, TrainResult
-from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data.batches import Batch, Batches
-from bpe_llama.model.training.data.dataset import BatchDataset
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.data.iterable import IterableBatches
+from bpe_llama.model.training.data.iterable import BatchDataset, IterableBatches
 from bpe_llama.model.training.data.rows import TokenBatches
 from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
 from bpe_llama.model.training.finetuning.options import DataConfig, finetune_config
 from bpe_llama.model.training.held_out import evaluate, evaluate_examples
-from bpe_llama.model.training.initial.identity import start_as_identity
-from bpe_llama.model.training.initial.vocabulary import token_pieces
+from bpe_llama.model.training.initial import start_as_identity, token_pieces
 from bpe_llama.model.training.loop import Trainer
-from bpe_llama.model.training.report.metrics import read_metrics
-from bpe_llama.model.training.report.plot import plot_loss
+from bpe_llama.model.training.report.metrics import plot_loss, read_metrics
 from bpe_llama.model.training.run import RunOptions, train, train_on_examples
-from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import TensorBatch, batch_loss
 
 __all__ = [

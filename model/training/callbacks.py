@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from bpe_llama.model.pretrained import Pretrained
-    from bpe_llama.model.training.config import TrainConfig
-    from bpe_llama.model.training.data.batches import Batches
+from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.data.batches import Batches
 
 Metrics = dict[str, float]
 

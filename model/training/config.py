@@ -1,4 +1,4 @@
-"""The options of a training run: one frozen dataclass, checked when it is constructed."""
+"""The options of a training run, a frozen dataclass that checks them, and the learning rate of each step by them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ LEAST = {
     "seed": 0,
 }
 """The least value of the options that have no largest one."""
+_OPTIONAL = {"max_seconds": float, "document_mask": bool, "save_every": int}  # may be None
 
 
 @dataclass(frozen=True)
@@ -137,26 +138,18 @@ class TrainConfig:
             self._check_type(option.name, option.default)
         for field, least in LEAST.items():
             value = getattr(self, field)
-            if not (math.isfinite(value) and value >= least):
-                raise ValueError(f"{field} is {value!r}, expected at least {least}")
-        if self.save_every is not None and self.save_every < 0:
-            raise ValueError(f"save_every is {self.save_every!r}, expected at least 0, or None")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate!r}, expected a positive number")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds is {self.max_seconds!r}, expected a positive number or None")
+            self._expect(field, math.isfinite(value) and value >= least, f"at least {least}")
+        self._expect("save_every", self.save_every is None or self.save_every >= 0, "at least 0, or None")
+        self._expect("learning_rate", 0 < self.learning_rate < math.inf, "a positive number")
+        self._expect("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a positive number or None")
         for field in ("min_learning_rate_ratio", "decay_fraction", "warmup_fraction", "eval_fraction"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, expected 0 to 1")
+            self._expect(field, 0 <= getattr(self, field) <= 1, "0 to 1")
         for field in ("ema_decay", "label_smoothing"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, expected 0 up to 1")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are {self.betas!r}, expected two numbers from 0 up to 1")
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                *others, final = choices
-                raise ValueError(f"{field} is {getattr(self, field)!r}, expected {', '.join(others)} or {final}")
+            self._expect(field, 0 <= getattr(self, field) < 1, "0 up to 1")
+        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        self._expect("betas", in_range, "two numbers from 0 up to 1")
+        for field, (*others, final) in CHOICES.items():
+            self._expect(field, getattr(self, field) in (*others, final), f"{', '.join(others)} or {final}")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
         if self.master_weights and self.weights_dtype == "float32":
@@ -164,21 +157,22 @@ class TrainConfig:
         if self.optimizer == "muon" and self.weights_dtype == "bfloat16":
             raise ValueError("optimizer is 'muon' and weights_dtype 'bfloat16', expected weights_dtype float32")
 
+    def _expect(self, field: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+
     def _check_type(self, field: str, default: object) -> None:
         """Raise `TypeError` for a value of another type than the field's default; store NumPy's numbers as Python's."""
-        value = getattr(self, field)
-        if field in ("max_seconds", "document_mask"):
-            if value is not None:
-                value = boolean(field, value) if field == "document_mask" else _plain(number(field, value))
-        elif field == "save_every":
-            value = value if value is None else integer(field, value)
-        elif isinstance(default, bool):
+        value, kind = getattr(self, field), _OPTIONAL.get(field, type(default))
+        if field in _OPTIONAL and value is None:
+            return
+        if kind is bool:
             value = boolean(field, value)
-        elif isinstance(default, int):
+        elif kind is int:
             value = integer(field, value)
-        elif isinstance(default, float):
+        elif kind is float:
             value = _plain(number(field, value))
-        elif isinstance(default, tuple):
+        elif kind is tuple:
             if not isinstance(value, (tuple, list)):
                 raise TypeError(wrong(field, value, "two numbers"))
             value = tuple(_plain(number(field, each)) for each in value)
@@ -203,11 +197,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Return the config that `to_dict` wrote.
-
-        Raises:
-            ValueError: If a key is unknown.
-        """
+        """Return the config that `to_dict` wrote; a `ValueError` names unknown keys."""
         unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown training options: {', '.join(unknown)}")
@@ -222,9 +212,6 @@ def _plain(value: float) -> float:
 def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
     """Return the config with the number of steps that `epochs` passes over `rows` rows take; None changes nothing.
 
-    Raises:
-        ValueError: If `epochs` is not a positive number.
-
     Example:
         >>> with_epochs(TrainConfig(batch_size=4, gradient_accumulation=2), 3, rows=20).max_steps
         8
@@ -235,3 +222,37 @@ def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> Train
         raise ValueError(f"epochs is {epochs}, expected a positive number")
     steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
     return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))
+
+
+def learning_rate_at(config: TrainConfig, step: int, elapsed: float = 0.0) -> float:
+    """Return the learning rate of `step` (from 0): linear warm-up, then what `config.schedule` names.
+
+    Args:
+        config: The run's options.
+        step: Optimizer steps already taken.
+        elapsed: Seconds trained so far; used only if `config.max_seconds` is set.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts (cosine); Hu et al. 2024,
+    arXiv:2404.06395, section 4 (warm-up, stable, decay).
+
+    Example:
+        >>> config = TrainConfig(max_steps=100, warmup_steps=10, learning_rate=1.0, min_learning_rate_ratio=0.0)
+        >>> [round(learning_rate_at(config, step), 3) for step in (0, 9, 10, 55, 100)]
+        [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    by_time = elapsed / config.max_seconds if config.max_seconds is not None else 0.0
+    warmed_up = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
+    if config.max_seconds is not None and config.warmup_fraction * config.max_seconds:
+        warmed_up = max(warmed_up, by_time / config.warmup_fraction)
+    if warmed_up < 1:
+        return config.learning_rate * warmed_up
+    done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    done = min(1.0, max(done, by_time))
+    final = config.min_learning_rate_ratio
+    if config.schedule == "constant":
+        return config.learning_rate
+    if config.schedule == "cosine":
+        left = (1 + math.cos(math.pi * done)) / 2
+    else:
+        left = min(1.0, (1 - done) / config.decay_fraction) if config.decay_fraction else 1.0
+    return config.learning_rate * (final + (1 - final) * left)

@@ -6,18 +6,14 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size, ``M`` po
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama.model.layers.loss import IGNORED, check_labels, labels_within_documents, sum_of_chunks
-from bpe_llama.model.layers.matmul.products import training_products
-from bpe_llama.model.training.step import LossFunction, TensorBatch
-
-if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.training.step import LossFunction, TensorBatch, hidden_states
 
 _LOGITS = 1 << 24  # of each model in memory at once: 64 MiB of float32
 
@@ -80,13 +76,9 @@ def distillation_loss(
             )
         if teacher.device != batch.ids.device:
             teacher.to(batch.ids.device)
-        # With causal attention no token attends to padding on its right; only an expert router needs a mask.
-        mask = batch.attention_mask if model.config.num_local_experts else None
-        documents = {} if batch.document_ids is None else {"document_ids": batch.document_ids}
-        with training_products():
-            hidden_MD = model.model(batch.ids, mask, **documents)[:, :-1].flatten(0, 1)
+        hidden_BTD, mask = hidden_states(model, batch)
         with torch.no_grad():
-            taught_MD = teacher.model(batch.ids, **documents)[:, :-1].flatten(0, 1)
+            taught_BTD = teacher.model(batch.ids, document_ids=batch.document_ids)
 
         def summed(hidden_MD: Tensor, taught_MD: Tensor, labels_M: Tensor) -> Tensor:
             logits_MV = model.logits(hidden_MD).float()
@@ -100,6 +92,7 @@ def distillation_loss(
             return alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy
 
         labels_M = labels_within_documents(batch.labels, batch.document_ids)[:, 1:].flatten()
+        hidden_MD, taught_MD = (states[:, :-1].flatten(0, 1) for states in (hidden_BTD, taught_BTD))
         total = sum_of_chunks(summed, chunk_size or max(1, _LOGITS // vocab_size), hidden_MD, taught_MD, labels_M)
         return model._with_routing(total / learned, batch.labels, mask, learned)
 

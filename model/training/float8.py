@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from bpe_llama.model.layers.moe.fused import fused_weights
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.pretrained import Pretrained
 
 _MULTIPLE = 16  # float8 products need sizes of this multiple
 _CAPABILITY = (8, 9)

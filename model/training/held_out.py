@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +12,13 @@ import torch
 
 from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.data.rows import Row, collate, first_windows
 from bpe_llama.model.training.parallel import Ranks
-from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch, batch_score
-
-if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
-    from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.training.step import LossFunction, Scored, TensorBatch, batch_score
 
 
 class HeldOutLoss(NamedTuple):
@@ -44,12 +42,7 @@ def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batc
 
 
 def evaluate(
-    model: LlamaForCausalLM,
-    tokens: Tokens,
-    *,
-    window: int = 256,
-    batch_size: int = 16,
-    max_windows: int | None = None,
+    model: LlamaForCausalLM, tokens: Tokens, *, window: int = 256, batch_size: int = 16, max_windows: int | None = None
 ) -> float:
     """Return the model's mean loss on `tokens`, in nats per token, over consecutive windows.
 
@@ -85,7 +78,7 @@ def held_out_loss(
     model: Pretrained,
     batches: Iterable[Batch],
     token_bytes: npt.NDArray[np.int64] | None = None,
-    score_fn: ScoreFunction = batch_score,
+    score_fn: LossFunction = batch_score,
     ranks: Ranks | None = None,
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.

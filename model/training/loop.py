@@ -7,30 +7,30 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.callbacks import Callback, Metrics, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
-from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.held_out import held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
-from bpe_llama.model.training.optimizers.average import WeightAverage
+from bpe_llama.model.training.optimizers.state import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
-from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import (
+    LossFunction,
     Recent,
     Scored,
-    ScoreFunction,
     StepResult,
     TensorBatch,
     batch_loss,
@@ -40,46 +40,41 @@ from bpe_llama.model.training.step import (
     seeded,
 )
 
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
-
 SAVE_SECONDS = 600.0
 """Training time between checkpoints, unless `TrainConfig.save_every` sets their steps."""
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
-    """One run: model, optimizer and data, and the loop over optimizer steps."""
+    """One run: model, optimizer and data, and the loop over optimizer steps; with FSDP `whole` is the whole model."""
 
-    def __init__(
-        self,
-        model: Pretrained,
-        optimizer: torch.optim.Optimizer,
-        config: TrainConfig,
-        batches: Batches,
-        *,
-        device: torch.device,
-        out: Path,
-        held_out: Sequence[Batch] = (),
-        loss_fn: ScoreFunction = batch_loss,
-        score_fn: ScoreFunction = batch_score,
-        callbacks: Sequence[Callback] = (),
-        token_bytes: npt.NDArray[np.int64] | None = None,
-        ranks: Ranks | None = None,
-        whole: Pretrained | None = None,
-    ) -> None:
-        self.model, self.optimizer, self.config = model, optimizer, config
-        self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
-        self.callbacks, self.token_bytes, self.score_fn = callbacks, token_bytes, score_fn
-        self.ranks, self.whole = ranks or Ranks(), whole or model
-        self.loss_fn: ScoreFunction = torch.compile(loss_fn) if config.compile and not self.ranks.sharded else loss_fn
-        if self.ranks.world > 1 and not self.ranks.sharded:
-            uses_all = getattr(loss_fn, "func", loss_fn) in (batch_loss, batch_score)
-            self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=uses_all)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        use_bfloat16 = config.uses_bfloat16(device.type)
+    model: Pretrained
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    batches: Batches
+    _: KW_ONLY
+    device: torch.device
+    out: Path
+    held_out: Sequence[Batch] = ()
+    loss_fn: LossFunction = batch_loss
+    score_fn: LossFunction = batch_score
+    callbacks: Sequence[Callback] = ()
+    token_bytes: npt.NDArray[np.int64] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    whole: Pretrained | None = None
+
+    def __post_init__(self) -> None:
+        config, sharded = self.config, self.ranks.sharded
+        uses_all = getattr(self.loss_fn, "func", self.loss_fn) in (batch_loss, batch_score)
+        if config.compile and not sharded:
+            self.loss_fn = torch.compile(self.loss_fn)
+        if self.ranks.world > 1 and not sharded:
+            self.loss_fn = ReplicatedLoss(self.model, self.loss_fn, uses_all=uses_all)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        use_bfloat16 = config.uses_bfloat16(self.device.type)
         self.matmul_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
-        self.average = WeightAverage(optimizer, config.ema_decay) if config.ema_decay else None
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=use_bfloat16)
+        self.average = WeightAverage(self.optimizer, config.ema_decay) if config.ema_decay else None
         self.consecutive_skips, self._done_before, self._started, self._logged_wait = 0, 0.0, time.perf_counter(), 0.0
         self.resume(TrainState(0, 0.0, {}), None, (math.nan, math.nan, math.nan))
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
@@ -175,8 +170,9 @@ class Trainer:
 
     def whole_model(self) -> Pretrained:
         """Return the model with its whole weights; with FSDP every rank calls this, as they are gathered."""
-        if self.ranks.sharded:
-            gather(self.model, self.whole)
+        if self.whole is None:
+            return self.model
+        gather(self.model, self.whole)
         return self.whole
 
     def unfinished(self) -> bool:
@@ -236,16 +232,10 @@ class Trainer:
 
     def _stopped(self, stop: threading.Event) -> bool:
         """Return whether to stop; several ranks stop after the same step."""
-        if self.ranks.world > 1:
-            return self._agreed is not None and self._agreed[0]
-        return stop.is_set()
+        return self._agreed[0] if self._agreed else stop.is_set()
 
     def _count(self, result: StepResult, rate: float) -> bool:
-        """Count a step and its result, and return whether it was the last of the run.
-
-        Raises:
-            ValueError: If too many consecutive steps, or all steps of the run, were skipped.
-        """
+        """Count a step, skipped or not, and return whether it was the last of the run; too many skipped ones raise."""
         self.step += 1
         if result.finite:
             self._recent = self._recent.with_step(result)
@@ -294,9 +284,8 @@ class Trainer:
         }
         trained = self.done - self._done_before
         if trained > 0:
-            speed["seconds_left"] = round(
-                (self.elapsed - self._trained_before) * (1 - min(1.0, self.done)) / trained, 1
-            )
+            seconds = self.elapsed - self._trained_before
+            speed["seconds_left"] = round(seconds * (1 - min(1.0, self.done)) / trained, 1)
         return speed
 
     def _evaluate(self) -> None:
@@ -305,11 +294,7 @@ class Trainer:
                 found = held_out_loss(self.model, self.held_out, self.token_bytes, self.score_fn, self.ranks)
             self.eval_loss = found.loss
             metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": found.loss}
-            metrics |= {
-                f"eval_{name}": value
-                for name, value in (("bits_per_byte", found.bits_per_byte), ("accuracy", found.accuracy))
-                if not math.isnan(value)
-            }
+            metrics |= {f"eval_{name}": value for name, value in found._asdict().items() if not math.isnan(value)}
             self._call("on_eval", metrics)
 
     def _save_is_due(self) -> bool:

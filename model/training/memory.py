@@ -17,10 +17,6 @@ def keep_freed_memory() -> None:
     49k and bfloat16 a quarter of the CPU time of a step. Without glibc nothing is done.
 
     Source: mallopt(3).
-
-    Example:
-        >>> keep_freed_memory()
-        >>> return_freed_memory()
     """
     _set_options({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1})
 

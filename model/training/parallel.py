@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,18 +28,13 @@ from torch import Tensor, nn
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.llama import DecoderLayer
+from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.data.batches import Batch
+from bpe_llama.model.training.step import LossFunction, Scored, TensorBatch
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import GradBucket
-
-    from bpe_llama.model.pretrained import Pretrained
-    from bpe_llama.model.training.data.batches import Batch
-    from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch
-
-TIMEOUT = datetime.timedelta(minutes=30)
-"""How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
-ERROR_TIMEOUT = datetime.timedelta(seconds=10)
-"""How long a rank that ends with an error waits for rank 0 to report the same."""
+# How long a rank waits for others, for example while rank 0 encodes a corpus; and for rank 0 to report its own error.
+TIMEOUT, ERROR_TIMEOUT = datetime.timedelta(minutes=30), datetime.timedelta(seconds=10)
 
 Result = TypeVar("Result")
 _ERROR = "bpe_llama/error"
@@ -111,25 +106,18 @@ class Ranks:
         """Wait until all ranks are here."""
         self.sum(0.0)
 
+    def finish(self) -> None:
+        """Wait for the other ranks and leave torch's process group, at the end of a process."""
+        if self.world > 1:
+            self.barrier()
+            torch.distributed.destroy_process_group()
+
     def check_same(self, what: str, value: str) -> None:
-        """Check that all ranks have the same value.
-
-        Raises:
-            ValueError: On every rank; it names a rank that differs.
-        """
-        values = self.gathered(value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise ValueError(f"{what} of rank {rank} is {other}, that of rank 0 {values[0]}; expected the same")
-
-    def check_rows(self, rows: int) -> None:
-        """Check that every rank has a row of a micro-batch.
-
-        Raises:
-            ValueError: If there are more ranks than rows.
-        """
-        if rows < self.world:
-            raise ValueError(f"a micro-batch has {rows} rows for {self.world} ranks; expected a row for each at least")
+        """Raise a `ValueError` that names a rank with another value than rank 0, on every rank."""
+        first, *others = self.gathered(value)
+        for rank, other in enumerate(others, start=1):
+            if other != first:
+                raise ValueError(f"{what} of rank {rank} is {other}, that of rank 0 {first}; expected the same")
 
     def rows(self, batch: Batch) -> Batch:
         """Return this rank's rows of a batch: consecutive ones, as many as another rank's or one more or fewer.
@@ -151,35 +139,27 @@ class Ranks:
         torch.distributed.all_reduce(summed)
         return summed
 
-    @contextlib.contextmanager
-    def only_main_prints(self) -> Iterator[None]:
-        """Discard what the other ranks print and their warnings; errors are raised on every rank."""
-        with contextlib.ExitStack() as stack:
-            if not self.is_main:
-                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                stack.enter_context(contextlib.redirect_stdout(nowhere))
-                stack.enter_context(contextlib.redirect_stderr(nowhere))
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
-            yield
-
-    def finish(self) -> None:
-        """Wait for the other ranks and leave torch's process group, at the end of a process."""
-        if self.world > 1:
-            self.barrier()
-            torch.distributed.destroy_process_group()
-
     def reduce(self, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums (n,) over all rows, and the norm of the whole gradient, from those of this rank."""
         if self.world == 1:
             return sums, norm
-        squared = norm.double().square() if self.sharded else torch.zeros_like(norm)
-        *sums_of_all, squared = self.sum_tensor(torch.stack([*sums.double(), squared.double()]))
-        return torch.stack(sums_of_all).float(), squared.sqrt().float() if self.sharded else norm
+        *totals, squared = self.sum_tensor(torch.cat([sums.double(), norm.double().square()[None]]))
+        return torch.stack(totals).float(), squared.sqrt().float() if self.sharded else norm
+
+    @contextlib.contextmanager
+    def only_main_prints(self) -> Iterator[None]:
+        """Discard what the other ranks print and their warnings; errors are raised on every rank."""
+        if self.is_main:
+            yield
+            return
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yield
 
 
 def is_reported_by_rank_0(error: str) -> bool:
-    """Return whether another rank than this one, rank 0, reports the error with which this process ends.
+    """Return whether rank 0, and not this rank, reports the error with which this process ends.
 
     The other ranks wait for rank 0 to end with the same message. One that fails alone reports its error itself.
     """
@@ -198,24 +178,18 @@ def is_reported_by_rank_0(error: str) -> bool:
 
 
 def start(device: str = "auto", parallel: str = "auto") -> Ranks:
-    """Return this process's place among the ranks that `torchrun` started, on the device of `LOCAL_RANK`.
+    """Return this process's place among the ranks that `torchrun` started; the options are those of `TrainConfig`.
 
     The first call sets up torch's default process group, by NCCL on CUDA and gloo on CPUs; it stays for later runs of
-    the process. A process group that exists already is used.
-
-    Args:
-        device: As `TrainConfig.device`. With several ranks `"cuda"` is the device numbered `LOCAL_RANK`.
-        parallel: As `TrainConfig.parallel`.
-
-    Raises:
-        ValueError: If there is no device for this rank, or the device has a number and there are several ranks.
+    the process. A process group that exists already is used. With several ranks `"cuda"` is the device numbered
+    `LOCAL_RANK`; a device with a number, or no device for this rank, is a `ValueError`.
     """
     distributed = torch.distributed
     initialized = distributed.is_available() and distributed.is_initialized()
     world = distributed.get_world_size() if initialized else int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return Ranks(device=resolve_device(device))
     found = resolve_device(device)
+    if world == 1:
+        return Ranks(device=found)
     if found.type == "cuda":
         if device not in ("auto", "cuda"):
             raise ValueError(
@@ -242,19 +216,20 @@ class _Applied(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, function: ScoreFunction, batch: TensorBatch, learned: int) -> Tensor | Scored:
+    def forward(self, function: LossFunction, batch: TensorBatch, learned: int) -> Tensor | Scored:
         """Return the result of the function."""
         return function(self.model, batch, learned)
 
 
 class ReplicatedLoss:
-    """A loss function; its backward pass sums the gradients of all ranks (DDP), once a step.
+    """A loss function whose backward pass sums the gradients of all ranks (DDP), once a step.
+
+    Every rank is given the weights of rank 0. `uses_all`: the loss depends on every trained parameter.
 
     Source: Li et al. 2020, arXiv:2006.15704.
     """
 
-    def __init__(self, model: Pretrained, loss_fn: ScoreFunction, *, uses_all: bool) -> None:
-        """Give every rank the weights of rank 0; `uses_all`: the loss depends on every trained parameter."""
+    def __init__(self, model: Pretrained, loss_fn: LossFunction, *, uses_all: bool) -> None:
         self.loss_fn = loss_fn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions also call it forward_sync_buffers
@@ -276,7 +251,7 @@ class ReplicatedLoss:
         return contextlib.nullcontext() if last else self.ddp.no_sync()
 
 
-def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(bucket: Any) -> torch.futures.Future[Tensor]:
     """Sum gradients over ranks; DDP's default divides by their number, but losses are already divided by tokens."""
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
@@ -289,19 +264,13 @@ class ShardedModel:
     Each layer is gathered while it is computed, the other weights while a loss function is; gradients are summed over
     ranks in float32. The model itself keeps its whole weights, which must lie on the CPU; `gather` updates them.
 
-    Args:
-        model: The whole model.
-        ranks: All of them call this function.
-        bfloat16: Whether that is the dtype of the pass; weights are then gathered in it.
-        compiled: Run each layer through `torch.compile`.
-
-    Attributes:
-        model: The copy.
+    All ranks construct it; its attribute `model` is the copy. With a pass in bfloat16 weights are gathered in bfloat16;
+    with `config.compile` each layer is compiled.
 
     Source: Zhao et al. 2023, arXiv:2304.11277.
     """
 
-    def __init__(self, model: Pretrained, ranks: Ranks, *, bfloat16: bool, compiled: bool = False) -> None:
+    def __init__(self, model: Pretrained, ranks: Ranks, config: TrainConfig) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -312,10 +281,11 @@ class ShardedModel:
         self._root = _Applied(self.model)
         mesh = init_device_mesh(ranks.device.type, (ranks.world,))
         # As autocast does: products in bfloat16, embedding and residual stream in float32.
-        in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
+        dtype = torch.bfloat16 if config.uses_bfloat16(ranks.device.type) else None
+        in_layers = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
         for layer in [module for module in self.model.modules() if isinstance(module, DecoderLayer)]:
-            if compiled:
+            if config.compile:
                 layer.compile()
             fully_shard(layer, mesh=mesh, mp_policy=in_layers)
         # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
@@ -325,17 +295,14 @@ class ShardedModel:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
-    def gathered_for(self, function: ScoreFunction) -> ScoreFunction:
+    def gathered_for(self, function: LossFunction) -> LossFunction:
         """Return a loss function of the copy, for which its weights are gathered."""
         return lambda _, batch, learned: self._root(function, batch, learned)
 
 
 @torch.no_grad()
 def gather(sharded: Pretrained, model: Pretrained) -> None:
-    """Copy the trained weights of a `ShardedModel` into the whole model that it was made of; all ranks take part.
-
-    Cost: one weight at a time on each device.
-    """
+    """Copy the trained weights of a `ShardedModel` into its whole model, one at a time; all ranks take part."""
     for part, whole in zip(sharded.parameters(), model.parameters(), strict=True):  # the parts are DTensors
         if whole.requires_grad:
             whole.copy_(part.full_tensor())  # type: ignore[attr-defined]

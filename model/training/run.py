@@ -15,39 +15,32 @@ import torch
 from bpe_llama._arguments import boolean, check_keywords, instance, iterator, keywords_of, wrong
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._files import locked
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
-    TrainState,
-    check_same_run,
     check_trainable,
-    checkpoint_to_resume,
     load_optimizer_state,
-    load_weights,
-    read_state,
+    load_run,
     remove_surplus,
-    remove_unfinished,
 )
 from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
+from bpe_llama.model.training.data.sources import DataSource, open_data
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.held_out import held_out_examples
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.parallel import ShardedModel, start
-from bpe_llama.model.training.report.metrics import MetricsFile
-from bpe_llama.model.training.report.plot import LossPlot
+from bpe_llama.model.training.report.metrics import LossPlot, MetricsFile
 from bpe_llama.model.training.report.progress import ProgressReport
-from bpe_llama.model.training.step import LossFunction, ScoreFunction, batch_loss, batch_score
+from bpe_llama.model.training.step import LossFunction, batch_loss, batch_score
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama.model.llama import LlamaForCausalLM
-    from bpe_llama.model.pretrained import Pretrained
-    from bpe_llama.tokenizer import Tokenizer
 
 
 class ReportOptions(TypedDict, total=False):
@@ -140,9 +133,8 @@ def train(
         3.2
     """
     check_run(model, config, out, options)
-    opened = open_data(data, model.config, config, eval_file=eval_file)
-    held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else ()
-    return train_on_batches(model, opened.batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
+    batches, held_out = open_data(data, model.config, config, eval_file=eval_file)
+    return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
 def train_on_examples(
@@ -182,7 +174,7 @@ def train_on_batches(
     out: str | os.PathLike[str],
     *,
     held_out: Sequence[Batch] = (),
-    score_fn: ScoreFunction = batch_score,
+    score_fn: LossFunction = batch_score,
     tokenizer: Tokenizer | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainResult:
@@ -191,17 +183,18 @@ def train_on_batches(
     The data's options of `config` have no effect. `score_fn` returns the loss of a batch of `held_out`.
     """
     check_run(model, config, out, options)
-    loss_fn, token_bytes = options.get("loss_fn", batch_loss), options.get("token_bytes")
-    loss: ScoreFunction = batch_score if loss_fn is batch_loss and token_bytes is not None else loss_fn
-    if config.label_smoothing or config.z_loss:
-        if loss_fn is not batch_loss:
-            raise ValueError(
-                f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default "
-                "loss applies; expected 0 with a loss_fn"
-            )
-        loss = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+    loss_fn: LossFunction = options.get("loss_fn", batch_loss)
+    if loss_fn is batch_loss:
+        loss_fn = partial(batch_score, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+    elif config.label_smoothing or config.z_loss:
+        raise ValueError(
+            f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default loss "
+            "applies; expected 0 with a loss_fn"
+        )
     ranks, out = start(config.device, config.parallel), Path(out)
-    ranks.check_rows(config.batch_size)
+    if config.batch_size < ranks.world:
+        rows = f"{config.batch_size} rows for {ranks.world} ranks"
+        raise ValueError(f"a micro-batch has {rows}; expected a row for each at least")
     ranks.check_same("the data", batches.fingerprint)
     with ranks.entered_on_main(locked(out)):
         predicts_text = score_fn is batch_score
@@ -212,18 +205,11 @@ def train_on_batches(
             model.gradient_checkpointing_enable(every=config.checkpoint_activations)
         if config.dtype == "float8":
             use_float8(model, ranks.device)
-        ranks.on_main(lambda: remove_unfinished(out))
-        checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, options.get("resume", False)))
-        state, trained = TrainState(0, 0.0, {}), model
-        if checkpoint is not None:
-            state = read_state(checkpoint)
-            check_same_run(checkpoint, config, state, batches)
-            load_weights(checkpoint, model)
+        checkpoint, state = load_run(out, model, config, batches, ranks, resume=options.get("resume", False))
+        trained = model
         if ranks.sharded:
-            sharded = ShardedModel(
-                model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compiled=config.compile
-            )
-            trained, loss, score_fn = sharded.model, sharded.gathered_for(loss), sharded.gathered_for(score_fn)
+            sharded = ShardedModel(model, ranks, config)
+            trained, loss_fn, score_fn = sharded.model, sharded.gathered_for(loss_fn), sharded.gathered_for(score_fn)
         optimizer = optimizer_for(trained, config)
         if checkpoint is not None:
             load_optimizer_state(checkpoint, trained, optimizer)
@@ -232,12 +218,12 @@ def train_on_batches(
 
         def open_reports() -> tuple[float, float, float]:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
-            reports.extend(
-                [metrics, ProgressReport(options.get("progress")), LossPlot("token" if predicts_text else "text")]
-            )
+            plot = LossPlot("token" if predicts_text else "text")
+            reports.extend([metrics, ProgressReport(options.get("progress")), plot])
             return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
         last = ranks.on_main(open_reports)
+        callbacks = [each for each in options.get("callbacks", ()) if ranks.is_main or each.on_every_rank]
         trainer = Trainer(
             trained,
             optimizer,
@@ -246,15 +232,12 @@ def train_on_batches(
             device=ranks.device,
             out=out,
             held_out=held_out,
-            loss_fn=loss,
+            loss_fn=loss_fn,
             score_fn=score_fn,
-            token_bytes=token_bytes,
-            callbacks=[
-                *reports,
-                *(callback for callback in options.get("callbacks", ()) if ranks.is_main or callback.on_every_rank),
-            ],
+            token_bytes=options.get("token_bytes"),
+            callbacks=[*reports, *callbacks],
             ranks=ranks,
-            whole=model,
+            whole=model if ranks.sharded else None,
         )
         trainer.resume(state, checkpoint, last)
         result = trainer.run()

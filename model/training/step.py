@@ -35,21 +35,13 @@ class TensorBatch:
     def of(cls, batch: Batch, device: torch.device, token_bytes: npt.NDArray[np.int64] | None = None) -> TensorBatch:
         """Return the batch on `device`; copied to CUDA without waiting."""
 
-        def move(array: npt.NDArray[np.int64] | None) -> Tensor | None:
-            if array is None:
-                return None
+        def move(array: npt.NDArray[np.int64]) -> Tensor:
             tensor = torch.from_numpy(array)
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
         without_bytes = None if token_bytes is None else batch.without_bytes(token_bytes)
-        fields = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids, without_bytes)
-        return cls(*map(move, fields))  # type: ignore[arg-type]
-
-
-# Any model that the caller trains: its class is not fixed.
-LossFunction = Callable[[Any, TensorBatch, int], Tensor]
-"""Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
-the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
+        arrays = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids, without_bytes)
+        return cls(*(None if array is None else move(array) for array in arrays))  # type: ignore[arg-type]
 
 
 class Scored(NamedTuple):
@@ -71,8 +63,10 @@ class Scored(NamedTuple):
         return found if isinstance(found, Scored) else cls(found)
 
 
-ScoreFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
-"""A `LossFunction` that may also return sums for metrics."""
+# Any model that the caller trains: its class is not fixed.
+LossFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
+"""Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
+the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
 
 class StepResult(NamedTuple):
@@ -81,8 +75,7 @@ class StepResult(NamedTuple):
     Attributes:
         loss: Mean over all learned tokens of the step, in nats per token.
         grad_norm: 2-norm of the gradient of `loss`, before clipping.
-        text_nats: Sum of the cross-entropies of the learned tokens with bytes.
-        bytes: Bytes of these tokens; 0 if unknown.
+        text_nats: Sum of the cross-entropies of the learned tokens with bytes, of which there are `bytes`, if known.
     """
 
     loss: float
@@ -97,14 +90,7 @@ class StepResult(NamedTuple):
 
 
 class Recent(NamedTuple):
-    """Sums over the steps since the last line of metrics.
-
-    Attributes:
-        loss: Of the losses of the steps.
-        steps: The number of steps.
-        nats: Of the cross-entropies of the learned tokens with bytes.
-        bytes: Of the bytes of these tokens.
-    """
+    """Sums over the steps since the last line of metrics: of the fields of `StepResult`, and the number of steps."""
 
     loss: float = 0.0
     steps: int = 0
@@ -113,12 +99,15 @@ class Recent(NamedTuple):
 
     def with_step(self, result: StepResult) -> Recent:
         """Return the sums with one more step."""
-        return Recent(
-            self.loss + result.loss,
-            self.steps + 1,
-            self.nats + result.text_nats,
-            self.bytes + result.bytes,
-        )
+        return Recent(self.loss + result.loss, self.steps + 1, self.nats + result.text_nats, self.bytes + result.bytes)
+
+
+def hidden_states(model: LlamaForCausalLM, batch: TensorBatch) -> tuple[Tensor, Tensor | None]:
+    """Return the last hidden states of a training step, (B, T, D), and the mask of padding, if experts need it."""
+    # With causal attention no token attends to padding on its right; only an expert router needs a mask.
+    mask = batch.attention_mask if model.config.num_local_experts else None
+    with training_products():
+        return model.model(batch.ids, mask, document_ids=batch.document_ids), mask
 
 
 def batch_loss(
@@ -138,11 +127,8 @@ def batch_score(
 
     Cost: that of `model.loss`, and the head once more for the labels without bytes.
     """
-    # With causal attention no token attends to padding on its right; only an expert router needs a mask.
-    mask = batch.attention_mask if model.config.num_local_experts else None
     labels_BT, text_nats = labels_within_documents(batch.labels, batch.document_ids), None
-    with training_products():
-        hidden_BTD = model.model(batch.ids, mask, document_ids=batch.document_ids)
+    hidden_BTD, mask = hidden_states(model, batch)
     loss = model.loss_of_hidden(
         hidden_BTD, labels_BT, num_items_in_batch=learned, label_smoothing=label_smoothing, z_loss=z_loss
     )

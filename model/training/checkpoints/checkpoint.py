@@ -9,24 +9,26 @@ number of ranks resumes from either.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bpe_llama._files import read_json_object, write_text
+from bpe_llama._files import flush, read_json_object, write_text
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.tensor_files import read_all
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
@@ -34,9 +36,6 @@ from bpe_llama.model.training.optimizers.sharded import is_sharded, local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import Recent
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
@@ -71,15 +70,23 @@ class TrainState:
 
 def find_checkpoint(out: Path) -> Path | None:
     """Return the latest checkpoint in `out`, or None."""
-    return max(_checkpoints(out), key=_step_and_revision, default=None)
+    return next(reversed(_checkpoints(out)), None)
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """Return the checkpoints in `out`, the earliest first."""
+    found = (folder for folder in out.glob("step-*") if _NAME.fullmatch(folder.name) and folder.is_dir())
+    return sorted(found, key=_step_and_revision)
+
+
+def _step_and_revision(folder: Path) -> tuple[int, int]:
+    """Return the step of a checkpoint, and the number of earlier checkpoints of that step."""
+    found = _NAME.fullmatch(folder.name)
+    return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
 
 
 def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
-    """Return the checkpoint from which a run in `out` resumes, or None if it starts at step 0.
-
-    Raises:
-        ValueError: If `out` holds a run and `resume` is false.
-    """
+    """Return the checkpoint from which a run in `out` resumes, None for step 0; a run there raises if not `resume`."""
     checkpoint = find_checkpoint(out)
     if checkpoint is not None and not resume:
         raise ValueError(
@@ -100,13 +107,12 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
-    Of several ranks, rank 0 writes; with FSDP each writes its part of the optimizer's state. A process killed at any
-    moment leaves the previous checkpoint or the new one complete: the new one is flushed to disk and renamed before the
-    older ones are removed.
+    A process killed at any moment leaves the previous checkpoint or the new one complete: the new one is flushed to
+    disk and renamed before older ones are removed. The newest `keep` stay, this one included; 0: all. An earlier one of
+    the same step never stays.
 
     `model` has whole weights; with FSDP `sharded` is the model that is trained, to which the optimizer belongs. All
-    `ranks` call this function. The newest `keep` checkpoints stay, this one included; 0: all. An earlier one of the
-    same step never stays.
+    `ranks` call this function. Rank 0 writes; with FSDP each writes its part of the optimizer's state.
 
     Raises:
         ValueError: If a weight or a moment of the optimizer is not finite. The previous checkpoint stays.
@@ -137,9 +143,10 @@ def _write(
     out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState, shards: Path | None, keep: int
 ) -> Path:
     remove_unfinished(out, shards)
-    older = sorted(_checkpoints(out), key=_step_and_revision)
-    same_step = [folder for folder in older if _step_and_revision(folder)[0] == state.step]
-    name = f"step-{state.step:08d}" + (f".{_step_and_revision(same_step[-1])[1] + 1}" if same_step else "")
+    name, before = f"step-{state.step:08d}", [_step_and_revision(folder) for folder in _checkpoints(out)]
+    revisions = [revision for step, revision in before if step == state.step]
+    if revisions:
+        name += f".{revisions[-1] + 1}"
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out) as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
@@ -155,18 +162,17 @@ def _write(
             shards.rename(folder / _OPTIMIZER)
         write_text(folder / "training.json", json.dumps(asdict(state), indent=2) + "\n")
         for path in [*folder.rglob("*"), folder]:
-            _to_disk(path)
+            flush(path)
         final = folder.rename(out / name)
-        _to_disk(out)
+        flush(out)
     remove_surplus(final, keep)
     return final
 
 
 def remove_surplus(latest: Path, keep: int) -> None:
     """Remove the checkpoints beside `latest` that are too many if `keep` stay, and earlier ones of its step."""
-    others = sorted((folder for folder in _checkpoints(latest.parent) if folder != latest), key=_step_and_revision)
-    step = _step_and_revision(latest)[0]
-    same_step = [folder for folder in others if _step_and_revision(folder)[0] == step]
+    others = [folder for folder in _checkpoints(latest.parent) if folder != latest]
+    same_step = [folder for folder in others if _step_and_revision(folder)[0] == _step_and_revision(latest)[0]]
     earlier = [folder for folder in others if folder not in same_step]
     for surplus in same_step + earlier[: len(earlier) + 1 - keep if keep else 0]:
         # Renamed first, so that a kill leaves no part of a checkpoint.
@@ -180,89 +186,81 @@ def remove_unfinished(out: Path, but: Path | None = None) -> None:
             shutil.rmtree(unfinished)
 
 
-def _to_disk(path: Path) -> None:
-    """Flush a file or folder to disk, so that it survives a power failure."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def load_run(
+    out: Path, model: Pretrained, config: TrainConfig, batches: Batches, ranks: Ranks, *, resume: bool
+) -> tuple[Path | None, TrainState]:
+    """Load the weights of the latest checkpoint in `out`, and return its folder and state; without one those of step 0.
 
-
-def _checkpoints(out: Path) -> list[Path]:
-    return [folder for folder in out.glob("step-*") if _NAME.fullmatch(folder.name) and folder.is_dir()]
-
-
-def _step_and_revision(folder: Path) -> tuple[int, int]:
-    """Return the step of a checkpoint, and the number of earlier checkpoints of that step."""
-    found = _NAME.fullmatch(folder.name)
-    return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
+    A `ValueError` names an option that must not change, or the data, if they differ from those of the checkpoint.
+    """
+    ranks.on_main(lambda: remove_unfinished(out))
+    checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
+    if checkpoint is None:
+        return None, TrainState(0, 0.0, {})
+    state = read_state(checkpoint)
+    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
+    names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
+    if changed := [f"{name} was {before[name]!r} and is {now[name]!r}" for name in names]:
+        raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
+    if state.data not in ("", batches.fingerprint):
+        raise ValueError(
+            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.fingerprint}; "
+            "begin a new run from its weights to train on other data"
+        )
+    load_weights(checkpoint, model)
+    return checkpoint, state
 
 
 def read_state(folder: Path) -> TrainState:
-    """Return the state of the run that saved `folder`.
-
-    Raises:
-        ValueError: If its file is missing or damaged.
-    """
+    """Return the state of the run that saved `folder`; a missing or damaged file is a `ValueError`."""
     path = folder / "training.json"
-    try:
-        values = read_json_object(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
-    recent = values.get("recent", [])
+    with _reading(folder):
+        values: dict[str, Any] = {"skipped": 0, "recent": [], "data": ""} | read_json_object(path)
+    recent = values["recent"]
     numbers = recent if isinstance(recent, list) and len(recent) <= len(Recent._fields) else [recent]
     for name, value in (("elapsed", values.get("elapsed")), *(("recent", number) for number in numbers)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"{path}: {name} is {value!r:.100}; expected finite numbers")
-    for name, value in (("step", values.get("step")), ("skipped", values.get("skipped", 0))):
+    for name, value in (("step", values.get("step")), ("skipped", values["skipped"])):
         if type(value) is not int or value < 0:
             raise ValueError(f"{path}: {name} is {value!r:.100}; expected an integer of at least 0")
     if not isinstance(values.get("settings"), dict):
         raise ValueError(f"{path}: settings is {values.get('settings')!r:.100}; expected an object")
-    return TrainState(
-        step=values["step"],
-        elapsed=float(values["elapsed"]),
-        settings=values["settings"],
-        skipped=values.get("skipped", 0),
-        recent=Recent(*numbers),
-        data=str(values.get("data", "")),
-    )
+    step, elapsed, settings = values["step"], float(values["elapsed"]), values["settings"]
+    return TrainState(step, elapsed, settings, values["skipped"], Recent(*numbers), str(values["data"]))
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn an error of a file into one that names the checkpoint."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
 
 
 def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer's state of `folder`, which any number of ranks wrote, for the weights of `model`.
 
-    Raises:
-        ValueError: If a file is missing, damaged or does not match the model.
+    A `ValueError` says if a file is missing, damaged or does not match the model; likewise `load_weights`.
     """
     whole, shards = folder / f"{_OPTIMIZER}.safetensors", folder / _OPTIMIZER
-    try:
+    with _reading(folder):
         if shards.is_dir() or is_sharded(model):
             tensors = load_shards(shards if shards.is_dir() else whole, model)
         else:
             tensors = read_all(whole)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     load_optimizer_tensors(model, optimizer, tensors)
 
 
 def load_weights(folder: Path, model: Pretrained) -> None:
-    """Load the weights of `folder`, or its adapters, into the model.
-
-    Raises:
-        ValueError: If a file is missing, damaged or does not match the model.
-    """
+    """Load the weights of `folder`, or its adapters, into the model."""
     for name, place in _adapter_folders(model, folder).items():
         lora.restore(model, place, name)
     if lora.names(model):
         return
-    try:
+    with _reading(folder):
         weights = read_all(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
     found = {name: tensor.shape for name, tensor in weights.items() if name not in tied}
@@ -278,11 +276,7 @@ def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:
 
 
 def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
-    """Check that a checkpoint would hold all that is trained, and that a model that `predicts_text` is a causal LM.
-
-    Raises:
-        ValueError: If the model is no causal LM, adapters are merged, or another weight is trained beside them.
-    """
+    """Raise `ValueError` unless a checkpoint would hold all that is trained, and a model for text is a causal LM."""
     if predicts_text and "score" in dict(model.named_children()):
         raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
     layers = [layer for _, layer in lora.adapted_layers(model)]
@@ -294,25 +288,4 @@ def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
         raise ValueError(
             f"{', '.join(beside[:4])}: trained beside adapters, whose files cannot hold it; expected it frozen, or its "
             "module in the adapter's modules_to_save"
-        )
-
-
-def check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState, batches: Batches) -> None:
-    """Check that a run goes on with the same data and with the options that must not change.
-
-    Raises:
-        ValueError: If one differs; it names the option with both values, or both data sets.
-    """
-    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
-    changed = [
-        f"{field} was {before[field]!r} and is {now[field]!r}"
-        for field in _FIXED_OPTIONS
-        if before[field] != now[field]
-    ]
-    if changed:
-        raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
-    if state.data not in ("", batches.fingerprint):
-        raise ValueError(
-            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.fingerprint}; "
-            "begin a new run from its weights to train on other data"
         )

@@ -9,23 +9,16 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.parallel import Ranks
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> Path:
-    """Write each rank's parts of the tensors to files in a new folder, flushed to disk, and return the folder.
-
-    Raises:
-        OSError: On every rank, if a file cannot be written.
-    """
+    """Write each rank's parts of the tensors to files in a new folder, and return it; an error is raised on all."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -44,11 +37,7 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> Path:
 def load_shards(path: Path, model: Pretrained) -> dict[str, Tensor]:
     """Return the tensors `weight.quantity`, for the weights of `model`, of a safetensors file or of all in a folder.
 
-    A tensor with the shape of its weight is sharded as the weight is.
-
-    Raises:
-        ValueError: If there is no such file, or a part of a tensor is missing.
-        OSError, SafetensorError: If a file cannot be read.
+    A tensor with the shape of its weight is sharded as the weight is. A missing file or part is a `ValueError`.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader

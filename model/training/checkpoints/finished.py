@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bpe_llama._files import write_together
 from bpe_llama.chat.templates import NAMED_FOLDER, TEMPLATE_FILE
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.generation_config import FILE as GENERATION_CONFIG
 from bpe_llama.model.pretrained import Pretrained
-
-if TYPE_CHECKING:
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.tokenizer import Tokenizer
 
 _TEMPLATES = (TEMPLATE_FILE, f"{NAMED_FOLDER}/*.jinja")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")

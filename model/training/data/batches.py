@@ -102,9 +102,9 @@ class Batches(Protocol):
 
 
 def epochs_of(batches: Batches, index: int) -> dict[str, float]:
-    """Return how often the batches before `index` pass over the data, as metrics, if the data tell: `epochs`.
+    """Return the passes over the data before batch `index` as metrics, if the data tell: `epochs`, or `epochs/corpus`.
 
-    Several corpora are `epochs/name`. The share of padding, if there is any, is `padding`.
+    The share of padding, if there is any, is `padding`.
     """
     passes: dict[str, float] = getattr(batches, "epochs", lambda index: {})(index)
     padding: float = getattr(batches, "padding_share", lambda index: 0.0)(index)
@@ -128,11 +128,7 @@ def short_hash(*arrays: npt.NDArray[Any]) -> str:
 
 
 def check_ids(ids: npt.NDArray[np.int64], vocab_size: int, where: str = "") -> None:
-    """Check that ids are inside the vocabulary.
-
-    Raises:
-        ValueError: If one is not; the message has it, and `where` it is.
-    """
+    """Raise a `ValueError` that names an id outside the vocabulary, if there is one, and `where` it is."""
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
         raise ValueError(f"token {wrong}{where} is outside the model's vocabulary of {vocab_size:,}")
@@ -142,6 +138,5 @@ def checked_window(tokens: Tokens, begin: int, length: int, vocab_size: int) -> 
     """Return `tokens[begin : begin + length]` as int64; an id outside the vocabulary raises a ValueError."""
     window: npt.NDArray[np.int64] = tokens[begin : begin + length].astype(np.int64)
     if window.max() >= vocab_size:
-        at = begin + int(window.argmax())
-        raise ValueError(f"token {window.max()} at position {at:,} is outside the model's vocabulary of {vocab_size:,}")
+        check_ids(window, vocab_size, f" at position {begin + int(window.argmax()):,}")
     return window

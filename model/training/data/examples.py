@@ -32,11 +32,7 @@ class Example:
         return int((self.labels[1:] != IGNORED).sum())
 
     def check(self, vocab_size: int, longest: int) -> None:
-        """Check that a model can be trained on this example.
-
-        Raises:
-            ValueError: If it is longer than `longest`, has no token to learn, or an id is outside the vocabulary.
-        """
+        """Raise `ValueError` if it is longer than `longest`, has no token to learn, or an id beyond the vocabulary."""
         if self.ids.shape != self.labels.shape or self.ids.ndim != 1:
             raise ValueError(f"ids have shape {self.ids.shape} and labels {self.labels.shape}; expected (n,) for both")
         if len(self.ids) > longest:
@@ -52,6 +48,9 @@ class ExampleBatches:
     Batch `i` depends only on the seed and `i`, so a resumed run needs no saved state. Each epoch visits every example
     once, with its own permutation.
 
+    Raises:
+        ValueError: If there is no example.
+
     Example:
         >>> example = Example(np.array([5, 6, 7]), np.array([-100, 6, 7]))
         >>> batches = ExampleBatches([example, example, example], batch_size=2)
@@ -60,11 +59,6 @@ class ExampleBatches:
     """
 
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int = 0) -> None:
-        """Construct batches of `batch_size` examples.
-
-        Raises:
-            ValueError: If there is no example.
-        """
         if not examples:
             raise ValueError("no examples to train on")
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
@@ -85,20 +79,19 @@ class ExampleBatches:
 
     def rows(self, index: int) -> list[Example]:
         """Return the examples of batch `index`."""
-        first = index * self.batch_size
-        return [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
+        found = []
+        for row in range(index * self.batch_size, (index + 1) * self.batch_size):
+            epoch, place = divmod(row, len(self.examples))
+            if self._order[0] != epoch:
+                self._order = self._shuffled(epoch)
+            found.append(self.examples[self._order[1][place]])
+        return found
 
     def tokens_before(self, index: int) -> int:
         """Return the number of tokens in the batches before `index`, without padding."""
         epoch, place = divmod(index * self.batch_size, len(self.examples))
         _, order = self._shuffled(epoch)
         return int(epoch * self._lengths.sum() + self._lengths[order[:place]].sum())
-
-    def _place(self, row: int) -> int:
-        epoch, place = divmod(row, len(self.examples))
-        if self._order[0] != epoch:
-            self._order = self._shuffled(epoch)
-        return int(self._order[1][place])
 
     def _shuffled(self, epoch: int) -> tuple[int, npt.NDArray[np.int64]]:
         return epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))

@@ -79,18 +79,14 @@ class PackedRows(CorpusRows):
 
     starts: Ids
 
-    def _plan(self) -> None:
+    def __post_init__(self) -> None:
         self._begins, self._lengths = _pieces(self.starts, self.window)
         self._slot_row, sizes = _slots(np.bincount(self._lengths, minlength=self.window + 1), self.window)
         self.rows_per_epoch = len(sizes)
         self._sizes, self._order, self._tokens_of = sizes, self._planned(0), (-1, sizes)
 
     def row(self, index: int) -> Row:
-        """Return row `index`, of which every token is learned but the first of a piece.
-
-        Raises:
-            ValueError: If a token is `vocab_size` or larger; the message names its position.
-        """
+        """Return row `index`, of which every token is learned but the first of a piece."""
         epoch, place = divmod(index, self.rows_per_epoch)
         if self._order[0] != epoch:
             self._order = self._planned(epoch)

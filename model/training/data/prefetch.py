@@ -16,32 +16,19 @@ class Prefetch:
 
     Attributes:
         waited: Seconds that `take` waited, in sum.
-
-    Example:
-        >>> import contextlib
-        >>> import numpy as np
-        >>> from bpe_llama.model.training.data.rows import TokenBatches
-        >>> batches = TokenBatches(np.arange(99, dtype=np.uint16), window=8, batch_size=2, vocab_size=99)
-        >>> with contextlib.closing(Prefetch(batches, range(0, 6))) as ahead:
-        ...     [batch.ids.shape for batch in ahead.take(2)]
-        [(2, 8), (2, 8)]
     """
 
     def __init__(self, batches: Batches, indices: range, depth: int = 4) -> None:
-        """Begin to make the batches with these indices, `depth` of them ahead."""
+        """Begin to make the batches with these indices, at most `depth + 1` of them before they are taken."""
         self.waited = 0.0
-        self._made: queue.Queue[Batch | BaseException] = queue.Queue(max(1, depth))
-        self._closed = threading.Event()
+        self._made: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._room = threading.Semaphore(depth + 1)
+        self._closed = False
         self._worker = threading.Thread(target=self._make, args=(batches, indices), name="prefetch", daemon=True)
         self._worker.start()
 
     def take(self, count: int, interrupted: threading.Event | None = None) -> list[Batch]:
-        """Return the next `count` batches; fewer if the run is interrupted.
-
-        Raises:
-            Exception: What the data raised.
-            ValueError: If all batches were taken.
-        """
+        """Return the next `count` batches, fewer if the run is interrupted; raise what the data raised."""
         began = time.perf_counter()
         taken: list[Batch] = []
         while len(taken) < count and not (interrupted is not None and interrupted.is_set()):
@@ -54,26 +41,23 @@ class Prefetch:
             if isinstance(made, BaseException):
                 raise made
             taken.append(made)
+            self._room.release()
         self.waited += time.perf_counter() - began
         return taken
 
     def close(self) -> None:
         """End the worker; data that block for more than a second are left to a daemon thread."""
-        self._closed.set()
+        self._closed = True
+        self._room.release()
         self._worker.join(timeout=1)
 
     def _make(self, batches: Batches, indices: range) -> None:
         for index in indices:
-            made: Batch | BaseException
+            self._room.acquire()
+            if self._closed:
+                return
             try:
-                made = batches.batch(index)
+                self._made.put(batches.batch(index))
             except BaseException as error:
-                made = error
-            while not self._closed.is_set():
-                try:
-                    self._made.put(made, timeout=_POLL)
-                    break
-                except queue.Full:
-                    continue
-            if self._closed.is_set() or isinstance(made, BaseException):
+                self._made.put(error)
                 return

@@ -1,13 +1,17 @@
-"""Shuffled rows of a sequence of tokens, and batches of rows; a row is a function of seed and index.
+"""Shuffled rows of a corpus or of several mixed by weight, and batches of rows; a row is a function of seed and index.
 
-Packed documents are in `packing`, several corpora in `mixture`.
+Packed documents are in `packing`.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +22,8 @@ from bpe_llama.model.training.data.batches import Batch, checked_window, short_h
 
 Ids = npt.NDArray[np.int64]
 _HASHED = 1 << 16  # tokens per hashed range
+_RANGE = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
 
 
 class Row(NamedTuple):
@@ -28,35 +34,11 @@ class Row(NamedTuple):
     document_ids: Ids | None = None
 
 
-class Rows(Protocol):
-    """A data set as rows by index, from 0, over any number of epochs.
+@dataclass(eq=False)
+class CorpusRows:
+    """Rows of one corpus by index, from 0, over any number of epochs; `Windows` and `PackedRows` say how they are cut.
 
     Attributes:
-        window: Most tokens of a row.
-        rows_per_epoch: Rows after which every row was seen once.
-    """
-
-    window: int
-    rows_per_epoch: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the size and a hash of the data."""
-
-    def row(self, index: int) -> Row:
-        """Return row `index`, which depends on the index alone."""
-
-    def tokens_before(self, index: int) -> int:
-        """Return the number of tokens in the rows before `index`."""
-
-    def epochs(self, index: int) -> dict[str, float]:
-        """Return how often the rows before `index` pass over each corpus, by its name."""
-
-
-class CorpusRows:
-    """What the rows of one corpus share: `Windows` and `PackedRows` say how they are cut.
-
-    Args:
         tokens: The ids, (n,).
         starts: Where each document begins, and n; None if they are not told apart.
         window: Most tokens of a row.
@@ -65,30 +47,21 @@ class CorpusRows:
         mask: With `starts`: number the documents in a row, so that attention does not cross them.
         name: Of the corpus.
         stream: Tells apart corpora that are shuffled with the same seed.
-
-    Raises:
-        ValueError: If the tokens are fewer than one window, where no row may be shorter.
+        rows_per_epoch: Rows after which every token was seen once, which a subclass sets.
     """
 
-    rows_per_epoch: int
+    tokens: Tokens
+    starts: Ids | None = None
+    _: KW_ONLY
+    window: int
+    vocab_size: int
+    seed: int = 0
+    mask: bool = True
+    name: str = ""
+    stream: int = 0
+    rows_per_epoch: int = field(init=False)
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        starts: Ids | None = None,
-        *,
-        window: int,
-        vocab_size: int,
-        seed: int = 0,
-        mask: bool = True,
-        name: str = "",
-        stream: int = 0,
-    ) -> None:
-        self.tokens, self.starts, self.window, self.vocab_size = tokens, starts, window, vocab_size
-        self.seed, self.mask, self.name, self.stream = seed, mask, name, stream
-        self._plan()
-
-    def _plan(self) -> None:
+    def __post_init__(self) -> None:
         raise NotImplementedError
 
     @cached_property
@@ -100,6 +73,14 @@ class CorpusRows:
         starts = [] if self.starts is None else [self.starts]
         return f"{len(self.tokens):,} tokens (sha256 {short_hash(*ranges, *starts)})"
 
+    def row(self, index: int) -> Row:
+        """Return row `index`, which depends on the index alone."""
+        raise NotImplementedError
+
+    def tokens_before(self, index: int) -> int:
+        """Return the number of tokens in the rows before `index`."""
+        raise NotImplementedError
+
     def epochs(self, index: int) -> dict[str, float]:
         """Return how often the rows before `index` pass over the data."""
         return {self.name: index / self.rows_per_epoch}
@@ -109,15 +90,9 @@ class CorpusRows:
 
 
 class Windows(CorpusRows):
-    """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own.
+    """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own."""
 
-    Example:
-        >>> rows = Windows(np.arange(20, dtype=np.uint16), window=4, vocab_size=20)
-        >>> rows.rows_per_epoch, len(rows.row(0).ids)
-        (4, 4)
-    """
-
-    def _plan(self) -> None:
+    def __post_init__(self) -> None:
         if len(self.tokens) < self.window:
             of = f"{self.name}: " if self.name else ""
             raise ValueError(f"{of}{len(self.tokens):,} tokens, expected at least one window of {self.window:,}")
@@ -126,11 +101,7 @@ class Windows(CorpusRows):
         self._order = self._shuffled(0)
 
     def row(self, index: int) -> Row:
-        """Return row `index`, of which every token is learned but the first of a document.
-
-        Raises:
-            ValueError: If a token is `vocab_size` or larger; the message names its position.
-        """
+        """Return row `index`, of which every token is learned but the first of a document."""
         epoch, place = divmod(index, self.rows_per_epoch)
         if self._order[0] != epoch:
             self._order = self._shuffled(epoch)
@@ -155,6 +126,88 @@ class Windows(CorpusRows):
         return epoch, int(random.integers(min(spare, self.window) + 1)), random.permutation(self.rows_per_epoch)
 
 
+class Mixture:
+    """Rows of several corpora, each with its own epochs; the share of a corpus among the rows is its weight.
+
+    Row `i` is of the corpus in whose interval of [0, 1) the fractional part of ``offset + i / golden ratio`` lies. Of
+    any `n` consecutive rows a corpus has its share within a few rows, so every batch is close to the weights.
+
+    The corpora have one window. The weights are positive, and only their ratios matter.
+
+    Source: Weyl 1916, Math. Ann. 77, 313 (equidistribution); Knuth, TAOCP 3, 6.4 (golden ratio).
+    """
+
+    def __init__(self, corpora: Sequence[CorpusRows], weights: Sequence[float], seed: int = 0) -> None:
+        self.corpora, self.window = corpora, corpora[0].window
+        total = math.fsum(weights)
+        self.shares = [weight / total for weight in weights]
+        self._bounds = [0, *(round(_RANGE * share) for share in accumulate(self.shares))]
+        self._bounds[-1] = _RANGE
+        self._offset = int(np.random.SeedSequence([seed, len(weights)]).generate_state(1, np.uint64)[0])
+        self._next = 0, [0] * len(weights)  # of the row that follows the last one
+        longest = max(corpus.rows_per_epoch / share for corpus, share in zip(corpora, self.shares, strict=True))
+        self.rows_per_epoch = math.ceil(longest)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the share and the fingerprint of each corpus."""
+        parts = zip(self.shares, self.corpora, strict=True)
+        return " + ".join(f"{share:.6g} of {corpus.fingerprint}" for share, corpus in parts)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the number of the corpus of row `index`, and the row's index in it."""
+        if self._next[0] != index:
+            self._next = index, self.counts(index)
+        counts = self._next[1]
+        corpus = bisect_right(self._bounds, (_GOLDEN * index + self._offset) % _RANGE) - 1
+        following = [count + (number == corpus) for number, count in enumerate(counts)]
+        self._next = index + 1, following
+        return corpus, counts[corpus]
+
+    def counts(self, index: int) -> list[int]:
+        """Return how many of the rows before `index` are of each corpus."""
+        below = [count_below(index, bound, _GOLDEN, self._offset, _RANGE) for bound in self._bounds]
+        return [later - earlier for earlier, later in pairwise(below)]
+
+    def row(self, index: int) -> Row:
+        """Return row `index`."""
+        corpus, place = self.place(index)
+        return self.corpora[corpus].row(place)
+
+    def tokens_before(self, index: int) -> int:
+        """Return the number of tokens in the rows before `index`."""
+        return sum(corpus.tokens_before(n) for corpus, n in zip(self.corpora, self.counts(index), strict=True))
+
+    def epochs(self, index: int) -> dict[str, float]:
+        """Return how often the rows before `index` pass over each corpus, by its name."""
+        passes = zip(self.corpora, self.counts(index), strict=True)
+        return {name: value for corpus, n in passes for name, value in corpus.epochs(n).items()}
+
+
+def count_below(n: int, bound: int, step: int, offset: int, modulus: int) -> int:
+    """Return how many `i` in [0, n) have ``(step * i + offset) % modulus < bound``, in O(log modulus).
+
+    Example:
+        >>> count_below(10, 2, 3, 1, 7), sum((3 * i + 1) % 7 < 2 for i in range(10))
+        (4, 4)
+    """
+    shifted = offset - bound + modulus  # x % m < b exactly if floor(x / m) - floor((x - b) / m) is 1
+    return _floor_sum(n, modulus, step, offset) - _floor_sum(n, modulus, step, shifted) + n
+
+
+def _floor_sum(n: int, m: int, a: int, b: int) -> int:
+    """Return the sum of ``(a * i + b) // m`` for `i` in [0, n); Graham, Knuth, Patashnik, Concrete Mathematics, 3.5."""
+    total = 0
+    while n > 0:
+        total += n * (n - 1) // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        n, b, m, a = (a * n + b) // m, (a * n + b) % m, a, m
+    return total
+
+
+Rows = CorpusRows | Mixture
+
+
 class RowBatches:
     """Batches of `batch_size` rows, padded on the right to the rows' `window`, over any number of epochs.
 
@@ -162,7 +215,6 @@ class RowBatches:
     """
 
     def __init__(self, rows: Rows, batch_size: int) -> None:
-        """Construct batches of `batch_size` rows."""
         self.data, self.batch_size = rows, batch_size
 
     @property
@@ -193,7 +245,10 @@ class TokenBatches(RowBatches):
     """Shuffled batches of windows of a token array, over any number of epochs.
 
     Batch `i` depends only on the seed and `i`, so a resumed run needs no saved state. Each epoch visits every window
-    once, with its own permutation and its own offset of the first window.
+    once, with its own permutation and its own offset of the first window. Ids must be below `vocab_size`.
+
+    Raises:
+        ValueError: If the array is shorter than one window.
 
     Example:
         >>> batches = TokenBatches(np.arange(1000, dtype=np.uint16), window=8, batch_size=4, vocab_size=1000)
@@ -202,11 +257,6 @@ class TokenBatches(RowBatches):
     """
 
     def __init__(self, tokens: Tokens, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
-        """Construct batches of `batch_size` windows of `window` tokens; ids must be below `vocab_size`.
-
-        Raises:
-            ValueError: If the array is shorter than one window.
-        """
         super().__init__(Windows(tokens, window=window, vocab_size=vocab_size, seed=seed), batch_size)
         self.windows_per_epoch = self.data.rows_per_epoch
 

@@ -5,42 +5,32 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from bpe_llama._corpus.corpus import Corpus, open_corpus
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
-from bpe_llama.model.training.data.mixture import Mixture
 from bpe_llama.model.training.data.packing import PackedRows
-from bpe_llama.model.training.data.rows import RowBatches, Rows, Windows, collate, first_windows
+from bpe_llama.model.training.data.rows import CorpusRows, Mixture, RowBatches, Rows, Windows, collate, first_windows
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
 """The data of a run: a path, several paths, paths with weights, batches by index, or an iterable of batches."""
 
 
-class Data(NamedTuple):
-    """The batches of a run, and its held-out corpora with their weights."""
+def open_data(
+    data: DataSource, model: LlamaConfig, config: TrainConfig, *, eval_file: Path | None = None
+) -> tuple[Batches, list[Batch]]:
+    """Return the batches of a run and those that are held out: of `eval_file`, or of the end of each corpus.
 
-    batches: Batches
-    held_out: list[Corpus]
-    weights: list[float]
-
-
-def open_data(data: DataSource, model: LlamaConfig, config: TrainConfig, *, eval_file: Path | None = None) -> Data:
-    """Return the batches of a run and what is held out: `eval_file`, or the end of each corpus.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or does not fit the model, or a weight is not positive.
-        TypeError: If `data` is none of `DataSource`.
+    The errors are those of `train`, and a `TypeError` if `data` is none of `DataSource`.
     """
     held_out = [] if eval_file is None else [_open(eval_file, model, config)]
     paths = _paths(data)
     if paths is None:
-        return Data(_batches(data, model), held_out, [1.0] * len(held_out))
+        return _batches(data, model), list(_held_out_batches(held_out, [1.0], model, config))
     corpora = [_open(path, model, config) for path in paths]
     tokenizers = {corpus.tokenizer: corpus.name for corpus in corpora + held_out if corpus.tokenizer}
     if len(tokenizers) > 1:
@@ -51,20 +41,24 @@ def open_data(data: DataSource, model: LlamaConfig, config: TrainConfig, *, eval
         parts = [corpus.split(config.eval_fraction, config.sequence_length) for corpus in corpora]
         corpora = [train for train, _ in parts]
         held_out = [part for _, part in parts if part is not None]
-    rows = _rows(corpora, weights, model, config)
-    return Data(RowBatches(rows, config.batch_size), held_out, weights if eval_file is None else [1.0])
+    batches = RowBatches(_rows(corpora, weights, model, config), config.batch_size)
+    return batches, list(_held_out_batches(held_out, weights if eval_file is None else [1.0], model, config))
 
 
-def held_out_batches(data: Data, model: LlamaConfig, config: TrainConfig) -> Iterator[Batch]:
+def _held_out_batches(
+    corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig
+) -> Iterator[Batch]:
     """Yield at most `config.eval_windows` held-out rows as batches, packed and mixed as the training data are.
 
     Rows of one corpus are the first windows, in order, unless documents are packed or masked.
     """
-    corpora, window = data.held_out, config.sequence_length
+    if not corpora:
+        return
+    window = config.sequence_length
     if len(corpora) == 1 and config.packing == "concatenate" and not config.masks_documents:
         yield from first_windows(corpora[0].tokens, window, config.batch_size, config.eval_windows, model.vocab_size)
         return
-    rows = _rows(corpora, data.weights, model, config)
+    rows = _rows(corpora, weights, model, config)
     shares = list(zip(rows.corpora, rows.shares, strict=True)) if isinstance(rows, Mixture) else [(rows, 1.0)]
     # No row is repeated.
     count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
@@ -118,20 +112,11 @@ def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
 
 
 def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig) -> Rows:
-    rows: list[Rows] = []
+    packed, mask = config.packing == "best_fit", config.masks_documents
+    options: dict[str, Any] = {"window": config.sequence_length, "vocab_size": model.vocab_size, "seed": config.seed}
+    rows: list[CorpusRows] = []
     for stream, corpus in enumerate(corpora):
-        packed = config.packing == "best_fit" and corpus.starts is not None
-        kind: type[PackedRows] | type[Windows] = PackedRows if packed else Windows
-        rows.append(
-            kind(
-                corpus.tokens,
-                corpus.starts if packed or config.masks_documents else None,
-                window=config.sequence_length,
-                vocab_size=model.vocab_size,
-                seed=config.seed,
-                mask=config.masks_documents,
-                name=corpus.name,
-                stream=stream,
-            )
-        )
+        kind: type[CorpusRows] = PackedRows if packed else Windows
+        starts = corpus.starts if packed or mask else None
+        rows.append(kind(corpus.tokens, starts, **options, mask=mask, name=corpus.name, stream=stream))
     return rows[0] if len(rows) == 1 else Mixture(rows, weights, config.seed)

@@ -19,6 +19,7 @@ from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.evaluation.classification import (
     ClassifierScore,
     LabelledText,
+    checked_padding,
     evaluate_classifier,
     pad_texts,
 )
@@ -29,11 +30,10 @@ from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.finetuning.show import print_trainable_parameters
 from bpe_llama.model.training.run import ReportOptions, train_on_batches
 from bpe_llama.model.training.step import Scored, TensorBatch
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama.tokenizer import Tokenizer
 
 
 class LabelledTexts(NamedTuple):
@@ -137,11 +137,7 @@ def _sorted_names(values: Mapping[str, Any], label_field: str) -> list[str]:
 
 
 def padding_for(tokenizer: Tokenizer, model_padding: int | None, ends: Sequence[int], vocab_size: int) -> int:
-    """Return the id that pads texts: the tokenizer's, the model's, or one that ends a text.
-
-    Raises:
-        ValueError: If none of them is inside the model's vocabulary.
-    """
+    """Return the id that pads texts: the tokenizer's, the model's, or one that ends a text; else raise `ValueError`."""
     for token_id in (tokenizer.pad_id, model_padding, tokenizer.eos_id, *ends):
         if token_id is not None and 0 <= token_id < vocab_size:
             return token_id
@@ -181,7 +177,6 @@ class LabelledBatches(ExampleBatches):
     """
 
     def __init__(self, texts: Sequence[LabelledText], *, batch_size: int, padding: int, seed: int = 0) -> None:
-        """Construct batches of `batch_size` texts."""
         super().__init__(texts, batch_size=batch_size, seed=seed)  # type: ignore[arg-type]  # they have ids and labels
         self.padding = padding
 
@@ -236,17 +231,13 @@ def train_classifier(
         >>> score.accuracy  # doctest: +SKIP
         0.93
     """
-    padding, vocab_size, context = model.config.pad_token_id, model.config.vocab_size, model.config.context_length
-    if padding is None:
-        raise ValueError("the classifier's config has no pad_token_id; expected the id that pads texts")
+    padding, context = checked_padding(model.config, [*texts, *eval_texts]), model.config.context_length
     for text in [*texts, *eval_texts]:
         if (text.ids == padding).all():
             raise ValueError(f"a text has no token to classify: {text.ids.tolist()!r:.40}, where {padding} is padding")
         if len(text.ids) > context:
             raise ValueError(f"a text has {len(text.ids):,} tokens, the model's context is {context:,}")
-        check_ids(text.ids, vocab_size, " of a text")
-        if not 0 <= text.label < model.config.num_labels:
-            raise ValueError(f"label {text.label} is not among the {model.config.num_labels} labels")
+        check_ids(text.ids, model.config.vocab_size, " of a text")
     batches = LabelledBatches(texts, batch_size=config.batch_size, padding=padding, seed=config.seed)
     unseen = set(range(model.config.num_labels)) - {text.label for text in texts}
     if unseen:

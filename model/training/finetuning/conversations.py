@@ -20,11 +20,10 @@ from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.finetuning.formats import Chat, Completion, describe_fields, detect_format, read_row
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import SpecialLookalikes, encode_parsed
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama.tokenizer import Tokenizer
 
 _REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
@@ -47,10 +46,8 @@ def find_formats(paths: Sequence[Path], config: DataConfig) -> dict[Path, str]:
     """Return the format of each file, one of `FORMATS`: `config.format`, or by the fields of its first row.
 
     A file without a suffix of JSON or Parquet, or of another table such as `.csv`, is text; under "text" a `.csv` is
-    text as well. With `on_error="skip"`, the first row that is an object decides.
-
-    Raises:
-        ValueError: If a file is of no format or a table of another kind, or some files are text and some are not.
+    text as well. With `on_error="skip"`, the first row that is an object decides. A file of no format, a table of
+    another kind, and text beside other formats are a `ValueError`.
     """
     formats = {path: _format_of(path, config) for path in paths}
     chats, plain = ([path for path in paths if (formats[path] == "text") is text] for text in (False, True))

@@ -14,6 +14,7 @@ from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
 from bpe_llama._progress import note
 from bpe_llama.model.generation.prompts import check_vocabulary
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig, with_epochs
@@ -23,12 +24,10 @@ from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example, print_trainable_parameters
 from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.run import RunOptions, check_run, train, train_on_examples
+from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from bpe_llama.model.llama import LlamaForCausalLM
-    from bpe_llama.tokenizer import Tokenizer
 
 
 def finetune(

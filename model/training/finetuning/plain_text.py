@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +20,7 @@ from bpe_llama._corpus.rows import check_text, has_lines, has_rows, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends, write_documents
 from bpe_llama._files import atomic_write
 from bpe_llama.model.training.finetuning.formats import read_row
-
-if TYPE_CHECKING:
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.tokenizer import Tokenizer
 
 
 def write_tokens(
@@ -127,11 +124,7 @@ def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_ro
 
 
 class SpecialLookalikes:
-    """Counts special tokens that are spelled out in text and learned as ordinary text.
-
-    Args:
-        tokenizer: Whose special tokens.
-    """
+    """Counts special tokens of a tokenizer that are spelled out in text and learned as ordinary text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         names = sorted(tokenizer.special_tokens, key=len, reverse=True)
@@ -159,14 +152,7 @@ class SpecialLookalikes:
 
 
 def encode_parsed(tokenizer: Tokenizer, text: str, before: str | None, parse_special: bool) -> list[int]:
-    """Return the ids of a text.
-
-    Args:
-        tokenizer: Its vocabulary.
-        text: The text to encode.
-        before: The text that precedes it, or None.
-        parse_special: Whether special tokens spelled out in the text are encoded as special tokens.
-    """
+    """Return the ids of a text that follows `before`, if not None; `parse_special` is that of `write_tokens`."""
     special = tokenizer.special_tokens
     names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
     if before is not None and parse_special and before.endswith(tuple(special)):

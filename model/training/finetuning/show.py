@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,7 @@ from torch import nn
 from bpe_llama._progress import note
 from bpe_llama.display import visible
 from bpe_llama.model.layers.loss import IGNORED
-
-if TYPE_CHECKING:
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.tokenizer import Tokenizer
 
 _LEARNED = "black on #b8ecc4"
 
@@ -25,13 +22,9 @@ _LEARNED = "black on #b8ecc4"
 def example_text(
     tokenizer: Tokenizer, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, brackets: bool = False
 ) -> Text:
-    """Return the text of an example, with the learned tokens on a green background or in brackets.
+    """Return the text of an example, with the learned tokens on a green background.
 
-    Args:
-        tokenizer: Its vocabulary.
-        ids: int64 `(n,)`.
-        labels: int64 `(n,)`: the id of a learned token, else -100.
-        brackets: Whether to put learned tokens in `⟦⟧`, for a terminal without colours.
+    `ids` and `labels` are those of an `Example`; `brackets` puts learned tokens in `⟦⟧` instead, where no colour shows.
 
     Example:
         >>> from bpe_llama import Tokenizer

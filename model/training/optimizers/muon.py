@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from bpe_llama.model.training.optimizers.adamw import can_fuse, decay_groups, trainable
-from bpe_llama.model.training.optimizers.stochastic import check_no_closure
+from bpe_llama.model.training.optimizers.adamw import can_fuse, check_no_closure, decay_groups, trainable
 
 _NOT_HIDDEN = ("embed_tokens", "lm_head", "score")
 
@@ -19,18 +18,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon makes each update of a matrix nearly orthogonal, so that no direction dominates. Its updates are scaled to the
     root mean square of AdamW's, so that a learning rate for AdamW suits both.
 
-    Raises:
-        ValueError: If nothing in the model is trainable.
-
     Cost: each step multiplies matrices of a layer's size 15 times, in bfloat16; 12 bytes a parameter with its gradient.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982 (scale).
-
-    Example:
-        >>> model = nn.ModuleDict({"lm_head": nn.Linear(4, 8), "q_proj": nn.Linear(4, 4, bias=False)})
-        >>> optimizer = MuonAdamW(model, learning_rate=1e-3)
-        >>> [[tuple(weight.shape) for weight in group["params"]] for group in optimizer.param_groups]
-        [[(4, 4)], [(8, 4)], [(8,)]]
     """
 
     def __init__(
@@ -41,14 +31,11 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
     ) -> None:
-        trainable(model)
         hidden: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                other = any(part in _NOT_HIDDEN or part.endswith("norm") for part in name.split("."))
-                is_hidden = weight.dim() == 2 and not other
-                (hidden if is_hidden else others).append(weight)
+        for name, weight in trainable(model).items():
+            other = any(part in _NOT_HIDDEN or part.endswith("norm") for part in name.split("."))
+            (hidden if weight.dim() == 2 and not other else others).append(weight)
         self._parts: list[torch.optim.Optimizer] = []
         if hidden:
             muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")

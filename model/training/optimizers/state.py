@@ -1,24 +1,23 @@
-"""Makes the optimizer of a run; its state as named tensors."""
+"""Makes the optimizer of a run; its state as named tensors, in which a moving average of the weights is kept."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.optimizers.adamw import MasterAdamW, adamw
-from bpe_llama.model.training.optimizers.average import KEY
+from bpe_llama.model.training.optimizers.adamw import MasterAdamW, adamw, trainable
 from bpe_llama.model.training.optimizers.muon import MuonAdamW
+
+_AVERAGE = "ema"
 
 
 def optimizer_for(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that `config` names, over the trainable parameters of `model`.
-
-    Raises:
-        ValueError: If nothing in the model is trainable.
-    """
+    """Return the optimizer that `config` names, over the trainable parameters of `model`."""
     options: dict[str, Any] = {name: getattr(config, name) for name in ("learning_rate", "betas", "weight_decay")}
     if config.optimizer == "muon":
         return MuonAdamW(model, **options)
@@ -37,24 +36,20 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Load the tensors that `optimizer_tensors` returned.
 
-    Raises:
-        ValueError: If a tensor is missing, unknown or of another shape; nothing is changed then.
+    A `ValueError` names tensors that are missing, unknown or of another shape; nothing is changed then.
     """
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in trainable.values()}
-    wrong: list[str] = []
+    parameters = trainable(model)
+    expected = {f"{name}.{key}" for name, weight in parameters.items() for key in _expected_keys(optimizer, weight)}
+    known = expected | {f"{name}.{_AVERAGE}" for name in parameters}
+    state: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in parameters.values()}
+    wrong = [f"{name} (absent)" for name in expected - tensors.keys()]
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
-        parameter = trainable.get(name)
-        if parameter is None or (key != "step" and tensor.shape != parameter.shape):
+        if full_name not in known or (key != "step" and tensor.shape != parameters[name].shape):
             wrong.append(full_name)
         else:
             # Fused AdamW needs the step count on the parameter's device.
-            state[parameter][key] = tensor.to(parameter.device)
-    for name, parameter in trainable.items():
-        expected, found = _expected_keys(optimizer, parameter), state[parameter].keys()
-        wrong += [f"{name}.{key} (absent)" for key in expected - found]
-        wrong += [f"{name}.{key}" for key in found - expected - {KEY}]
+            state[parameters[name]][key] = tensor.to(parameters[name].device)
     if wrong:
         raise ValueError(f"the optimizer state does not fit the model: {', '.join(sorted(wrong)[:8])}")
     for parameter, values in state.items():
@@ -65,3 +60,50 @@ def _expected_keys(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) ->
     if isinstance(optimizer, MuonAdamW) and optimizer.is_hidden(parameter):
         return {"momentum_buffer"}
     return {"step", "exp_avg", "exp_avg_sq"} | ({"master"} if isinstance(optimizer, MasterAdamW) else set())
+
+
+class WeightAverage:
+    """The moving average of the trained weights, float32, in the state of their optimizer, so that it is saved with it.
+
+    After step `t` the average moves by `1 - min(decay, (1 + t) / (10 + t))` towards the weights.
+
+    Source: Polyak and Juditsky 1992, doi:10.1137/0330046; the ramp is that of TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
+        self.optimizer, self.decay = optimizer, decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the weights after `step` steps; the first call copies them."""
+        moved = 1 - min(self.decay, (1 + step) / (10 + step))
+        for weight in self._weights():
+            state = self.optimizer.state[weight]
+            if _AVERAGE in state:
+                state[_AVERAGE].lerp_(weight.float(), moved)
+            else:
+                state[_AVERAGE] = weight.float().clone()
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Let the weights hold the average, and their own values again afterwards."""
+        before = [weight.detach().clone() for weight in self._weights()]
+        try:
+            self.load()
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, values in zip(self._weights(), before, strict=True):
+                    weight.copy_(values)
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Copy the average into the weights."""
+        for weight in self._weights():
+            average: Tensor | None = self.optimizer.state[weight].get(_AVERAGE)
+            if average is not None:
+                weight.copy_(average)
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        for group in self.optimizer.param_groups:
+            yield from group["params"]

@@ -71,12 +71,7 @@ class Tracker(Logger):
 
 
 def logger_named(name: str) -> Logger:
-    """Return the logger with this name, one of `LOGGERS`.
-
-    Raises:
-        ValueError: If there is none.
-        ImportError: If its package is not installed; the message names the extra.
-    """
+    """Return the logger with this name, one of `LOGGERS`; an `ImportError` names the extra that is not installed."""
     if name not in LOGGERS:
         raise ValueError(f"logger is {name!r}, expected {', '.join(LOGGERS[:-1])} or {LOGGERS[-1]}")
     return TensorBoard() if name == "tensorboard" else Tracker(name)

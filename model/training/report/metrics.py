@@ -1,4 +1,4 @@
-"""The metrics of a run as JSON lines."""
+"""The metrics of a run as JSON lines, and the plot of its losses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import os
 from pathlib import Path
 
-from bpe_llama._files import append_bytes, read_text, write_text
-from bpe_llama.model.training.callbacks import Callback, Metrics, Run
+from bpe_llama._files import append_bytes, atomic_write, read_text, write_text
+from bpe_llama.model.training.callbacks import Callback, Metrics, Run, TrainResult
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
@@ -42,10 +42,8 @@ class MetricsFile(Callback):
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        """Drop the lines after `step` and open the file for appending."""
-        lines = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-        self._lines = lines
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._lines = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
 
     def last(self, key: str, step: int | None = None) -> float:
@@ -54,11 +52,7 @@ class MetricsFile(Callback):
         return found[-1] if found else math.nan
 
     def write(self, **values: float | str) -> None:
-        """Append one line.
-
-        Raises:
-            OSError: If it cannot be written, for example on a full disk.
-        """
+        """Append one line; an `OSError` names the file, for example on a full disk."""
         append_bytes(self._file, (json.dumps(values) + "\n").encode())
 
     def on_log(self, run: Run, metrics: Metrics) -> None:
@@ -70,3 +64,46 @@ class MetricsFile(Callback):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def plot_loss(
+    metrics: list[Metrics], path: str | os.PathLike[str], title: str = "Training loss", unit: str = "token"
+) -> None:
+    """Plot training and held-out loss over tokens into a PNG, SVG or PDF, by the suffix of `path`.
+
+    Args:
+        metrics: Lines of `metrics.jsonl`: `loss` or `eval_loss` at `tokens`.
+        path: File to write; replaced atomically.
+        title: Title of the plot.
+        unit: What the losses are per.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
+        points = [(line["tokens"], line[key]) for line in metrics if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
+    axes.set(xlabel="tokens", ylabel=f"loss (nats per {unit})", title=title)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+class LossPlot(Callback):
+    """Draws `loss.png` from `metrics.jsonl` at the end of a run; its losses are per `unit`."""
+
+    def __init__(self, unit: str = "token") -> None:
+        self._unit = unit
+
+    def on_end(self, run: Run, result: TrainResult) -> None:
+        """Draw the plot, unless the run ended before its first metrics."""
+        metrics = read_metrics(run.out / "metrics.jsonl")
+        if any("loss" in line or "eval_loss" in line for line in metrics):
+            plot_loss(metrics, run.out / "loss.png", unit=self._unit)

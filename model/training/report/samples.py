@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bpe_llama._progress import note
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 from bpe_llama.model.training.report.metrics import MetricsFile
-
-if TYPE_CHECKING:
-    from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.tokenizer import Tokenizer
 
 
 class Samples(Callback):
@@ -47,7 +44,7 @@ class Samples(Callback):
         model = run.whole_model()
         if not isinstance(model, LlamaForCausalLM):
             raise TypeError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which writes text")
-        if not run.is_main:
+        if self._file is None:
             return
         was_training = model.training
         model.eval()
@@ -57,8 +54,7 @@ class Samples(Callback):
                 text = generator.generate(
                     prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=0.95, seed=0
                 )
-                if self._file is not None:
-                    self._file.write(step=run.step, prompt=prompt, text=text)
+                self._file.write(step=run.step, prompt=prompt, text=text)
                 if self.shown:
                     note(f"step {run.step:,}: {prompt}{text}")
         finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,9 +14,7 @@ from torch import nn
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.matmul.products import product
 from bpe_llama.model.layers.moe import MixtureOfExperts
-
-if TYPE_CHECKING:
-    from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.pretrained import Pretrained
 
 # Dense bfloat16 operations a second, from NVIDIA's data sheets (without sparsity).
 _PEAK_BFLOAT16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
@@ -34,14 +31,6 @@ def flops_per_token(model: Pretrained, length: int) -> float:
     mixture of experts only the experts of a token count. Recomputed layers do not count.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
-
-    Example:
-        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-        ...                      num_attention_heads=2)
-        >>> weights = 2 * (4 * 8 * 8 + 3 * 8 * 16) + 100 * 8
-        >>> flops_per_token(LlamaForCausalLM(config), 32) == 6 * weights + 12 * 2 * 8 * 32
-        True
     """
     config = model.config
     inactive = {

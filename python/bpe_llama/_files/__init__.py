@@ -1,6 +1,6 @@
 """Files: text and JSON (`read_write`), atomic writes of one or several (`atomic_write`), a locked folder (`lock`)."""
 
-from bpe_llama._files.atomic_write import atomic_write, complete_writes, remove_abandoned, write_together
+from bpe_llama._files.atomic_write import atomic_write, complete_writes, flush, remove_abandoned, write_together
 from bpe_llama._files.lock import locked
 from bpe_llama._files.read_write import (
     PathLike,
@@ -20,6 +20,7 @@ __all__ = [
     "atomic_write",
     "check_regular",
     "complete_writes",
+    "flush",
     "locked",
     "open_regular",
     "read_bytes",

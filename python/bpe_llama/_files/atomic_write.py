@@ -163,7 +163,7 @@ def _write_plan(swap: Path, last: str, replaced: Sequence[str], mode: int) -> No
     plan = {"rename": sorted(names, key=lambda name: name == last), "remove": remove}
     with atomic_write(swap / _PLAN) as temporary:
         temporary.write_text(json.dumps(plan), encoding="utf-8")
-    _flush_folder(swap)
+    flush(swap)
 
 
 def _drop_older_plans(swap: Path) -> None:
@@ -187,7 +187,7 @@ def _carry_out(swap: Path) -> None:
     for name in left:
         (folder / name).parent.mkdir(exist_ok=True)
         (swap / name).replace(folder / name)
-    _flush_folder(folder)
+    flush(folder)
 
 
 def _plan_of(swap: Path) -> tuple[list[str], list[str]]:
@@ -226,23 +226,21 @@ def _pending(swap: Path) -> bool:
     return any(path.is_file() and path.name not in (_LOCK, _PLAN) for path in swap.rglob("*"))
 
 
-def _flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk."""
-    if os.name != "nt":  # which cannot open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _finish(temporary: Path, mode: int) -> None:
-    """Flush a file to disk, and give it the mode that new files have."""
-    descriptor = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk, so that they survive a power failure."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # which cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _finish(temporary: Path, mode: int) -> None:
+    """Flush a file to disk, and give it the mode that new files have."""
+    flush(temporary)
     if os.name != "nt" and temporary.stat().st_mode != mode:  # safetensors writes files that only the owner reads
         temporary.chmod(mode & 0o777)
 

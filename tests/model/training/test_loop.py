@@ -24,11 +24,11 @@ from torch.nn import functional
 from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.layers.loss import linear_cross_entropy
 from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint
+from bpe_llama.model.training.config import learning_rate_at
 from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.optimizers.adamw import (
     adamw,
 )
-from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import batch_loss
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bpe_llama.model import LlamaForCausalLM, training
-from bpe_llama.model.training.optimizers.adamw import adamw
+from bpe_llama.model.training.optimizers.adamw import StochasticAdamW, adamw, round_stochastically
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
-from bpe_llama.model.training.optimizers.stochastic import StochasticAdamW, round_stochastically
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
 
 

@@ -22,7 +22,7 @@ from bpe_llama.model.layers.attention_backends import Visible, backend_named
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.quantization.quantize import KINDS, QuantizedLinear, dequantize, quantize
 from bpe_llama.model.training.float8 import use_float8
-from bpe_llama.model.training.initial.identity import start_as_identity
+from bpe_llama.model.training.initial import start_as_identity
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token
 from bpe_llama.model.windows import Chunk, sliding_windows
 from tests.parity.model_families.cases import SHAPE

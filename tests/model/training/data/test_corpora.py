@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama.model import training
-from bpe_llama.model.training.data.mixture import Mixture, count_below
-from bpe_llama.model.training.data.rows import Windows
+from bpe_llama.model.training.data.rows import Mixture, Windows, count_below
 from tests.model.training.helpers import SETTINGS, fresh, losses, steps_of, write_shards
 
 

@@ -26,9 +26,9 @@ from bpe_llama.model.training.finetuning.classification import (
     split_texts,
     train_classifier,
 )
-from bpe_llama.model.training.report import plot
+from bpe_llama.model.training.report import metrics as report
 from bpe_llama.model.training.report.loggers import logger_named
-from bpe_llama.model.training.report.plot import plot_loss
+from bpe_llama.model.training.report.metrics import plot_loss
 from tests.model.training.helpers import CONFIG, SETTINGS, losses
 
 LABELS = ["no", "yes", "unsure"]
@@ -74,7 +74,7 @@ def test_accuracy_is_logged_and_the_plot_is_per_text(tmp_path: Path, monkeypatch
     def as_svg(metrics: Any, path: Path, **options: Any) -> None:
         plot_loss(metrics, path.with_suffix(".svg"), **options)
 
-    monkeypatch.setattr(plot, "plot_loss", as_svg)
+    monkeypatch.setattr(report, "plot_loss", as_svg)
     config, logger = training.TrainConfig(max_steps=2, **SETTINGS), logger_named("tensorboard")
     options = {"eval_texts": texts(9, seed=2), "progress": False, "callbacks": [logger]}
     _, score = train_classifier(judge(), texts(), config, tmp_path, **options)
