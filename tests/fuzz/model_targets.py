@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -60,9 +59,7 @@ def _adapter(block: bytes, folder: Path) -> None:
 def _template(block: bytes, folder: Path) -> None:
     """No text of a message becomes a special token, unless the template writes it."""
     template = block.decode(errors="replace")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # no special token ends an answer
-        tokenizer = with_chat_template(_TOKENIZER, template)
+    tokenizer = with_chat_template(_TOKENIZER, template)
     for options in ({"add_generation_prompt": True}, {"tools": [_TOOL]}):
         ids = tokenizer.apply_chat_template([*_MESSAGES, _CALL], **options)
         if not any(part in template for part in ("<", "im_", "|", "\\", "%c", "chr", "~", "+")):
@@ -71,10 +68,8 @@ def _template(block: bytes, folder: Path) -> None:
 
 def _chats(block: bytes, folder: Path) -> None:
     (folder / "chats.jsonl").write_bytes(block)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        for example in read_conversations([folder / "chats.jsonl"], _CHATS, 100, progress=False).examples:
-            assert 0 < example.learned <= len(example.ids) <= 100
+    for example in read_conversations([folder / "chats.jsonl"], _CHATS, 100, progress=False).examples:
+        assert 0 < example.learned <= len(example.ids) <= 100
 
 
 def _metrics(block: bytes, folder: Path) -> None:

@@ -20,6 +20,7 @@ _CONFIG_FIELDS = {"pattern", "num_vocab_tokens", "default_vocab_size", "default_
 _ENTRY_FIELDS = {"rank", "token_bytes", "token_str"}
 _SPECIAL_FIELDS = {"rank", "token_str", "is_control"}
 _MAX_IDS = 2**21
+_MAX_SPECIAL = 2**16  # a file makes up as many names as it says
 
 # The special tokens of a file that lists none; only versions up to 7 may omit the list.
 _DEFAULT_SPECIAL = [
@@ -65,7 +66,8 @@ def _build(stated: object) -> CoreTokenizer:
         raise ValueError(
             f"config.num_vocab_tokens is {config['num_vocab_tokens']!r}, but vocab has {len(vocab)} tokens"
         )
-    size, special_count = (_count(config, key) for key in ("default_vocab_size", "default_num_special_tokens"))
+    size = _count(config, "default_vocab_size", _MAX_IDS)
+    special_count = _count(config, "default_num_special_tokens", _MAX_SPECIAL)
     ordinary_count = size - special_count
     if not 256 <= ordinary_count <= len(vocab):
         raise ValueError(
@@ -158,10 +160,10 @@ def _object(name: str, value: object, known: set[str]) -> dict[str, Any]:
     return value
 
 
-def _count(config: dict[str, Any], key: str) -> int:
+def _count(config: dict[str, Any], key: str, most: int) -> int:
     value = config.get(key)
-    if type(value) is not int or not 0 <= value <= _MAX_IDS:
-        raise ValueError(f"config.{key} is {value!r}; expected a number from 0 to {_MAX_IDS}")
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"config.{key} is {value!r}; expected a number from 0 to {most}")
     return value
 
 

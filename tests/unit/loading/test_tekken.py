@@ -86,6 +86,10 @@ def special(*names: Any) -> list[Content]:
         (content(default_vocab_size=True), "config.default_vocab_size is True; expected a number"),
         (content(default_num_special_tokens=10**15), "config.default_num_special_tokens is 1000000000000000; expected"),
         (
+            content(default_num_special_tokens=2**21 - 258, default_vocab_size=2**21),
+            "config.default_num_special_tokens is 2096894; expected a number from 0 to 65536",
+        ),
+        (
             content(default_num_special_tokens=19, default_vocab_size=277),
             "config.default_num_special_tokens is 19, but there are 20 special tokens",
         ),

@@ -166,6 +166,8 @@ def test_a_pattern_with_another_meaning_in_the_format_is_refused(tmp_path: Path)
         ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece, BERT's"),
         ({"model": {"type": "WordLevel", "vocab": {}}}, "WordLevel"),
         ({"decoder": {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True}}, "decoder.*CTC"),
+        ({"decoder": ["WordPiece", "a", False]}, "decoder.*expected an object"),  # CTC in tokenizers
+        ({"normalizer": {"type": "Sequence", "normalizers": [["NFC"]]}}, "normalizer.*expected an object"),
         ({"normalizer": {"type": "NFC", "form": "C"}}, "normalizer.*form"),
         ({"normalizer": {"type": "Prepend", "prepend": ""}}, "normalizer.*prepend is empty"),  # tokenizers panics
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "pre_tokenizer.*trim_offsets"),

@@ -317,9 +317,19 @@ pub(crate) struct Components {
 pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> Result<Option<T>> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
     let shown = shortened(&value.to_string());
+    if !has_named_fields(&value) {
+        return Err(malformed!("tokenizer.json: {field} is {shown}; expected an object wherever a component stands"));
+    }
     serde_json::from_value(value)
         .map(Some)
         .map_err(|error| malformed!("tokenizer.json: {field} is {shown}: {error}; this is not supported"))
+}
+
+/// Returns whether a component and those of its sequence are objects: serde reads a list, too, as the fields in their
+/// order, where `tokenizers` refuses it or reads another component.
+fn has_named_fields(component: &Value) -> bool {
+    let steps = ["normalizers", "pretokenizers", "processors", "decoders"].map(|list| &component[list]);
+    component.is_object() && steps.iter().filter_map(|list| list.as_array()).flatten().all(has_named_fields)
 }
 
 /// Refuses an empty text to prepend: `tokenizers` 0.23 panics, or drops a part of the text.
