@@ -1,5 +1,6 @@
 //! Regexes of a `tokenizer.json`, in Oniguruma: the engine of Hugging Face `tokenizers`.
 
+use std::ffi::c_ulong;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,6 +12,11 @@ use crate::interrupt::Interrupt;
 
 /// The most backtracking steps of one match: Oniguruma's own limit.
 const BACKTRACK_LIMIT: u32 = 10_000_000;
+
+/// The most backtracking steps of one search, besides [`STEPS_PER_BYTE`] of the text: a search that tries a long match from
+/// each byte takes quadratic time.
+const SEARCH_LIMIT: usize = 50_000_000;
+const STEPS_PER_BYTE: usize = 16;
 
 /// The most bytes of a pattern: compiling takes quadratic time.
 const LONGEST: usize = 1 << 14;
@@ -69,18 +75,18 @@ impl Oniguruma {
     /// Returns the next match. An empty match immediately after a match is skipped.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] if a match backtracks beyond the limit.
+    /// [`crate::Error::InvalidArgument`] if a match or the search backtracks beyond its limit.
     pub(crate) fn next_match(&self, text: &str, cursor: &mut Cursor) -> Result<Option<(usize, usize)>> {
         while cursor.from <= text.len() {
             cursor.region.clear();
-            let mut param = MatchParam::default();
-            param.set_retry_limit_in_match(BACKTRACK_LIMIT);
+            let steps = SEARCH_LIMIT + STEPS_PER_BYTE * text.len();
             let none = SearchOptions::SEARCH_OPTION_NONE;
             let found =
-                self.regex.search_with_param(text, cursor.from, text.len(), none, Some(&mut cursor.region), param);
+                self.regex.search_with_param(text, cursor.from, text.len(), none, Some(&mut cursor.region), limits(steps));
             let found = found.map_err(|error| {
                 invalid!(
-                    "pattern {:?} gave up on the text behind byte {}: {} (at most {BACKTRACK_LIMIT} steps a match)",
+                    "pattern {:?} gave up on the text behind byte {}: {} (at most {BACKTRACK_LIMIT} steps a match, {steps} a \
+                     search)",
                     self.pattern,
                     cursor.from,
                     error.description()
@@ -113,6 +119,16 @@ impl Oniguruma {
             Ok(self.next_match(text, &mut cursor)?.unwrap_or((text.len(), text.len())))
         })
     }
+}
+
+/// Returns the limits of one search.
+fn limits(steps: usize) -> MatchParam {
+    let mut param = MatchParam::default();
+    param.set_retry_limit_in_match(BACKTRACK_LIMIT);
+    let steps = c_ulong::try_from(steps).unwrap_or(c_ulong::MAX);
+    // SAFETY: the pointer is valid as long as `param`, and the function sets a field behind it.
+    unsafe { onig_sys::onig_set_retry_limit_in_search_of_match_param(param.as_raw(), steps) };
+    param
 }
 
 impl fmt::Debug for Oniguruma {
