@@ -80,9 +80,8 @@ impl Oniguruma {
         while cursor.from <= text.len() {
             cursor.region.clear();
             let steps = SEARCH_LIMIT + STEPS_PER_BYTE * text.len();
-            let none = SearchOptions::SEARCH_OPTION_NONE;
-            let found =
-                self.regex.search_with_param(text, cursor.from, text.len(), none, Some(&mut cursor.region), limits(steps));
+            let (none, region) = (SearchOptions::SEARCH_OPTION_NONE, Some(&mut cursor.region));
+            let found = self.regex.search_with_param(text, cursor.from, text.len(), none, region, limits(steps));
             let found = found.map_err(|error| {
                 invalid!(
                     "pattern {:?} gave up on the text behind byte {}: {} (at most {BACKTRACK_LIMIT} steps a match, {steps} a \
