@@ -33,8 +33,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     write beside it: a lock tells the folder of a running process from that of a killed one.
 
     Raises:
-        OSError: If the file cannot be written, as on a full disk, or ``path`` is a device or a named pipe, which a rename
-            would replace by a file; it names ``path``.
+        OSError: If the file cannot be written, as on a full disk, or ``path`` is a device or a named pipe, which a
+            rename would replace by a file; it names ``path``.
 
     Examples:
         >>> import tempfile
