@@ -116,9 +116,15 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         ),
         (
             "SECURITY.md",
-            "10,000,000 in Oniguruma",
+            "in Oniguruma after 10,000,000,",
             "rust/bpe/src/pretokenize/regex/oniguruma.rs",
             "BACKTRACK_LIMIT: u32 = 10_000_000;",
+        ),
+        (
+            "SECURITY.md",
+            "or 50,000,000 of one search",
+            "rust/bpe/src/pretokenize/regex/oniguruma.rs",
+            "SEARCH_LIMIT: usize = 50_000_000;",
         ),
     ],
 )

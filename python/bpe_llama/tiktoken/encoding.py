@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from bpe_llama._arguments import instance, string
+from bpe_llama._arguments import string
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown, split_pieces
 from bpe_llama._loading.published.vocabularies import PUBLISHED, nearest
@@ -77,8 +77,8 @@ class Encoding:
     ) -> None:
         self.name = name
         self._pat_str = string("pat_str", pat_str)
-        self._mergeable_ranks = instance("mergeable_ranks", mergeable_ranks, dict)
-        self._special_tokens = instance("special_tokens", special_tokens, dict)
+        self._mergeable_ranks = mergeable_ranks
+        self._special_tokens = special_tokens
         ids = (*mergeable_ranks.values(), *special_tokens.values())
         self.max_token_value = max(max(mergeable_ranks.values()), max(special_tokens.values(), default=0))
         if not 0 <= min(ids) <= self.max_token_value < 2**32:

@@ -90,7 +90,6 @@ NAMED = {
     "texts": "a text",
     "encoding_name": "encoding",
     "model_name": "model",
-    "mergeable_ranks": "ranks|ids|256 bytes",
     "pat_str": "pattern",
 }
 
@@ -245,8 +244,8 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "enc.decode_single_token_bytes": (enc.decode_single_token_bytes, dict(token=1)),
         "enc.decode_with_offsets": (enc.decode_with_offsets, dict(tokens=[1])),
         "enc": (
-            partial(tiktoken.Encoding, "name", special_tokens={}),
-            dict(pat_str="gpt2", mergeable_ranks=RANKS),
+            partial(tiktoken.Encoding, "name", mergeable_ranks=RANKS, special_tokens={}),
+            dict(pat_str="gpt2"),
         ),
         "tiktoken.get_encoding": (tiktoken.get_encoding, dict(encoding_name="none")),
         "tiktoken.encoding_name_for_model": (tiktoken.encoding_name_for_model, dict(model_name="gpt-4o")),
