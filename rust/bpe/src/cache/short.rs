@@ -17,7 +17,8 @@ pub(super) const IN_ARENA: u32 = u32::MAX;
 ///
 /// A full bucket spills its older entry to the neighbouring bucket if that has space.
 pub(super) struct ShortTable {
-    /// Buckets from `base` on, where a cache line or a huge page begins. Zeroed words are allocated lazily: unused buckets cost no memory.
+    /// Buckets from `base` on, where a cache line or a huge page begins. Zeroed words are allocated lazily: unused buckets
+    /// cost no memory.
     pub(super) words: Vec<u64>,
     base: usize,
     pub(super) bucket_bits: u32,

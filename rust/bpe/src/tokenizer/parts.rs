@@ -14,8 +14,8 @@ impl Tokenizer {
     /// Appends the ids of a text that comes in parts to `ids`: those that [`Tokenizer::encode_into`] appends for all of it.
     ///
     /// `next` appends one part to a string, and returns whether more follow; `length` says about how many bytes there are,
-    /// so that memory for the ids is reserved at once. About a megabyte of text is in memory at a
-    /// time; all of it where the tokenizer normalizes text or may find special tokens in it.
+    /// so that memory for the ids is reserved at once. About a megabyte of text is in memory at a time; all of it where the
+    /// tokenizer normalizes text, may find special tokens in it or has no chunk boundary.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_into`]; what `next` returns.
