@@ -126,6 +126,12 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             "rust/bpe/src/pretokenize/regex/oniguruma.rs",
             "SEARCH_LIMIT: usize = 50_000_000;",
         ),
+        (
+            "SECURITY.md",
+            "so do 8 seconds",
+            "rust/bpe/src/pretokenize/regex/oniguruma.rs",
+            "PATIENCE: Duration = Duration::from_secs(8);",
+        ),
     ],
 )
 def test_documents_quote_the_constants_of_the_code(page: str, phrase: str, source: str, constant: str) -> None:

@@ -99,5 +99,5 @@ def test_a_search_that_tries_a_long_match_from_each_character(tmp_path: Path) ->
     split = {"type": "Split", "pattern": {"Regex": "(?:a|b)+c"}, "behavior": "Isolated", "invert": False}
     tok = loaded(tmp_path, **pre_tokenizers(split, BYTE_LEVEL))
     assert tok.decode(tok.encode("a" * 5_000 + "c")) == "a" * 5_000 + "c"
-    with pytest.raises(ValueError, match=r"gave up on the text behind byte 0: .*, \d+ a search"):
+    with pytest.raises(ValueError, match="gave up on the text behind byte 0: retry-limit-in-search over"):
         tok.encode("a" * 40_000)

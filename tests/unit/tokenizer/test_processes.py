@@ -122,6 +122,7 @@ _LONG_CALLS = {
     "offsets by a tokenizer.json": "general.encode_with_offsets(text)",
     "offsets as Python's": "tok.encode_with_offsets(text)",
     "offsets of a SentencePiece model": "pieces.encode_with_offsets(text)",
+    "a quadratic search of a regex": "slow_search.encode('a' * 100_000 + 'cb')",
     "truncate by a SentencePiece model": "pieces.truncate(text, 10**7)",
     "a batch for a model": "general(text, truncation=True, max_length=10**6)",
     "train": "Tokenizer.train_from_iterator((('w%d ' % i) * 1000 for i in range(10**7)), vocab_size=50_000)",
@@ -151,6 +152,7 @@ def described(normalizer, pattern):
 
 general = described("NFKC", r"\\w+|[^\\w]+")
 whole = described("NFD", None)
+slow_search = described("NFD", "a+b")
 text = "some wörds, naïve " * 500_000
 ids = [0, 1, 2, 3, 12] * 2_000_000
 bytes_ = [(f"<0x{{b:02X}}>", 0.0, 6) for b in range(256)]

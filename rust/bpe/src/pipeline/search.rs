@@ -74,7 +74,7 @@ impl Search {
             Self::Regex(regex) => {
                 let mut cursor = regex.cursor();
                 let mut count = 0;
-                while let Some((start, end)) = regex.next_match(text, &mut cursor)? {
+                while let Some((start, end)) = regex.next_match(text, &mut cursor, interrupt)? {
                     each(start, end);
                     count += 1;
                     if count % MATCHES_PER_CHECK == 0 {

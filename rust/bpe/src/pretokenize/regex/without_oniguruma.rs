@@ -23,7 +23,7 @@ impl Oniguruma {
         match *self {}
     }
 
-    pub(crate) fn next_match(&self, _: &str, _: &mut Cursor) -> Result<Option<(usize, usize)>> {
+    pub(crate) fn next_match(&self, _: &str, _: &mut Cursor, _: Interrupt<'_>) -> Result<Option<(usize, usize)>> {
         match *self {}
     }
 
