@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._files import complete_writes, read_json_object
-from bpe_llama.model.adapters.patterns import check_number, checked_pattern, matched
+from bpe_llama.model.adapters.patterns import Matcher, check_number, checked_pattern
 
 CONFIG = "adapter_config.json"
 DEFAULT_TARGETS = ("q_proj", "v_proj")
@@ -88,6 +88,7 @@ class AdapterConfig:
     task_type: str | None = "CAUSAL_LM"
     described: Mapping[str, Any] = field(default_factory=dict)
     """The given fields, which `to_json` writes again."""
+    matcher: Matcher = field(default_factory=Matcher, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, described: Mapping[str, Any], source: str = CONFIG) -> AdapterConfig:
@@ -101,9 +102,9 @@ class AdapterConfig:
             ValueError: If a field is not honoured or has a wrong value; it names the source, the field, the value and
                 the expectation.
         """
-        known = {name for name in cls.__dataclass_fields__ if name != "described"}
+        known = cls._names()
         for name, value in described.items():
-            if name not in known | HARMLESS and value not in _UNSET:
+            if name not in known and name not in HARMLESS and value not in _UNSET:
                 raise ValueError(f"{source}: {name} is {value!r:.100}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
         for name, (parse, expected) in _PARSERS.items():
@@ -170,11 +171,11 @@ class AdapterConfig:
 
     def rank(self, path: str) -> int:
         """Return the rank of a layer's update."""
-        return int(_of_pattern("rank_pattern", self.rank_pattern, path, self.r))
+        return int(self._of_pattern("rank_pattern", self.rank_pattern, path, self.r))
 
     def alpha(self, path: str) -> float:
         """Return the ``lora_alpha`` of a layer."""
-        return float(_of_pattern("alpha_pattern", self.alpha_pattern, path, self.lora_alpha))
+        return float(self._of_pattern("alpha_pattern", self.alpha_pattern, path, self.lora_alpha))
 
     def scale(self, path: str) -> float:
         """Return the scale of a layer's update: alpha / rank or, with ``use_rslora``, alpha / sqrt(rank).
@@ -191,17 +192,31 @@ class AdapterConfig:
             path: Path of the module.
             in_head: Whether the module is the model's head, which "all-linear" excludes.
         """
-        if self.exclude_modules and _named("exclude_modules", self.exclude_modules, path):
+        if self.exclude_modules and self._named("exclude_modules", self.exclude_modules, path):
             return False
-        if any(matched("modules_to_save", rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save):
+        if any(
+            self.matcher.match("modules_to_save", rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save
+        ):
             return False
         if isinstance(self.target_modules, str):
             if self.target_modules.lower() == ALL_LINEAR:
                 return not in_head and not self.is_embedding(path)
-            return matched("target_modules", self.target_modules, path, whole=True) is not None
+            return self.matcher.match("target_modules", self.target_modules, path, whole=True) is not None
         if path in self.target_modules:
             return True
-        return _named("target_modules", self.target_modules, path) and self._transforms(path)
+        return self._named("target_modules", self.target_modules, path) and self._transforms(path)
+
+    def _named(self, field: str, names: tuple[str, ...] | str, path: str) -> bool:
+        """Return whether names match a path: a regex all of it, a list the path or its last parts."""
+        if isinstance(names, str):
+            return self.matcher.match(field, names, path, whole=True) is not None
+        return path in names or any(path.endswith(f".{name}") for name in names)
+
+    def _of_pattern(self, field: str, patterns: Mapping[str, float], path: str, default: float) -> float:
+        """Return the value of the first pattern that matches the path's last parts."""
+        return next(
+            (value for key, value in patterns.items() if self.matcher.match(field, rf"(.*\.)?({key})$", path)), default
+        )
 
     @staticmethod
     def is_embedding(path: str) -> bool:
@@ -216,7 +231,7 @@ class AdapterConfig:
             patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern]
         else:
             patterns = [r".*?\.[^.]*\.(\d+)\."]
-        found = next(filter(None, (matched("layers_pattern", pattern, path) for pattern in patterns)), None)
+        found = next(filter(None, (self.matcher.match("layers_pattern", pattern, path) for pattern in patterns)), None)
         return found is not None and int(found[1]) in self.layers_to_transform
 
     def saves(self, path: str) -> bool:
@@ -246,8 +261,13 @@ class AdapterConfig:
 
     def _values(self) -> dict[str, tuple[Any, Any]]:
         """Return the value of each field and peft's default."""
-        fields = {name: spec for name, spec in self.__dataclass_fields__.items() if name != "described"}
-        return {name: (getattr(self, name), _default(spec)) for name, spec in fields.items()}
+        fields = self.__dataclass_fields__
+        return {name: (getattr(self, name), _default(fields[name])) for name in self._names()}
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """Return the names of peft's fields."""
+        return [name for name in cls.__dataclass_fields__ if name not in ("described", "matcher")]
 
     def _was(self, name: str) -> Any:
         """Return a field's value in the file; its current value if the file lacks it."""
@@ -269,18 +289,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _named(field: str, names: tuple[str, ...] | str, path: str) -> bool:
-    """Return whether names match a path: a regex all of it, a list the path or its last parts."""
-    if isinstance(names, str):
-        return matched(field, names, path, whole=True) is not None
-    return path in names or any(path.endswith(f".{name}") for name in names)
-
-
-def _of_pattern(field: str, patterns: Mapping[str, float], path: str, default: float) -> float:
-    """Return the value of the first pattern that matches the path's last parts."""
-    return next((value for key, value in patterns.items() if matched(field, rf"(.*\.)?({key})$", path)), default)
 
 
 def _number(low: float, high: float = math.inf, whole: bool = False, open_end: bool = False) -> Callable[[Any], Any]:

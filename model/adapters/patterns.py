@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import regex
 
 SECONDS = 1.0
-"""Time of the processor that one match may take. `re` has no limit."""
+"""Time of the processor that the slow matches of one config may take together. `re` has no limit."""
+
+SLOW_S = 0.001
+"""A match that takes longer is slow: others take microseconds."""
 
 MAX_REPEATS = 10_000
 """Product of the counts in a pattern's braces: `regex` takes memory for each repeat."""
@@ -53,23 +58,34 @@ def _compiled(pattern: str) -> Any:
     return regex.compile(checked_pattern(pattern))
 
 
-def matched(field: str, pattern: str, path: str, *, whole: bool = False) -> Any:
-    """Return the match of a pattern with the beginning of a path, or with ``whole`` all of it; None if there is none.
+@dataclass
+class Matcher:
+    """Matches the patterns of one config."""
 
-    Args:
-        field: The field of the config that holds the pattern.
-        pattern: The pattern.
-        path: Path of a module.
-        whole: As `re.fullmatch`, not `re.match`.
+    seconds_left: float = SECONDS
 
-    Raises:
-        ValueError: If the pattern is not valid, or the match takes over `SECONDS`. It names field and pattern.
-    """
-    try:
-        compiled = _compiled(pattern)
-        return (compiled.fullmatch if whole else compiled.match)(path, timeout=SECONDS)
-    except (ValueError, regex.error) as error:
-        raise ValueError(f"{field} has the pattern {pattern!r:.100}: {error}") from error
-    except TimeoutError:
-        message = f"{field} has the pattern {pattern!r:.100}, which takes over {SECONDS:g} s to match {path}"
-        raise ValueError(f"{message}; expected one without nested repeats") from None
+    def match(self, field: str, pattern: str, path: str, *, whole: bool = False) -> Any:
+        """Return the match of a pattern with the beginning of a path, or with all of it; None if there is none.
+
+        Args:
+            field: The field of the config that holds the pattern.
+            pattern: The pattern.
+            path: Path of a module.
+            whole: As `re.fullmatch`, not `re.match`.
+
+        Raises:
+            ValueError: If the pattern is not valid, or the config's slow matches take over `SECONDS`. It names field
+                and pattern.
+        """
+        try:
+            compiled = _compiled(pattern)
+            start = time.thread_time()
+            found = (compiled.fullmatch if whole else compiled.match)(path, timeout=max(self.seconds_left, SLOW_S))
+        except (ValueError, regex.error) as error:
+            raise ValueError(f"{field} has the pattern {pattern!r:.100}: {error}") from error
+        except TimeoutError:
+            message = f"{field} has the pattern {pattern!r:.100}, which takes over {SECONDS:g} s to match {path}"
+            raise ValueError(f"{message} and what it slowly matched before; expected no nested repeats") from None
+        took = time.thread_time() - start
+        self.seconds_left -= took if took > SLOW_S else 0.0
+        return found

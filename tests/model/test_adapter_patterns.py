@@ -11,7 +11,7 @@ import pytest
 import regex
 
 from bpe_llama.model.adapters.config import AdapterConfig
-from bpe_llama.model.adapters.patterns import matched
+from bpe_llama.model.adapters.patterns import Matcher
 
 PATH = "model.layers.10.self_attn.q_proj"
 ENDLESS = r"(?=((.|..)+)+!).*"
@@ -42,6 +42,15 @@ def test_a_match_without_end_is_stopped(fields: dict[str, Any]) -> None:
 def test_a_match_of_a_scale_without_end_is_stopped(field: str) -> None:
     with pytest.raises(ValueError, match=rf"{field} has the pattern .* over 1 s to match {PATH}"):
         config(**{field: {ENDLESS: 2}}).scale(PATH)
+
+
+def test_many_slow_matches_are_stopped() -> None:
+    """Each takes some hundredths of a second."""
+    slow = {rf"{ENDLESS}|{number}": 2 for number in range(10_000)}
+    short = "a" * 18
+    config(rank_pattern=dict([slow.popitem()])).rank(short)
+    with pytest.raises(ValueError, match=rf"rank_pattern has the pattern .* over 1 s to match {short} and what"):
+        config(rank_pattern=slow).rank(short)
 
 
 def test_nested_repeats_end() -> None:
@@ -81,7 +90,7 @@ def test_patterns_that_are_refused(pattern: str, reason: str) -> None:
 def test_patterns_match_as_in_re(pattern: str) -> None:
     for path in (PATH, "model.layers.3.mlp.up_proj", "lm_head", "model.norm", PATH.replace("10", "100")):
         for whole, find in ((True, re.fullmatch), (False, re.match)):
-            found, expected = matched("target_modules", pattern, path, whole=whole), find(pattern, path)
+            found, expected = Matcher().match("target_modules", pattern, path, whole=whole), find(pattern, path)
             assert (found and (found[0], found.groups())) == (expected and (expected[0], expected.groups()))
 
 
