@@ -182,6 +182,14 @@ impl Encoder<'_> {
     ///
     /// Unlike a whole piece, a fragment that is a token does not become that token at once, so its cache entry is separate.
     fn encode_fragment(&self, fragment: &[u8], scratch: &mut Scratch) -> Result<()> {
+        if let Ok(character) = fragment.try_into() {
+            if !scratch.characters.get(character, &mut scratch.ids) {
+                let begin = scratch.ids.len();
+                self.merge(fragment, scratch)?;
+                scratch.characters.put(character, &scratch.ids[begin..]);
+            }
+            return Ok(());
+        }
         if fragment.len() > INLINE_BYTES || fragment.len() <= TINY_BYTES {
             return self.merge(fragment, scratch);
         }

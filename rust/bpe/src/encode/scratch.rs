@@ -1,6 +1,6 @@
 //! The memory that encoding reuses from call to call.
 
-use crate::cache::{IDS_PER_PIECE, MAX_PIECE, Miss, PieceCache, Probe};
+use crate::cache::{CharacterTable, IDS_PER_PIECE, MAX_PIECE, Miss, PieceCache, Probe};
 use crate::merge::Merger;
 
 /// Pieces that the pre-tokenizer yields at a time: all their cache look-ups are prefetched together.
@@ -13,6 +13,7 @@ const MAX_KEPT_IDS: usize = 1 << 18;
 pub(crate) struct Scratch {
     pub(super) cache: PieceCache,
     cache_limit: usize,
+    pub(super) characters: CharacterTable,
     pub(super) merger: Merger,
     pub(super) ends: Vec<usize>,
     pub(super) probes: Vec<Probe>,
@@ -34,6 +35,7 @@ impl Scratch {
         Self {
             cache: PieceCache::new(cache_limit),
             cache_limit,
+            characters: CharacterTable::new(),
             merger: Merger::default(),
             ends: Vec::with_capacity(BATCH),
             probes: vec![Probe::default(); BATCH],
