@@ -58,11 +58,11 @@ mod tests {
     #[test]
     fn known_characters_have_their_ids() {
         let mut table = CharacterTable::new();
-        let slots = (0..1_u32 << 16).map(|i| i.to_le_bytes()).map(|[first, second, third, _]| [first, second, third]);
+        let slots = (0..1_u32 << 16).map(u32::to_le_bytes).map(|[first, second, third, _]| [first, second, third]);
         for (character, i) in slots.zip(0..) {
             let mut ids = vec![7];
             assert!(!table.get(character, &mut ids), "{character:?} is new");
-            let expected = &[i, i + 1, i + 2][..i as usize % 3 + 1];
+            let expected = &[i, i + 1, i + 2][..=(i as usize % 3)];
             table.put(character, expected);
             table.put(character, &[i; BYTES + 1]); // too many to keep
             assert!(table.get(character, &mut ids));
