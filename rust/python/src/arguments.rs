@@ -6,11 +6,8 @@ use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
 use numpy::{Element, PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{
-    PyKeyError, PyLookupError, PyMemoryError, PyRuntimeError, PyTypeError, PyUnicodeEncodeError, PyValueError,
-};
+use pyo3::exceptions::{PyKeyError, PyLookupError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyIterator, PyList, PyString};
 
@@ -38,7 +35,7 @@ pub(crate) fn collect<T>(name: &str, items: impl Iterator<Item = PyResult<T>>) -
 ///
 /// # Errors
 /// `MemoryError` naming the argument.
-fn reserve<T>(name: &str, items: &mut Vec<T>, more: usize) -> PyResult<()> {
+pub(crate) fn reserve<T>(name: &str, items: &mut Vec<T>, more: usize) -> PyResult<()> {
     items.try_reserve(more).map_err(|_| {
         let count = items.len().saturating_add(more);
         PyMemoryError::new_err(format!("{name} holds {count} items or more; expected as many as memory holds"))
@@ -54,88 +51,6 @@ impl<'py, T: FromPyObjectOwned<'py>> FromPyObject<'_, 'py> for List<T> {
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let items = value.try_iter()?.map(|item| item?.extract().map_err(Into::into));
         collect("a list", items).map(Self)
-    }
-}
-
-/// A `str` as UTF-8; copied only if it contains surrogates.
-pub(crate) enum Text {
-    Backed(PyBackedStr),
-    Owned(String),
-}
-
-impl Deref for Text {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match self {
-            Self::Backed(text) => text,
-            Self::Owned(text) => text,
-        }
-    }
-}
-
-impl<'py> Argument<'_, 'py> for Text {
-    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
-        Self::of(value, |value| wrong_type(name, "a str", value))
-    }
-}
-
-impl Text {
-    /// Returns the text of a `str`; `no_str` makes the error for another object.
-    #[inline]
-    pub(crate) fn of<'py>(
-        value: &Bound<'py, PyAny>,
-        no_str: impl FnOnce(&Bound<'py, PyAny>) -> PyErr,
-    ) -> PyResult<Self> {
-        let text = value.cast::<PyString>().map_err(|_| no_str(value))?;
-        match PyBackedStr::try_from(text.to_owned()) {
-            Ok(text) => Ok(Self::Backed(text)),
-            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) => {
-                // As in tiktoken: surrogate pairs become their character, lone surrogates U+FFFD.
-                let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
-                Ok(Self::Owned(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Returns the index in a `str` of each character of its [`Text`], in which surrogate pairs are joined, and the length.
-pub(crate) fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
-    let units: Vec<u8> = text.call_method1("encode", ("utf-32-be", "surrogatepass"))?.extract()?;
-    // Of a big-endian unit such as 0x0000D83D, the six highest bits of the third byte tell a surrogate.
-    let is_half =
-        |at: usize, kind: u8| units.get(4 * at..4 * at + 3).is_some_and(|unit| unit[1] == 0 && unit[2] & 0xFC == kind);
-    let (length, mut at) = (units.len() / 4, 0);
-    let mut places = Vec::with_capacity(length + 1);
-    while at < length {
-        places.push(at);
-        at += if is_half(at, 0xD8) && is_half(at + 1, 0xDC) { 2 } else { 1 };
-    }
-    places.push(length);
-    Ok(places)
-}
-
-/// A list of texts: any iterable of `str` except a `str`.
-pub(crate) struct Texts(Vec<Text>);
-
-impl Texts {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(Deref::deref)
-    }
-}
-
-impl<'py> Argument<'_, 'py> for Texts {
-    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
-        if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
-            return Err(wrong_type(name, "an iterable of str, such as a list of one", value));
-        }
-        let texts = value.try_iter().map_err(|_| wrong_type(name, "an iterable of str", value))?.enumerate();
-        let texts = texts.map(|(index, text)| {
-            check_at(value.py(), index)?;
-            Text::of(&text?, |text| wrong_type(&format!("{name}[{index}]"), "a str", text))
-        });
-        collect(name, texts).map(Self)
     }
 }
 

@@ -17,11 +17,11 @@ mod corpus;
 mod error;
 mod interrupt;
 mod linear;
-mod long_text;
 mod named;
 mod norm;
 mod sampler;
 mod simd;
+mod text;
 mod tokenizer;
 mod train;
 

@@ -10,11 +10,12 @@ use bpe_llama::train::{count_batches, count_files, train, train_owned};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyTuple};
 
-use crate::arguments::{List, Text, Threads, new_bytes, thread_count};
+use crate::arguments::{List, Threads, new_bytes, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::{detached, to_py};
 use crate::interrupt::{PendingError, interruptible};
 use crate::named::{self, item, wrong_type};
+use crate::text::Text;
 use crate::tokenizer::PyTokenizer;
 
 /// Runs `work` without the GIL. Its function reports progress and checks signals; a Python exception in it is raised.

@@ -9,11 +9,12 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
 use super::PyTokenizer;
-use crate::arguments::{List, Texts, Threads, prepare_arrays, thread_count};
+use crate::arguments::{List, Threads, prepare_arrays, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
 use crate::named;
+use crate::text::Texts;
 
 /// Ids, ends, bytes and files: the fields of `EncodedDocuments`.
 type Arrays<'py> =

@@ -9,10 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 
 use super::PyTokenizer;
-use crate::arguments::{Specials, Text, places_before_joining, prepare_arrays};
+use crate::arguments::{Specials, prepare_arrays};
 use crate::interrupt::{interruptible, interruptible_if_long, interruptible_with_calls, list};
-use crate::long_text::{LongText, TextInput};
 use crate::named::{self, Argument};
+use crate::text::{LongText, Text, TextInput, places_before_joining};
 
 impl PyTokenizer {
     /// Checks the special-token arguments and calls `work` with the resulting options.

@@ -6,9 +6,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use super::PyTokenizer;
-use crate::arguments::{Specials, Texts, Threads, prepare_arrays, thread_count};
+use crate::arguments::{Specials, Threads, prepare_arrays, thread_count};
 use crate::interrupt::{interruptible, list};
 use crate::named;
+use crate::text::Texts;
 
 /// Less text than this is encoded on the calling thread.
 const ONE_THREAD_BYTES: usize = 1 << 15;

@@ -9,11 +9,12 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::PyTokenizer;
-use crate::arguments::{List, Texts, Threads, thread_count};
+use crate::arguments::{List, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::{detached, to_py};
 use crate::interrupt::interruptible;
 use crate::named;
+use crate::text::Texts;
 
 /// A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it.
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]

@@ -1,0 +1,173 @@
+//! The argument `text`: a `str` as UTF-8, a long one in parts.
+
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pyo3::exceptions::{PyMemoryError, PyUnicodeEncodeError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyBytes, PySlice, PyString};
+
+use crate::arguments::{collect, reserve};
+use crate::interrupt::check_at;
+use crate::named::{Argument, wrong_type};
+
+/// Characters from which on a `str` is read in parts.
+const LONG: usize = 1 << 20;
+
+/// Characters that are read at a time, for which the GIL is acquired once.
+const PART: usize = 1 << 20;
+
+/// Characters that are converted at a time. Their memory stays in the CPU's cache, and is too little to be given back to
+/// the system.
+const PIECE: usize = 1 << 13;
+
+/// A `str` as UTF-8; copied only if it contains surrogates.
+pub(crate) enum Text {
+    Backed(PyBackedStr),
+    Owned(String),
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Backed(text) => text,
+            Self::Owned(text) => text,
+        }
+    }
+}
+
+impl<'py> Argument<'_, 'py> for Text {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Self::of(value, |value| wrong_type(name, "a str", value))
+    }
+}
+
+impl Text {
+    /// Returns the text of a `str`; `no_str` makes the error for another object.
+    #[inline]
+    pub(crate) fn of<'py>(
+        value: &Bound<'py, PyAny>,
+        no_str: impl FnOnce(&Bound<'py, PyAny>) -> PyErr,
+    ) -> PyResult<Self> {
+        let text = value.cast::<PyString>().map_err(|_| no_str(value))?;
+        match PyBackedStr::try_from(text.to_owned()) {
+            Ok(text) => Ok(Self::Backed(text)),
+            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) => {
+                // As in tiktoken: surrogate pairs become their character, lone surrogates U+FFFD.
+                let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
+                Ok(Self::Owned(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Returns the index in a `str` of each character of its [`Text`], in which surrogate pairs are joined, and the length.
+pub(crate) fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let units: Vec<u8> = text.call_method1("encode", ("utf-32-be", "surrogatepass"))?.extract()?;
+    // Of a big-endian unit such as 0x0000D83D, the six highest bits of the third byte tell a surrogate.
+    let is_half =
+        |at: usize, kind: u8| units.get(4 * at..4 * at + 3).is_some_and(|unit| unit[1] == 0 && unit[2] & 0xFC == kind);
+    let (length, mut at) = (units.len() / 4, 0);
+    let mut places = Vec::new();
+    reserve("text", &mut places, length + 1)?;
+    while at < length {
+        places.push(at);
+        at += if is_half(at, 0xD8) && is_half(at + 1, 0xDC) { 2 } else { 1 };
+    }
+    places.push(length);
+    Ok(places)
+}
+
+/// A list of texts: any iterable of `str` except a `str`.
+pub(crate) struct Texts(Vec<Text>);
+
+impl Texts {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(Deref::deref)
+    }
+}
+
+impl<'py> Argument<'_, 'py> for Texts {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
+            return Err(wrong_type(name, "an iterable of str, such as a list of one", value));
+        }
+        let texts = value.try_iter().map_err(|_| wrong_type(name, "an iterable of str", value))?.enumerate();
+        let texts = texts.map(|(index, text)| {
+            check_at(value.py(), index)?;
+            Text::of(&text?, |text| wrong_type(&format!("{name}[{index}]"), "a str", text))
+        });
+        collect(name, texts).map(Self)
+    }
+}
+
+/// The argument `text` of a function that can read a long one in parts.
+///
+/// CPython writes the UTF-8 of a `str` that is not ASCII to new memory twice, and keeps one copy as long as the `str`
+/// lives. The pages of that memory take a fifth of the time in which a text is encoded first.
+pub(crate) enum TextInput<'py> {
+    Whole(Text),
+    Long(Bound<'py, PyString>),
+}
+
+impl<'py> Argument<'_, 'py> for TextInput<'py> {
+    #[inline]
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        match value.cast_exact::<PyString>() {
+            Ok(text) if text.len()? >= LONG && is_read_in_parts(text)? => Ok(Self::Long(text.clone())),
+            _ => Text::of(value, |value| wrong_type(name, "a str", value)).map(Self::Whole),
+        }
+    }
+}
+
+/// Returns whether a long `str` is not ASCII, and not the one that was last asked about.
+///
+/// One that is encoded again and again is converted only once, the second time.
+#[cold]
+fn is_read_in_parts(text: &Bound<'_, PyString>) -> PyResult<bool> {
+    /// The address of the last one. Another `str` that comes to lie there is only slower to convert.
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+    let address = text.as_ptr().addr();
+    let is_last = LAST.swap(address, Ordering::Relaxed) == address;
+    Ok(!is_last && !text.call_method0("isascii")?.is_truthy()?)
+}
+
+/// A `str` of which the characters from `at` on are still to be read.
+pub(crate) struct LongText {
+    text: Py<PyString>,
+    at: usize,
+    length: usize,
+}
+
+impl LongText {
+    pub(crate) fn new(text: &Bound<'_, PyString>) -> PyResult<Self> {
+        Ok(Self { text: text.clone().unbind(), at: 0, length: text.len()? })
+    }
+
+    /// Returns the number of characters.
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Appends the next million characters to `utf8`, and returns whether more follow.
+    ///
+    /// # Errors
+    /// `UnicodeEncodeError` for a surrogate; `MemoryError`.
+    pub(crate) fn read(&mut self, py: Python<'_>, utf8: &mut String) -> PyResult<bool> {
+        let part_end = (self.at + PART).min(self.length);
+        while self.at < part_end {
+            let end = (self.at + PIECE).min(part_end);
+            let part = self.text.bind(py).get_item(PySlice::new(py, self.at as isize, end as isize, 1))?;
+            let part = part.cast::<PyString>()?.to_str()?;
+            let no_memory = |_| PyMemoryError::new_err(format!("a text of {} characters is too long", self.length));
+            utf8.try_reserve(part.len()).map_err(no_memory)?;
+            utf8.push_str(part);
+            self.at = end;
+        }
+        Ok(self.at < self.length)
+    }
+}
