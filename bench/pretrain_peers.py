@@ -58,7 +58,7 @@ def ours(config: dict[str, Any], dtype: str) -> Step:
     from bpe_llama.model import LlamaConfig, LlamaForCausalLM
     from bpe_llama.model.training.memory import keep_freed_memory
     from bpe_llama.model.training.optimizers.adamw import adamw
-    from bpe_llama.model.training.step import TensorBatch, batch_loss, gradient_norm
+    from bpe_llama.model.training.step import TensorBatch, batch_loss, clip_gradients, gradient_norm
 
     keep_freed_memory()
     model = LlamaForCausalLM(LlamaConfig(**config)).train()
@@ -71,7 +71,7 @@ def ours(config: dict[str, Any], dtype: str) -> Step:
             loss = batch_loss(model, TensorBatch(ids, ids), ids[:, 1:].numel())
         loss.backward()  # type: ignore[no-untyped-call]
         norm = gradient_norm(parameters)
-        torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
+        clip_gradients(parameters, 1.0, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()

@@ -115,9 +115,13 @@ def apply_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
     half = cos.shape[-1]
     if 2 * half > x_BNTH.shape[-1]:
         raise ValueError(f"the rotation has {2 * half} features, but heads have {x_BNTH.shape[-1]}")
-    x = x_BNTH.float()
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+    x, rest = x_BNTH.float(), None
+    if 2 * half < x.shape[-1]:
+        x, rest = x[..., : 2 * half], x[..., 2 * half :]
+    # Whole rows: the backward pass of a slice fills a tensor of its own.
+    rotated = x * torch.cat((cos, cos), dim=-1) + x.roll(half, -1) * torch.cat((-sin, sin), dim=-1)
+    if rest is not None:
+        rotated = torch.cat((rotated, rest), dim=-1)
     return rotated.to(x_BNTH.dtype)
 
 

@@ -90,15 +90,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x_MD, head_VD = hidden_MD.to(dtype), weight_VD.to(dtype)
         scale_M = (labels_M != IGNORED).to(exact) / divisor
         for_hidden = torch.zeros(hidden_MD.shape, dtype=exact, device=device) if gradients[0] else None
-        for_weight = torch.empty(weight_VD.shape, dtype=exact, device=device) if gradients[1] else None
-        if for_weight is not None and not len(labels_M):
-            for_weight.zero_()
         total = torch.zeros((), dtype=exact, device=device)
         positions = max(1, min(positions, len(labels_M)))
         on_cpu = device.type == "cpu"
         columns = max(256, BLOCK // max(width, positions, 1)) if on_cpu else vocab_size
         rows = max(1, ROWS // vocab_size) if on_cpu else positions
         blocks = [slice(start, start + columns) for start in range(0, vocab_size, columns)]
+        for_weight = None
+        if gradients[1] and not len(labels_M):
+            for_weight = torch.zeros(weight_VD.shape, dtype=exact, device=device)
+        elif gradients[1] and len(blocks) > 1:
+            for_weight = torch.empty(weight_VD.shape, dtype=exact, device=device)
         buffer_CV = torch.empty(positions if len(blocks) > 1 else 0, vocab_size, dtype=exact, device=device)
         for start in range(0, len(labels_M), positions):
             chunk = slice(start, start + positions)
@@ -116,9 +118,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient = logits[:, block].to(dtype)
                 if for_hidden is not None:
                     for_hidden[chunk] += product(gradient, head_VD[block].T)
-                if for_weight is not None:
+                if gradients[1]:
                     part = product(gradient.T, x_CD.T)
-                    if start == 0:
+                    if for_weight is None:
+                        for_weight = part.to(exact)
+                    elif start == 0:
                         for_weight[block] = part
                     else:
                         for_weight[block].add_(part)
