@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._corpus.token_files import encode_files
 from bpe_llama._files import PathLike, open_regular
 from bpe_llama._progress import Progress, ProgressOption, reporting
+from bpe_llama._rich import Group, Table, Text
 from bpe_llama.display import visible
 from bpe_llama.tokenizer import Tokenizer
 
