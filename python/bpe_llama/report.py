@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,14 @@ class Report:
     unused: int
     cut: int
     cut_share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the statistics for JSON; tokens are printable text, as `display.visible` writes them."""
+        tokens = {
+            "longest": [visible(token) for token in self.longest],
+            "rarest": [{"token": visible(token), "occurrences": count} for token, count in self.rarest],
+        }
+        return asdict(self) | tokens
 
 
 def report(

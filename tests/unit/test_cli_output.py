@@ -71,6 +71,24 @@ def test_json(tok: Tokenizer, saved: str, tmp_path: Path, capsys: pytest.Capture
     assert "give --json or --out, not both" in capsys.readouterr().err
 
 
+def test_json_of_training_and_encoding_a_corpus(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, out, shards = tmp_path / "a.txt", tmp_path / "t.json", tmp_path / "shards"
+    corpus.write_text("some text to train on, é " * 50, encoding="utf-8")
+    train = ["train-tokenizer", str(corpus), "--vocab-size", "270", "--out", str(out), "--json"]
+    assert cli.main(train) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("seconds") > 0
+    assert found.pop("peak_memory_bytes") != 0
+    assert found == {"out": str(out), "vocab_size": 270}
+    assert cli.main([*train, "--report"]) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert report["rows"][-1]["num_bytes"] == corpus.stat().st_size and all(report["longest"])
+    assert cli.main(["encode-corpus", str(corpus), "-t", saved, "--out", str(shards), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("seconds") >= 0 and found.pop("tokens") > 0
+    assert found == {"out": str(shards), "documents": 1, "bytes": corpus.stat().st_size, "shards": 1}
+
+
 def test_quiet_prints_results_alone(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

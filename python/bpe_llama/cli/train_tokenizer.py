@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import is_quiet, note
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, integer_option
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, JsonOption, integer_option
 from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.tokenizer import Tokenizer
 
@@ -65,9 +66,10 @@ def command(
         bool | None,
         typer.Option(
             "--report/--no-report",
-            help="Encode the corpus and print statistics; default: unless --ray or --quiet is given.",
+            help="Encode the corpus and print statistics; default: unless --ray, --quiet or --json is given.",
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a vocabulary on text and save it."""
     from rich.console import Console
@@ -122,10 +124,17 @@ def command(
         tokenizer = with_chat_template(tokenizer, chat_template)
     tokenizer.save(out)
     peak = reporting.peak_memory()
-    memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
-    note(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}", on_stdout=True)
-    if report or (report is None and ray is None and not is_quiet()):
+    seconds = time.perf_counter() - started
+    if not as_json:
+        memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
+        note(f"{out}: {tokenizer.vocab_size:,} tokens in {seconds:.1f} s{memory}", on_stdout=True)
+    figures = {"out": str(out), "vocab_size": tokenizer.vocab_size, "seconds": seconds, "peak_memory_bytes": peak}
+    if report or (report is None and ray is None and not is_quiet() and not as_json):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # training has already warned of skipped rows
             result = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
-        Console(soft_wrap=True, highlight=False).print(reporting.report_tables(result))
+        figures["report"] = result.to_dict()
+        if not as_json:
+            Console(soft_wrap=True, highlight=False).print(reporting.report_tables(result))
+    if as_json:
+        typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
