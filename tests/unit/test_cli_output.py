@@ -89,6 +89,23 @@ def test_json_of_training_and_encoding_a_corpus(saved: str, tmp_path: Path, caps
     assert found == {"out": str(shards), "documents": 1, "bytes": corpus.stat().st_size, "shards": 1}
 
 
+def test_training_reads_fields_and_documents_as_encode_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, text, out = tmp_path / "a.jsonl", tmp_path / "a.txt", tmp_path / "t.json"
+    rows.write_text(json.dumps({"body": "ab ab ab"}), encoding="utf-8")
+    text.write_text("aa|ab|ab", encoding="utf-8")
+    train = ["train-tokenizer", "--vocab-size", "257", "--out", str(out), "--report", "--json"]
+    assert cli.main([*train, str(rows)]) == 2
+    assert "text" in capsys.readouterr().err
+    assert cli.main([*train, str(rows), "--field", "body"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["rows"][-1]["num_bytes"] == 8
+    assert Tokenizer.from_file(out).id_to_bytes(256) == b"ab"
+    assert cli.main([*train, str(text), "--separator", "|", "--pattern", "(?s:.+)"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["rows"][-1]["num_bytes"] == 6
+    assert Tokenizer.from_file(out).id_to_bytes(256) == b"ab"
+
+
 def test_quiet_prints_results_alone(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
@@ -19,8 +19,14 @@ from bpe_llama.tokenizer import Tokenizer
 EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|end|>'"
 
 
+class _Reading(TypedDict):
+    separator: str | None
+    field: str
+    on_error: str
+
+
 def command(
-    corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .gz, .zst.")],
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .parquet, .gz, .zst.")],
     vocab_size: Annotated[int, integer_option("Number of tokens: 256 bytes, merges, special tokens.")] = 32_000,
     pattern: Annotated[
         str | None,
@@ -43,6 +49,10 @@ def command(
     ] = None,
     min_frequency: Annotated[int, integer_option("Least count of a pair that is merged.")] = 0,
     max_token_length: Annotated[int | None, integer_option("Longest token in bytes.")] = None,
+    field: Annotated[str, typer.Option(help="The field or column of .jsonl and .parquet.")] = "text",
+    separator: Annotated[
+        str | None, typer.Option(help="Text that ends a document within a text file; default: a file is a document.")
+    ] = None,
     on_error: Annotated[
         str,
         typer.Option(
@@ -95,6 +105,7 @@ def command(
         raise ValueError(f"--out is {out}; expected a folder or a file that ends in .json, .tiktoken or .model")
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    reading: _Reading = {"separator": separator, "field": field, "on_error": on_error}
     if pattern is None and base is None:
         pattern = DEFAULT_PATTERN
     if ray is not None:
@@ -102,7 +113,7 @@ def command(
 
         with scale.cluster(ray):
             counts = scale.count_files(
-                corpus, pattern=pattern or DEFAULT_PATTERN, special_tokens=special or [], on_error=on_error
+                corpus, pattern=pattern or DEFAULT_PATTERN, special_tokens=special or [], **reading
             )
         tokenizer = Tokenizer.train_from_counts(
             counts, vocab_size=vocab_size, min_frequency=min_frequency, max_token_length=max_token_length
@@ -117,8 +128,8 @@ def command(
             superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
-            on_error=on_error,
             num_threads=threads,
+            **reading,
         )
     if chat_template is not None:
         tokenizer = with_chat_template(tokenizer, chat_template)
@@ -132,7 +143,7 @@ def command(
     if report or (report is None and ray is None and not is_quiet() and not as_json):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # training has already warned of skipped rows
-            result = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
+            result = reporting.report(tokenizer, corpus, num_threads=threads, **reading)
         figures["report"] = result.to_dict()
         if not as_json:
             Console(soft_wrap=True, highlight=False).print(reporting.report_tables(result))
