@@ -100,6 +100,16 @@ def test_the_command_without_its_extra_says_how_to_install_it() -> None:
     assert done.stderr == "bpe-llama: the command line needs typer: pip install 'bpe-llama[cli]'\n"
 
 
+@pytest.mark.parametrize(("command", "extra"), [("generate", "model"), ("serve", "serve")])
+def test_a_command_of_the_model_names_its_extra(command: str, extra: str) -> None:
+    done = _python(
+        f"import sys; sys.modules['torch'] = None; sys.argv = ['bpe-llama', '{command}', 'x']\n"
+        "from bpe_llama.__main__ import main; sys.exit(main())"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"bpe-llama: {command} needs torch: pip install 'bpe-llama[{extra}]'\n"
+
+
 def test_the_package_is_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "bpe_llama", "--version"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, f"{bpe_llama.__version__}\n"), done.stderr

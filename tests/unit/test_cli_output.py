@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_training_reads_fields_and_documents_as_encode_corpus(
     assert cli.main([*train, str(text), "--separator", "|", "--pattern", "(?s:.+)"]) == 0
     assert json.loads(capsys.readouterr().out)["report"]["rows"][-1]["num_bytes"] == 6
     assert Tokenizer.from_file(out).id_to_bytes(256) == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--pattern", r"\R|.", "--out", "t.json"], r"pattern .* cannot be saved"),
+        (["--out", "t.model"], "cannot be saved as .model"),
+    ],
+)
+def test_what_cannot_be_saved_is_not_trained(
+    options: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("some text", encoding="utf-8")
+    monkeypatch.setattr(Tokenizer, "train", lambda *_, **__: pytest.fail("the corpus is read"))
+    assert cli.main(["train-tokenizer", "a.txt", "--vocab-size", "260", *options]) == 2
+    assert re.search(error, capsys.readouterr().err)
+    assert os.listdir() == ["a.txt"]
 
 
 def test_quiet_prints_results_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -95,14 +96,15 @@ def command(
             raise ValueError(f"give {name} or --ray, not both")
     if chat_template is not None:
         from bpe_llama.chat import with_chat_template
-        from bpe_llama.chat.templates import template_text, template_tokens
+        from bpe_llama.chat.templates import template_tokens
 
-        template_text(chat_template)  # raises before the corpus is read
         if out.suffix and out.name != "tokenizer.json":
             raise ValueError(f"--chat-template is saved beside a tokenizer.json; --out is {out}, expected that name")
         special = list(dict.fromkeys((*(special or ()), *template_tokens(chat_template))))
     if not out.is_dir() and out.suffix not in ("", ".json", ".tiktoken", ".model"):
         raise ValueError(f"--out is {out}; expected a folder or a file that ends in .json, .tiktoken or .model")
+    own_pattern = pattern if base is None and superword_from is None else None  # else another one is saved
+    _check_saving(out, own_pattern, special or [], chat_template)
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     reading: _Reading = {"separator": separator, "field": field, "on_error": on_error}
@@ -149,3 +151,21 @@ def command(
             Console(soft_wrap=True, highlight=False).print(reporting.report_tables(result))
     if as_json:
         typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
+
+
+def _check_saving(out: Path, pattern: str | None, special: list[str], chat_template: str | None) -> None:
+    """Save a vocabulary of bytes elsewhere, so that what cannot be saved is refused before the corpus is read.
+
+    Raises:
+        ValueError: If the pattern, the special tokens or the chat template cannot be saved in this format.
+    """
+    from bpe_llama.chat import with_chat_template
+
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", UserWarning)  # the trained vocabulary warns
+        untrained = Tokenizer.train_from_iterator(
+            ["a"], 256 + len(special), pattern=pattern, special_tokens=special, progress=False
+        )
+        if chat_template is not None:
+            untrained = with_chat_template(untrained, chat_template)
+        untrained.save(Path(folder) / out.name if out.suffix and not out.is_dir() else folder)
