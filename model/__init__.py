@@ -7,6 +7,11 @@ Read in this order: `config`, `layers`, `cache`, `llama`; then `checkpoints`, `s
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md
     raise ImportError("import this as bpe_llama.model, not as a global package named model")
 
+from importlib.util import find_spec
+
+if _missing := [name for name in ("torch", "safetensors") if find_spec(name) is None]:
+    raise ModuleNotFoundError(f"bpe_llama.model needs {_missing[0]}: pip install 'bpe-llama[model]'", name=_missing[0])
+
 from bpe_llama.model import families
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.cache import KVCache

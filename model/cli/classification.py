@@ -103,8 +103,8 @@ def is_classifiers_adapter(folder: Path | None) -> bool:
     return read_json_object(folder / "adapter_config.json").get("task_type") == "SEQ_CLS"
 
 
-def report_score(score: ClassifierScore | None, labels: Sequence[str], out: Path) -> None:
+def report_score(score: ClassifierScore | None, labels: Sequence[str], out: Path, on_stdout: bool = True) -> None:
     """Print accuracy and confusion matrix of the held-out texts, and write them to ``evaluation.json``."""
     if score is not None:
-        note(score.describe(labels), on_stdout=True)
+        note(score.describe(labels), on_stdout=on_stdout)
         write_text(out / "evaluation.json", json.dumps(score.to_dict(labels), indent=2) + "\n")

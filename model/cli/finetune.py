@@ -33,16 +33,17 @@ from bpe_llama.model.cli.options.common import (
     ChatTemplateOption,
     GroupSizeOption,
     ResizeOption,
-    describe,
 )
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
+    ResultJsonOption,
     SamplePromptOption,
     TeacherOption,
     TeacherTemperatureOption,
     TeacherWeightOption,
     run_keywords,
     say_if_nothing_to_resume,
+    say_result,
 )
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
@@ -154,6 +155,7 @@ def command(
     teacher_temperature: TeacherTemperatureOption = None,
     teacher_weight: TeacherWeightOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
+    as_json: ResultJsonOption = False,
     **settings: Any,
 ) -> int:
     """Fine-tune a model on your own text, with a LoRA adapter unless --full.
@@ -254,8 +256,6 @@ def command(
         result, score = finetune_classifier(
             loaded, labelled, config, out, epochs=epochs, resume=resume, callbacks=callbacks
         )
-        note(describe(result, "text"), on_stdout=True)
-        report_score(score, labelled.labels, out)
     else:
         assert isinstance(loaded, LlamaForCausalLM)
         keywords = run_keywords(
@@ -280,9 +280,10 @@ def command(
             **keywords,
             **data,
         )
-        note(describe(result), on_stdout=True)
+        score = None
+    unit = "token" if labelled is None else "text"
     if result.interrupted:
-        note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=True)
+        say_result(result, as_json, unit)
         return EXIT_INTERRUPTED
     model_flags = f"--model {out / 'model'}"
     if not full:
@@ -296,16 +297,27 @@ def command(
         lora.remove(loaded)
     if ranks.is_main and (merge or (full and labelled is not None)):
         save_with_tokenizer(loaded, vocabulary, out / "model")
+    found: dict[str, Any] = {
+        "adapter": None if full else str(out / "adapter"),
+        "model": str(out / "model") if full or merge else None,
+    }
+    if labelled is not None and score is not None:
+        found["evaluation"] = score.to_dict(labelled.labels)
+    say_result(result, as_json, unit, **found)
     if labelled is not None:
+        report_score(score, labelled.labels, out, on_stdout=not as_json)
         fields = "".join(
             f" {flag} {field}"
             for flag, field in (("--text-field", text_field), ("--label-field", label_field))
             if field is not None
         )
-        note(f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}", on_stdout=True)
+        note(
+            f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}",
+            on_stdout=not as_json,
+        )
     else:
         what = "generate 'Once upon a time'" if vocabulary.chat_template is None else "chat"
-        note(f"try: bpe-llama {what} {model_flags}", on_stdout=True)
+        note(f"try: bpe-llama {what} {model_flags}", on_stdout=not as_json)
     return 0
 
 

@@ -11,15 +11,17 @@ from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import note
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import end_turns, load_model, resize_embeddings, with_template
-from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ChatTemplateOption, ResizeOption, describe
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ChatTemplateOption, ResizeOption
 from bpe_llama.model.cli.options.run import (
     LoggerOption,
+    ResultJsonOption,
     SamplePromptOption,
     TeacherOption,
     TeacherTemperatureOption,
     TeacherWeightOption,
     run_keywords,
     say_if_nothing_to_resume,
+    say_result,
 )
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
@@ -63,6 +65,7 @@ def command(
     teacher_temperature: TeacherTemperatureOption = None,
     teacher_weight: TeacherWeightOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
+    as_json: ResultJsonOption = False,
     **settings: Any,
 ) -> int:
     """Train a LLaMA on token files or shards. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
@@ -119,9 +122,8 @@ def command(
         teacher_weight=teacher_weight,
     )
     result = training.train(model, source, train_config, out, eval_file=eval_file, tokenizer=vocabulary, **keywords)
-    note(describe(result), on_stdout=True)
+    say_result(result, as_json, model=None if result.interrupted else str(out / "model"))
     if result.interrupted:
-        note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=True)
         return EXIT_INTERRUPTED
-    note(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}", on_stdout=True)
+    note(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}", on_stdout=not as_json)
     return 0

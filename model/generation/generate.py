@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bpe_llama._arguments import boolean, integer
+from bpe_llama._arguments import boolean, instance, integer
 from bpe_llama.model.backends.cuda.dispatch import (
     graph_backend,
     options_unsupported_by_cuda_graph,
@@ -92,7 +92,8 @@ def generate(
         torch.Size([1, 7])
     """
     check_model(model)
-    check_tensors(input_ids=input_ids, attention_mask=attention_mask)
+    instance("input_ids", input_ids, torch.Tensor, "a torch.Tensor")
+    check_tensors(attention_mask=attention_mask)
     num_beams = integer("num_beams", num_beams, 1)
     num_return_sequences = integer("num_return_sequences", num_return_sequences, 1)
     if cuda_graph and num_beams != 1:

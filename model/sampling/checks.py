@@ -11,10 +11,19 @@ from typing import Any
 from bpe_llama._arguments import iterator, wrong
 
 
+def check_whole(name: str, value: Any, expected: str = "an integer") -> None:
+    """Raise for what is no integer; NumPy's and a tensor of one are."""
+    try:
+        whole = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        whole = None
+    if whole is None:
+        raise TypeError(f"{name} is {value!r}; expected {expected}")
+
+
 def check_count(name: str, value: Any, least: int) -> None:
     """Raise for what is no integer, or is too small."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r}; expected an integer")
+    check_whole(name, value)
     if value < least:
         raise ValueError(f"{name} is {value}; expected at least {least}")
 
@@ -23,7 +32,11 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
     """Raise for what is no finite number, or is out of range."""
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real, too
         raise TypeError(f"{name} is {value!r}; expected a number")
-    if not least <= float(value) <= most or math.isinf(value):
+    try:
+        is_in_range = least <= float(value) <= most and not math.isinf(value)
+    except OverflowError:  # an int beyond the largest float
+        is_in_range = False
+    if not is_in_range:
         expected = f"a finite number of at least {least}" if math.isinf(most) else f"{least} to {most}"
         raise ValueError(f"{name} is {value}; expected {expected}")
 

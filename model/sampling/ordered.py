@@ -50,7 +50,7 @@ def filtered_in_order(scores_V: Tensor, order: Sequence[str], values: dict[str, 
         if name == "temperature":
             scores_V = _at_temperature(scores_V, values["temperature"])
         elif name == "top_n_sigma":
-            scores_V = top_n_sigma(scores_V, values[name])
+            scores_V = top_n_sigma(scores_V, float(values[name]))
         elif name == "xtc":
             if values["xtc_probability"] > 0 and chance <= values["xtc_probability"]:
                 scores_V = exclude_top_choices(scores_V, values["xtc_threshold"])

@@ -26,7 +26,7 @@ from torch import Tensor
 from bpe_llama._arguments import boolean, check_keywords, iterator
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.checks import check_count, check_ending_ids, check_number, sequences_of_ids
+from bpe_llama.model.sampling.checks import check_count, check_ending_ids, check_number, check_whole, sequences_of_ids
 from bpe_llama.model.sampling.constraint import Constraint
 from bpe_llama.model.sampling.filters import Filters
 from bpe_llama.model.sampling.ordered import FILTER_OPTIONS, FILTERS, LLAMA_CPP_FILTERS
@@ -294,13 +294,15 @@ class GenerationOptions(SamplingParams):
             )
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
-        elif isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
-            raise TypeError(f"seed is {self.seed!r}; expected an integer, or None for a fresh one")
+        else:
+            check_whole("seed", self.seed, "an integer, or None for a fresh one")
         check_count("top_logprobs", self.top_logprobs, 0)
         for name in ("logprobs", "prompt_logprobs"):
             boolean(name, getattr(self, name))
         if self.eos_id is not None:
             check_ending_ids(self.eos_id)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise TypeError(f"constraint is {self.constraint!r:.100}; expected a Constraint or None")
         super().__post_init__()
 
     @classmethod

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from types import NoneType
 from typing import NamedTuple, TypeAlias
 
@@ -62,16 +63,16 @@ def reporting(progress: ProgressOption) -> Iterator[Report | None]:
     """Yield the function that the core calls to report progress, or ``None``.
 
     Args:
-        progress: ``None`` shows a bar if stderr is a terminal, ``True`` always, ``False`` never; a function is called
-            with a :class:`Progress` about ten times a second and at the end of each stage. Within `quietly`, ``None``
-            shows nothing.
+        progress: ``None`` shows a bar if stderr is a terminal and rich is installed, ``True`` always, ``False`` never;
+            a function is called with a :class:`Progress` about ten times a second and at the end of each stage. Within
+            `quietly`, ``None`` shows nothing.
     """
     if callable(progress):
         call = progress
         yield lambda stage, done, total: _ignore(call(Progress(stage, done, total)))
     elif not isinstance(progress, (bool, NoneType)):
         raise TypeError(wrong("progress", progress, "True, False, None or a function"))
-    elif progress or (progress is None and sys.stderr.isatty() and not is_quiet()):
+    elif progress or (progress is None and sys.stderr.isatty() and not is_quiet() and find_spec("rich")):
         with _bar() as report:
             yield report
     else:
@@ -100,7 +101,7 @@ _OF_BYTES = ("count", "encode")
 @contextmanager
 def _bar() -> Iterator[Report]:
     """Show one line a stage on stderr: amount, rate, and the time left."""
-    from rich.console import Console
+    from bpe_llama._rich import Console, Text  # isort: split
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -111,7 +112,6 @@ def _bar() -> Iterator[Report]:
     )
     from rich.progress import Progress as Bars
     from rich.table import Column
-    from rich.text import Text
 
     class Amount(DownloadColumn):
         """Bytes for text, a plain number for merges and tensors."""

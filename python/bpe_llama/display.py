@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
+from bpe_llama._rich import Table, Text
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer

@@ -30,11 +30,9 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.text import Text
-
 from bpe_llama._arguments import instance, integer, iterator, string, strings, wrong
 from bpe_llama._core import pattern_regex, shown
+from bpe_llama._rich import Console, Text
 from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.display import coloured_tokens, visible
 from bpe_llama.tokenizer import Tokenizer

@@ -6,21 +6,19 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._corpus.token_files import encode_files
 from bpe_llama._files import PathLike, open_regular
 from bpe_llama._progress import Progress, ProgressOption, reporting
+from bpe_llama._rich import Group, Table, Text
 from bpe_llama.display import visible
 from bpe_llama.tokenizer import Tokenizer
 
@@ -64,6 +62,14 @@ class Report:
     unused: int
     cut: int
     cut_share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the statistics for JSON; tokens are printable text, as `display.visible` writes them."""
+        tokens = {
+            "longest": [visible(token) for token in self.longest],
+            "rarest": [{"token": visible(token), "occurrences": count} for token, count in self.rarest],
+        }
+        return asdict(self) | tokens
 
 
 def report(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import reduce
+from importlib.util import find_spec
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,9 @@ def cluster(address: str) -> Iterator[None]:
         ConnectionError: If no cluster answers.
         ValueError: If the address is malformed.
     """
-    try:
-        import ray.data
-    except ImportError as error:
-        raise ImportError("counting on Ray needs Ray: pip install 'bpe_llama[scale]'") from error
+    _check_installed()
+    import ray.data
+
     _check_answers(address)
     try:
         ray.init(address, log_to_driver=False)
@@ -73,6 +73,12 @@ def cluster(address: str) -> Iterator[None]:
         for handler, level in zip(console, levels, strict=True):
             handler.setLevel(level)
         ray.shutdown()
+
+
+def _check_installed() -> None:
+    """Raise an ImportError that names the extra if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ImportError("bpe_llama.scale needs Ray: pip install 'bpe_llama[scale]'")
 
 
 def _check_answers(address: str) -> None:
@@ -119,6 +125,7 @@ def count_files(
         ValueError: If the pattern is unknown, special tokens repeat, a row holds no text, or a file is not of its
             format.
     """
+    _check_installed()
     import ray.data
 
     all_bad_rows = BadRows(on_error)
@@ -322,6 +329,7 @@ def encode_corpus(
         FileNotFoundError: Likewise; also if the folder that a worker wrote to is not this machine's.
         ValueError: Likewise.
     """
+    _check_installed()
     import ray.data
 
     from bpe_llama._corpus.encode_corpus import Corpus

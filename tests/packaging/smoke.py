@@ -1,6 +1,6 @@
 """Use each part of an installed wheel once: ``python -I tests/packaging/smoke.py``.
 
-It needs the package and what it depends on, and nothing of the repository, pytest or Rust. CI runs it with every wheel
+It needs the package with the extra ``cli``, and nothing of the repository, pytest or Rust. CI runs it with every wheel
 on the wheel's own platform.
 """
 

@@ -42,6 +42,79 @@ def test_importing_the_package_changes_no_global_state() -> None:
     assert done.stdout == "True\n", done.stderr
 
 
+_EXTRAS = {
+    "cli": ("rich", "typer", "click"),
+    "chat": ("jinja2", "markupsafe"),
+    "model": ("torch", "safetensors", "gguf", "regex", "matplotlib"),
+    "scale": ("ray",),
+}
+
+
+def _without_extras(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with NumPy alone."""
+    missing = [package for packages in _EXTRAS.values() for package in packages]
+    return _python(f"import sys; sys.modules |= dict.fromkeys({missing})\n{script}")
+
+
+def test_the_tokenizer_needs_numpy_alone(tmp_path: Path) -> None:
+    done = _without_extras(
+        "import sys\n"
+        "import numpy as np\n"
+        "from bpe_llama import Sampler, Tokenizer\n"
+        "sys.stderr.isatty = lambda: True\n"  # where a bar is shown if rich is there
+        "tok = Tokenizer.train_from_iterator(['ab ab abc'] * 9, vocab_size=258)\n"
+        "tok.chat_template = '{{ messages[0].content }}'\n"
+        f"tok.save({str(tmp_path / 'tokenizer.json')!r})\n"
+        f"again = Tokenizer.from_file({str(tmp_path)!r})\n"
+        "assert again.chat_template == tok.chat_template\n"
+        "assert again(['ab', 'abc'], padding=True, pad_id=0, return_tensors='np')['input_ids'].shape == (2, 2)\n"
+        "print(again.decode(again.encode('abc')), Sampler(temperature=0.0).sample(np.array([0, 1], np.float32)))"
+    )
+    assert done.stdout == "abc 1\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "tok.apply_chat_template([{'role': 'user', 'content': 'a'}], chat_template='a')",
+            "jinja2: pip install 'bpe-llama[chat]'",
+        ),
+        ("Tokenizer.train_from_iterator(['ab'], vocab_size=257, progress=True)", "rich: pip install 'bpe-llama[cli]'"),
+        ("import bpe_llama.compare", "rich: pip install 'bpe-llama[cli]'"),
+        ("import bpe_llama.model", "torch: pip install 'bpe-llama[model]'"),
+        ("from bpe_llama.model import LlamaForCausalLM", "torch: pip install 'bpe-llama[model]'"),
+        ("tok(['a'], return_tensors='pt')", "torch: pip install 'bpe-llama[model]'"),
+        ("from bpe_llama import scale; scale.count_files('README.md')", "Ray: pip install 'bpe_llama[scale]'"),
+    ],
+)
+def test_a_missing_extra_is_named(script: str, said: str) -> None:
+    made = "from bpe_llama import Tokenizer\ntok = Tokenizer.train_from_iterator(['ab'], vocab_size=257)\n"
+    error = _without_extras(made + script).stderr.splitlines()[-1]
+    assert "Error: " in error and error.endswith(said)
+
+
+def test_the_command_without_its_extra_says_how_to_install_it() -> None:
+    done = _without_extras("from bpe_llama.__main__ import main; sys.exit(main())")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "bpe-llama: the command line needs typer: pip install 'bpe-llama[cli]'\n"
+
+
+@pytest.mark.parametrize(("command", "extra"), [("generate", "model"), ("serve", "serve")])
+def test_a_command_of_the_model_names_its_extra(command: str, extra: str) -> None:
+    done = _python(
+        f"import sys; sys.modules['torch'] = None; sys.argv = ['bpe-llama', '{command}', 'x']\n"
+        "from bpe_llama.__main__ import main; sys.exit(main())"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"bpe-llama: {command} needs torch: pip install 'bpe-llama[{extra}]'\n"
+
+
+def test_the_package_is_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "bpe_llama", "--version"], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"{bpe_llama.__version__}\n"), done.stderr
+
+
 def test_the_model_folder_refuses_to_be_a_global_package() -> None:
     """The repository's root holds a folder `model`, so `import model` from there would find it."""
     done = _python("import model", ROOT)

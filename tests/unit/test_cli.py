@@ -149,7 +149,7 @@ def test_doctor_knows_all_extras() -> None:
     declared = {
         extra: {re.split(r"[^\w-]", requirement)[0] for requirement in requirements} - {"bpe-llama"}
         for extra, requirements in project["optional-dependencies"].items()
-        if extra not in ("dev", "bench", "docs")  # these are for its developers
+        if extra not in ("all", "dev", "bench", "docs")  # a list of others; for its developers
     }
     assert {extra: set(packages) for extra, packages in doctor._EXTRAS.items()} == declared
 
@@ -229,7 +229,7 @@ def test_counting_on_ray_needs_ray(
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     assert cli.main(["train-tokenizer", str(tmp_path), "--ray", "local", "-o", str(tmp_path / "t.json")]) == 2
-    assert capsys.readouterr().err == "bpe-llama: counting on Ray needs Ray: pip install 'bpe_llama[scale]'\n"
+    assert capsys.readouterr().err == "bpe-llama: bpe_llama.scale needs Ray: pip install 'bpe_llama[scale]'\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,59 @@ def test_json(tok: Tokenizer, saved: str, tmp_path: Path, capsys: pytest.Capture
     assert described["special_tokens"] == tok.special_tokens and described["end_ids"] == sorted(tok.end_ids)
     assert cli.main(["encode", text, "-t", saved, "--json", "--out", str(tmp_path / "x.npy")]) == 2
     assert "give --json or --out, not both" in capsys.readouterr().err
+
+
+def test_json_of_training_and_encoding_a_corpus(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, out, shards = tmp_path / "a.txt", tmp_path / "t.json", tmp_path / "shards"
+    corpus.write_text("some text to train on, é " * 50, encoding="utf-8")
+    train = ["train-tokenizer", str(corpus), "--vocab-size", "270", "--out", str(out), "--json"]
+    assert cli.main(train) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("seconds") > 0
+    assert found.pop("peak_memory_bytes") != 0
+    assert found == {"out": str(out), "vocab_size": 270}
+    assert cli.main([*train, "--report"]) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert report["rows"][-1]["num_bytes"] == corpus.stat().st_size and all(report["longest"])
+    assert cli.main(["encode-corpus", str(corpus), "-t", saved, "--out", str(shards), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("seconds") >= 0 and found.pop("tokens") > 0
+    assert found == {"out": str(shards), "documents": 1, "bytes": corpus.stat().st_size, "shards": 1}
+
+
+def test_training_reads_fields_and_documents_as_encode_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, text, out = tmp_path / "a.jsonl", tmp_path / "a.txt", tmp_path / "t.json"
+    rows.write_text(json.dumps({"body": "ab ab ab"}), encoding="utf-8")
+    text.write_text("aa|ab|ab", encoding="utf-8")
+    train = ["train-tokenizer", "--vocab-size", "257", "--out", str(out), "--report", "--json"]
+    assert cli.main([*train, str(rows)]) == 2
+    assert "text" in capsys.readouterr().err
+    assert cli.main([*train, str(rows), "--field", "body"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["rows"][-1]["num_bytes"] == 8
+    assert Tokenizer.from_file(out).id_to_bytes(256) == b"ab"
+    assert cli.main([*train, str(text), "--separator", "|", "--pattern", "(?s:.+)"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["rows"][-1]["num_bytes"] == 6
+    assert Tokenizer.from_file(out).id_to_bytes(256) == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--pattern", r"\R|.", "--out", "t.json"], r"pattern .* cannot be saved"),
+        (["--out", "t.model"], "cannot be saved as .model"),
+    ],
+)
+def test_what_cannot_be_saved_is_not_trained(
+    options: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("some text", encoding="utf-8")
+    monkeypatch.setattr(Tokenizer, "train", lambda *_, **__: pytest.fail("the corpus is read"))
+    assert cli.main(["train-tokenizer", "a.txt", "--vocab-size", "260", *options]) == 2
+    assert re.search(error, capsys.readouterr().err)
+    assert os.listdir() == ["a.txt"]
 
 
 def test_quiet_prints_results_alone(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from bpe_llama._progress import note
 from bpe_llama.model.cli.loading import load_model
+from bpe_llama.model.cli.options.common import describe
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.evaluation.bits_per_byte import token_bytes
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.training import TrainConfig, batch_loss, distillation_loss, token_pieces
+from bpe_llama.model.training import TrainConfig, TrainResult, batch_loss, distillation_loss, token_pieces
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
@@ -39,6 +44,28 @@ TeacherTemperatureOption = Annotated[
 TeacherWeightOption = Annotated[
     float | None, typer.Option(help="Weight of the teacher's part of the loss, 0 to 1.  [default: 0.5]")
 ]
+ResultJsonOption = Annotated[
+    bool, typer.Option("--json", help="At the end, print the result as one JSON object; notes go to stderr.")
+]
+
+
+def say_result(result: TrainResult, as_json: bool, unit: str = "token", **more: Any) -> None:
+    """Print the result of a run: one line, or with --json one object, in which a figure that is not finite is null.
+
+    Args:
+        result: The result.
+        as_json: Whether --json is given.
+        unit: What losses are per.
+        **more: Further values of the object.
+    """
+    if as_json:
+        values = dataclasses.asdict(result) | {"checkpoint": str(result.checkpoint)} | more
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        typer.echo(json.dumps(finite, ensure_ascii=False, indent=2))
+    else:
+        note(describe(result, unit), on_stdout=True)
+    if result.interrupted:
+        note(f"stopped; the same command with --resume continues from {result.checkpoint}", on_stdout=not as_json)
 
 
 def say_if_nothing_to_resume(out: Path, resume: bool) -> None:

@@ -56,7 +56,7 @@ TRAINING_FLAGS = {
     "device": Flag("--device", "auto (CUDA if available), cpu, cuda, cuda:1, ..."),
     "parallel": Flag(
         "--parallel",
-        "Under torchrun: ddp, the whole model on each rank, or fsdp, weights and moments sharded.  [default: ddp]",
+        "Under torchrun: ddp or auto, the whole model on each rank; fsdp, weights and moments sharded.",
         "auto|ddp|fsdp",
     ),
     "compile": Flag("--compile", "Compile the model with torch.compile."),

@@ -220,7 +220,10 @@ class Batches:
         arrays = {key: np.array(column, np.int64) for key, column in columns.items()}
         if self.return_tensors == "np":
             return arrays
-        import torch
+        try:
+            import torch
+        except ModuleNotFoundError as error:
+            raise ImportError("return_tensors='pt' needs torch: pip install 'bpe-llama[model]'") from error
 
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, SupportsIndex, TypeVar, cast
 
-from markupsafe import Markup
-
 TEMPLATE, GIVEN, UNKNOWN = b"\0", b"\1", b"\2"
 """Origins of a character: the template's own text, a value of the caller, or an operation that mixes both."""
 
@@ -57,12 +55,12 @@ class Traced(str):
         return Traced(character, self._origins[place : place + 1 or None])
 
     def __add__(self, other: str) -> str:
-        if not isinstance(other, str) or isinstance(other, Markup):  # Markup escapes what it is added to
+        if not isinstance(other, str) or hasattr(other, "__html__"):  # markupsafe.Markup escapes what it is added to
             return NotImplemented
         return Traced(super().__add__(other), self._origins + origins_of(other))
 
     def __radd__(self, other: str) -> str:
-        if not isinstance(other, str) or isinstance(other, Markup):
+        if not isinstance(other, str) or hasattr(other, "__html__"):
             return NotImplemented
         return Traced(str.__add__(other, self), origins_of(other) + self._origins)
 

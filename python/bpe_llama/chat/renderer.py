@@ -14,7 +14,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import meta, nodes
+
+try:
+    from jinja2 import meta, nodes
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("chat templates need jinja2: pip install 'bpe-llama[chat]'", name="jinja2") from error
 
 from bpe_llama._arguments import check_surrogates
 from bpe_llama.chat.limits import LimitError, Limits, Meter

@@ -21,6 +21,8 @@ from bpe_llama.cli.options import JsonOption
 EXAMPLE = "Example: bpe-llama doctor"
 
 _EXTRAS = {
+    "cli": ("rich", "typer"),
+    "chat": ("jinja2",),
     "model": ("torch", "safetensors", "matplotlib", "gguf", "regex"),
     "serve": ("fastapi", "prometheus-client", "pydantic", "starlette", "regex", "uvicorn"),
     "structured": ("llguidance",),

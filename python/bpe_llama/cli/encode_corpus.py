@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import note
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerName, integer_option
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, JsonOption, TokenizerName, integer_option
 
 EXAMPLE = "Example: bpe-llama encode-corpus 'corpus/*.jsonl.zst' --tokenizer tokenizer.json --out shards"
 
@@ -50,6 +51,7 @@ def command(
         str | None,
         typer.Option(metavar="ADDRESS", help="Encode on this Ray cluster; auto: find one, local: start one."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Encode a corpus into token shards for training. The same command goes on where an earlier run ended."""
     for name, value in (("--threads", threads), ("--dataset", dataset)):
@@ -89,9 +91,14 @@ def command(
             shard_tokens=shard_tokens,
             num_threads=threads,
         )
+    seconds = time.perf_counter() - started
+    if as_json:
+        figures = {"out": str(out), "tokens": shards.tokens, "documents": shards.documents, "bytes": shards.bytes}
+        typer.echo(json.dumps(figures | {"shards": len(shards.shards), "seconds": seconds}, indent=2))
+        return
     per_token = f", {shards.bytes / shards.tokens:.2f} bytes a token" if shards.tokens else ""
     note(
-        f"{out}: {shards.tokens:,} tokens in {time.perf_counter() - started:.1f} s; "
+        f"{out}: {shards.tokens:,} tokens in {seconds:.1f} s; "
         f"{shards.documents:,} documents in {len(shards.shards):,} shards{per_token}",
         on_stdout=True,
     )

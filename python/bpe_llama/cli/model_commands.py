@@ -66,7 +66,8 @@ def forward(context: typer.Context) -> None:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("bpe_llama"):
             raise
-        message = f"{context.info_name} needs {error.name}: pip install 'bpe-llama[model]'"
+        extra = "serve" if context.info_name == "serve" else "model"  # it holds the other, too
+        message = f"{context.info_name} needs {error.name}: pip install 'bpe-llama[{extra}]'"
         raise ValueError(message) from error
     try:
         code = model_app(args=[str(context.info_name), *context.args], prog_name="bpe-llama", standalone_mode=False)

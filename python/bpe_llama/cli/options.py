@@ -20,8 +20,8 @@ TokenizerName = Annotated[
     typer.Option(
         "--tokenizer",
         "-t",
-        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, a folder that holds one, a published "
-        "vocabulary, such as o200k_base or gpt-4o, or a name on the Hugging Face Hub, such as org/name.",
+        help="tokenizer.json, tokenizer.model, tekken.json, vocab.json, a .tiktoken, a .gguf, a folder that holds one, "
+        "a published vocabulary, such as o200k_base or gpt-4o, or a name on the Hugging Face Hub, such as org/name.",
     ),
 ]
 DEFAULT_TOKENIZER = "tokenizer.json"

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import is_quiet, note
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, integer_option
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, JsonOption, integer_option
 from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|end|>'"
 
 
+class _Reading(TypedDict):
+    separator: str | None
+    field: str
+    on_error: str
+
+
 def command(
-    corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .gz, .zst.")],
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .parquet, .gz, .zst.")],
     vocab_size: Annotated[int, integer_option("Number of tokens: 256 bytes, merges, special tokens.")] = 32_000,
     pattern: Annotated[
         str | None,
@@ -42,6 +50,10 @@ def command(
     ] = None,
     min_frequency: Annotated[int, integer_option("Least count of a pair that is merged.")] = 0,
     max_token_length: Annotated[int | None, integer_option("Longest token in bytes.")] = None,
+    field: Annotated[str, typer.Option(help="The field or column of .jsonl and .parquet.")] = "text",
+    separator: Annotated[
+        str | None, typer.Option(help="Text that ends a document within a text file; default: a file is a document.")
+    ] = None,
     on_error: Annotated[
         str,
         typer.Option(
@@ -65,9 +77,10 @@ def command(
         bool | None,
         typer.Option(
             "--report/--no-report",
-            help="Encode the corpus and print statistics; default: unless --ray or --quiet is given.",
+            help="Encode the corpus and print statistics; default: unless --ray, --quiet or --json is given.",
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a vocabulary on text and save it."""
     from rich.console import Console
@@ -83,16 +96,18 @@ def command(
             raise ValueError(f"give {name} or --ray, not both")
     if chat_template is not None:
         from bpe_llama.chat import with_chat_template
-        from bpe_llama.chat.templates import template_text, template_tokens
+        from bpe_llama.chat.templates import template_tokens
 
-        template_text(chat_template)  # raises before the corpus is read
         if out.suffix and out.name != "tokenizer.json":
             raise ValueError(f"--chat-template is saved beside a tokenizer.json; --out is {out}, expected that name")
         special = list(dict.fromkeys((*(special or ()), *template_tokens(chat_template))))
     if not out.is_dir() and out.suffix not in ("", ".json", ".tiktoken", ".model"):
         raise ValueError(f"--out is {out}; expected a folder or a file that ends in .json, .tiktoken or .model")
+    own_pattern = pattern if base is None and superword_from is None else None  # else another one is saved
+    _check_saving(out, own_pattern, special or [], chat_template)
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    reading: _Reading = {"separator": separator, "field": field, "on_error": on_error}
     if pattern is None and base is None:
         pattern = DEFAULT_PATTERN
     if ray is not None:
@@ -100,7 +115,7 @@ def command(
 
         with scale.cluster(ray):
             counts = scale.count_files(
-                corpus, pattern=pattern or DEFAULT_PATTERN, special_tokens=special or [], on_error=on_error
+                corpus, pattern=pattern or DEFAULT_PATTERN, special_tokens=special or [], **reading
             )
         tokenizer = Tokenizer.train_from_counts(
             counts, vocab_size=vocab_size, min_frequency=min_frequency, max_token_length=max_token_length
@@ -115,17 +130,42 @@ def command(
             superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
-            on_error=on_error,
             num_threads=threads,
+            **reading,
         )
     if chat_template is not None:
         tokenizer = with_chat_template(tokenizer, chat_template)
     tokenizer.save(out)
     peak = reporting.peak_memory()
-    memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
-    note(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}", on_stdout=True)
-    if report or (report is None and ray is None and not is_quiet()):
+    seconds = time.perf_counter() - started
+    if not as_json:
+        memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
+        note(f"{out}: {tokenizer.vocab_size:,} tokens in {seconds:.1f} s{memory}", on_stdout=True)
+    figures = {"out": str(out), "vocab_size": tokenizer.vocab_size, "seconds": seconds, "peak_memory_bytes": peak}
+    if report or (report is None and ray is None and not is_quiet() and not as_json):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # training has already warned of skipped rows
-            result = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
-        Console(soft_wrap=True, highlight=False).print(reporting.report_tables(result))
+            result = reporting.report(tokenizer, corpus, num_threads=threads, **reading)
+        figures["report"] = result.to_dict()
+        if not as_json:
+            Console(soft_wrap=True, highlight=False).print(reporting.report_tables(result))
+    if as_json:
+        typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
+
+
+def _check_saving(out: Path, pattern: str | None, special: list[str], chat_template: str | None) -> None:
+    """Save a vocabulary of bytes elsewhere, so that what cannot be saved is refused before the corpus is read.
+
+    Raises:
+        ValueError: If the pattern, the special tokens or the chat template cannot be saved in this format.
+    """
+    from bpe_llama.chat import with_chat_template
+
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", UserWarning)  # the trained vocabulary warns
+        untrained = Tokenizer.train_from_iterator(
+            ["a"], 256 + len(special), pattern=pattern, special_tokens=special, progress=False
+        )
+        if chat_template is not None:
+            untrained = with_chat_template(untrained, chat_template)
+        untrained.save(Path(folder) / out.name if out.suffix and not out.is_dir() else folder)

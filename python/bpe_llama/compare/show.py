@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from bpe_llama._files import atomic_write
+from bpe_llama._rich import Group, Table, Text
 from bpe_llama.compare.measure import Comparison, Figures
 from bpe_llama.display import visible
 

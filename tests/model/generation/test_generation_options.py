@@ -170,6 +170,7 @@ def test_a_fresh_seed_is_drawn_and_told(model: LlamaForCausalLM, ids: Tensor) ->
         ({"filter_order": ["top_p"], "top_k": 5}, "top_k is 5, but filter_order leaves it out"),
         ({"bad_words": [[5], []]}, "bad_words holds an empty sequence"),
         ({"top_logprobs": -1}, "top_logprobs is -1; expected at least 0"),
+        ({"top_n_sigma": 10**400}, "top_n_sigma is 1.*; expected a finite number of at least 0"),
     ],
 )
 def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
@@ -189,11 +190,20 @@ def test_values_out_of_range_are_named(options: dict[str, Any], message: str) ->
         ({"bad_words": ["no"]}, r"bad_words is \['no'\]; expected sequences of ids"),
         ({"bad_words": [5]}, r"bad_words is \[5\]; expected sequences of ids"),
         ({"logits_processor": [5]}, "logits_processor holds 5; expected callables"),
+        ({"seed": torch.zeros(2)}, r"seed is tensor\(\[0\., 0\.\]\); expected an integer, or None"),
+        ({"max_new_tokens": torch.zeros(2)}, r"max_new_tokens is tensor\(\[0\., 0\.\]\); expected an integer"),
+        ({"constraint": "[ab]"}, r"constraint is '\[ab\]'; expected a Constraint or None"),
     ],
 )
 def test_values_of_another_type_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         GenerationOptions(**options)
+
+
+def test_what_is_no_prompt_is_named_and_large_numbers_are_numbers(model: LlamaForCausalLM, ids: Tensor) -> None:
+    with pytest.raises(TypeError, match=r"input_ids must be a torch\.Tensor, got None"):
+        generate(model, None)  # type: ignore[arg-type]
+    assert generate(model, ids, max_new_tokens=2, top_n_sigma=10**30).shape[1] == ids.shape[1] + 2
 
 
 def test_what_a_processor_returns_is_checked(tiny_model: Make, ids: Tensor) -> None:

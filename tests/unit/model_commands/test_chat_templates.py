@@ -54,6 +54,18 @@ def test_named_templates_are_those_of_transformers(name: str, tmp_path: Path) ->
     assert ENDS[name] in tok.apply_chat_template(TALK, tokenize=False)
 
 
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}"])
+def test_a_broken_template_is_refused_before_training(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "broken.jinja").write_text(template, encoding="utf-8")
+    monkeypatch.setattr(Tokenizer, "train", lambda *_, **__: pytest.fail("the corpus is read"))
+    train = ["train-tokenizer", str(tmp_path / "corpus.txt"), "--vocab-size", "290", "--out", str(tmp_path / "out")]
+    assert main([*train, "--chat-template", str(tmp_path / "broken.jinja")]) == 2
+    assert "the chat template failed" in capsys.readouterr().err
+
+
 def test_a_template_of_a_file(tmp_path: Path) -> None:
     tok = Tokenizer.train_from_iterator([TEXT], vocab_size=280, special_tokens=["<|end|>"], progress=False)
     (tmp_path / "my.jinja").write_text("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}", encoding="utf-8")

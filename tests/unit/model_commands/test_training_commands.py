@@ -88,6 +88,20 @@ def test_pretrain_resumes_and_refuses_to_overwrite(made: Path, capsys: pytest.Ca
     assert "step 6:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_json_of_a_run(made: Path, tmp_path: Path, quiet: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("some notes " * 200)
+    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    assert main(pretrain(made, run, "--json", *quiet)) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["model"], result["interrupted"]) == (str(run / "model"), False)
+    assert result["step"] > 0 and result["loss"] > 0 and Path(result["checkpoint"]).is_dir()
+    options = ["--steps", "1", "--sequence-length", "16", "--json", *quiet]
+    assert main(["finetune", str(tmp_path / "notes.txt"), "-m", str(run / "model"), "-o", str(tuned), *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["adapter"], result["model"], result["step"]) == (str(tuned / "adapter"), None, 1)
+
+
 def test_resume_without_a_checkpoint_says_so(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,11 @@
+"""What the package takes of rich, which the extra ``cli`` installs."""
+
+try:
+    from rich.console import Console, Group
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as error:
+    message = "progress bars, tables and colours need rich: pip install 'bpe-llama[cli]'"
+    raise ModuleNotFoundError(message, name="rich") from error
+
+__all__ = ["Console", "Group", "Table", "Text"]
