@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -67,3 +68,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, ids.nbytes //
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     grown, ids = map(int, run.stdout.split())
     assert grown < ids + 40_000, f"{grown} kB for {ids} kB of ids and a text of 90 MB"
+
+
+def test_a_list_that_checks_for_signals_is_whole(tok: Tokenizer) -> None:
+    """Four million ids are put into a list between two checks; meanwhile the garbage collector cannot see it."""
+    text = "a1 " * 2_500_000
+    ids = tok.encode(text)
+    assert len(ids) > 1 << 22 and ids == tok.encode_to_numpy(text).tolist()
+    assert gc.is_tracked(ids)

@@ -1,5 +1,6 @@
 //! Ids as Python ints. Creating half a million of them takes longer than encoding the text, so they are shared.
 
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -10,6 +11,9 @@ use pyo3::types::{PyInt, PyList};
 
 /// The prefetch distance in ids: a list writes the reference count of each int.
 const PREFETCH_DISTANCE: usize = 32;
+
+/// Ids of a list between two checks of Python's signals: a tenth of a second.
+const IDS_PER_CHECK: usize = 1 << 22;
 
 /// The int object of each id of a vocabulary, created on first use and shared by all lists.
 ///
@@ -22,21 +26,48 @@ impl IdInts {
     }
 
     /// Returns the ids as a list of ints.
+    ///
+    /// # Errors
+    /// `MemoryError`; what a signal handler raises.
     pub(crate) fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
-        // SAFETY: a new reference to a list of null pointers. All are set below, before any other code sees the list.
+        // SAFETY: a new reference to a list of null pointers. All are set below, before other code sees the list.
         let list = unsafe {
             Bound::from_owned_ptr_or_err(py, ffi::PyList_New(ids.len() as ffi::Py_ssize_t))?.cast_into_unchecked()
         };
         advise_huge_pages(&list, ids.len());
-        for (i, &id) in ids.iter().enumerate() {
+        if ids.len() > IDS_PER_CHECK {
+            self.fill_with_checks(&list, ids)?;
+        } else {
+            self.fill(&list, ids, 0..ids.len());
+        }
+        Ok(list)
+    }
+
+    /// Fills a list with ids, and runs signal handlers meanwhile.
+    #[cold]
+    fn fill_with_checks(&self, list: &Bound<'_, PyList>, ids: &[u32]) -> PyResult<()> {
+        // SAFETY: it is a list. Handlers, which may be Python code, cannot find it until it is whole.
+        unsafe { ffi::PyObject_GC_UnTrack(list.as_ptr().cast()) };
+        for start in (0..ids.len()).step_by(IDS_PER_CHECK) {
+            self.fill(list, ids, start..ids.len().min(start + IDS_PER_CHECK));
+            list.py().check_signals()?;
+        }
+        // SAFETY: it is a list that is not tracked.
+        unsafe { ffi::PyObject_GC_Track(list.as_ptr().cast()) };
+        Ok(())
+    }
+
+    /// Sets these places of a new list.
+    #[inline(always)]
+    fn fill(&self, list: &Bound<'_, PyList>, ids: &[u32], places: Range<usize>) {
+        for i in places {
             if let Some(&ahead) = ids.get(i + PREFETCH_DISTANCE) {
                 prefetch(self.0[ahead as usize].load(Ordering::Relaxed));
             }
-            let int = self.int(py, id).into_ptr();
+            let int = self.int(list.py(), ids[i]).into_ptr();
             // SAFETY: the list has this place, and takes over the reference.
             unsafe { ffi::PyList_SetItem(list.as_ptr(), i as ffi::Py_ssize_t, int) };
         }
-        Ok(list)
     }
 
     #[inline]
