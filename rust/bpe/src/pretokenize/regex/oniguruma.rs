@@ -8,6 +8,7 @@ use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 
 use super::matches::fill_ends;
 use crate::Result;
+use crate::error::shortened;
 use crate::interrupt::Interrupt;
 
 /// The most backtracking steps of one match: Oniguruma's own limit.
@@ -58,7 +59,7 @@ impl Oniguruma {
         let regex = Regex::with_options(pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::default());
         let regex = regex.map_err(|error| {
             let why = error.description();
-            invalid!("pattern {pattern:?} is not a regex that Oniguruma can read: {why}")
+            invalid!("pattern {:?} is not a regex that Oniguruma can read: {why}", shortened(pattern))
         })?;
         Ok(Self { regex: Arc::new(regex), pattern: pattern.into() })
     }
@@ -86,7 +87,7 @@ impl Oniguruma {
                 invalid!(
                     "pattern {:?} gave up on the text behind byte {}: {} (at most {BACKTRACK_LIMIT} steps a match, {steps} a \
                      search)",
-                    self.pattern,
+                    shortened(&self.pattern),
                     cursor.from,
                     error.description()
                 )
