@@ -236,9 +236,10 @@ def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
     except OSError:
         raise
     except Exception as error:  # numpy parses the header as Python, which may fail in any way
-        raise ValueError(f"{path}: not a .npy file of token shards: {error}") from None
+        raise ValueError(f"{path}: not a .npy file of token shards: {error!s:.200}") from None
     if (shape, found) != ((count,), dtype):
-        raise ValueError(f"{path}: {found} of shape {shape}, where {INDEX} says {dtype} of shape ({count},)")
+        is_found = f"{found!s:.200} of shape {shown(shape)}"
+        raise ValueError(f"{path}: {is_found}, where {INDEX} says {dtype} of shape ({count},)")
     if size != (expected := offset + count * dtype.itemsize):
         raise ValueError(f"{path}: {size:,} bytes, expected {expected:,}: the file is not complete")
     return offset
