@@ -21,7 +21,7 @@ const MAX_DFA_PATTERN: usize = 1 << 10;
 /// More patterns than these come after one that no text holds, of bytes that are not UTF-8: where nearly all states end a
 /// pattern, the construction takes time quadratic in their number, divided by the states before the first such one.
 const MANY_PATTERNS: usize = 1 << 12;
-const IN_NO_TEXT: &[u8] = &[0xFF; 1 << 12];
+const PADDING: usize = 1 << 12;
 
 /// A segment of a text: an added token or ordinary text.
 #[derive(Debug)]
@@ -170,11 +170,14 @@ fn padding(texts: usize) -> usize {
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if they are too many.
 pub(crate) fn longest_of(texts: &[impl AsRef<[u8]>]) -> Result<AhoCorasick> {
+    // It begins as the first text does, since the search looks for first bytes if they are few.
+    let in_no_text = |text: &[u8]| [text.get(..1).unwrap_or_default(), &[0xFF; PADDING]].concat();
+    let padding: Vec<Vec<u8>> = texts.iter().map(|text| in_no_text(text.as_ref())).take(padding(texts.len())).collect();
     let is_long = texts.iter().any(|text| text.as_ref().len() > MAX_DFA_PATTERN);
     AhoCorasick::builder()
         .match_kind(MatchKind::LeftmostLongest)
         .kind(is_long.then_some(AhoCorasickKind::ContiguousNFA))
-        .build(iter::repeat_n(IN_NO_TEXT, padding(texts.len())).chain(texts.iter().map(AsRef::as_ref)))
+        .build(padding.iter().map(Vec::as_slice).chain(texts.iter().map(AsRef::as_ref)))
         .map_err(|error| invalid!("too many special tokens: {error}"))
 }
 
