@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
 from types import NoneType
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from bpe_llama._arguments import wrong
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 
 class Progress(NamedTuple):
@@ -136,11 +139,23 @@ def _bar() -> Iterator[Report]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     tasks = {}
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    bars = Bars(*columns, console=Console(stderr=True))
 
-        def report(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(_LABELS[stage], stage=stage)
-            bars.update(tasks[stage], completed=done, total=total)
+    def report(stage: str, done: int, total: int | None) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(_LABELS[stage], stage=stage)
+        bars.update(tasks[stage], completed=done, total=total, refresh=not bars.live.auto_refresh)
 
+    try:
+        start_drawing(bars)
         yield report
+    finally:
+        bars.stop()
+
+
+def start_drawing(bars: Bars) -> None:
+    """Start rich's bars. Where no thread can be started, whoever updates them has to refresh them."""
+    try:
+        bars.start()
+    except RuntimeError:
+        bars.live.auto_refresh = False

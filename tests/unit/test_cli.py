@@ -305,6 +305,15 @@ def test_a_process_exits_with_the_code_and_no_traceback() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_no_thread_is_one_line(saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("typer.echo", refuse)
+    assert cli.main(["encode", "a", "--tokenizer", saved]) == 2
+    assert capsys.readouterr().err.startswith("bpe-llama: no thread can be started; allow more processes")
+
+
 def test_ctrl_c_exits_with_130(saved: str) -> None:
     script = "import sys; from bpe_llama.cli import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "count", "-t", saved]

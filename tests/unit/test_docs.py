@@ -104,6 +104,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         ("SECURITY.md", "2,000,000 steps", "python/bpe_llama/chat/limits.py", "steps: int = 2_000_000"),
         ("SECURITY.md", "4,000,000 characters", "python/bpe_llama/chat/limits.py", "text: int = 4_000_000"),
         ("SECURITY.md", "60 MB and 60 seconds", "python/bpe_llama/chat/limits.py", "memory: int = 60_000_000"),
+        ("SECURITY.md", "over 1,000,000 steps", "python/bpe_llama/_gguf/token_types.py", "_MOST_STEPS = 1_000_000"),
         ("SECURITY.md", "more than 1 GiB", "python/bpe_llama/_files/read_write.py", "LARGEST_TEXT = 1 << 30"),
         ("SECURITY.md", "at most 8 MiB", "model/server/config.py", "body_bytes: int = 8 << 20"),
         ("SECURITY.md", "4,096 messages", "model/server/config.py", "messages: int = 4096"),

@@ -20,7 +20,7 @@ import pytest
 
 from bpe_llama import Tokenizer, WordCounts
 from bpe_llama._core import FileLines, TokenFile
-from bpe_llama._files import append_bytes, atomic_write, read_bytes, read_json, write_text
+from bpe_llama._files import append_bytes, atomic_write, locked, read_bytes, read_json, write_text
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="named pipes and signals of Unix")
 
@@ -175,6 +175,18 @@ def test_a_planted_link_is_not_followed_and_the_mode_is_that_of_new_files(tmp_pa
         temporary.chmod(0o600)  # as safetensors leaves it
     assert (tmp_path / "target").read_text() == "mine"
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+@unix
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("mine")
+    for place, plant in enumerate((lambda path: path.symlink_to(tmp_path / "target"), os.mkfifo, Path.mkdir)):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        plant(folder / ".lock")
+        with pytest.raises(ValueError, match=r"\.lock: expected no file, or the lock of a run"), locked(folder):
+            pass
+    assert (tmp_path / "target").read_text() == "mine"
 
 
 KILLED = """

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama._files import flush, read_json_object, write_text
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.tensor_files import read_all
@@ -182,8 +183,12 @@ def remove_surplus(latest: Path, keep: int) -> None:
 def remove_unfinished(out: Path, but: Path | None = None) -> None:
     """Remove what killed processes left of checkpoints that they wrote or removed, `but` for this folder."""
     for unfinished in out.glob(f"{_UNFINISHED}*"):
-        if unfinished != but:
+        if unfinished == but:
+            continue
+        if unfinished.is_dir() and not unfinished.is_symlink():
             shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink()
 
 
 def load_run(
@@ -200,11 +205,11 @@ def load_run(
     state = read_state(checkpoint)
     before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
     names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
-    if changed := [f"{name} was {before[name]!r} and is {now[name]!r}" for name in names]:
+    if changed := [f"{name} was {shown(before[name])} and is {now[name]!r}" for name in names]:
         raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
     if state.data not in ("", batches.fingerprint):
         raise ValueError(
-            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.fingerprint}; "
+            f"{checkpoint}: cannot resume: the data was {state.data:.1000} and is {batches.fingerprint}; "
             "begin a new run from its weights to train on other data"
         )
     load_weights(checkpoint, model)
@@ -220,14 +225,16 @@ def read_state(folder: Path) -> TrainState:
     numbers = recent if isinstance(recent, list) and len(recent) <= len(Recent._fields) else [recent]
     for name, value in (("elapsed", values.get("elapsed")), *(("recent", number) for number in numbers)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-            raise ValueError(f"{path}: {name} is {value!r:.100}; expected finite numbers")
+            raise ValueError(f"{path}: {name} is {shown(value)}; expected finite numbers")
     for name, value in (("step", values.get("step")), ("skipped", values["skipped"])):
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{path}: {name} is {value!r:.100}; expected an integer of at least 0")
+        if type(value) is not int or not 0 <= value < 1 << 53:
+            raise ValueError(f"{path}: {name} is {shown(value)}; expected an integer of at least 0, below 2**53")
     if not isinstance(values.get("settings"), dict):
-        raise ValueError(f"{path}: settings is {values.get('settings')!r:.100}; expected an object")
+        raise ValueError(f"{path}: settings is {shown(values.get('settings'))}; expected an object")
+    if not isinstance(values["data"], str):
+        raise ValueError(f"{path}: data is {shown(values['data'])}; expected a fingerprint")
     step, elapsed, settings = values["step"], float(values["elapsed"]), values["settings"]
-    return TrainState(step, elapsed, settings, values["skipped"], Recent(*numbers), str(values["data"]))
+    return TrainState(step, elapsed, settings, values["skipped"], Recent(*numbers), values["data"])
 
 
 @contextlib.contextmanager

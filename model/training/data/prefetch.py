@@ -1,7 +1,11 @@
-"""Makes the batches of the next steps in a worker thread, so that a step does not wait for them."""
+"""Makes the batches of the next steps in a worker thread, so that a step does not wait for them.
+
+Where no thread can be started, as in a container with too few, each step makes its batches.
+"""
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -24,14 +28,22 @@ class Prefetch:
         self._made: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         self._room = threading.Semaphore(depth + 1)
         self._closed = False
-        self._worker = threading.Thread(target=self._make, args=(batches, indices), name="prefetch", daemon=True)
-        self._worker.start()
+        self._batches, self._indices = batches, iter(indices)
+        self._worker = threading.Thread(target=self._make, name="prefetch", daemon=True)
+        try:
+            self._worker.start()
+            self._has_worker = True
+        except RuntimeError:
+            self._has_worker = False
 
     def take(self, count: int, interrupted: threading.Event | None = None) -> list[Batch]:
         """Return the next `count` batches, fewer if the run is interrupted; raise what the data raised."""
         began = time.perf_counter()
         taken: list[Batch] = []
         while len(taken) < count and not (interrupted is not None and interrupted.is_set()):
+            if not self._has_worker:
+                for index in itertools.islice(self._indices, 1):
+                    self._add(index)
             try:
                 made = self._made.get(timeout=_POLL)
             except queue.Empty:
@@ -49,15 +61,20 @@ class Prefetch:
         """End the worker; data that block for more than a second are left to a daemon thread."""
         self._closed = True
         self._room.release()
-        self._worker.join(timeout=1)
+        if self._has_worker:
+            self._worker.join(timeout=1)
 
-    def _make(self, batches: Batches, indices: range) -> None:
-        for index in indices:
+    def _make(self) -> None:
+        for index in self._indices:
             self._room.acquire()
-            if self._closed:
+            if self._closed or not self._add(index):
                 return
-            try:
-                self._made.put(batches.batch(index))
-            except BaseException as error:
-                self._made.put(error)
-                return
+
+    def _add(self, index: int) -> bool:
+        """Return whether the data made this batch; what they raised is put in its place."""
+        try:
+            self._made.put(self._batches.batch(index))
+        except BaseException as error:
+            self._made.put(error)
+            return False
+        return True

@@ -157,7 +157,7 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"'tools' is {tools!r:.100}, not valid JSON ({error})") from None
     if tools is None:
         return options
@@ -190,7 +190,7 @@ def _sharegpt_turn(turn: Any, place: int) -> dict[str, Any]:
     if turn["from"] == "function_call":
         try:
             calls = json.loads(content)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"message {place}: the call {content!r:.100} is not valid JSON ({error})") from None
         calls = calls if isinstance(calls, list) else [calls]
         message = {"role": role, "tool_calls": [{"type": "function", "function": call} for call in calls]}

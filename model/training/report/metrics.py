@@ -7,15 +7,23 @@ import math
 import os
 from pathlib import Path
 
+from bpe_llama._core import shown
 from bpe_llama._files import append_bytes, atomic_write, read_text, write_text
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run, TrainResult
+
+_NUMBERS = ("step", "tokens", "loss", "grad_norm", "eval_loss")
+"""What this module and a resumed run compute with."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 53)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
     """Return the lines of a `metrics.jsonl`; a last line that a killed process left incomplete is dropped.
 
     Raises:
-        ValueError: If another line is no JSON object with a step; the message has its number.
+        ValueError: If another line is no JSON object with a step, or has text for a number; the message has its number.
     """
     path = Path(path)
     metrics: list[Metrics] = []
@@ -27,10 +35,12 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error}); mend or remove it") from None
-        if not isinstance(values, dict) or not isinstance(values.get("step"), (int, float)):
+        if not isinstance(values, dict) or "step" not in values:
             raise ValueError(f"{path}: line {number} is {line:.80}; expected a JSON object with a step")
+        if wrong := [key for key in _NUMBERS if key in values and not _is_number(values[key])]:
+            raise ValueError(f"{path}: line {number}: {wrong[0]} is {shown(values[wrong[0]])}; expected a number")
         metrics.append(values)
     return metrics
 
@@ -85,7 +95,7 @@ def plot_loss(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
-        points = [(line["tokens"], line[key]) for line in metrics if key in line]
+        points = [(line["tokens"], line[key]) for line in metrics if key in line and "tokens" in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
     axes.set(xlabel="tokens", ylabel=f"loss (nats per {unit})", title=title)

@@ -9,7 +9,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bpe_llama._progress import is_quiet
+from bpe_llama._progress import is_quiet, start_drawing
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -65,7 +65,7 @@ class ProgressReport(Callback):
 
     def on_start(self, run: Run) -> None:
         """Start drawing, with the last loss of a resumed run."""
-        self._progress.start()
+        start_drawing(self._progress)
         if not math.isnan(run.loss):
             self._show(run, {"step": run.step, "loss": run.loss})
 
@@ -93,7 +93,8 @@ class ProgressReport(Callback):
             return
         line, now = in_one_line(metrics), time.monotonic()
         if self._terminal:
-            self._progress.update(self._task, completed=run.done, description=line)
+            is_drawn = self._progress.live.auto_refresh
+            self._progress.update(self._task, completed=run.done, description=line, refresh=not is_drawn)
         elif at_once or now - self._printed >= _SECONDS_BETWEEN_LINES:
             print(line, file=sys.stderr, flush=True)
             self._printed = now

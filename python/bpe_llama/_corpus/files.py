@@ -138,8 +138,8 @@ def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[di
                 for values in zip(*batch.columns, strict=True):
                     yield dict(zip(batch.schema.names, values, strict=True))
                     row += 1
-    except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
-        if isinstance(error, OSError) and error.errno is not None:
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         where = f", row {row}" if row else ""
         raise ValueError(f"{path}{where}: {error}") from error

@@ -76,7 +76,7 @@ def _lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
             value = json.loads(text)
         except UnicodeDecodeError as error:
             bad_rows.skip_or_raise(f"{place}: not UTF-8 ({error.reason})", error)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             bad_rows.skip_or_raise(f"{place}: not valid JSON ({error})", error)
         else:
             yield place, value
@@ -92,7 +92,7 @@ def _json(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{path}: not valid JSON ({error})") from None
         yield from _lines(path, bad_rows)  # JSON lines, which data sets often store as .json
         return
-    except RecursionError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     rows = value if isinstance(value, list) else [value]
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))

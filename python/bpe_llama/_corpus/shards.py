@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 from bpe_llama._files import PathLike, atomic_write, open_regular, read_json_object
 
 __all__ = ["Shard", "TokenShards", "fingerprint", "open_shards"]
@@ -195,7 +196,7 @@ def check_shard(folder: Path, shard: Shard, dtype: str) -> None:
     offsets = np.fromfile(path, _OFFSETS, offset=offset)
     if offsets[0] != 0 or offsets[-1] != shard.tokens:
         raise ValueError(f"{path}: offsets {offsets[0]} to {offsets[-1]}, expected 0 to {shard.tokens}")
-    if (falls := np.flatnonzero(np.diff(offsets) < 0)).size:
+    if (falls := np.flatnonzero(offsets[1:] < offsets[:-1])).size:  # a difference may overflow
         at = int(falls[0])
         raise ValueError(
             f"{path}: offsets must increase, but document {at} goes from {offsets[at]} to {offsets[at + 1]}"
@@ -235,9 +236,10 @@ def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
     except OSError:
         raise
     except Exception as error:  # numpy parses the header as Python, which may fail in any way
-        raise ValueError(f"{path}: not a .npy file of token shards: {error}") from None
+        raise ValueError(f"{path}: not a .npy file of token shards: {error!s:.200}") from None
     if (shape, found) != ((count,), dtype):
-        raise ValueError(f"{path}: {found} of shape {shape}, where {INDEX} says {dtype} of shape ({count},)")
+        is_found = f"{found!s:.200} of shape {shown(shape)}"
+        raise ValueError(f"{path}: {is_found}, where {INDEX} says {dtype} of shape ({count},)")
     if size != (expected := offset + count * dtype.itemsize):
         raise ValueError(f"{path}: {size:,} bytes, expected {expected:,}: the file is not complete")
     return offset
@@ -269,21 +271,21 @@ def _read_index(folder: Path) -> TokenShards:
     index = read_json_object(path)
     for key, expected in _FORMAT.items():
         if index.get(key) != expected:
-            raise ValueError(f"{path}: {key} is {index.get(key)!r}, expected {expected!r}")
+            raise ValueError(f"{path}: {key} is {shown(index.get(key))}, expected {expected!r}")
     names = [field.name for field in fields(TokenShards)][1:]
     _check_keys(index, [*_FORMAT, *names], str(path))
     if not isinstance(index["shards"], list):
-        raise ValueError(f"{path}: shards is {index['shards']!r:.80}, expected a list")
+        raise ValueError(f"{path}: shards is {shown(index['shards'])}, expected a list")
     shards = []
     for number, shard in enumerate(index["shards"]):
         where = f"{path}, shard {number}"
         if not isinstance(shard, dict):
-            raise ValueError(f"{where} is {shard!r:.80}, expected an object")
+            raise ValueError(f"{where} is {shown(shard)}, expected an object")
         _check_keys(shard, [field.name for field in fields(Shard)], where)
         name = shard["file"]
         is_name = isinstance(name, str) and name.endswith(".npy") and not set(name) & set("/\\:\0")
         if not is_name:
-            raise ValueError(f"{where}: file is {name!r:.80}, expected the name of a .npy file in this folder")
+            raise ValueError(f"{where}: file is {shown(name)}, expected the name of a .npy file in this folder")
         for key in ("tokens", "documents", "bytes"):
             _check_count(shard[key], key, where)
         shards.append(Shard(**shard))
@@ -294,28 +296,30 @@ def _read_index(folder: Path) -> TokenShards:
         if key != "vocab_size" and index[key] != (total := sum(getattr(shard, key) for shard in shards)):
             raise ValueError(f"{path}: {key} is {index[key]}, but those of its shards are {total}")
     if index["dtype"] != (dtype := dtype_of(index["vocab_size"])):
-        raise ValueError(f"{path}: dtype is {index['dtype']!r}, expected {dtype!r} for {index['vocab_size']:,} ids")
+        raise ValueError(
+            f"{path}: dtype is {shown(index['dtype'])}, expected {dtype!r} for {index['vocab_size']:,} ids"
+        )
     if not isinstance(index["tokenizer"], str):
-        raise ValueError(f"{path}: tokenizer is {index['tokenizer']!r:.80}, expected a fingerprint")
+        raise ValueError(f"{path}: tokenizer is {shown(index['tokenizer'])}, expected a fingerprint")
     for key in ("begins", "ends"):
         ids = index[key]
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < index["vocab_size"] for i in ids):
-            raise ValueError(f"{path}: {key} is {ids!r:.80}, expected ids below {index['vocab_size']}")
+            raise ValueError(f"{path}: {key} is {shown(ids)}, expected ids below {index['vocab_size']}")
         index[key] = tuple(ids)
     return TokenShards(folder, **{name: index[name] for name in names if name != "shards"}, shards=tuple(shards))
 
 
 def _check_keys(value: dict[str, Any], expected: list[str], where: str) -> None:
     if unknown := sorted(value.keys() - set(expected)):
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; this version knows {expected}")
+        raise ValueError(f"{where}: unknown key {shown(unknown[0])}; this version knows {expected}")
     for key in expected:
         if key not in value:
-            raise ValueError(f"{where}: no {key!r}")
+            raise ValueError(f"{where}: no {shown(key)}")
 
 
 def _check_count(value: object, key: str, where: str) -> None:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{where}: {key} is {value!r:.80}, expected a whole number")
+        raise ValueError(f"{where}: {key} is {shown(value)}, expected a whole number")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserWarning: If the file system supports no locks; the folder is then not locked.
 
     Raises:
-        ValueError: If another run holds the lock; the message names its process.
+        ValueError: If another run holds the lock; the message names its process. If the lock is no regular file.
 
     Example:
         >>> import tempfile
@@ -53,7 +53,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> IO[str]:
     while True:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, held open for as long as the lock
+        # A link in a folder of others may lead to any file, and a named pipe cannot be read.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path}: expected no file, or the lock of a run; remove it")
+        file = open(path, "a+", encoding="utf-8", opener=_without_links)  # noqa: SIM115, held open as long as the lock
         try:
             lock_at_once(file.fileno())
         except OSError as error:
@@ -71,6 +74,10 @@ def _open_locked(path: Path) -> IO[str]:
                 _sign(file)
                 return file
         file.close()
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _sign(file: IO[str]) -> None:

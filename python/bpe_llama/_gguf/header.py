@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._arguments import path as checked_path
+from bpe_llama._core import shown
 from bpe_llama._files import open_regular
 
 _MAGIC = b"GGUF"
@@ -144,7 +145,7 @@ def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
     if count in (0, 1):
         return header
     if not isinstance(count, int) or not 0 < count < 100_000:
-        raise ValueError(f"{header.path}: metadata 'split.count' is {count!r}, expected a number of files")
+        raise ValueError(f"{header.path}: metadata 'split.count' is {shown(count)}, expected a number of files")
     name = _SPLIT_NAME.fullmatch(header.path.name)
     if name is None or int(name[3]) != count:
         raise ValueError(
@@ -160,15 +161,17 @@ def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
     for number, part in enumerate(headers):
         for key, expected in (("split.no", number), ("split.count", count)):
             if part.metadata.get(key) != expected:
-                raise ValueError(f"{part.path}: metadata {key!r} is {part.metadata.get(key)!r}, expected {expected}")
+                raise ValueError(
+                    f"{part.path}: metadata {shown(key)} is {shown(part.metadata.get(key))}, expected {expected}"
+                )
         for tensor, info in part.tensors.items():
             if tensor in tensors:
-                raise ValueError(f"{part.path}: tensor {tensor!r} is also in {tensors[tensor].path.name}")
+                raise ValueError(f"{part.path}: tensor {shown(tensor)} is also in {tensors[tensor].path.name}")
             tensors[tensor] = info
     total = headers[0].metadata.get("split.tensors.count", len(tensors))
     if total != len(tensors):
         raise ValueError(
-            f"{paths[0]}: metadata 'split.tensors.count' is {total!r}, but the {count} files hold {len(tensors)}"
+            f"{paths[0]}: metadata 'split.tensors.count' is {shown(total)}, but the {count} files hold {len(tensors)}"
         )
     return GGUFHeader(paths[0], headers[0].version, headers[0].metadata, tensors)
 
@@ -243,22 +246,22 @@ class _Parser:
         for _ in range(metadata_count):
             self.what = "a metadata key"
             key = self.string()
-            self.what = f"metadata {key!r}"
+            self.what = f"metadata {shown(key)}"
             if key in metadata:
                 raise self.fail(f"{self.what} occurs twice")
             metadata[key] = self.value(self.scalar("I"))
 
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
-            raise self.fail(f"general.alignment is {alignment!r}, expected a positive multiple of 8")
+            raise self.fail(f"general.alignment is {shown(alignment)}, expected a positive multiple of 8")
         places = [self.tensor_place() for _ in range(tensor_count)]
         data_start = -(-self.at // alignment) * alignment
         tensors: dict[str, TensorInfo] = {}
         for name, shape, type_id, offset in places:
             if name in tensors:
-                raise self.fail(f"tensor {name!r} occurs twice")
+                raise self.fail(f"tensor {shown(name)} occurs twice")
             if offset % alignment:
-                raise self.fail(f"tensor {name!r} lies at offset {offset}, not a multiple of {alignment}")
+                raise self.fail(f"tensor {shown(name)} lies at offset {offset}, not a multiple of {alignment}")
             tensors[name] = self.tensor_info(name, shape, type_id, data_start + offset)
         self.check_apart(tensors)
         return GGUFHeader(self.path, version, metadata, tensors)
@@ -269,18 +272,18 @@ class _Parser:
         for info in sorted(tensors.values(), key=lambda info: info.start):
             if before is not None and before.start + (before.nbytes or 0) > info.start and info.nbytes != 0:
                 raise self.fail(
-                    f"tensors {before.name!r} and {info.name!r} overlap: the second begins at byte {info.start:,}, the "
-                    f"first ends at {before.start + (before.nbytes or 0):,}"
+                    f"tensors {shown(before.name)} and {shown(info.name)} overlap: the second begins at byte "
+                    f"{info.start:,}, the first ends at {before.start + (before.nbytes or 0):,}"
                 )
             before = info if info.nbytes != 0 else before
 
     def tensor_place(self) -> tuple[str, tuple[int, ...], int, int]:
         self.what = "a tensor name"
         name = self.string()
-        self.what = f"the description of tensor {name!r}"
+        self.what = f"the description of tensor {shown(name)}"
         dimensions = self.scalar("I")
         if dimensions > _MAX_DIMENSIONS:
-            raise self.fail(f"tensor {name!r} has {dimensions} dimensions, expected at most {_MAX_DIMENSIONS}")
+            raise self.fail(f"tensor {shown(name)} has {dimensions} dimensions, expected at most {_MAX_DIMENSIONS}")
         shape = tuple(self.scalar("Q") for _ in range(dimensions))
         return name, shape[::-1], self.scalar("I"), self.scalar("Q")
 
@@ -291,10 +294,10 @@ class _Parser:
         type_name, block, block_bytes = known
         row = shape[-1] if shape else 1
         if row % block:
-            raise self.fail(f"tensor {name!r} has rows of {row}, {type_name} needs a multiple of {block}")
+            raise self.fail(f"tensor {shown(name)} has rows of {row}, {type_name} needs a multiple of {block}")
         nbytes = math.prod(shape) // block * block_bytes
         if start + nbytes > self.size:
             raise self.fail(
-                f"truncated GGUF file: tensor {name!r} ends at byte {start + nbytes:,}, the file at {self.size:,}"
+                f"truncated GGUF file: tensor {shown(name)} ends at byte {start + nbytes:,}, the file at {self.size:,}"
             )
         return TensorInfo(name, shape, type_id, start, nbytes, self.path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 from bpe_llama._gguf.header import read_gguf_header
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf.token_types import (
@@ -91,7 +92,7 @@ def read_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
         raise ValueError(f"{path}: {error}") from None
     what = f" ({_OTHER_MODELS[model]})" if isinstance(model, str) and model in _OTHER_MODELS else ""
     raise ValueError(
-        f"{path}: tokenizer.ggml.model is {model!r}{what}; expected 'gpt2', byte-level BPE, 'gemma4', BPE over "
+        f"{path}: tokenizer.ggml.model is {shown(model)}{what}; expected 'gpt2', byte-level BPE, 'gemma4', BPE over "
         "characters, or 'llama', SentencePiece's"
     )
 
@@ -117,7 +118,8 @@ def _merges(metadata: dict[str, Any], tokens: Sequence[str]) -> list[tuple[int, 
         for name in (left, right, left + right):
             if name not in ids:
                 raise ValueError(
-                    f"tokenizer.ggml.merges[{number}] is {merge!r}, but {name!r} is not in tokenizer.ggml.tokens"
+                    f"tokenizer.ggml.merges[{number}] is {shown(merge)}, but {shown(name)} is not in "
+                    "tokenizer.ggml.tokens"
                 )
         pairs.setdefault((ids[left], ids[right]))
     return list(pairs)
@@ -168,7 +170,7 @@ def _pre_tokenizer(metadata: dict[str, Any], path: str | os.PathLike[str]) -> st
     if isinstance(name, str) and name in PRE_TOKENIZERS:
         return name
     raise ValueError(
-        f"tokenizer.ggml.pre is {name!r}; expected one of {', '.join((*PRE_TOKENIZERS, *CHARACTER_NAMES))}"
+        f"tokenizer.ggml.pre is {shown(name)}; expected one of {', '.join((*PRE_TOKENIZERS, *CHARACTER_NAMES))}"
     )
 
 
@@ -236,14 +238,14 @@ def _check_overlaps(added: list[AddedToken]) -> None:
     always = overlapping([text for text, _, special, *_ in added if not special])
     if always is not None:
         raise ValueError(
-            f"the user-defined tokens {always[0]!r} and {always[1]!r} may overlap in a text, where llama.cpp takes the "
-            "longer one first: this is not supported"
+            f"the user-defined tokens {shown(always[0])} and {shown(always[1])} may overlap in a text, where llama.cpp "
+            "takes the longer one first: this is not supported"
         )
     sometimes = overlapping([text for text, *_ in added])
     if sometimes is not None:
         warnings.warn(
-            f"the special tokens {sometimes[0]!r} and {sometimes[1]!r} may overlap in a text: where they are allowed, "
-            "llama.cpp takes the longer one, this tokenizer the first",
+            f"the special tokens {shown(sometimes[0])} and {shown(sometimes[1])} may overlap in a text: where they are "
+            "allowed, llama.cpp takes the longer one, this tokenizer the first",
             UserWarning,
             stacklevel=6,
         )
@@ -257,7 +259,7 @@ def _tokens(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
     seen: dict[str, int] = {}
     for i, token in enumerate(tokens):
         if seen.setdefault(token, i) != i:
-            raise ValueError(f"tokenizer.ggml.tokens has {token!r} twice, as {seen[token]} and {i}")
+            raise ValueError(f"tokenizer.ggml.tokens has {shown(token)} twice, as {seen[token]} and {i}")
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         return tokens, [NORMAL] * len(tokens)
@@ -267,7 +269,7 @@ def _tokens(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
         raise ValueError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
     for i, kind in enumerate(types):
         if isinstance(kind, bool) or not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
-            raise ValueError(f"tokenizer.ggml.token_type[{i}] is {kind!r}; expected 1 to 6")
+            raise ValueError(f"tokenizer.ggml.token_type[{i}] is {shown(kind)}; expected 1 to 6")
     return tokens, types
 
 
@@ -286,7 +288,4 @@ def _flag(metadata: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _shown(value: object) -> str:
-    if value is None:
-        return "missing"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return "missing" if value is None else shown(value)

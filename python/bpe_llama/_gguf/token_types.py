@@ -10,9 +10,12 @@ https://github.com/ggml-org/llama.cpp, as llama-cpp-python 0.3.36 carries it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from bpe_llama._core import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -50,6 +53,8 @@ _FILL_IN_ENDS = ("fim_pad", "fim_rep", "fim_sep")
 # Tokens of gpt-oss that are decoded as text.
 _DECODED_AS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
+_MOST_STEPS = 1_000_000
+
 AddedToken: TypeAlias = "tuple[str, int, bool, bool, bool]"
 """An added token: text, id, special, and whether it strips white space to its left and to its right."""
 
@@ -75,7 +80,7 @@ def token_id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise ValueError(f"{key} is {value!r}; expected an id from 0 to {count - 1}")
+        raise ValueError(f"{key} is {shown(value)}; expected an id from 0 to {count - 1}")
     return value
 
 
@@ -177,15 +182,27 @@ def overlapping(texts: Sequence[str]) -> tuple[str, str] | None:
 
     llama.cpp searches the whole input for the longest text first; `bpe_llama` searches from left to right and takes the
     longest match at a place. They differ if a suffix of one text is a prefix of another that is at least as long.
+
+    Raises:
+        ValueError: If the texts are so alike that this takes more than `_MOST_STEPS` comparisons of 64 characters.
     """
-    beginnings: dict[str, list[str]] = {}
-    for text in texts:
-        for length in range(1, len(text)):
-            beginnings.setdefault(text[:length], []).append(text)
+    ordered, first_characters, steps = sorted(texts), {text[:1] for text in texts}, 0
     for first in texts:
-        for length in range(1, len(first)):
-            for second in beginnings.get(first[-length:], ()):
+        for begin in reversed(range(1, len(first))):
+            if first[begin] not in first_characters:
+                continue
+            suffix = first[begin:]
+            for at in range(bisect_left(ordered, suffix), len(ordered) + 1):
+                steps += 1 + len(first) // 64
+                if steps > _MOST_STEPS:
+                    raise ValueError(
+                        f"special tokens begin as {shown(first)} and others end, in too many ways to compare them all; "
+                        "expected fewer or shorter ones"
+                    )
+                if at == len(ordered) or not (second := ordered[at]).startswith(suffix):
+                    break
+                steps += len(second) // 64
                 longer = len(second.encode()) >= len(first.encode())
-                if longer and second != first and not (first + second[length:]).startswith(second):
+                if longer and second != first and not (first + second[len(suffix) :]).startswith(second):
                     return first, second
     return None

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bpe_llama._core import shown
+
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -29,15 +31,17 @@ class AddedToken:
             ValueError: If it is no object with a content and these flags; the message names the field.
         """
         if not isinstance(value, dict):
-            raise ValueError(f"{where} is {value!r}; expected an object with the token's content and flags")
+            raise ValueError(f"{where} is {shown(value)}; expected an object with the token's content and flags")
         fields = {key: item for key, item in value.items() if key != "__type"}
         if unknown := sorted(fields.keys() - {"content", *_FLAGS}):
-            raise ValueError(f"{where} has the unknown field {unknown[0]!r}; expected content, {', '.join(_FLAGS)}")
+            raise ValueError(
+                f"{where} has the unknown field {shown(unknown[0])}; expected content, {', '.join(_FLAGS)}"
+            )
         if not isinstance(fields.get("content"), str):
-            raise ValueError(f"{where}.content is {fields.get('content')!r}; expected a str")
+            raise ValueError(f"{where}.content is {shown(fields.get('content'))}; expected a str")
         for flag in _FLAGS:
             if not isinstance(fields.get(flag, False), bool):
-                raise ValueError(f"{where}.{flag} is {fields[flag]!r}; expected true or false")
+                raise ValueError(f"{where}.{flag} is {shown(fields[flag])}; expected true or false")
         return cls(**fields)
 
     def for_core(self) -> tuple[str, bool, bool, bool, bool, bool]:
@@ -79,7 +83,7 @@ class AddedTokens:
                 token_id = self._next
                 if token_id in self._taken:
                     raise ValueError(
-                        f"added token {token.content!r} gets id {token_id}, the number of tokens before it, but a "
+                        f"added token {shown(token.content)} gets id {token_id}, the number of tokens before it, but a "
                         f"token of the vocabulary has that id: its ids have a hole"
                     )
             self._next = max(self._next, token_id + 1)
@@ -222,7 +226,7 @@ def ignored_id_warning(
         has = id_of(content)
         if content and has != token_id:
             what = "left out" if has is None else f"{has}"
-            return f"{where} gives token {content!r} the id {token_id}, which is ignored: it is {what}"
+            return f"{where} gives token {shown(content)} the id {token_id}, which is ignored: it is {what}"
     return None
 
 
@@ -271,11 +275,15 @@ def _of_config(config: Mapping[str, Any]) -> _Stated:
         stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in extra.items()}
     elif key in config:
         if extra is not None and not isinstance(extra, list):
-            raise ValueError(f"{where}{key} is {extra!r}; expected a list of tokens or an object of names and tokens")
+            raise ValueError(
+                f"{where}{key} is {shown(extra)}; expected a list of tokens or an object of names and tokens"
+            )
         stated.extra = _token_list(where + key, extra)
     if not stated.own and (own := config.get("model_specific_special_tokens")):
         if not isinstance(own, dict):
-            raise ValueError(f"{where}model_specific_special_tokens is {own!r}; expected an object of names and tokens")
+            raise ValueError(
+                f"{where}model_specific_special_tokens is {shown(own)}; expected an object of names and tokens"
+            )
         stated.own = {
             role: _token(f"{where}model_specific_special_tokens.{role}", token) for role, token in own.items()
         }
@@ -299,7 +307,9 @@ def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
         elif key.endswith("_token"):
             _take_special(stated, where + key, key, value)
         elif key != "additional_special_tokens":
-            raise ValueError(f"{where}{key} is {value!r}; expected only names that end in _token or _special_tokens")
+            raise ValueError(
+                f"{where}{key} is {shown(value)}; expected only names that end in _token or _special_tokens"
+            )
 
 
 def _take_special(stated: _Stated, where: str, role: str, value: object) -> None:
@@ -309,7 +319,7 @@ def _take_special(stated: _Stated, where: str, role: str, value: object) -> None
     elif value is None or isinstance(value, str):
         token = value
     else:
-        raise ValueError(f"{where} is {value!r}; expected a token")
+        raise ValueError(f"{where} is {shown(value)}; expected a token")
     if role in ROLES:
         stated.roles[role] = token
     elif token is not None:
@@ -319,16 +329,16 @@ def _take_special(stated: _Stated, where: str, role: str, value: object) -> None
 def _decoder(value: object) -> list[AddedToken]:
     where = "tokenizer_config.json: added_tokens_decoder"
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {value!r}; expected an object of ids and tokens")
+        raise ValueError(f"{where} is {shown(value)}; expected an object of ids and tokens")
     by_id: dict[int, AddedToken] = {}
     for key, token in value.items():
         if not key.isdecimal():
-            raise ValueError(f"{where} has the key {key!r}; expected an id")
+            raise ValueError(f"{where} has the key {shown(key)}; expected an id")
         by_id[int(key)] = AddedToken.read(f"{where}.{key}", token)
     seen: dict[str, AddedToken] = {}
     for token_id, token in by_id.items():
         if seen.setdefault(token.content, token) != token:
-            raise ValueError(f"{where}.{token_id} gives token {token.content!r} again, with other flags")
+            raise ValueError(f"{where}.{token_id} gives token {shown(token.content)} again, with other flags")
     return [by_id[token_id] for token_id in sorted(by_id)]
 
 
@@ -336,7 +346,7 @@ def _added_file(added: Mapping[str, Any], special: set[str], own: Iterable[Mappi
     by_id: dict[int, AddedToken] = {}
     for content, token_id in added.items():
         if type(token_id) is not int:
-            raise ValueError(f"added_tokens.json: token {content!r} has id {token_id!r}; expected a number")
+            raise ValueError(f"added_tokens.json: token {shown(content)} has id {shown(token_id)}; expected a number")
         is_special = content in special
         by_id[token_id] = AddedToken(content, normalized=not is_special, special=is_special)
     by_id |= {token["id"]: AddedToken(**{key: token[key] for key in token if key != "id"}) for token in own}
@@ -347,7 +357,7 @@ def _token_list(where: str, value: object) -> list[str | AddedToken]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise ValueError(f"{where} is {value!r}; expected a list of tokens")
+        raise ValueError(f"{where} is {shown(value)}; expected a list of tokens")
     return [token if isinstance(token, AddedToken) else _token(where, token) for token in value]
 
 
@@ -357,7 +367,7 @@ def _token(where: str, value: object) -> str | AddedToken:
         return value
     if isinstance(value, dict) and "content" in value:
         return AddedToken.read(where, value)
-    raise ValueError(f"{where} is {value!r}; expected a str or an object with the token's content and flags")
+    raise ValueError(f"{where} is {shown(value)}; expected a str or an object with the token's content and flags")
 
 
 def _content(token: str | AddedToken) -> str:

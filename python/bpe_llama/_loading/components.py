@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama._loading.added_tokens import AddedTokens
 from bpe_llama._loading.tokenizer_classes import CLASSES, QWEN3_5_STEP, Json, TokenizerClass, byte_level, trim_offsets
 
@@ -138,7 +139,7 @@ def _whisper_prefix(
     names = ["<|startoftranscript|>"]
     task = config.get("task")
     if task not in (None, "translate", "transcribe"):
-        raise ValueError(f"tokenizer_config.json: task is {task!r}; expected translate or transcribe")
+        raise ValueError(f"tokenizer_config.json: task is {shown(task)}; expected translate or transcribe")
     names += [f"<|{task}|>"] if task else []
     names += [] if config.get("predict_timestamps") else ["<|notimestamps|>"]
     tokens = []
@@ -146,7 +147,7 @@ def _whisper_prefix(
         known = name if added.id_of(name) is not None else roles["unk_token"]
         token_id = None if known is None else added.id_of(known)
         if known is None or token_id is None:
-            raise ValueError(f"vocab.json holds neither {name!r} nor an unknown token to replace it")
+            raise ValueError(f"vocab.json holds neither {shown(name)} nor an unknown token to replace it")
         tokens.append((known, token_id))
     return tokens
 
@@ -161,7 +162,8 @@ def _template(single: list[Any], pair: list[Any]) -> Json:
         content, token_id, type_id = (*item, 0)[:3]
         if content.startswith("$") or ":" in content or content.split() != [content]:
             raise ValueError(
-                f"token {content!r} is added to a text; expected no white space, no ':' and no '$' at its beginning"
+                f"token {shown(content)} is added to a text; expected no white space, no ':' and no '$' at its "
+                "beginning"
             )
         special[content] = {"id": content, "ids": [token_id], "tokens": [content]}
         return {"SpecialToken": {"id": content, "type_id": type_id}}

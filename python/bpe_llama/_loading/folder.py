@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 from bpe_llama._files import read_bytes, read_json_object, write_text
 from bpe_llama._loading.added_tokens import (
     ROLES,
@@ -205,7 +206,7 @@ def _check_ids(core: CoreTokenizer, own: list[dict[str, Any]], vocab: Mapping[st
         theirs.add([AddedToken(token["content"])])
         if theirs.id_of(token["content"]) != token["id"]:
             raise ValueError(
-                f"tokenizer.json: added token {token['content']!r} gets id {token['id']}, but id "
+                f"tokenizer.json: added token {shown(token['content'])} gets id {token['id']}, but id "
                 f"{theirs.id_of(token['content'])} in transformers, since the ids of the vocabulary have a hole"
             )
 
@@ -220,7 +221,7 @@ def _warn_of_rebuilding(
 ) -> None:
     """Warn if the class of a folder in transformers builds another tokenizer than its tokenizer.json."""
     if class_tokens(name) is None:
-        what = "the class of its model_type" if name is None else f"tokenizer_class {name!r}"
+        what = "the class of its model_type" if name is None else f"tokenizer_class {shown(name)}"
         warnings.warn(
             f"{path}: {what} is not known here; if transformers 5 has it, it builds its own pipeline in its place, "
             "and has default tokens of its own. This tokenizer follows the file",
@@ -256,7 +257,7 @@ def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any]) -> CoreTok
     for key, default in (("add_bos_token", config.get("tokenizer_class") in _ADD_BOS), ("add_eos_token", False)):
         value = config.get(key, default)
         if value is not None and not isinstance(value, bool):
-            raise ValueError(f"tokenizer_config.json: {key} is {value!r}; expected true or false")
+            raise ValueError(f"tokenizer_config.json: {key} is {shown(value)}; expected true or false")
         wanted[key] = bool(value)
     before = core.bos_id if wanted["add_bos_token"] else None
     after = core.eos_id if wanted["add_eos_token"] else None

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
+
 # transformers reads a larger model_max_length as no limit.
 _NO_LIMIT = 10**20
 _INPUTS = ("input_ids", "attention_mask")
@@ -73,13 +75,13 @@ def read_settings(
     """
     for key in _REFUSED:
         if config.get(key):
-            raise ValueError(f"tokenizer_config.json: {key} is {config[key]!r}, which is not supported")
+            raise ValueError(f"tokenizer_config.json: {key} is {shown(config[key])}, which is not supported")
     clean_up = config.get("clean_up_tokenization_spaces")
     if clean_up is not None and not isinstance(clean_up, bool):
         raise _wrong("clean_up_tokenization_spaces", clean_up, "true or false")
     forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
     if clean_up and config.get(forced):
-        raise ValueError(f"tokenizer_config.json: {forced} is {config[forced]!r}, which is not supported")
+        raise ValueError(f"tokenizer_config.json: {forced} is {shown(config[forced])}, which is not supported")
     sides = {}
     for key, default in (("padding", "left" if class_name in _PADDED_LEFT else "right"), ("truncation", "right")):
         section = (sections or {}).get(key)
@@ -124,4 +126,4 @@ def _input_names(config: Mapping[str, Any], class_name: str | None) -> tuple[str
 
 
 def _wrong(key: str, value: object, expected: str) -> ValueError:
-    return ValueError(f"tokenizer_config.json: {key} is {value!r}; expected {expected}")
+    return ValueError(f"tokenizer_config.json: {key} is {shown(value)}; expected {expected}")

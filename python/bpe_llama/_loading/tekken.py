@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 from bpe_llama._files import read_json
 from bpe_llama._loading.ends import Ends
 
@@ -57,14 +58,14 @@ def _build(stated: object) -> CoreTokenizer:
     config = _object("config", file.get("config"), _CONFIG_FIELDS)
     pattern = config.get("pattern")
     if not isinstance(pattern, str):
-        raise ValueError(f"config.pattern is {pattern!r}; expected a regex")
+        raise ValueError(f"config.pattern is {shown(pattern)}; expected a regex")
     _check_version(file, config)
     vocab = file.get("vocab")
     if not isinstance(vocab, list):
         raise ValueError(f"vocab is {_kind(vocab)}; expected a list of tokens")
     if "num_vocab_tokens" in config and config["num_vocab_tokens"] != len(vocab):
         raise ValueError(
-            f"config.num_vocab_tokens is {config['num_vocab_tokens']!r}, but vocab has {len(vocab)} tokens"
+            f"config.num_vocab_tokens is {shown(config['num_vocab_tokens'])}, but vocab has {len(vocab)} tokens"
         )
     size = _count(config, "default_vocab_size", _MAX_IDS)
     special_count = _count(config, "default_num_special_tokens", _MAX_SPECIAL)
@@ -87,7 +88,7 @@ def _check_version(file: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise for an unknown version, or for fields that this version does not have."""
     version = config.get("version")
     if version not in _VERSIONS:
-        raise ValueError(f"config.version is {version!r}; expected one of {', '.join(_VERSIONS)}")
+        raise ValueError(f"config.version is {shown(version)}; expected one of {', '.join(_VERSIONS)}")
     number = int(version[1:])
     if file.get("special_tokens") is None and number > 7:
         raise ValueError(f"special_tokens is missing; a file of version {version} lists them")
@@ -116,7 +117,9 @@ def _special_tokens(listed: object, count: int) -> dict[str, int]:
     ids: dict[str, int] = {}
     for i, name in enumerate([*names, *(f"<SPECIAL_{i}>" for i in range(len(names), count))]):
         if ids.setdefault(name, i) != i:
-            raise ValueError(f"special_tokens: {name!r} is both token {ids[name]} and token {i}; expected one of it")
+            raise ValueError(
+                f"special_tokens: {shown(name)} is both token {ids[name]} and token {i}; expected one of it"
+            )
     return ids
 
 
@@ -124,10 +127,10 @@ def _special_name(index: int, entry: object) -> str:
     where = f"special_tokens[{index}]"
     token = _object(where, entry, _SPECIAL_FIELDS)
     if not _is_int(token.get("rank"), index):
-        raise ValueError(f"{where}.rank is {token.get('rank')!r}; expected {index}, its place in the list")
+        raise ValueError(f"{where}.rank is {shown(token.get('rank'))}; expected {index}, its place in the list")
     name = token.get("token_str")
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}.token_str is {name!r}; expected the token's text")
+        raise ValueError(f"{where}.token_str is {shown(name)}; expected the token's text")
     return name
 
 
@@ -136,18 +139,18 @@ def _ranks(vocab: list[Any], first: int) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for rank, entry in enumerate(vocab):
         if not isinstance(entry, dict) or entry.keys() != _ENTRY_FIELDS:
-            shown = sorted(entry) if isinstance(entry, dict) else entry
-            raise ValueError(f"vocab[{rank}] has {shown!r}; expected the fields {sorted(_ENTRY_FIELDS)}")
+            found = sorted(entry) if isinstance(entry, dict) else entry
+            raise ValueError(f"vocab[{rank}] has {shown(found)}; expected the fields {sorted(_ENTRY_FIELDS)}")
         if not _is_int(entry["rank"], rank):
-            raise ValueError(f"vocab[{rank}].rank is {entry['rank']!r}; expected {rank}, its place in the list")
+            raise ValueError(f"vocab[{rank}].rank is {shown(entry['rank'])}; expected {rank}, its place in the list")
         try:
             token = base64.b64decode(entry["token_bytes"], validate=True)
         except (binascii.Error, TypeError, ValueError) as error:
-            raise ValueError(f"vocab[{rank}].token_bytes is {entry['token_bytes']!r}: {error}") from None
+            raise ValueError(f"vocab[{rank}].token_bytes is {shown(entry['token_bytes'])}: {error}") from None
         if rank < 256 and token != bytes([rank]):
-            raise ValueError(f"vocab[{rank}].token_bytes is {token!r}; expected the byte {rank}: bytes come first")
+            raise ValueError(f"vocab[{rank}].token_bytes is {shown(token)}; expected the byte {rank}: bytes come first")
         if ranks.setdefault(token, first + rank) != first + rank:
-            raise ValueError(f"vocab[{rank}].token_bytes is {token!r}, as of vocab[{ranks[token] - first}]")
+            raise ValueError(f"vocab[{rank}].token_bytes is {shown(token)}, as of vocab[{ranks[token] - first}]")
     return ranks
 
 
@@ -156,14 +159,14 @@ def _object(name: str, value: object, known: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {_kind(value)}; expected an object")
     if unknown := sorted(value.keys() - known):
-        raise ValueError(f"{name} has the unknown field {unknown[0]!r}; expected only {', '.join(sorted(known))}")
+        raise ValueError(f"{name} has the unknown field {shown(unknown[0])}; expected only {', '.join(sorted(known))}")
     return value
 
 
 def _count(config: dict[str, Any], key: str, most: int) -> int:
     value = config.get(key)
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"config.{key} is {value!r}; expected a number from 0 to {most}")
+        raise ValueError(f"config.{key} is {shown(value)}; expected a number from 0 to {most}")
     return value
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from bpe_llama._arguments import instance, integer, string
+from bpe_llama._arguments import check_surrogates, instance, integer, string
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
@@ -44,14 +44,14 @@ def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int
 
     Raises:
         TypeError: If they are no mapping of `str` to `int`.
-        ValueError: If an id is out of the core's range.
+        ValueError: If an id is out of the core's range, or a token holds a lone surrogate.
     """
     given = {} if special_tokens is None else special_tokens
     instance("special_tokens", given, Mapping, "a mapping of str to id")
     for token, token_id in given.items():
-        string("a special token", token)
-        if not 0 <= integer(f"the id of special token {token!r}", token_id) < 2**21:
-            raise ValueError(f"special token {token!r} has id {shown(token_id)}; expected 0 to {2**21 - 1}")
+        check_surrogates("a special token", string("a special token", token))
+        if not 0 <= integer(f"the id of special token {shown(token)}", token_id) < 2**21:
+            raise ValueError(f"special token {shown(token)} has id {shown(token_id)}; expected 0 to {2**21 - 1}")
     return list(given.items())
 
 
@@ -73,7 +73,7 @@ def tiktoken_attributes(path: Path) -> Attributes:
         actual = _sha256(path)
         if sha256 not in (None, actual):
             raise ValueError(
-                f"{json_path}: sha256 is {sha256!r}, but that of {path.name} is {actual!r}; expected the pattern "
+                f"{json_path}: sha256 is {shown(sha256)}, but that of {path.name} is {actual!r}; expected the pattern "
                 "and special tokens of this vocabulary. Perhaps saving was killed between the two files: save it again"
             )
         return found

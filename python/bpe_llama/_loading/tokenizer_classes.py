@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bpe_llama._core import shown
+
 Json = dict[str, Any]
 
 
@@ -298,7 +300,7 @@ def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str 
     """
     named = config.get("tokenizer_class") or model_config.get("tokenizer_class")
     if not isinstance(named, str | None):
-        raise ValueError(f"tokenizer_class is {named!r}; expected a str")
+        raise ValueError(f"tokenizer_class is {shown(named)}; expected a str")
     model_type = model_config.get("model_type")
     if "auto_map" in config:
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import shown
 from bpe_llama._files import read_json, read_text
 from bpe_llama._loading.added_tokens import AddedTokens, ignored_id_warning, read_stated_tokens
 from bpe_llama._loading.components import post_processor
@@ -97,11 +98,11 @@ def _read_vocab(path: Path) -> dict[str, int]:
         vocab: dict[str, int] = {}
         for token, token_id in items:
             if type(token_id) is not int or not 0 <= token_id < 2**32:
-                raise ValueError(f"token {token!r} has id {token_id!r}; expected a number from 0")
+                raise ValueError(f"token {shown(token)} has id {shown(token_id)}; expected a number from 0")
             if token in vocab:
-                raise ValueError(f"token {token!r} is given twice, with ids {vocab[token]} and {token_id}")
+                raise ValueError(f"token {shown(token)} is given twice, with ids {vocab[token]} and {token_id}")
             if token_id in by_id:
-                raise ValueError(f"tokens {by_id[token_id]!r} and {token!r} share id {token_id}")
+                raise ValueError(f"tokens {shown(by_id[token_id])} and {shown(token)} share id {token_id}")
             vocab[token], by_id[token_id] = token_id, token
         return vocab
 
@@ -126,11 +127,13 @@ def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
             continue
         parts = line.split(" ")
         if len(parts) != 2:
-            raise ValueError(f"{path}: line {number} is {line!r}; expected two tokens with one space between")
+            raise ValueError(f"{path}: line {number} is {shown(line)}; expected two tokens with one space between")
         left, right = parts
         for token in (left, right, left + right):
             if token not in vocab:
-                raise ValueError(f"{path}: line {number} is {line!r}, but token {token!r} is not in vocab.json")
+                raise ValueError(
+                    f"{path}: line {number} is {shown(line)}, but token {shown(token)} is not in vocab.json"
+                )
         merges.pop((left, right), None)
         merges[left, right] = None
     return list(merges)
@@ -152,7 +155,7 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
     known = name.removesuffix("Fast") if isinstance(name, str) else ""
     if known not in CLASSES:
         raise ValueError(
-            f"{where} is {name!r}, which is no known class for a vocab.json and a merges.txt; "
+            f"{where} is {shown(name)}, which is no known class for a vocab.json and a merges.txt; "
             f"expected one of {', '.join(CLASSES)}"
         )
     return known
@@ -161,10 +164,10 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
 def _check_options(config: Mapping[str, Any]) -> None:
     for key in _REFUSED:
         if config.get(key):
-            raise ValueError(f"tokenizer_config.json: {key} is {config[key]!r}, which is not supported")
+            raise ValueError(f"tokenizer_config.json: {key} is {shown(config[key])}, which is not supported")
     for key in ("add_prefix_space", "trim_offsets", "add_bos_token", "add_eos_token", "predict_timestamps"):
         if not isinstance(config.get(key, False), bool | None):
-            raise ValueError(f"tokenizer_config.json: {key} is {config[key]!r}; expected true or false")
+            raise ValueError(f"tokenizer_config.json: {key} is {shown(config[key])}; expected true or false")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

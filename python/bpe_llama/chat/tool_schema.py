@@ -130,7 +130,7 @@ def _described(text: str, where: str) -> dict[str, Any]:
         return {"description": text}
     try:
         choices = json.loads(found[1])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: the choices {found[1]!r} are not JSON: {error}") from None
     values = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
     return {"enum": values, "description": text[: found.start()].strip()}

@@ -81,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         _print_error(_one_line(error))
         return EXIT_BAD_USAGE
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+            _print_error("no thread can be started; allow more processes (ulimit -u, the limit of the container)")
+            return EXIT_BAD_USAGE
         if not hasattr(
             error, "format_message"
         ):  # click's errors; versions of typer keep that class in different modules

@@ -42,6 +42,14 @@ pub enum Error {
     Interrupted,
 }
 
+/// Returns the beginning of a text, for a message.
+pub(crate) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(160) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Returns an [`Error`] of one kind, with a message formatted as by [`format!`].
 macro_rules! invalid {
     ($($message:tt)*) => { $crate::Error::InvalidArgument(format!($($message)*)) };

@@ -85,6 +85,7 @@ mod memory;
 mod merge;
 mod normalize;
 mod pipeline;
+mod prefixes;
 pub mod pretokenize;
 mod sentencepiece;
 mod special;

@@ -62,21 +62,22 @@ pub(crate) fn wrong_value(name: &str, expected: &str, value: &Bound<'_, PyAny>) 
 pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
     const LONGEST: usize = 80;
     let repr = || -> PyResult<String> {
-        if (value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>()) && value.len()? > LONGEST {
+        if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
             let start = value.get_item(PySlice::new(value.py(), 0, LONGEST as isize, 1))?;
-            return Ok(format!("{} ...", start.repr()?.to_string_lossy()));
+            let more = if value.len()? > LONGEST { " ..." } else { "" };
+            return Ok(format!("{}{more}", start.repr()?.to_string_lossy()));
         }
         // It shows the first items of a collection, and where an object is if its `repr` fails.
         let repr = value.py().import("reprlib")?.call_method0("Repr")?;
         for limit in ["maxstring", "maxother", "maxlong"] {
             repr.setattr(limit, LONGEST)?;
         }
-        Ok(repr.call_method1("repr", (value,))?.cast::<PyString>()?.to_string_lossy().into_owned())
+        let text = repr.call_method1("repr", (value,))?.cast::<PyString>()?.to_string_lossy().into_owned();
+        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
     };
     // Python shows no int of more than 4300 digits.
     let unknown = || value.get_type().name().map_or_else(|_| "?".to_owned(), |name| format!("<{name} object>"));
-    let text = repr().unwrap_or_else(|_| unknown());
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    repr().unwrap_or_else(|_| unknown())
 }
 
 impl<'a, 'py> Argument<'a, 'py> for bool {

@@ -306,3 +306,25 @@ def test_a_damaged_checkpoint_is_refused(token_file: Path, tmp_path: Path, damag
     file.unlink()
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("step", 10**30, "step is 1000"), ("skipped", 2**53, "skipped is 9007"), ("data", [], r"data is \[\]")],
+)
+def test_a_state_that_no_run_has_is_refused(
+    token_file: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    file = training.train(fresh(), token_file, config, tmp_path / "run").checkpoint / "training.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=rf"training\.json: {message}"):
+        training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
+
+
+def test_what_is_no_folder_is_removed_as_an_unfinished_checkpoint(token_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".saving-a").touch()
+    (tmp_path / "run" / ".saving-b").symlink_to(tmp_path)
+    training.train(fresh(), token_file, training.TrainConfig(max_steps=1, **SETTINGS), tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".saving-*")) and token_file.exists()

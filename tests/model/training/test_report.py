@@ -21,6 +21,7 @@ from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, lora, training
 from bpe_llama.model.evaluation import evaluate_text, token_bytes
 from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
+from bpe_llama.model.training.report.metrics import plot_loss
 from bpe_llama.model.training.report.samples import Samples
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from tests.model.training.helpers import CONFIG, FINETUNE_SETTINGS, SETTINGS, fresh, fresh_for_text, losses
@@ -229,3 +230,22 @@ def test_unknown_and_missing_loggers_are_named(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
         with pytest.raises(ImportError, match=rf"pip install 'bpe-llama\[{name}\]'"):
             logger_named(name)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": "1"}', "line 2: step is '1'; expected a number"),
+        ('{"step": 1, "tokens": 5, "loss": [1]}', r"line 2: loss is \[1\]"),
+        ('{"step": 1, "tokens": {}, "loss": 1}', r"line 2: tokens is \{\}"),
+        (f'{{"step": 1, "eval_loss": {10**30}}}', "line 2: eval_loss is 1000"),
+        (f'{{"step": 1, "n": {"9" * 5000}}}', "line 2 is not JSON"),
+    ],
+)
+def test_metrics_are_numbers(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": NaN}}\n{line}\n')
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl: {message}"):
+        training.read_metrics(path)
+    path.write_text('{"step": 1, "loss": 2.5}\n')
+    plot_loss(training.read_metrics(path), tmp_path / "loss.svg")  # without tokens there is no point

@@ -120,6 +120,14 @@ def test_offsets_must_increase(folder: Path) -> None:
     np.save(folder / "shard-00001.documents.npy", np.array([0, tokens + 1, tokens]))
     with pytest.raises(ValueError, match=rf"offsets must increase, but document 1 goes from {tokens + 1} to {tokens}"):
         open_shards(folder)
+    # Each difference is positive in 64 bits.
+    np.save(folder / "shard-00001.documents.npy", np.array([0, 2**62, 1 - 2**63, -(2**62), tokens]))
+    edit = json.loads((folder / "index.json").read_text())
+    edit["documents"] += 4 - edit["shards"][1]["documents"]
+    edit["shards"][1]["documents"] = 4
+    (folder / "index.json").write_text(json.dumps(edit))
+    with pytest.raises(ValueError, match=rf"offsets must increase, but document 1 goes from {2**62} to {1 - 2**63}"):
+        open_shards(folder)
 
 
 def test_the_fingerprint_is_that_of_the_ids(tok: Tokenizer, tmp_path: Path) -> None:

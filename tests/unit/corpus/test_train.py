@@ -287,6 +287,15 @@ def test_bar_on_request(capfd):
     assert "merging pairs" in err
 
 
+def test_bar_where_no_thread_can_be_started(capfd, monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    Tokenizer.train_from_iterator(TEXTS, 270, progress=True)
+    assert "merging pairs" in capfd.readouterr().err
+
+
 def test_many_threads_train_at_once():
     results = []
     threads = [threading.Thread(target=lambda: results.append(train().merges)) for _ in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import gguf
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpe_llama import Tokenizer, _core
 from bpe_llama._gguf.reader import read_tokenizer
@@ -85,6 +88,24 @@ def test_tokens_that_overlap() -> None:
     assert overlapping([">>TITLE<<", "<|endoftext|>"]) == (">>TITLE<<", "<|endoftext|>")
     assert overlapping(["  ", "   ", "\n", "\n\n", "<|a|>", "<|b|>", "aba"]) is None
     assert overlapping(["longer|", "|x"]) is None  # the first is the longer one, too
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=6), unique=True, max_size=8))
+def test_overlaps_are_those_of_the_definition(texts: list[str]) -> None:
+    def differ(first: str, second: str) -> bool:
+        shared = [n for n in range(1, len(first)) if second.startswith(first[-n:])]
+        return len(second) >= len(first) and any(not (first + second[n:]).startswith(second) for n in shared)
+
+    found = overlapping(texts)
+    assert found is None or (differ(*found) and found[0] != found[1])
+    if found is None:
+        assert not any(differ(first, second) for first, second in itertools.permutations(texts, 2))
+
+
+@pytest.mark.parametrize("texts", [["x" * 100_000], ["a" * n for n in range(2, 3000)]])
+def test_comparing_tokens_has_a_limit(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match="too many ways to compare"):
+        overlapping(texts)
 
 
 def test_tokens_that_overlap_are_named(tmp_path: Path) -> None:

@@ -219,6 +219,14 @@ def test_normalizer_options(tmp_path: Path) -> None:
     assert bare.decode(bare.encode(" the")) == " the"
 
 
+def test_extensions_of_a_model_file_change_nothing(tmp_path: Path) -> None:
+    content = model([*PIECES, ("the<>", 0.0, USER_DEFINED), ("e<>t", 0.0, USER_DEFINED)])
+    expected = Tokenizer.from_file(save(tmp_path, content)).encode("the<>the<>t <>")
+    for number in (200, 1000, 2**29 - 1):
+        extended = Tokenizer.from_file(save(tmp_path, content + field(number, 1)))
+        assert extended.encode("the<>the<>t <>") == expected
+
+
 def test_user_defined_pieces_stay_whole(tmp_path: Path) -> None:
     more = [("the<>", 0.0, USER_DEFINED), ("<>", 0.0, USER_DEFINED), ("\n\n", 0.0, USER_DEFINED)]
     tok = Tokenizer.from_file(save(tmp_path, model(PIECES + more)))

@@ -129,6 +129,13 @@ def test_a_wrong_field_is_named(tmp_path: Path, stated: object, message: str) ->
     assert message in str(caught.value)
 
 
+def test_long_values_are_shortened(tmp_path: Path) -> None:
+    for stated in (content(pattern=["a" * 100_000]), content(pattern="(" * 100_000), content(version="v" * 100_000)):
+        with pytest.raises(ValueError) as caught:
+            Tokenizer.from_file(write(tmp_path, stated))
+        assert len(str(caught.value)) < 2000
+
+
 def test_invalid_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tekken.json"
     path.write_text('{"config": {"pattern": ')

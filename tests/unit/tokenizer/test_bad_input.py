@@ -355,6 +355,7 @@ def test_tokens_may_come_from_a_generator(tok: Tokenizer) -> None:
         ({"pattern": None, "special_tokens": {}}, "pattern must be a str, got None"),
         ({"pattern": "cl100k", "special_tokens": {"<s>": 256.5}}, "must be an int, got 256.5"),
         ({"pattern": "cl100k", "special_tokens": None}, "must be a mapping of str to id, got None"),
+        ({"pattern": "cl100k", "special_tokens": {"<\ud800>": 256}}, "a special token holds"),
     ],
 )
 def test_the_json_beside_a_tiktoken_file_is_taken_as_it_is(tmp_path: Path, beside: Any, complaint: str) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from bpe_llama import Tokenizer
-from tests.cost import costs
+from tests.cost import LINEAR, costs, growth
 
 COUNT = 20_000
 NAMES = [f"<|{name:05d}|>" for name in range(COUNT)]
@@ -32,6 +32,14 @@ def test_a_long_list_of_allowed_tokens(tok: Tokenizer, text: str) -> None:
         lambda: tok.encode(text, allowed_special=shuffled), lambda: tok.encode(text, allowed_special="all")
     )
     assert listed < 30 * all_of_them  # 3; hundreds where each name is compared
+
+
+def test_tokens_that_end_in_nearly_every_state() -> None:
+    def build(count: int) -> Tokenizer:
+        return Tokenizer.from_ranks(BYTES, special_tokens={f"q{i}": 256 + i for i in range(count)})
+
+    assert growth(build, 6_000) < LINEAR  # 20; hundreds where the automaton's states are renumbered in long cycles
+    assert build(5_000).encode("q4999q5000", allowed_special="all") == [5255, 756, ord("0")]
 
 
 def test_a_long_list_of_refused_tokens(tok: Tokenizer, text: str) -> None:

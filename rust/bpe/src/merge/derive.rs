@@ -5,10 +5,14 @@
 //! ranks do not reduce to two symbols gets every split into two symbols as a merge.
 
 use super::Merger;
+use super::splits::Splits;
 use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::utf8::{char_count, is_continuation};
 use crate::vocab::{SentencePieceTokens, Vocab};
+
+/// More lengths of tokens than these are not looked up one by one: published vocabularies have up to 130.
+const MANY_LENGTHS: usize = 256;
 
 impl Vocab {
     /// Returns the vocabulary whose ranks are its ids, as in `.tiktoken` files.
@@ -21,13 +25,19 @@ impl Vocab {
     ///
     /// # Cost
     /// One run of BPE for each token, over the merges of lower rank. Where that leaves more than two symbols, every split of
-    /// the token into two lengths of tokens is looked up. There are few such lengths: together they are no longer than all
-    /// tokens, so their number is below the square root of twice the bytes of all tokens.
+    /// the token into two lengths of tokens is looked up, or, if there are many such lengths, found by [`Splits`].
     pub fn from_ranks<T: AsRef<[u8]>>(ranks: Vec<(T, u32)>) -> Result<Self> {
+        Self::from_ranks_of_lengths(ranks, MANY_LENGTHS)
+    }
+
+    /// As [`Vocab::from_ranks`]; more lengths than `many` are many.
+    pub(super) fn from_ranks_of_lengths<T: AsRef<[u8]>>(ranks: Vec<(T, u32)>, many: usize) -> Result<Self> {
         let mut vocab = Self::from_tokens(ranks, |_| false)?;
         vocab.set_whole_piece_first();
         let mut is_length = vec![false; vocab.longest_token() + 1];
         vocab.tokens().for_each(|(token, _)| is_length[token.len()] = true);
+        let is_many = is_length.iter().filter(|&&is| is).count() > many;
+        let mut splits = None;
         let mut merger = Merger::default();
         let mut symbols = Vec::new();
         let mut token = Vec::new();
@@ -41,6 +51,12 @@ impl Vocab {
             let is_known = merger.merge(&vocab, &token, Interrupt::NEVER, &mut symbols).is_ok();
             if is_known && let [left, right] = symbols[..] {
                 vocab.add_ranked_pair((left, right), id);
+                continue;
+            }
+            if is_many {
+                for pair in splits.get_or_insert_with(|| Splits::new(&vocab)).of(id) {
+                    vocab.add_ranked_pair(pair, id);
+                }
                 continue;
             }
             for at in (1..token.len()).filter(|&at| is_length[at] && is_length[token.len() - at]) {

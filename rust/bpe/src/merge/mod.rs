@@ -16,6 +16,7 @@
 mod derive;
 mod heap;
 mod passes;
+mod splits;
 #[cfg(test)]
 mod tests;
 mod tiny;

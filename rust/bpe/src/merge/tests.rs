@@ -37,9 +37,10 @@ fn naive_by_ranks(vocab: &Vocab, piece: &[u8]) -> Vec<u32> {
 fn random_vocab() -> impl Strategy<Value = Vocab> {
     let token = prop::collection::vec(b'a'..=b'd', 2..7);
     let tokens = prop::collection::btree_set(token, 0..60).prop_map(Vec::from_iter).prop_shuffle();
-    tokens.prop_map(|tokens| {
-        let bytes = (0..=255u8).map(|byte| vec![byte]);
-        Vocab::from_ranks(bytes.chain(tokens).zip(0..).collect()).expect("distinct tokens")
+    // Splits of tokens are looked up by length or found by `Splits`.
+    (tokens, prop_oneof![Just(0), Just(usize::MAX)]).prop_map(|(tokens, many)| {
+        let ranks = (0..=255u8).map(|byte| vec![byte]).chain(tokens).zip(0..).collect();
+        Vocab::from_ranks_of_lengths(ranks, many).expect("distinct tokens")
     })
 }
 

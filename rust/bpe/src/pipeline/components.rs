@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::model::ModelOptions;
 use crate::Result;
+use crate::error::shortened;
 
 /// Normalizes text; offsets remain those of the original text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -336,13 +337,6 @@ fn has_named_fields(component: &Value) -> bool {
 fn not_empty<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<String, D::Error> {
     let text = String::deserialize(value)?;
     if text.is_empty() { Err(D::Error::custom("prepend is empty; expected text")) } else { Ok(text) }
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(160) {
-        Some((end, _)) => format!("{} ...", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 impl Components {

@@ -1,5 +1,6 @@
 //! Matching of added tokens in text.
 
+use std::iter;
 use std::ops::Range;
 use std::sync::LazyLock;
 
@@ -8,6 +9,7 @@ use fancy_regex::Regex;
 
 use super::added_token::{AddedToken, SpecialSet};
 use crate::interrupt::Interrupt;
+use crate::prefixes::longest_prefixes;
 use crate::{Error, Result};
 
 /// Bytes that are searched for added tokens between two interrupt checks.
@@ -15,6 +17,11 @@ const WINDOW: usize = 1 << 18;
 
 /// The longest pattern of which a DFA is built: for a periodic pattern its construction takes quadratic time.
 const MAX_DFA_PATTERN: usize = 1 << 10;
+
+/// More patterns than these come after one that no text holds, of bytes that are not UTF-8: where nearly all states end a
+/// pattern, the construction takes time quadratic in their number, divided by the states before the first such one.
+const MANY_PATTERNS: usize = 1 << 12;
+const PADDING: usize = 1 << 12;
 
 /// A segment of a text: an added token or ordinary text.
 #[derive(Debug)]
@@ -31,6 +38,8 @@ pub(super) struct Matcher {
     automaton: AhoCorasick,
     /// The length of the longest pattern in bytes.
     longest: usize,
+    /// The number of patterns before those of tokens.
+    first: usize,
     /// The index of each pattern's token in the list of all.
     tokens: Vec<usize>,
     /// For each pattern the longest other one that it begins with.
@@ -53,13 +62,13 @@ impl Matcher {
         if patterns.is_empty() {
             return Ok(None);
         }
-        let texts: Vec<&str> = patterns.iter().map(|(pattern, _)| pattern.as_str()).collect();
+        let texts: Vec<&[u8]> = patterns.iter().map(|(pattern, _)| pattern.as_bytes()).collect();
         let automaton = longest_of(&texts)?;
-        let longest = automaton.max_pattern_len();
+        let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
         let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
         let prefixes = longest_prefixes(&texts, &sorted);
         let tokens = patterns.iter().map(|&(_, i)| i).collect();
-        Ok(Some(Self { automaton, longest, tokens, prefixes, has_ordinary }))
+        Ok(Some(Self { automaton, longest, first: padding(texts.len()), tokens, prefixes, has_ordinary }))
     }
 
     pub(super) fn matches_none(&self, allowed: SpecialSet<'_>) -> bool {
@@ -79,7 +88,7 @@ impl Matcher {
             interrupt.check_at(iteration)?;
             let Some(found) = self.find(text, from, interrupt)? else { break };
             from = found.end();
-            let token = &tokens[self.tokens[found.pattern().as_usize()]];
+            let token = &tokens[self.tokens[self.pattern_of(&found)]];
             let (mut start, mut end) = (found.start(), found.end());
             let is_refused = token.special && !allowed.contains(&token.content);
             if is_refused || (token.single_word && touches_word(text, start, end)?) {
@@ -119,7 +128,7 @@ impl Matcher {
             let Some(found) = self.find(text, from, interrupt)? else { break };
             let at = found.start();
             // The match is the longest token here; a shorter one may be wanted, and the next may begin inside it.
-            let here = std::iter::successors(Some(found.pattern().as_usize()), |&pattern| self.prefixes[pattern]);
+            let here = iter::successors(Some(self.pattern_of(&found)), |&pattern| self.prefixes[pattern]);
             if let Some(token) =
                 here.map(|pattern| &tokens[self.tokens[pattern]]).filter(|token| is_wanted(token)).last()
             {
@@ -128,6 +137,11 @@ impl Matcher {
             from = at + text[at..].chars().next().map_or(1, char::len_utf8);
         }
         Ok(None)
+    }
+
+    /// Returns the index of the pattern that matches.
+    fn pattern_of(&self, found: &Match) -> usize {
+        found.pattern().as_usize() - self.first
     }
 
     /// Returns the first match from `from` on.
@@ -146,29 +160,24 @@ impl Matcher {
     }
 }
 
-/// Returns for each text the index of the longest other one that it begins with; `sorted` are the indices in order.
-fn longest_prefixes(texts: &[&str], sorted: &[usize]) -> Vec<Option<usize>> {
-    let mut prefixes = vec![None; texts.len()];
-    for pair in sorted.windows(2) {
-        let mut prefix = Some(pair[0]);
-        while let Some(other) = prefix.filter(|&other| !texts[pair[1]].starts_with(texts[other])) {
-            prefix = prefixes[other];
-        }
-        prefixes[pair[1]] = prefix;
-    }
-    prefixes
+/// Returns the number of patterns that [`longest_of`] puts before its texts.
+fn padding(texts: usize) -> usize {
+    usize::from(texts > MANY_PATTERNS)
 }
 
 /// Returns the automaton that finds the leftmost text, and at one place the longest.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if they are too many.
-pub(crate) fn longest_of(texts: &[impl AsRef<str>]) -> Result<AhoCorasick> {
+pub(crate) fn longest_of(texts: &[impl AsRef<[u8]>]) -> Result<AhoCorasick> {
+    // It begins as the first text does, since the search looks for first bytes if they are few.
+    let in_no_text = |text: &[u8]| [text.get(..1).unwrap_or_default(), &[0xFF; PADDING]].concat();
+    let padding: Vec<Vec<u8>> = texts.iter().map(|text| in_no_text(text.as_ref())).take(padding(texts.len())).collect();
     let is_long = texts.iter().any(|text| text.as_ref().len() > MAX_DFA_PATTERN);
     AhoCorasick::builder()
         .match_kind(MatchKind::LeftmostLongest)
         .kind(is_long.then_some(AhoCorasickKind::ContiguousNFA))
-        .build(texts.iter().map(AsRef::as_ref))
+        .build(padding.iter().map(Vec::as_slice).chain(texts.iter().map(AsRef::as_ref)))
         .map_err(|error| invalid!("too many special tokens: {error}"))
 }
 

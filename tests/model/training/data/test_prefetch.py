@@ -72,6 +72,29 @@ def test_batches_are_made_ahead_in_order_and_no_more_than_needed() -> None:
     assert all(np.array_equal(batch.ids, ids) for batch, ids in zip(taken, expected, strict=True))
 
 
+def test_where_no_thread_can_be_started_a_step_makes_its_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(Slow(), tmp_path / "ahead")
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    config = training.TrainConfig(**(SETTINGS | {"max_steps": 4}))
+    assert training.train(fresh(), Slow(), config, tmp_path / "here").loss == expected.loss  # with a bar
+    assert "step 4" in capfd.readouterr().err
+    data = Slow(bad=4)
+    with contextlib.closing(Prefetch(data, range(3, 6))) as here:
+        assert not data.made and len(here.take(1)) == 1 and data.threads == {"MainThread"}
+        with pytest.raises(RuntimeError, match="no batch 4"):
+            here.take(2)
+        here.take(1)
+        with pytest.raises(ValueError, match="all batches of the run were taken"):
+            here.take(1)
+
+
 def test_waits_are_measured_and_slow_steps_do_not_wait() -> None:
     data = Slow(0.2)
     with contextlib.closing(Prefetch(data, range(4))) as ahead:

@@ -56,6 +56,12 @@ def test_compressed_conversations_are_conversations(tokenizer: Tokenizer, talks:
             read_conversations([packed], tokenizer, 100)
 
 
+def test_a_number_that_python_does_not_read_is_named(tokenizer: Tokenizer, talks: Path) -> None:
+    talks.write_text(f'{{"messages": {"9" * 5000}}}\n')
+    with pytest.raises(ValueError, match=r"talks\.jsonl, line 1: not valid JSON"):
+        read_conversations([talks], tokenizer, 100)
+
+
 def test_a_deeply_nested_line_is_refused(tokenizer: Tokenizer, talks: Path) -> None:
     talks.write_text('{"messages": ' + "[" * 200_000 + "\n")
     with pytest.raises(ValueError, match=r"talks\.jsonl, line 1: not valid JSON"):

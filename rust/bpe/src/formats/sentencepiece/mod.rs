@@ -16,7 +16,7 @@ pub(super) use self::splits::{isolate, require_space, words_or_whole};
 
 use hashbrown::HashSet;
 
-use self::model_file::{ModelFile, write_pieces};
+use self::model_file::{ModelFile, OF_GGUF, write_pieces};
 use crate::byte_alphabet::byte_of;
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules, SentencePieceModel};
@@ -35,10 +35,11 @@ impl Tokenizer {
     /// SentencePiece 0.2.3: `src/sentencepiece_model.proto`, `normalizer.cc`, `bpe_model.cc`,
     /// `sentencepiece_processor.cc`.
     pub fn from_sentencepiece(model: &[u8]) -> Result<Self> {
-        let file = ModelFile::read(model)?;
+        let of_gguf = model.strip_prefix(OF_GGUF);
+        let file = ModelFile::read(of_gguf.unwrap_or(model))?;
         let options = file.options()?;
         let (prefix, collapse) = (options.normalizer.add_dummy_prefix, options.normalizer.remove_extra_whitespaces);
-        if file.is_of_gguf {
+        if of_gguf.is_some() {
             return Self::from_pieces(file.pieces, prefix, collapse);
         }
         let (is_plain, names) = (file.is_plain(&options), file.special_names());

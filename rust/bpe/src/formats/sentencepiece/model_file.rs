@@ -7,8 +7,8 @@ use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules};
 /// The text of an unknown piece unless the file says otherwise: U+2047 between spaces.
 const UNKNOWN_SURFACE: &str = " \u{2047} ";
 
-/// An extension field, which SentencePiece ignores: the pieces come from a GGUF file.
-const OF_GGUF: u64 = 1000;
+/// What [`write_pieces`] begins with. No `tokenizer.model` does: it is no field.
+pub(super) const OF_GGUF: &[u8] = b"gguf";
 
 /// The fields of a `tokenizer.model` that encoding and decoding use.
 #[derive(Default)]
@@ -17,8 +17,6 @@ pub(super) struct ModelFile<'a> {
     trainer: Option<Trainer>,
     normalizer: Option<NormalizerSpec<'a>>,
     denormalizer: Option<NormalizerSpec<'a>>,
-    /// Whether [`write_pieces`] wrote it.
-    pub(super) is_of_gguf: bool,
 }
 
 /// `trainer_spec`.
@@ -54,7 +52,6 @@ impl<'a> ModelFile<'a> {
                 (2, Value::Bytes(spec)) => file.trainer.get_or_insert_default().read(spec)?,
                 (3, Value::Bytes(spec)) => file.normalizer.get_or_insert_default().read(spec)?,
                 (5, Value::Bytes(spec)) => file.denormalizer.get_or_insert_default().read(spec)?,
-                (OF_GGUF, Value::Varint(is_set)) => file.is_of_gguf = is_set != 0,
                 _ => {}
             }
             Ok(())
@@ -200,7 +197,7 @@ fn read_piece(message: &[u8], id: usize) -> Result<Piece> {
     Ok(piece)
 }
 
-/// Returns a `tokenizer.model` from which `Tokenizer::from_sentencepiece` restores `Tokenizer::from_pieces`.
+/// Returns a `tokenizer.model` with a prefix, from which `Tokenizer::from_sentencepiece` restores `Tokenizer::from_pieces`.
 pub(super) fn write_pieces(pieces: &[Piece], prefix: bool, collapse: bool) -> Vec<u8> {
     let mut model = Message::default();
     for piece in pieces {
@@ -217,6 +214,5 @@ pub(super) fn write_pieces(pieces: &[Piece], prefix: bool, collapse: bool) -> Ve
     normalizer.varint(4, u64::from(collapse));
     model.bytes(2, trainer.as_bytes());
     model.bytes(3, normalizer.as_bytes());
-    model.varint(OF_GGUF, 1);
-    model.as_bytes().to_vec()
+    [OF_GGUF, model.as_bytes()].concat()
 }

@@ -4,6 +4,7 @@ use fancy_regex::{Regex, RegexBuilder};
 
 use super::matches::{MATCHES_PER_CHECK, fill_ends};
 use crate::Result;
+use crate::error::shortened;
 use crate::interrupt::Interrupt;
 
 /// The most backtracking steps of one match. Common patterns need a few dozen; the limit stops exponential ones.
@@ -20,7 +21,7 @@ impl FancyRegex {
         let regex = RegexBuilder::new(pattern)
             .backtrack_limit(BACKTRACK_LIMIT)
             .build()
-            .map_err(|error| invalid!("pattern {pattern:?} is not a valid regex: {error}"))?;
+            .map_err(|error| invalid!("pattern {:?} is not a valid regex: {error}", shortened(pattern)))?;
         Ok(Self { regex })
     }
 
@@ -81,7 +82,7 @@ impl FancyRegex {
     fn gave_up(&self, from: usize, error: &fancy_regex::Error) -> crate::Error {
         invalid!(
             "pattern {:?} gave up on the text behind byte {from}: {error} (at most {BACKTRACK_LIMIT} steps a match)",
-            self.regex.as_str()
+            shortened(self.regex.as_str())
         )
     }
 }

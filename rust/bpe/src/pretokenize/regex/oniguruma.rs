@@ -9,6 +9,7 @@ use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 use onig_sys::{ONIG_ABORT, ONIGERR_RETRY_LIMIT_IN_SEARCH_OVER, OnigCalloutArgs};
 
 use super::matches::fill_ends;
+use crate::error::shortened;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
@@ -81,7 +82,7 @@ impl Oniguruma {
         }
         let regex = compiled(pattern).map_err(|error| {
             let why = error.description();
-            invalid!("pattern {pattern:?} is not a regex that Oniguruma can read: {why}")
+            invalid!("pattern {:?} is not a regex that Oniguruma can read: {why}", shortened(pattern))
         })?;
         Ok(Self { regex: Arc::new(regex), watched: Arc::default(), pattern: pattern.into() })
     }
@@ -173,7 +174,7 @@ impl Oniguruma {
     }
 
     fn gave_up(&self, position: usize, why: &str) -> Error {
-        invalid!("pattern {:?} gave up on the text behind byte {position}: {why}", self.pattern)
+        invalid!("pattern {:?} gave up on the text behind byte {position}: {why}", shortened(&self.pattern))
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`.
