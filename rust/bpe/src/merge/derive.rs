@@ -25,7 +25,8 @@ impl Vocab {
     ///
     /// # Cost
     /// One run of BPE for each token, over the merges of lower rank. Where that leaves more than two symbols, every split of
-    /// the token into two lengths of tokens is looked up, or, if there are many such lengths, found by searching for prefixes and suffixes.
+    /// the token into two lengths of tokens is looked up; if there are many such lengths, the tokens that it begins and ends
+    /// with are.
     pub fn from_ranks<T: AsRef<[u8]>>(ranks: Vec<(T, u32)>) -> Result<Self> {
         Self::from_ranks_of_lengths(ranks, MANY_LENGTHS)
     }
