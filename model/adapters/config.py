@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,6 @@ class AdapterConfig:
     task_type: str | None = "CAUSAL_LM"
     described: Mapping[str, Any] = field(default_factory=dict)
     """The given fields, which `to_json` writes again."""
-    matcher: Matcher = field(default_factory=Matcher, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, described: Mapping[str, Any], source: str = CONFIG) -> AdapterConfig:
@@ -102,9 +102,9 @@ class AdapterConfig:
             ValueError: If a field is not honoured or has a wrong value; it names the source, the field, the value and
                 the expectation.
         """
-        known = cls._names()
+        known = {name for name in cls.__dataclass_fields__ if name != "described"}
         for name, value in described.items():
-            if name not in known and name not in HARMLESS and value not in _UNSET:
+            if name not in known | HARMLESS and value not in _UNSET:
                 raise ValueError(f"{source}: {name} is {value!r:.100}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
         for name, (parse, expected) in _PARSERS.items():
@@ -169,6 +169,10 @@ class AdapterConfig:
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"{source}: layers_pattern is given without layers_to_transform")
 
+    @cached_property
+    def _matcher(self) -> Matcher:
+        return Matcher()
+
     def rank(self, path: str) -> int:
         """Return the rank of a layer's update."""
         return int(self._of_pattern("rank_pattern", self.rank_pattern, path, self.r))
@@ -195,13 +199,13 @@ class AdapterConfig:
         if self.exclude_modules and self._named("exclude_modules", self.exclude_modules, path):
             return False
         if any(
-            self.matcher.match("modules_to_save", rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save
+            self._matcher.match("modules_to_save", rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save
         ):
             return False
         if isinstance(self.target_modules, str):
             if self.target_modules.lower() == ALL_LINEAR:
                 return not in_head and not self.is_embedding(path)
-            return self.matcher.match("target_modules", self.target_modules, path, whole=True) is not None
+            return self._matcher.match("target_modules", self.target_modules, path, whole=True) is not None
         if path in self.target_modules:
             return True
         return self._named("target_modules", self.target_modules, path) and self._transforms(path)
@@ -209,13 +213,13 @@ class AdapterConfig:
     def _named(self, field: str, names: tuple[str, ...] | str, path: str) -> bool:
         """Return whether names match a path: a regex all of it, a list the path or its last parts."""
         if isinstance(names, str):
-            return self.matcher.match(field, names, path, whole=True) is not None
+            return self._matcher.match(field, names, path, whole=True) is not None
         return path in names or any(path.endswith(f".{name}") for name in names)
 
     def _of_pattern(self, field: str, patterns: Mapping[str, float], path: str, default: float) -> float:
         """Return the value of the first pattern that matches the path's last parts."""
         return next(
-            (value for key, value in patterns.items() if self.matcher.match(field, rf"(.*\.)?({key})$", path)), default
+            (value for key, value in patterns.items() if self._matcher.match(field, rf"(.*\.)?({key})$", path)), default
         )
 
     @staticmethod
@@ -231,7 +235,7 @@ class AdapterConfig:
             patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern]
         else:
             patterns = [r".*?\.[^.]*\.(\d+)\."]
-        found = next(filter(None, (self.matcher.match("layers_pattern", pattern, path) for pattern in patterns)), None)
+        found = next(filter(None, (self._matcher.match("layers_pattern", pattern, path) for pattern in patterns)), None)
         return found is not None and int(found[1]) in self.layers_to_transform
 
     def saves(self, path: str) -> bool:
@@ -261,13 +265,8 @@ class AdapterConfig:
 
     def _values(self) -> dict[str, tuple[Any, Any]]:
         """Return the value of each field and peft's default."""
-        fields = self.__dataclass_fields__
-        return {name: (getattr(self, name), _default(fields[name])) for name in self._names()}
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        """Return the names of peft's fields."""
-        return [name for name in cls.__dataclass_fields__ if name not in ("described", "matcher")]
+        fields = {name: spec for name, spec in self.__dataclass_fields__.items() if name != "described"}
+        return {name: (getattr(self, name), _default(spec)) for name, spec in fields.items()}
 
     def _was(self, name: str) -> Any:
         """Return a field's value in the file; its current value if the file lacks it."""
