@@ -84,8 +84,9 @@ class Matcher:
         except (ValueError, regex.error) as error:
             raise ValueError(f"{field} has the pattern {pattern!r:.100}: {error}") from error
         except TimeoutError:
-            message = f"{field} has the pattern {pattern!r:.100}, which takes over {SECONDS:g} s to match {path}"
-            raise ValueError(f"{message} and what it slowly matched before; expected no nested repeats") from None
+            place = f"{field} has the pattern {pattern!r:.100}, which takes over {SECONDS:g} s to match {path}"
+            reason = "and what the config matched slowly before"
+            raise ValueError(f"{place} {reason}; expected no nested repeats") from None
         took = time.thread_time() - start
         self.seconds_left -= took if took > SLOW_S else 0.0
         return found

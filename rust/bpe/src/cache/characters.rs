@@ -1,4 +1,4 @@
-//! The ids of characters of three bytes, as those of Chinese, Japanese and Korean: a table small enough for the CPU's L2
+//! The ids of characters of three bytes, such as those of Chinese, Japanese and Korean, in a table that fits in the CPU's L2
 //! cache.
 
 /// The bytes of a character, which has at most as many ids.

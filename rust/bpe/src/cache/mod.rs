@@ -3,8 +3,7 @@
 //! Short pieces with few ids, nearly all there are, are in a two-way set-associative table with key and ids inline, so a
 //! hit touches one cache line (`short.rs`). Longer pieces and id lists are records in an arena, found through a hash table
 //! (`long.rs`). Both grow with the text up to a limit. Beyond it a short piece replaces another of its bucket, and a full
-//! arena is cleared. Chinese characters and their like within pieces have a small table of their own
-//! (`characters.rs`).
+//! arena is cleared. Characters of three bytes within pieces have a table of their own (`characters.rs`).
 
 mod characters;
 mod long;

@@ -20,7 +20,7 @@ impl Splits {
         Self { ids, lengths: tokens.iter().map(|token| token.len()).collect(), prefixes: in_order(&tokens), suffixes }
     }
 
-    /// Returns the pairs of ids whose tokens make this token together.
+    /// Returns the ids of each pair of tokens that makes this token together.
     pub(super) fn of(&self, id: u32) -> Vec<(u32, u32)> {
         let Ok(token) = self.ids.binary_search(&id) else { return Vec::new() };
         let others = |longest: &[Option<usize>]| -> Vec<usize> {

@@ -174,7 +174,11 @@ impl Oniguruma {
     }
 
     fn gave_up(&self, position: usize, why: &str) -> Error {
-        invalid!("pattern {:?} gave up on the text behind byte {position}: {why}", shortened(&self.pattern))
+        let limits = format!("{BACKTRACK_LIMIT} steps a match, {SEARCH_LIMIT} and {STEPS_PER_BYTE} a byte a search");
+        let pattern = shortened(&self.pattern);
+        invalid!(
+            "pattern {pattern:?} gave up on the text behind byte {position}: {why} (at most {limits}, {PATIENCE:?})"
+        )
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`.
