@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -144,6 +145,37 @@ def test_a_folder_that_another_writer_has_locked_is_left_to_it(tmp_path: Path, m
         assert len(taken) == 1 and temporary.parent.name not in taken
         temporary.write_text("whole")
     assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("write", [atomic_write, locked], ids=["atomic_write", "locked"])
+@pytest.mark.parametrize("name", ["mkdir", "open", "stat", "fstat", "rename", "replace", "unlink", "rmdir", "close"])
+def test_ctrl_c_at_any_system_call_leaves_no_temporary_file(
+    write: Callable[[Path], Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, left = getattr(os, name), 0
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        found = call(*arguments, **options)
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            left = number
+            patch.setattr(os, name, interrupted)
+            with write(folder / "ids") as temporary:
+                (temporary or folder / "ids" / "file").write_text("new")
+        assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+        if left > 0:  # the function was called less often
+            return
+    pytest.fail("99 calls")
 
 
 def test_a_long_name_an_error_and_a_folder_in_its_place(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+from bpe_llama._files.ctrl_c import ctrl_c_waits, despite_ctrl_c
 from bpe_llama._files.lock import TAKEN, lock_at_once
 
 _LOCK = ".lock"
@@ -46,29 +48,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "a named pipe or a device; expected a regular file", os.fspath(path))
-    try:
-        remove_abandoned(path.parent)
-        folder, lock = _locked_folder(path, "tmp")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    temporary = folder / path.name
-    try:
-        yield temporary
-        _finish(temporary, os.fstat(lock).st_mode)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno is None:  # numpy's, of a file written in part
-            reason = f"{os.strerror(errno.ENOSPC)}, it seems; the file was not written whole ({error})"
-            raise OSError(errno.ENOSPC, reason, os.fspath(path)) from None
-        if error.filename is not None and folder not in Path(os.fsdecode(error.filename)).parents:
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    finally:
-        if os.name == "nt":  # where an open file cannot be removed
-            os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-        if os.name != "nt":
-            os.close(lock)
+    with _temporary_folder(path, "tmp") as (folder, mode):
+        temporary = folder / path.name
+        try:
+            yield temporary
+            _finish(temporary, mode)
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno is None:  # numpy's, of a file written in part
+                reason = f"{os.strerror(errno.ENOSPC)}, it seems; the file was not written whole ({error})"
+                raise OSError(errno.ENOSPC, reason, os.fspath(path)) from None
+            if error.filename is not None and folder not in Path(os.fsdecode(error.filename)).parents:
+                raise
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 @contextmanager
@@ -98,30 +90,22 @@ def write_together(folder: Path, last: str, replaced: Sequence[str] = ()) -> Ite
         ['config.json', 'notes.txt', 'weights']
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        remove_abandoned(folder)
-        swap, lock = _locked_folder(folder / last, "swap")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(folder / last)) from None
-    is_complete = False
-    try:
-        yield swap
-        _write_plan(swap, last, replaced, os.fstat(lock).st_mode)
-        is_complete = True
-        _drop_older_plans(swap)
-        _carry_out(swap)
-    except OSError as error:
-        place = Path(os.fsdecode(error.filename or ""))
-        if swap in place.parents:
-            raise OSError(error.errno, error.strerror, os.fspath(folder / place.relative_to(swap))) from None
-        raise
-    finally:
-        if os.name == "nt":
-            os.close(lock)
-        if not is_complete or not _pending(swap):  # else the next reader or writer completes it
-            shutil.rmtree(swap, ignore_errors=True)
-        if os.name != "nt":
-            os.close(lock)
+    with _temporary_folder(folder / last, "swap") as (swap, mode):
+        try:
+            try:
+                yield swap
+                _write_plan(swap, last, replaced, mode)
+            except BaseException:
+                (swap / _PLAN).unlink(missing_ok=True)  # so that the old files stay
+                raise
+            with ctrl_c_waits():
+                _drop_older_plans(swap)
+                _carry_out(swap)
+        except OSError as error:
+            place = Path(os.fsdecode(error.filename or ""))
+            if swap in place.parents:
+                raise OSError(error.errno, error.strerror, os.fspath(folder / place.relative_to(swap))) from None
+            raise
 
 
 def complete_writes(folder: Path) -> None:
@@ -221,9 +205,11 @@ def _is_inside(folder: Path, name: str) -> bool:
     )
 
 
-def _pending(swap: Path) -> bool:
-    """Return whether files of a complete temporary folder wait for being renamed."""
-    return any(path.is_file() and path.name not in (_LOCK, _PLAN) for path in swap.rglob("*"))
+def _is_pending(swap: Path) -> bool:
+    """Return whether a temporary folder is complete, and files of it wait for being renamed."""
+    return (swap / _PLAN).is_file() and any(
+        path.is_file() and path.name not in (_LOCK, _PLAN) for path in swap.rglob("*")
+    )
 
 
 def flush(path: Path) -> None:
@@ -245,25 +231,60 @@ def _finish(temporary: Path, mode: int) -> None:
         temporary.chmod(mode & 0o777)
 
 
-def _locked_folder(path: Path, kind: str) -> tuple[Path, int]:
-    """Return a new folder beside ``path``, and the descriptor of its locked lock file."""
+@contextmanager
+def _temporary_folder(path: Path, kind: str) -> Iterator[tuple[Path, int]]:
+    """Yield a new folder beside ``path``, locked, and the mode that new files have; at the end it is removed.
+
+    One that is complete and waits for renames stays: the next reader or writer completes it. Ctrl-C waits while the
+    folder is made or removed, so that it leaves none.
+
+    Raises:
+        OSError: If it cannot be made; it names ``path``.
+    """
+    made: tuple[Path, IO[bytes]] | None = None
+    try:
+        try:
+            with ctrl_c_waits():
+                remove_abandoned(path.parent)
+                made = _locked_folder(path, kind)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        folder, lock = made
+        yield folder, os.fstat(lock.fileno()).st_mode
+    finally:
+        if made is not None:
+            despite_ctrl_c(_remove, *made)
+
+
+def _remove(folder: Path, lock: IO[bytes]) -> None:
+    if lock.closed:
+        return
+    with lock:
+        if os.name == "nt":  # where an open file cannot be removed
+            lock.close()
+        if not _is_pending(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(path: Path, kind: str) -> tuple[Path, IO[bytes]]:
+    """Return a new folder beside ``path``, and its lock file, open and locked."""
     while True:
         folder = path.with_name(f".{path.name[:_LONGEST]}.{secrets.token_hex(8)}.{kind}")
         folder.mkdir(mode=0o700)
         try:
-            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            lock = (folder / _LOCK).open("xb")
         except (FileExistsError, FileNotFoundError):  # another writer took the folder for an abandoned one
             continue
         try:
-            lock_at_once(lock)
+            lock_at_once(lock.fileno())
         except OSError as error:  # perhaps a file system without locks
             if error.errno in TAKEN:  # by another writer, which is about to remove the folder
-                os.close(lock)
+                lock.close()
                 continue
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
+            if os.path.samestat(os.fstat(lock.fileno()), (folder / _LOCK).stat()):
                 return folder, lock
-        os.close(lock)
+        lock.close()
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from bpe_llama._files.ctrl_c import ctrl_c_waits, despite_ctrl_c
+
 _NAME = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 """The errors of `lock_at_once` where another holds the lock; others say that there are no locks."""
@@ -40,15 +42,24 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _NAME
-    file = _open_locked(path)
+    file: IO[str] | None = None
     try:
+        with ctrl_c_waits():
+            file = _open_locked(path)
         yield
     finally:
+        if file is not None:
+            despite_ctrl_c(_unlock, path, file)
+
+
+def _unlock(path: Path, file: IO[str]) -> None:
+    if file.closed:
+        return
+    with file:
         if sys.platform == "win32":  # where an open file cannot be removed
             file.close()
         with contextlib.suppress(OSError):
             path.unlink()
-        file.close()
 
 
 def _open_locked(path: Path) -> IO[str]:
