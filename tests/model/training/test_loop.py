@@ -208,7 +208,8 @@ def test_a_run_limited_by_time_ends_on_time_at_the_lowest_learning_rate(token_fi
     lines = [line for line in training.read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert lines[-2]["seconds"] <= 2.0 <= lines[-1]["seconds"] + 0.5
     # That of the last step follows the time at which it began: after the line before it, before its own.
-    latest, earliest = (learning_rate_at(config, int(line["step"]), line["seconds"]) for line in lines[:-3:-1])
+    begun, ended = lines[-2]["seconds"] - 5e-4, lines[-1]["seconds"] + 5e-4  # they are rounded
+    earliest, latest = (learning_rate_at(config, int(lines[-1]["step"]) - 1, seconds) for seconds in (begun, ended))
     assert latest <= lines[-1]["learning_rate"] <= earliest and latest < 0.01 * config.learning_rate
 
 
