@@ -13,9 +13,10 @@ pub(super) type ShortIds = [u32; SHORT_IDS + 1];
 /// In place of the number of ids: `[position, count, generation of the arena, IN_ARENA]`.
 pub(super) const IN_ARENA: u32 = u32::MAX;
 
-/// Buckets of 64 bytes, one cache line, with two entries each. The newer entry is the first.
+/// Buckets of 64 bytes, one cache line, with two entries each.
 ///
-/// A full bucket spills its older entry to the neighbouring bucket if that has space.
+/// An entry goes to its bucket, or to the neighbour of a full one; where both are full it replaces the second entry. The
+/// first one stays, as a piece that comes early in a text is likely to be frequent.
 pub(super) struct ShortTable {
     /// Buckets from `base` on, where a cache line or a huge page begins. Zeroed words are allocated lazily: unused buckets
     /// cost no memory.
@@ -37,6 +38,9 @@ const MIN_BUCKET_BITS: u32 = 11;
 
 /// Buckets of the smallest table in huge pages: 4 MiB.
 const HUGE_BUCKET_BITS: u32 = 16;
+
+/// From this size on, 8 MiB, a table grows twofold instead of fourfold: the system clears all of the new memory.
+const LARGE_BUCKET_BITS: u32 = 17;
 
 /// Bytes of a huge page of most systems.
 const HUGE_PAGE: usize = 2 << 20;
@@ -82,37 +86,36 @@ impl ShortTable {
     }
 
     pub(super) fn put(&mut self, probe: &Probe, ids: ShortIds) {
-        if self.used * 2 > 1 << self.bucket_bits && self.bucket_bits < self.max_bucket_bits {
+        if self.used > 1 << self.bucket_bits && self.bucket_bits < self.max_bucket_bits {
             self.grow();
         }
         let [low, high] = probe.key;
         self.insert(probe.hash, [low, high, pair(ids[0], ids[1]), pair(ids[2], ids[3])]);
     }
 
-    /// Inserts an entry as the first of its bucket. The older of a full bucket spills to the neighbour if that has space.
     fn insert(&mut self, hash: u64, entry: Entry) {
-        let at = (hash >> (64 - self.bucket_bits)) as usize;
+        let home = (hash >> (64 - self.bucket_bits)) as usize;
         let buckets = self.words[self.base..].as_chunks_mut::<8>().0;
         // The key may have an entry already, whose ids were lost when the arena was cleared.
-        if buckets[at][..2] != entry[..2] {
-            let old = buckets[at];
-            if old[5] != 0 && buckets[at ^ 1][5] == 0 {
-                buckets[at ^ 1][4..].copy_from_slice(&old[4..]);
-            }
-            self.used += usize::from(old[5] == 0);
-            buckets[at][4..].copy_from_slice(&old[..4]);
-        }
-        buckets[at][..4].copy_from_slice(&entry);
+        let is_free = |place: &[u64]| place[1] == 0 || place[..2] == entry[..2];
+        let (bucket, place) = if is_free(&buckets[home][..4]) {
+            (home, 0)
+        } else if is_free(&buckets[home][4..]) || buckets[home ^ 1][5] != 0 {
+            (home, 4)
+        } else {
+            (home ^ 1, 4)
+        };
+        let place = &mut buckets[bucket][place..place + 4];
+        self.used += usize::from(place[1] == 0);
+        place.copy_from_slice(&entry);
     }
 
     #[cold]
     fn grow(&mut self) {
-        let mut larger = Self::with_buckets((self.bucket_bits + 2).min(self.max_bucket_bits), self.max_bucket_bits);
-        for bucket in self.buckets() {
-            // The older entry first, so that the order is preserved.
-            for entry in bucket.as_chunks::<4>().0.iter().rev().filter(|entry| entry[1] != 0) {
-                larger.insert(hash_short([entry[0], entry[1]]), *entry);
-            }
+        let bits = self.bucket_bits + if self.bucket_bits < LARGE_BUCKET_BITS { 2 } else { 1 };
+        let mut larger = Self::with_buckets(bits.min(self.max_bucket_bits), self.max_bucket_bits);
+        for entry in self.buckets().as_flattened().as_chunks::<4>().0.iter().filter(|entry| entry[1] != 0) {
+            larger.insert(hash_short([entry[0], entry[1]]), *entry);
         }
         *self = larger;
     }
