@@ -148,7 +148,7 @@ def count_files(
 
     dataset = ray.data.from_items(shares, override_num_blocks=num_shares)
     counted = dataset.map_batches(count_share, batch_format="pyarrow", batch_size=None)
-    total = _sum_of(counted, total, all_bad_rows)
+    total = _sum_of(counted, total, all_bad_rows, shards)
     all_bad_rows.warn(stacklevel=2)
     return total
 
@@ -200,7 +200,7 @@ def count_words(
 
     texts_only = dataset.select_columns([column])
     counted = texts_only.map_batches(count_block, batch_format="pyarrow", batch_size=None)
-    total = _sum_of(counted, total, all_bad_rows)
+    total = _sum_of(counted, total, all_bad_rows, shards)
     all_bad_rows.warn(stacklevel=2)
     return total
 
@@ -225,9 +225,10 @@ def _shard_table(counts: WordCounts, bad_rows: BadRows, shards: int) -> pa.Table
     return pa.table({"shard": [_SKIPPED, *range(len(parts))], "counts": data})
 
 
-def _sum_of(counted: ray.data.Dataset, total: WordCounts, bad_rows: BadRows) -> WordCounts:
+def _sum_of(counted: ray.data.Dataset, total: WordCounts, bad_rows: BadRows, shards: int) -> WordCounts:
     """Return the sum of ``total`` and all counts, summed shard by shard."""
-    added = counted.groupby("shard").map_groups(_add_counts, batch_format="pyarrow")
+    # Ray would make 200 partitions, each a task.
+    added = counted.groupby("shard", num_partitions=shards + 1).map_groups(_add_counts, batch_format="pyarrow")
     with raised_by_workers():
         for row in added.iter_rows():
             if row["shard"] == _SKIPPED:
