@@ -1,5 +1,7 @@
 //! Short pieces with few ids: a two-way set-associative table.
 
+use std::iter;
+
 use super::probe::{Probe, hash_short};
 use crate::inline_key::InlineKey;
 use bpe_llama_simd::huge_pages;
@@ -15,8 +17,8 @@ pub(super) const IN_ARENA: u32 = u32::MAX;
 
 /// Buckets of 64 bytes, one cache line, with two entries each.
 ///
-/// An entry goes to its bucket, or to the neighbour of a full one; where both are full it replaces the second entry. The
-/// first one stays, as a piece that comes early in a text is likely to be frequent.
+/// An entry goes to its bucket, or spills to the second place of a neighbour; where none is free it replaces the second entry
+/// of its bucket. The first one stays, as a piece that comes early in a text is likely to be frequent.
 pub(super) struct ShortTable {
     /// Buckets from `base` on, where a cache line or a huge page begins. Zeroed words are allocated lazily: unused buckets
     /// cost no memory.
@@ -33,14 +35,14 @@ pub(super) type Bucket = [u64; 8];
 /// A key, ids and their number; all 0 if empty.
 pub(super) type Entry = [u64; 4];
 
-/// Buckets of the smallest table: 128 KiB.
-const MIN_BUCKET_BITS: u32 = 11;
+/// Buckets of the smallest table: 256 KiB.
+const MIN_BUCKET_BITS: u32 = 12;
 
 /// Buckets of the smallest table in huge pages: 4 MiB.
 const HUGE_BUCKET_BITS: u32 = 16;
 
-/// From this size on, 8 MiB, a table grows twofold instead of fourfold: the system clears all of the new memory.
-const LARGE_BUCKET_BITS: u32 = 17;
+/// Buckets in which an entry may be, its own first.
+const NEIGHBOURS: usize = 4;
 
 /// Bytes of a huge page of most systems.
 const HUGE_PAGE: usize = 2 << 20;
@@ -71,18 +73,19 @@ impl ShortTable {
     }
 
     pub(super) fn get(&self, probe: &Probe) -> Option<ShortIds> {
-        let at = (probe.hash >> (64 - self.bucket_bits)) as usize;
-        let bucket = &self.buckets()[at];
-        let entry = find(bucket, probe.key);
-        if entry[..2] == probe.key {
-            return Some(unpack_ids(entry));
+        let home = (probe.hash >> (64 - self.bucket_bits)) as usize;
+        for neighbour in 0..NEIGHBOURS {
+            let bucket = &self.buckets()[home ^ neighbour];
+            let entry = find(bucket, probe.key);
+            if entry[..2] == probe.key {
+                return Some(unpack_ids(entry));
+            }
+            if bucket[5] == 0 {
+                // Only a full bucket spills to the next, which is rarely in the CPU's cache.
+                return None;
+            }
         }
-        if bucket[5] == 0 {
-            // Only a full bucket spills to its neighbour, which is rarely in the CPU's cache.
-            return None;
-        }
-        let entry = find(&self.buckets()[at ^ 1], probe.key);
-        (entry[..2] == probe.key).then(|| unpack_ids(entry))
+        None
     }
 
     pub(super) fn put(&mut self, probe: &Probe, ids: ShortIds) {
@@ -95,25 +98,20 @@ impl ShortTable {
 
     fn insert(&mut self, hash: u64, entry: Entry) {
         let home = (hash >> (64 - self.bucket_bits)) as usize;
-        let buckets = self.words[self.base..].as_chunks_mut::<8>().0;
+        let entries = self.words[self.base..].as_chunks_mut::<4>().0;
+        let second = |neighbour| 2 * (home ^ neighbour) + 1;
         // The key may have an entry already, whose ids were lost when the arena was cleared.
-        let is_free = |place: &[u64]| place[1] == 0 || place[..2] == entry[..2];
-        let (bucket, place) = if is_free(&buckets[home][..4]) {
-            (home, 0)
-        } else if is_free(&buckets[home][4..]) || buckets[home ^ 1][5] != 0 {
-            (home, 4)
-        } else {
-            (home ^ 1, 4)
-        };
-        let place = &mut buckets[bucket][place..place + 4];
-        self.used += usize::from(place[1] == 0);
-        place.copy_from_slice(&entry);
+        let place = iter::once(2 * home)
+            .chain((0..NEIGHBOURS).map(second))
+            .find(|&place| entries[place][1] == 0 || entries[place][..2] == entry[..2])
+            .unwrap_or(second(0));
+        self.used += usize::from(entries[place][1] == 0);
+        entries[place] = entry;
     }
 
     #[cold]
     fn grow(&mut self) {
-        let bits = self.bucket_bits + if self.bucket_bits < LARGE_BUCKET_BITS { 2 } else { 1 };
-        let mut larger = Self::with_buckets(bits.min(self.max_bucket_bits), self.max_bucket_bits);
+        let mut larger = Self::with_buckets((self.bucket_bits + 2).min(self.max_bucket_bits), self.max_bucket_bits);
         for entry in self.buckets().as_flattened().as_chunks::<4>().0.iter().filter(|entry| entry[1] != 0) {
             larger.insert(hash_short([entry[0], entry[1]]), *entry);
         }
