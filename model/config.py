@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bpe_llama._core import shown
 from bpe_llama._files import complete_writes, read_json_object
 from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
 from bpe_llama.model.config_values import (
@@ -17,6 +18,7 @@ from bpe_llama.model.config_values import (
     check_probability,
     check_size,
     check_token_id,
+    is_one_of,
 )
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
@@ -94,13 +96,6 @@ class LlamaConfig:
             *("max_position_embeddings", "num_experts_per_tok", "pretraining_tp", "num_labels"),
         ):
             check_size(name, getattr(self, name))
-        self._fill_heads()
-        self._fill_rope()
-        self._fill_variants()
-        if self.hidden_act not in self.ACTIVATIONS:
-            raise ValueError(
-                f"hidden_act is {self.hidden_act!r}; model_type {self.model_type!r} has {self.ACTIVATIONS[0]!r}"
-            )
         for name in (
             "rms_norm_eps",
             "initializer_range",
@@ -110,35 +105,42 @@ class LlamaConfig:
         ):
             check_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
+        self._fill_heads()
+        self._fill_rope()
+        self._fill_variants()
+        if not is_one_of(self.hidden_act, self.ACTIVATIONS):
+            raise ValueError(
+                f"hidden_act is {shown(self.hidden_act)}; model_type {self.model_type!r} has {self.ACTIVATIONS[0]!r}"
+            )
         check_probability("attention_dropout", self.attention_dropout)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if not is_one_of(self.dtype, (None, *DTYPES)):
+            raise ValueError(f"dtype is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
             check_token_id(name, getattr(self, name), self.vocab_size)
         if not isinstance(self.eos_token_id, int | list | tuple | None):
-            raise TypeError(f"eos_token_id is {self.eos_token_id!r}; expected an integer or a list of them")
+            raise TypeError(f"eos_token_id is {shown(self.eos_token_id)}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
             check_token_id("eos_token_id", eos, self.vocab_size)
 
     def _check_model_type(self) -> None:
-        if self.model_type not in FAMILIES:
-            raise ValueError(f"model_type is {self.model_type!r}; expected one of {', '.join(FAMILIES)}")
+        if not is_one_of(self.model_type, FAMILIES):
+            raise ValueError(f"model_type is {shown(self.model_type)}; expected one of {', '.join(FAMILIES)}")
         if type(self) is not self.family.config:
             raise ValueError(
-                f"model_type is {self.model_type!r}, which {type(self).__name__} does not describe; "
+                f"model_type is {shown(self.model_type)}, which {type(self).__name__} does not describe; "
                 f"expected a {self.family.config.__name__}, or LlamaConfig.from_dict"
             )
 
     def _fill_labels(self) -> None:
-        if not self.id2label:
+        try:
+            names = {int(label): str(name) for label, name in (self.id2label or {}).items()}
+        except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError):
+            raise ValueError(f"id2label is {self.id2label!r:.100}; expected an object of numbers and names") from None
+        if not names:
             object.__setattr__(self, "id2label", None)
             return
-        try:
-            names = {int(label): str(name) for label, name in self.id2label.items()}
-        except (AttributeError, TypeError, ValueError):
-            raise ValueError(f"id2label is {self.id2label!r:.100}; expected an object of numbers and names") from None
         if sorted(names) != list(range(len(names))):
             raise ValueError(f"id2label names the ids {sorted(names)}; expected 0 to {len(names) - 1}")
         object.__setattr__(self, "num_labels", len(names))
@@ -179,8 +181,8 @@ class LlamaConfig:
             ("position_encoding", POSITION_ENCODINGS),
             ("problem_type", (None, *PROBLEM_TYPES)),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
+            if not is_one_of(value := getattr(self, name), allowed):
+                raise ValueError(f"{name} is {shown(value)}; expected one of {', '.join(map(str, allowed))}")
         if self.sliding_window is not None:
             check_size("sliding_window", self.sliding_window)
         if self.num_local_experts is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
+
+from bpe_llama._core import shown
 
 LARGEST_SIZE = (1 << 31) - 1
 """The largest size of a name that `LARGEST` lacks."""
@@ -20,6 +23,11 @@ LARGEST_EXPERTS = 1 << 17
 """The most experts of all layers together; published models have up to 25,000."""
 
 
+def is_one_of(value: Any, allowed: Collection[str | None]) -> bool:
+    """Return whether a value is one of some texts; an array, of which Python's ``in`` asks more, is none."""
+    return (value is None or isinstance(value, str)) and value in allowed
+
+
 def check_flag(name: str, value: Any) -> None:
     """Check that a value is true or false.
 
@@ -27,7 +35,7 @@ def check_flag(name: str, value: Any) -> None:
         TypeError: If it is neither.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; expected true or false")
+        raise TypeError(f"{name} is {shown(value)}; expected true or false")
 
 
 def check_size(name: str, value: Any) -> None:
@@ -43,11 +51,11 @@ def check_size(name: str, value: Any) -> None:
         ValueError: num_hidden_layers is 100000; expected at most 4,096
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; expected an integer")
+        raise TypeError(f"{name} is {shown(value)}; expected an integer")
     if value < 1:
-        raise ValueError(f"{name} is {value}; expected at least 1")
+        raise ValueError(f"{name} is {shown(value)}; expected at least 1")
     if value > (largest := LARGEST.get(name, LARGEST_SIZE)):
-        raise ValueError(f"{name} is {value}; expected at most {largest:,}")
+        raise ValueError(f"{name} is {shown(value)}; expected at most {largest:,}")
 
 
 def check_experts(layers: int, experts: int, chosen: int) -> None:
@@ -75,9 +83,9 @@ def check_number(name: str, value: Any) -> None:
         ValueError: If it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; expected a number")
+        raise TypeError(f"{name} is {shown(value)}; expected a number")
     if not 0 <= value <= sys.float_info.max:
-        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
+        raise ValueError(f"{name} is {shown(value)}; expected a finite number of at least 0")
 
 
 def check_probability(name: str, value: Any) -> None:
@@ -89,7 +97,7 @@ def check_probability(name: str, value: Any) -> None:
     """
     check_number(name, value)
     if value > 1:
-        raise ValueError(f"{name} is {value}; expected a probability, 0 to 1")
+        raise ValueError(f"{name} is {shown(value)}; expected a probability, 0 to 1")
 
 
 def check_token_id(name: str, value: Any, vocab_size: int) -> None:
@@ -100,6 +108,6 @@ def check_token_id(name: str, value: Any, vocab_size: int) -> None:
         ValueError: If it is out of range.
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"{name} is {value!r}; expected an integer")
+        raise TypeError(f"{name} is {shown(value)}; expected an integer")
     if value is not None and not -1 <= value < vocab_size:
-        raise ValueError(f"{name} is {value}, outside the vocabulary of {vocab_size}")
+        raise ValueError(f"{name} is {shown(value)}, outside the vocabulary of {vocab_size}")

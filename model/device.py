@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from bpe_llama._core import shown
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton is installed; it comes with torch for CUDA on Linux."""
 
@@ -31,13 +33,13 @@ def resolve_device(device: torch.device | str = "auto") -> torch.device:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"device {device!r} is not known to torch; expected 'auto', 'cpu', 'cuda', 'cuda:1' …"
+            f"device {shown(device)} is not known to torch; expected 'auto', 'cpu', 'cuda', 'cuda:1' …"
         ) from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
@@ -56,11 +58,11 @@ def resolve_dtype(dtype: torch.dtype | str | None, auto: torch.dtype | str | Non
         >>> resolve_dtype("bfloat16"), resolve_dtype("auto", auto="float16")
         (torch.bfloat16, torch.float16)
     """
-    if dtype is None or dtype == "auto":
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         dtype = "float32" if auto is None else auto
     found = _DTYPES.get(str(dtype).removeprefix("torch."))
     if found is None:
-        raise ValueError(f"dtype {dtype!r} is not one of 'auto', {', '.join(map(repr, _DTYPES))}")
+        raise ValueError(f"dtype {shown(dtype)} is not one of 'auto', {', '.join(map(repr, _DTYPES))}")
     return found
 
 

@@ -108,17 +108,16 @@ class AdapterConfig:
                 raise ValueError(f"{source}: {name} is {value!r:.100}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
         for name, (parse, expected) in _PARSERS.items():
-            if described.get(name) is None or (name == "layers_pattern" and not described[name]):
+            given = described.get(name)
+            if given is None or (name == "layers_pattern" and isinstance(given, str | list | tuple) and not given):
                 if name == "task_type" and "task_type" in described:
                     values[name] = None
                 continue
             try:
-                values[name] = parse(described[name])
+                values[name] = parse(given)
             except (ValueError, TypeError, AttributeError) as error:
                 reason = f" ({error})" if isinstance(error, ValueError) and str(error) else ""
-                raise ValueError(
-                    f"{source}: {name} is {described[name]!r:.100}; expected {expected}{reason}"
-                ) from error
+                raise ValueError(f"{source}: {name} is {given!r:.100}; expected {expected}{reason}") from error
         if values.get("task_type") == "SEQ_CLS":  # peft adds the classifier's head
             saved = values.get("modules_to_save", ())
             values["modules_to_save"] = saved if "score" in saved else (*saved, "score")

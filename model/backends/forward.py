@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bpe_llama._arguments import boolean
 from bpe_llama.model.backends.cpu.decoder import CpuDecoder
 from bpe_llama.model.backends.cpu.dispatch import can_decode, decoder_serves
 from bpe_llama.model.backends.cuda.decoder import CudaDecoder
@@ -70,7 +71,7 @@ class Refreshed:
         self.model = model
         self.forward: Forward = forward_for(model, cache, None)
         self.graphs: CudaDecoder | None = None
-        self._cuda_graph = cuda_graph and model.device.type in GRAPH_DEVICES
+        self._cuda_graph = boolean("cuda_graph", cuda_graph) and model.device.type in GRAPH_DEVICES
         self._decoder: CpuDecoder | None = None
         self._fingerprint: list[object] = []
 

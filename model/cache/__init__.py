@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bpe_llama._core import shown
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.cache.prefix_cache import PrefixCache
 from bpe_llama.model.cache.quantized import QuantizedCache
@@ -39,8 +40,8 @@ def make_cache(
         >>> make_cache("int8", config, 2, 16, 16, torch.float32, torch.device("cpu")).store.dtype
         torch.int8
     """
-    if form not in FORMS:
-        raise ValueError(f"cache is {form!r}; expected one of {', '.join(FORMS)}")
+    if not isinstance(form, str) or form not in FORMS:
+        raise ValueError(f"cache is {shown(form)}; expected one of {', '.join(FORMS)}")
     if form == "ring":
         return SlidingWindowCache(config, slots, max_length, chunk=chunk, dtype=dtype, device=device)
     return (QuantizedCache if form == "int8" else KVCache)(config, slots, max_length, dtype=dtype, device=device)

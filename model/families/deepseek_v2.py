@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama._core import shown
+from bpe_llama.model.config_values import is_one_of
 from bpe_llama.model.families import deepseek_gguf as stored
 from bpe_llama.model.families.deepseek import (
     UNREAD,
@@ -42,8 +44,8 @@ class DeepseekV2Config(DeepseekConfig):
     model_type: str = "deepseek_v2"
 
     def __post_init__(self) -> None:
-        if self.topk_method not in METHODS:
-            raise ValueError(f"topk_method is {self.topk_method!r}; expected one of {', '.join(METHODS)}")
+        if not is_one_of(self.topk_method, METHODS):
+            raise ValueError(f"topk_method is {shown(self.topk_method)}; expected one of {', '.join(METHODS)}")
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -44,8 +44,9 @@ class LatentAttentionConfig(LlamaConfig):
     def __post_init__(self) -> None:
         for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
             check_size(name, getattr(self, name))
-        if self.q_lora_rank is not None:
-            check_size("q_lora_rank", self.q_lora_rank)
+        for name in ("q_lora_rank", "head_dim", "num_key_value_heads"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
         if self.head_dim not in (None, self.qk_rope_head_dim):
             raise ValueError(
                 f"head_dim is {self.head_dim!r}; expected qk_rope_head_dim ({self.qk_rope_head_dim}), or none"

@@ -88,7 +88,11 @@ class RotatedLayersConfig(LayerTypesConfig):
         if self.no_rope_layers is None:
             object.__setattr__(self, "no_rope_layers", self._default_rotated())
         rotated = self.no_rope_layers
-        if not isinstance(rotated, list) or len(rotated) < layers or any(one not in (0, 1) for one in rotated):
+        if (
+            not isinstance(rotated, list)
+            or len(rotated) < layers
+            or not all(isinstance(one, int | float) and one in (0, 1) for one in rotated)
+        ):
             raise ValueError(f"no_rope_layers is {rotated!r:.100}; expected 0 or 1 for each of {layers} layers")
         super().__post_init__()
 

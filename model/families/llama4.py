@@ -82,13 +82,15 @@ class Llama4TextConfig(RotatedLayersConfig):
             check_flag(name, getattr(self, name))
         if self.num_local_experts is None:
             raise ValueError("num_local_experts is None; expected an integer of at least 1")
+        check_number("router_z_loss_coef", self.router_z_loss_coef)
         if self.router_z_loss_coef:
             raise ValueError(f"router_z_loss_coef is {self.router_z_loss_coef!r}, but llama4_text has no routing loss")
         layers = self._default_moe_layers() if self.moe_layers is None else self.moe_layers
         if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
             raise ValueError(f"moe_layers is {layers!r:.100}; expected a list of layer numbers")
         object.__setattr__(self, "moe_layers", list(layers))
-        object.__setattr__(self, "no_rope_layers", self.no_rope_layers or None)  # an empty list is the default, too
+        if isinstance(self.no_rope_layers, list) and not self.no_rope_layers:
+            object.__setattr__(self, "no_rope_layers", None)  # the default, too
         super().__post_init__()
 
     def _default_moe_layers(self) -> list[int]:

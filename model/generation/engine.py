@@ -18,6 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from bpe_llama._arguments import instance, integer
 from bpe_llama.model.backends.forward import Refreshed, prefill_padded, prefill_ragged
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
@@ -67,12 +68,12 @@ class Engine:
         isolate_errors: bool = False,
         cuda_graph: bool = True,
     ) -> None:
-        context = model.config.context_length
-        max_length = context if max_length is None else max_length
+        context = instance("model", model, LlamaForCausalLM).config.context_length
+        slots = integer("slots", slots)
+        max_length = context if max_length is None else integer("max_length", max_length)
         if not 1 <= max_length <= context:
             raise ValueError(f"max_length is {max_length}; expected 1 to the model's context of {context}")
-        if prefill_chunk < 1:
-            raise ValueError(f"prefill_chunk is {prefill_chunk}; expected at least 1")
+        prefill_chunk = integer("prefill_chunk", prefill_chunk, 1)
         self.model = model
         self.prefill_chunk = prefill_chunk
         self.cache = make_cache(cache, model.config, slots, max_length, prefill_chunk, model.dtype, model.device)

@@ -297,7 +297,7 @@ class TextGenerator:
         """Return a prompt with its options, checked, as `stream` would run it; errors call the prompt ``name``."""
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
-        by_default = () if of_ids.get("constraint") else self.model.generation_config.stop_strings
+        by_default = () if of_ids.get("constraint") is not None else self.model.generation_config.stop_strings
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt, name)
         if not ids:
             raise ValueError(

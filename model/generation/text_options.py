@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from bpe_llama._arguments import check_keywords as check_names
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.structured import STRUCTURED, Grammars
+from bpe_llama.model.sampling.checks import check_number
 from bpe_llama.model.sampling.keywords import TextAndSearchKeywords
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class TextOptions:
             iterator("bad_words", options["bad_words"], "a list of words, or of sequences of ids")
             words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
             options["bad_words"] = [ids for several in words for ids in several]
+        check_number("dry_multiplier", options.get("dry_multiplier", 0.0), 0, math.inf)
         if options.get("dry_multiplier"):
             given = options.get("dry_sequence_breakers")
             given = DRY_BREAKERS if given is None else (given,) if isinstance(given, str) else given

@@ -24,9 +24,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bpe_llama._arguments import boolean, check_keywords, iterator
+from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.checks import check_count, check_ending_ids, check_number, check_whole, sequences_of_ids
+from bpe_llama.model.sampling.checks import (
+    check_count,
+    check_ending_ids,
+    check_names,
+    check_number,
+    check_whole,
+    sequences_of_ids,
+)
 from bpe_llama.model.sampling.constraint import Constraint
 from bpe_llama.model.sampling.filters import Filters
 from bpe_llama.model.sampling.ordered import FILTER_OPTIONS, FILTERS, LLAMA_CPP_FILTERS
@@ -148,8 +156,10 @@ class SamplingParams(SamplerParams):
             value = getattr(self, option.name)
             if isinstance(option.default, float) and not hasattr(value, "__float__"):
                 raise TypeError(f"{option.name} is {value!r}; expected a number")
-        if self.penalty_scope not in PENALTY_SCOPES:
-            raise ValueError(f"penalty_scope is {self.penalty_scope!r}; expected one of {', '.join(PENALTY_SCOPES)}")
+        if not isinstance(self.penalty_scope, str) or self.penalty_scope not in PENALTY_SCOPES:
+            raise ValueError(
+                f"penalty_scope is {shown(self.penalty_scope)}; expected one of {', '.join(PENALTY_SCOPES)}"
+            )
         for name in ("bad_words", "dry_sequence_breakers"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, sequences_of_ids(name, getattr(self, name)))
@@ -157,6 +167,7 @@ class SamplingParams(SamplerParams):
         _ = self.sampler, self.processors  # raise for values out of range, before any work is done
 
     def _check_filters(self) -> None:
+        check_whole("mirostat", self.mirostat, "0 (off), 1 or 2")
         if self.mirostat not in (0, 1, 2):
             raise ValueError(f"mirostat is {self.mirostat!r}; expected 0 (off), 1 or 2")
         others = [name for name in (*FILTER_OPTIONS.values(), "filter_order") if name not in ("temperature", "top_p")]
@@ -164,12 +175,7 @@ class SamplingParams(SamplerParams):
             self._refuse_changed(others, f"mirostat {self.mirostat} takes the place of all filters but the temperature")
         if self.filter_order is None:
             return
-        if isinstance(self.filter_order, str):
-            raise TypeError(f"filter_order is {self.filter_order!r}; expected a sequence of names")
-        unknown = [name for name in self.filter_order if name not in FILTERS]
-        if unknown or len(set(self.filter_order)) < len(self.filter_order):
-            what = f"names {unknown[0]!r}" if unknown else "names a filter twice"
-            raise ValueError(f"filter_order {what}; expected some of {', '.join(FILTERS)}, each once")
+        check_names("filter_order", self.filter_order, FILTERS)
         left_out = [option for name, option in FILTER_OPTIONS.items() if name not in self.filter_order]
         self._refuse_changed(sorted(left_out), "filter_order leaves it out")
 
@@ -296,6 +302,7 @@ class GenerationOptions(SamplingParams):
             object.__setattr__(self, "seed", secrets.randbits(32))
         else:
             check_whole("seed", self.seed, "an integer, or None for a fresh one")
+            object.__setattr__(self, "seed", index(self.seed))
         check_count("top_logprobs", self.top_logprobs, 0)
         for name in ("logprobs", "prompt_logprobs"):
             boolean(name, getattr(self, name))
@@ -333,8 +340,10 @@ class GenerationOptions(SamplingParams):
             0.0
         """
         defaults = {name: o for name, o in model.generation_config.sampling_defaults.items() if name not in options}
+        check_whole("mirostat", options.get("mirostat", 0), "0 (off), 1 or 2")
         order = () if options.get("mirostat") else options.get("filter_order")
         if order is not None:  # the caller says which filters act
+            check_names("filter_order", order, FILTERS)
             acting = (*order, "temperature")
             defaults = {name: value for name, value in defaults.items() if name not in FILTERS or name in acting}
         most = model.generation_config.max_length

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bpe_llama._arguments import iterator, number, string
+
 
 def is_loopback(host: str) -> bool:
     """Return whether an address is reached from this machine only.
@@ -63,6 +65,7 @@ class ServerConfig:
 
     Raises:
         ValueError: If a key is empty or not ASCII, or ``timeout`` is not above 0.
+        TypeError: If keys or origins are no list of texts, or ``timeout`` is no number.
     """
 
     host: str = "127.0.0.1"
@@ -72,10 +75,13 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        for name in ("api_keys", "cors_origins"):
+            texts = tuple(iterator(name, getattr(self, name), "a list of str"))
+            object.__setattr__(self, name, tuple(string(f"{name}[{i}]", text) for i, text in enumerate(texts)))
         for key in self.api_keys:
             if not key or not key.isascii() or not key.isprintable() or key != key.strip():
                 raise ValueError("an API key is empty, or has characters other than printable ASCII")
-        if self.timeout is not None and not self.timeout > 0:
+        if self.timeout is not None and not number("timeout", self.timeout) > 0:
             raise ValueError(f"timeout is {self.timeout}; expected seconds above 0")
 
     @property

@@ -30,11 +30,13 @@ def run(app: FastAPI, host: str, port: int, *, announce: Callable[[str], None]) 
 
     Raises:
         OSError: If the address is in use or not one of this machine; the message names address and port.
+        RuntimeError: If no thread can be started.
     """
-    listening = bound_socket(host, port)
-    _log_to_stderr()
-    server = Server(app, lambda: announce(url_of(host, listening.getsockname()[1])))
-    server.run(sockets=[listening])
+    with bound_socket(host, port) as listening:
+        _log_to_stderr()
+        server = Server(app, lambda: announce(url_of(host, listening.getsockname()[1])))
+        app.state.service.scheduler.start()  # here, since uvicorn would log an error of it as a traceback
+        server.run(sockets=[listening])
 
 
 class Server(ReadyServer):

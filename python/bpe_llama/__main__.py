@@ -7,6 +7,9 @@ def main() -> int:
     """Return the exit code of one command, as `bpe_llama.cli.main`; 2 if typer or rich is not installed."""
     try:
         from bpe_llama.cli import main as run
+    except KeyboardInterrupt:  # these imports take as long as a short command
+        print("bpe-llama: interrupted", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "bpe_llama":
             raise

@@ -49,12 +49,13 @@ def integer(name: str, value: object, least: int | None = None) -> int:
 
 
 def number(name: str, value: object) -> float:
-    """Return an argument as it is, if it is an int or a float; NumPy's are accepted, ``bool`` is not.
+    """Return an argument as it is, if it is an int or a float; NumPy's and a tensor of one are, too, ``bool`` is not.
 
     Raises:
         TypeError: If it is no number.
     """
-    if isinstance(value, (bool, str, bytes)) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+    is_one = hasattr(value, "__float__") or hasattr(value, "__index__")
+    if isinstance(value, (bool, str, bytes, type)) or not is_one or getattr(value, "ndim", None):
         raise TypeError(wrong(name, value, "a number"))
     return value  # type: ignore[return-value]  # a NumPy number is one
 

@@ -13,12 +13,18 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama._arguments import keywords_of
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, perplexity, training
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, TextGenerator, lora, perplexity, training
 from bpe_llama.model.adapters.arguments import AdapterFields
 from bpe_llama.model.adapters.config import AdapterConfig
+from bpe_llama.model.families.deepseek_v2 import DeepseekV2Config
+from bpe_llama.model.families.deepseek_v3 import DeepseekV3Config
+from bpe_llama.model.families.llama4 import Llama4TextConfig
+from bpe_llama.model.families.smollm3 import SmolLM3Config
+from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import generate
 from bpe_llama.model.quantization.quantize import dequantize, quantize
 from bpe_llama.model.sampling.keywords import GenerateKeywords, GenerationKeywords
+from bpe_llama.model.sampling.params import SamplingParams
 from bpe_llama.model.training import TrainConfig
 
 SIZES: dict[str, Any] = {"vocab_size": 262, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
@@ -26,6 +32,22 @@ SIZES: dict[str, Any] = {"vocab_size": 262, "hidden_size": 16, "intermediate_siz
 MODEL = [
     ("LlamaConfig(vocab_size='262')", TypeError, "vocab_size is '262'; expected an integer"),
     ("LlamaConfig(num_hidden_layers=0)", ValueError, "num_hidden_layers is 0; expected at least 1"),
+    (
+        "LlamaConfig(id2label=ids)",
+        ValueError,
+        "id2label is tensor([[1, 5, 7]]); expected an object of numbers and names",
+    ),
+    ("LlamaConfig(initializer_range=ids)", TypeError, "initializer_range is tensor([[1, 5, 7]]); expected a number"),
+    ("LlamaConfig(initializer_range='x')", TypeError, "initializer_range is 'x'; expected a number"),
+    ("LlamaConfig(hidden_act=np.ones(2))", ValueError, "hidden_act is array([1., 1.]); model_type 'llama' has 'silu'"),
+    ("LlamaConfig(problem_type=np.ones(2))", ValueError, "problem_type is array([1., 1.]); expected one of None, regr"),
+    ("LlamaConfig(dtype=np.ones(2))", ValueError, "dtype is array([1., 1.]); expected one of float32, bfloat16"),
+    ("LlamaConfig(model_type=[1])", ValueError, "model_type is [1]; expected one of cohere"),
+    ("Llama4TextConfig(router_z_loss_coef=ids)", TypeError, "router_z_loss_coef is tensor([[1, 5, 7]]); expec"),
+    ("Llama4TextConfig(no_rope_layers=ids)", ValueError, "no_rope_layers is tensor([[1, 5, 7]]); expected 0"),
+    ("SmolLM3Config(no_rope_layers=[ids] * 36)", ValueError, "no_rope_layers is [tensor([[1, 5, 7]]), "),
+    ("DeepseekV3Config(head_dim=ids)", TypeError, "head_dim is tensor([[1, 5, 7]]); expected an integer"),
+    ("DeepseekV2Config(topk_method=ids)", ValueError, "topk_method is tensor([[1, 5, 7]]); expected one of"),
     ("LlamaConfig(layers=2)", TypeError, "unexpected keyword argument 'layers'"),
     (
         "LlamaForCausalLM('folder')",
@@ -38,6 +60,13 @@ MODEL = [
         "LlamaForCausalLM(config, device='gpu')",
         ValueError,
         "device 'gpu' is not known to torch; expected 'auto', 'cpu'",
+    ),
+    ("LlamaForCausalLM(config, device=2**70)", ValueError, "device 1180591620717411303424 is not known to torch"),
+    ("LlamaForCausalLM(config, dtype=np.ones(2))", ValueError, "dtype array([1., 1.]) is not one of 'auto', 'float32'"),
+    (
+        "LlamaForCausalLM(config, seed=2**70)",
+        ValueError,
+        "seed is 1180591620717411303424; expected -2**63 to 2**64 - 1",
     ),
     ("LlamaForCausalLM(config, seed='x')", TypeError, "seed must be an int, got 'x'"),
     ("LlamaForCausalLM.from_pretrained(5)", TypeError, "name must be a str or another path, got 5"),
@@ -69,6 +98,34 @@ GENERATION = [
     ("model.generate(ids, num_return_sequences=0)", ValueError, "num_return_sequences is 0; expected at least 1"),
     ("model.generate(ids, do_sample='yes')", TypeError, "do_sample must be True, False or None, got 'yes'"),
     ("model.generate(ids, num_beams=2, length_penalty='x')", TypeError, "length_penalty must be a number, got 'x'"),
+    (
+        "SamplingParams(penalty_scope=np.ones(2))",
+        ValueError,
+        "penalty_scope is array([1., 1.]); expected one of context",
+    ),
+    ("SamplingParams(mirostat=ids)", TypeError, "mirostat is tensor([[1, 5, 7]]); expected 0 (off), 1 or 2"),
+    ("SamplingParams(filter_order=5)", TypeError, "filter_order is 5; expected a sequence of names"),
+    ("SamplingParams(filter_order=[np.ones(2)])", ValueError, "filter_order names array([1., 1.]); expected some of"),
+    ("generator.generate('low', filter_order=5)", TypeError, "filter_order is 5; expected a sequence of names"),
+    ("generator.generate('low', mirostat=ids)", TypeError, "mirostat is tensor([[1, 5, 7]]); expected 0 (off), 1 or 2"),
+    (
+        "generator.generate('low', dry_multiplier=ids)",
+        TypeError,
+        "dry_multiplier is tensor([[1, 5, 7]]); expected a num",
+    ),
+    (
+        "generator.generate('low', constraint=ids)",
+        TypeError,
+        "constraint is tensor([[1, 5, 7]]); expected a Constraint",
+    ),
+    ("generator.generate('low', eos_id=[ids])", TypeError, "eos_id must be an id, several, or None, got [tensor"),
+    ("Engine('folder')", TypeError, "model must be a LlamaForCausalLM, got 'folder'"),
+    ("Engine(model, slots=ids)", TypeError, "slots must be an int, got tensor([[1, 5, 7]])"),
+    ("Engine(model, max_length=ids)", TypeError, "max_length must be an int, got tensor([[1, 5, 7]])"),
+    ("Engine(model, prefill_chunk=1.5)", TypeError, "prefill_chunk must be an int, got 1.5"),
+    ("Engine(model, cuda_graph=ids)", TypeError, "cuda_graph must be True or False, got tensor"),
+    ("KVCache(config, 'x')", TypeError, "batch_size must be an int, got 'x'"),
+    ("model.generate(ids, cache=np.ones(2))", ValueError, "cache is array([1., 1.]); expected one of full, int8, ring"),
     ("model.generate(ids, cache='half')", ValueError, "cache is 'half'; expected one of full, int8, ring"),
     ("TextGenerator(tok, model)", TypeError, "model must be a LlamaForCausalLM, got Tokenizer(vocab_size=262"),
     ("TextGenerator(model, 'tokenizer.json')", TypeError, "tokenizer must be a Tokenizer, got 'tokenizer.json'"),
@@ -130,6 +187,7 @@ TRAINING = [
     ("TrainConfig(learning_rate='1e-3')", TypeError, "learning_rate must be a number, got '1e-3'"),
     ("TrainConfig(schedule='linear')", ValueError, "schedule is 'linear', expected cosine, warmup_stable_decay or"),
     ("TrainConfig(dtype=torch.float32)", ValueError, "dtype is torch.float32, expected auto, float32, bfloat16 or"),
+    ("TrainConfig(learning_rate=np.ones(2))", TypeError, "learning_rate must be a number, got array([1., 1.])"),
     ("TrainConfig(betas=0.9)", TypeError, "betas must be two numbers, got 0.9"),
     ("TrainConfig(betas=('a', 'b'))", TypeError, "betas must be a number, got 'a'"),
     ("TrainConfig(compile='yes')", TypeError, "compile must be True or False, got 'yes'"),
@@ -218,6 +276,13 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     few = TrainConfig(max_steps=1, sequence_length=8, batch_size=1, device="cpu")
     return {
         **{"LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM, "TextGenerator": TextGenerator},
+        **{"DeepseekV3Config": DeepseekV3Config, "Llama4TextConfig": Llama4TextConfig, "SmolLM3Config": SmolLM3Config},
+        **{
+            "Engine": Engine,
+            "KVCache": KVCache,
+            "SamplingParams": SamplingParams,
+            "DeepseekV2Config": DeepseekV2Config,
+        },
         **{"lora": lora, "perplexity": perplexity, "quantize": quantize, "dequantize": dequantize, "torch": torch},
         **{"training": training, "TrainConfig": TrainConfig},
         "generator": TextGenerator(model, tok),
@@ -250,7 +315,12 @@ def test_mistakes_leave_the_model_as_it_was(names: dict[str, Any]) -> None:
 
 
 def test_numbers_of_numpy_are_no_mistake(names: dict[str, Any]) -> None:
-    options = {"max_new_tokens": np.int64(2), "temperature": np.float32(0.5), "top_k": np.int32(3), "seed": 0}
+    options = {
+        "max_new_tokens": np.int64(2),
+        "temperature": np.float32(0.5),
+        "top_k": np.int32(3),
+        "seed": np.int64(-7),
+    }
     assert names["generator"].generate("low", **options) == names["generator"].generate(
-        "low", max_new_tokens=2, temperature=0.5, top_k=3, seed=0
+        "low", max_new_tokens=2, temperature=0.5, top_k=3, seed=-7
     )

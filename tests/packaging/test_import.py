@@ -100,6 +100,19 @@ def test_the_command_without_its_extra_says_how_to_install_it() -> None:
     assert done.stderr == "bpe-llama: the command line needs typer: pip install 'bpe-llama[cli]'\n"
 
 
+def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
+    done = _python(
+        "import signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from bpe_llama.__main__ import main; sys.exit(main())"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "bpe-llama: interrupted\n")
+
+
 @pytest.mark.parametrize(("command", "extra"), [("generate", "model"), ("serve", "serve")])
 def test_a_command_of_the_model_names_its_extra(command: str, extra: str) -> None:
     done = _python(

@@ -27,7 +27,7 @@ from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator  # noqa
 from bpe_llama.model.generation.structured import MAX_INTERSECTED, Grammars  # noqa: E402
 from bpe_llama.model.server.api import errors  # noqa: E402
 from bpe_llama.model.server.config import Limits, ServerConfig  # noqa: E402
-from bpe_llama.model.server.scheduler.compiling import CompileThreads  # noqa: E402
+from bpe_llama.model.server.scheduler.threads import CompileThreads  # noqa: E402
 
 CHAT, TEXT, EMBED, RESPOND = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
 USER = {"role": "user", "content": "the fox"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -23,6 +24,20 @@ from tests.server.conftest import make_generator, serve  # noqa: E402
 CHAT, TEXT, EMBED, RESPOND = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
 USER = {"role": "user", "content": "the fox"}
 IMAGE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"api_keys": "secret"}, "api_keys must be a list of str, got 'secret'"),
+        ({"api_keys": [5]}, "api_keys[0] must be a str, got 5"),
+        ({"cors_origins": "http://localhost:3000"}, "cors_origins must be a list of str, got 'http://localhost:3000'"),
+        ({"timeout": "5"}, "timeout must be a number, got '5'"),
+    ],
+)
+def test_settings_of_another_type_are_named(options, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        ServerConfig(**options)
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,20 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(generator: TextGenerator)
     served(generator, body, slots=5, prefill_chunk=32)
 
 
+def test_requests_and_the_end_need_no_further_thread(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(scheduler: Scheduler) -> None:
+        def start(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            [updates] = await read(scheduler, "abc", **GREEDY)
+            await scheduler.shutdown()
+        assert text(updates) == generator.generate("abc", **GREEDY)
+
+    served(generator, body)
+
+
 def test_a_cancelled_task_ends_its_request(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
         task = asyncio.create_task(read(scheduler, "abc", max_new_tokens=900, logits_processor=slow))

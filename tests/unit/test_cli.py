@@ -304,7 +304,6 @@ def test_a_process_exits_with_the_code_and_no_traceback() -> None:
     assert done.stderr.count(b"\n") == 1 and b"missing.json" in done.stderr and b"Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_no_thread_is_one_line(saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -314,6 +313,7 @@ def test_no_thread_is_one_line(saved: str, monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err.startswith("bpe-llama: no thread can be started; allow more processes")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_exits_with_130(saved: str) -> None:
     script = "import sys; from bpe_llama.cli import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "count", "-t", saved]

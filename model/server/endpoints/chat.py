@@ -5,7 +5,6 @@ Source of the shapes: https://platform.openai.com/docs/api-reference/chat.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -22,7 +21,7 @@ from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
 from bpe_llama.model.server.generation import Generation, Job, Service, new_id
-from bpe_llama.model.server.scheduler import Update
+from bpe_llama.model.server.scheduler import Update, in_thread
 from bpe_llama.playground.errors import JsonResponse, bad
 
 
@@ -106,7 +105,7 @@ async def chat_job(
     if forced and options.keys() & {"json_schema", "json_object", "regex", "choice", "grammar"}:
         raise bad("tool_choice asks for a call, response_format for another answer; expected one", "tool_choice")
     try:
-        ids = await asyncio.to_thread(prompts.encode, generator.tokenizer, talk)
+        ids = await in_thread(prompts.encode, generator.tokenizer, talk)
     except Exception as error:
         raise as_api_error(error, field) from error
     if not ids:

@@ -5,7 +5,6 @@ Source of the shapes: https://platform.openai.com/docs/api-reference/completions
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
+from bpe_llama.model.server.scheduler import in_thread
 from bpe_llama.playground.errors import JsonResponse, bad
 
 DEFAULT_TOKENS = 16
@@ -47,7 +47,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
     if len(prompts) * n > limits.choices:
         raise bad(f"{len(prompts)} prompts with n = {n} are over {limits.choices} choices", "n" if n > 1 else "prompt")
     try:
-        ids = await asyncio.to_thread(lambda: [ids_of(generator, prompt) for prompt in prompts])
+        ids = await in_thread(lambda: [ids_of(generator, prompt) for prompt in prompts])
     except Exception as error:
         raise as_api_error(error, "prompt") from error
     job = Job(name, generator, prompts, ids, options, n, constraint=constraint_field(request, "response_format"))

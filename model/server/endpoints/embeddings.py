@@ -22,6 +22,7 @@ from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.schemas import EmbeddingRequest
 from bpe_llama.model.server.endpoints.completions import ids_of, prompts_of
 from bpe_llama.model.server.generation import Service, unless_gone
+from bpe_llama.model.server.scheduler import in_thread
 from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 
 
@@ -37,7 +38,7 @@ async def answer(service: Service, request: EmbeddingRequest, http: Request) -> 
     if len(inputs) > service.config.limits.inputs:
         raise bad(f"input has {len(inputs):,} texts; expected at most {service.config.limits.inputs:,}", "input")
     try:
-        ids = await asyncio.to_thread(lambda: [ids_of(generator, given) for given in inputs])
+        ids = await in_thread(lambda: [ids_of(generator, given) for given in inputs])
     except Exception as error:
         raise as_api_error(error, "input") from error
     room, longest = service.scheduler.context(name), max(map(len, ids))

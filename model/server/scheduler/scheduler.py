@@ -18,9 +18,9 @@ from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.server.scheduler.compiling import CompileThreads
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
 from bpe_llama.model.server.scheduler.memory import first_length
+from bpe_llama.model.server.scheduler.threads import CompileThreads, in_thread
 from bpe_llama.model.server.scheduler.updates import (
     EngineError,
     QueueFullError,
@@ -101,11 +101,23 @@ class Scheduler:
                 raise ValueError(f"model {name!r}: {error}") from error
         self._thread = EngineThread(engines, grows=max_length is None)
         self._compiling = CompileThreads(2, compile_seconds)
+        self._started = False
 
     def start(self) -> None:
-        """Start the engine thread, and the ones that compile grammars."""
-        self._thread.start()
-        self._compiling.start()
+        """Start the engine thread, and the ones that compile grammars; a second call does nothing.
+
+        Raises:
+            RuntimeError: If no thread can be started.
+        """
+        if not self._started:
+            self._started = True
+            self._thread.start()
+            try:
+                self._compiling.start()
+            except RuntimeError:
+                self._compiling.close()
+                self._thread.close(0)
+                raise
 
     def context(self, model: str) -> int:
         """Return the most tokens that a sequence of a model may have, prompt included."""
@@ -137,7 +149,7 @@ class Scheduler:
             model, "" if self.share_prefixes else key, asyncio.get_running_loop(), now, deadline, unfinished=n
         )
         slow = any(options.get(name) for name in STRUCTURED)
-        run = self._compiling.run if slow else asyncio.to_thread
+        run = self._compiling.run if slow else in_thread
         scheduled.choices += await run(partial(self._choices, scheduled, generator, prompt, n, options))
         with self._thread.condition:
             self._check_open(model, n)
@@ -224,7 +236,7 @@ class Scheduler:
         """
         self._thread.closing = True
         self._compiling.close()
-        await asyncio.to_thread(self._thread.close, grace)
+        await in_thread(self._thread.close, grace)
 
     def hurry(self) -> None:
         """Let a `shutdown` that waits go on at once."""

@@ -26,6 +26,7 @@ from bpe_llama._files import open_regular
 _MAGIC = b"GGUF"
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
+_MAX_NUMBERS = 1 << 22  # in all arrays: two for each of two million tokens. A list takes 16 bytes for one of a byte.
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 # Metadata value types: type id -> struct letter.
@@ -185,6 +186,7 @@ class _Parser:
         self.size = len(data)
         self.at = 0
         self.what = "the header"
+        self.numbers = 0  # of the arrays so far
 
     def fail(self, message: str) -> ValueError:
         return ValueError(f"{self.path}: {message}")
@@ -223,6 +225,10 @@ class _Parser:
             if item_kind in _SCALARS:
                 letter = _SCALARS[item_kind]
                 begin = self.need(count * struct.calcsize(letter))
+                self.numbers += count
+                if self.numbers > _MAX_NUMBERS:
+                    most = f"expected at most {_MAX_NUMBERS:,} in all arrays"
+                    raise self.fail(f"{self.what} has an array of {count:,} numbers; {most}")
                 return list(struct.unpack_from(f"<{count}{letter}", self.data, begin))
             # Each string or array has a length field of 8 bytes, which bounds the count before the list is built.
             if count * 8 > self.size - self.at:

@@ -75,6 +75,17 @@ def test_lengths_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
             read_gguf_header(path)
 
 
+def test_numbers_take_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.gguf"
+    arrays = [struct.pack("<Q1sIIQ", 1, key, 9, kind, 1 << 21) + bytes(1 << 21) for key, kind in ((b"a", 0), (b"b", 7))]
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + b"".join(arrays))
+    assert read_gguf_header(path).metadata == {"a": [0] * (1 << 21), "b": [False] * (1 << 21)}
+    arrays.append(struct.pack("<Q1sIIQ", 1, b"c", 9, 1, 1) + b"\0")
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 3) + b"".join(arrays))
+    with pytest.raises(ValueError, match="metadata 'c' has an array of 1 numbers; expected at most 4,194,304 in all"):
+        read_gguf_header(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -97,6 +97,8 @@ for encode in (tok.encode_batch_to_numpy, tok.encode_batch):
 _TOO_MUCH = {
     "encode": "tok.encode_to_numpy(text)",
     "encode one piece": "tok.encode_to_numpy(letters)",
+    "encode with offsets": "tok.encode_with_offsets(text)",
+    "encode with offsets beyond ASCII": "tok.encode_with_offsets(chinese)",
     "encode a batch": "tok.encode_batch_to_numpy([text], num_threads=1)",
     "count words": "WordCounts.from_iterator(words(), num_threads=1, progress=False)",
     "count words on threads": "WordCounts.from_iterator(words(), num_threads=2, progress=False)",
@@ -106,7 +108,7 @@ _TOO_MUCH = {
 @linux
 def test_where_there_is_no_memory_a_call_ends_and_not_the_process() -> None:
     script = f"""{_CHILD}
-text, letters = "a b " * 4_000_000, "a" * 16_000_000
+text, letters, chinese = "a b " * 4_000_000, "a" * 16_000_000, "\u4e2d" * 5_000_000
 words = lambda: (letters[i:] for i in range(9))
 for name, call in {_TOO_MUCH!r}.items():
     resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (40 << 20), -1))

@@ -1,7 +1,7 @@
 //! Text that records which bytes of the original each of its bytes comes from.
 
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// A range of bytes of the original text.
 pub(crate) type Span = (u32, u32);
@@ -23,9 +23,9 @@ impl Aligned {
     /// # Errors
     /// The error of the interrupt check, as for all methods.
     pub(crate) fn new(text: &str, start: u32, interrupt: Interrupt<'_>) -> Result<Self> {
-        let mut spans = Vec::with_capacity(text.len());
+        let mut spans = memory::with_capacity(text.len());
         push_spans(&mut spans, text, start, interrupt)?;
-        Ok(Self { text: text.to_owned(), spans, start, has_unaligned_start: false })
+        Ok(Self { text: memory::copy(text), spans, start, has_unaligned_start: false })
     }
 
     /// Returns the text with its characters replaced by `changes`, after removal of the first `skipped` characters.
@@ -45,7 +45,7 @@ impl Aligned {
         interrupt: Interrupt<'_>,
     ) -> Result<Self> {
         let mut text = String::with_capacity(self.text.len());
-        let mut spans = Vec::with_capacity(self.spans.len());
+        let mut spans = memory::with_capacity(self.spans.len());
         let mut old = self.text.chars();
         let mut at: usize = old.by_ref().take(skipped).map(char::len_utf8).sum();
         let mut has_unaligned_start = false;
@@ -66,6 +66,7 @@ impl Aligned {
                 at += old.by_ref().take(1 + change.unsigned_abs()).map(char::len_utf8).sum::<usize>();
             }
             text.push(character);
+            memory::reserve(&mut spans, character.len_utf8());
             spans.resize(text.len(), span);
         }
         Ok(Self { text, spans, start: self.start, has_unaligned_start })

@@ -1,12 +1,12 @@
 //! Ids with their ranges in the text.
 
 use super::definition::Tokenizer;
-use crate::Result;
 use crate::encode::EncodeOptions;
 use crate::interrupt::Interrupt;
 use crate::normalize::After;
 use crate::pipeline::{Token, whitespace_around};
 use crate::special::SpecialSet;
+use crate::{Result, memory};
 
 /// For each token, the range of characters that contain its bytes.
 pub type Offsets = Vec<(usize, usize)>;
@@ -51,6 +51,7 @@ impl Tokenizer {
                 let (part, spans) = (&normal.text[segment.bytes.clone()], &normal.spans[segment.bytes]);
                 let mut push = |id: u32, from: usize, to: usize, whitespace| {
                     let (start, end) = (spans[from].0 as usize, spans[to - 1].1 as usize);
+                    memory::reserve(&mut tokens, 1);
                     tokens.push(Token { id, start, end, whitespace });
                 };
                 if let Some(id) = segment.added {
@@ -107,7 +108,7 @@ impl Tokenizer {
     ) -> Result<(Vec<u32>, Offsets)> {
         let tokens = self.encode_with_spans(text, allowed, interrupt)?;
         let characters = Characters::of(text, interrupt)?;
-        let (mut ids, mut offsets) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
+        let (mut ids, mut offsets) = (memory::with_capacity(tokens.len()), memory::with_capacity(tokens.len()));
         for (place, token) in tokens.iter().enumerate() {
             interrupt.check_at(place)?;
             let range = match self.sentencepiece() {
@@ -163,7 +164,7 @@ impl Characters {
         if text.is_ascii() {
             return Ok(Self::Ascii(text.len()));
         }
-        let mut indices = Vec::with_capacity(text.len());
+        let mut indices = memory::with_capacity(text.len());
         for (i, c) in text.chars().enumerate() {
             interrupt.check_at(i)?;
             indices.extend(std::iter::repeat_n(i as u32, c.len_utf8()));

@@ -1,4 +1,4 @@
-"""Threads for compiling schemas and grammars, which may take seconds and cannot be interrupted."""
+"""Threads beside the engine's: what a handler does not wait for in the event loop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ from bpe_llama.model.sampling.constraint import ConstraintError
 T = TypeVar("T")
 
 
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Return the result of a function, called in a thread; where none can be started, here, and perhaps twice."""
+    try:
+        return await asyncio.to_thread(function, *arguments)
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        return function(*arguments)
+
+
 class CompileThreads:
-    """A few threads of their own: a slow grammar delays other grammars only, and not the end of the program.
+    """Threads for compiling schemas and grammars, which may take seconds and cannot be interrupted.
+
+    A slow grammar delays other grammars only, and not the end of the program.
 
     Args:
         threads: Functions that run at once.
