@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama._arguments import boolean, integer, number, string, wrong
+from bpe_llama._core import shown
+from bpe_llama.model.config_values import is_one_of
 
 CHOICES = {
     "packing": ("concatenate", "best_fit"),
@@ -138,7 +140,8 @@ class TrainConfig:
             self._check_type(option.name, option.default)
         for field, least in LEAST.items():
             value = getattr(self, field)
-            self._expect(field, math.isfinite(value) and value >= least, f"at least {least}")
+            end, kind = (2**63, "less than 2**63") if isinstance(value, int) else (math.inf, "finite")
+            self._expect(field, least <= value < end, f"at least {least} and {kind}")
         self._expect("save_every", self.save_every is None or self.save_every >= 0, "at least 0, or None")
         self._expect("learning_rate", 0 < self.learning_rate < math.inf, "a positive number")
         self._expect("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a positive number or None")
@@ -149,7 +152,7 @@ class TrainConfig:
         in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         self._expect("betas", in_range, "two numbers from 0 up to 1")
         for field, (*others, final) in CHOICES.items():
-            self._expect(field, getattr(self, field) in (*others, final), f"{', '.join(others)} or {final}")
+            self._expect(field, is_one_of(getattr(self, field), (*others, final)), f"{', '.join(others)} or {final}")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
         if self.master_weights and self.weights_dtype == "float32":
@@ -159,7 +162,7 @@ class TrainConfig:
 
     def _expect(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ValueError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+            raise ValueError(f"{field} is {shown(getattr(self, field))}, expected {expected}")
 
     def _check_type(self, field: str, default: object) -> None:
         """Raise `TypeError` for a value of another type than the field's default; store NumPy's numbers as Python's."""
