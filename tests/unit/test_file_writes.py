@@ -173,6 +173,7 @@ def test_ctrl_c_at_any_system_call_leaves_no_temporary_file(
             with write(folder / "ids") as temporary:
                 (temporary or folder / "ids" / "file").write_text("new")
         assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+        assert {path.read_text() for path in folder.rglob("*") if path.is_file()} <= {"new"}
         if left > 0:  # the function was called less often
             return
     pytest.fail("99 calls")
