@@ -15,11 +15,12 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-from bpe_llama._files.ctrl_c import ctrl_c_waits, despite_ctrl_c
-from bpe_llama._files.lock import TAKEN, lock_at_once
+from bpe_llama._files.ctrl_c import ctrl_c_waits
+from bpe_llama._files.lock import TAKEN, lock_at_once, release
 
 _LOCK = ".lock"
 _LONGEST = 40  # characters of the file's name in the folder's
@@ -253,17 +254,12 @@ def _temporary_folder(path: Path, kind: str) -> Iterator[tuple[Path, int]]:
         yield folder, os.fstat(lock.fileno()).st_mode
     finally:
         if made is not None:
-            despite_ctrl_c(_remove, *made)
+            release(made[1], partial(_remove, made[0]))
 
 
-def _remove(folder: Path, lock: IO[bytes]) -> None:
-    if lock.closed:
-        return
-    with lock:
-        if os.name == "nt":  # where an open file cannot be removed
-            lock.close()
-        if not _is_pending(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+def _remove(folder: Path) -> None:
+    if not _is_pending(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _locked_folder(path: Path, kind: str) -> tuple[Path, IO[bytes]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
@@ -38,13 +37,3 @@ def ctrl_c_waits() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came.is_set():
             signal.raise_signal(signal.SIGINT)
-
-
-def despite_ctrl_c(end: Callable[..., None], *arguments: Any) -> None:
-    """Call `end`; a Ctrl-C meanwhile acts after it. After a Ctrl-C it is called again, to do what is left."""
-    try:
-        with ctrl_c_waits():
-            end(*arguments)
-    except KeyboardInterrupt:  # perhaps before the block was entered
-        end(*arguments)
-        raise

@@ -7,11 +7,12 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from bpe_llama._files.ctrl_c import ctrl_c_waits, despite_ctrl_c
+from bpe_llama._files.ctrl_c import ctrl_c_waits
 
 _NAME = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
@@ -49,17 +50,31 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            despite_ctrl_c(_unlock, path, file)
+            release(file, partial(_remove, path))
 
 
-def _unlock(path: Path, file: IO[str]) -> None:
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def release(file: IO[Any], remove: Callable[[], None]) -> None:
+    """Remove files, the lock file among them, and release the lock; a Ctrl-C meanwhile acts after that."""
+    try:
+        with ctrl_c_waits():
+            _release(file, remove)
+    except KeyboardInterrupt:  # perhaps before the block was entered
+        _release(file, remove)
+        raise
+
+
+def _release(file: IO[Any], remove: Callable[[], None]) -> None:
     if file.closed:
         return
     with file:
         if sys.platform == "win32":  # where an open file cannot be removed
             file.close()
-        with contextlib.suppress(OSError):
-            path.unlink()
+        remove()
 
 
 def _open_locked(path: Path) -> IO[str]:
