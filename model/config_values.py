@@ -24,7 +24,7 @@ LARGEST_EXPERTS = 1 << 17
 
 
 def is_one_of(value: Any, allowed: Collection[str | None]) -> bool:
-    """Return whether a value is one of some texts; an array, of which Python's ``in`` asks more, is none."""
+    """Return whether a value is one of some texts; ``value in allowed`` raises an error if it is an array."""
     return (value is None or isinstance(value, str)) and value in allowed
 
 

@@ -10,6 +10,7 @@ from bpe_llama.model.cache.prefix_cache import PrefixCache
 from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.cache.sliding_window import SlidingWindowCache
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import is_one_of
 
 __all__ = ["CacheColumns", "KVCache", "PrefixCache", "QuantizedCache", "SlidingWindowCache", "make_cache"]
 
@@ -40,7 +41,7 @@ def make_cache(
         >>> make_cache("int8", config, 2, 16, 16, torch.float32, torch.device("cpu")).store.dtype
         torch.int8
     """
-    if not isinstance(form, str) or form not in FORMS:
+    if not is_one_of(form, FORMS):
         raise ValueError(f"cache is {shown(form)}; expected one of {', '.join(FORMS)}")
     if form == "ring":
         return SlidingWindowCache(config, slots, max_length, chunk=chunk, dtype=dtype, device=device)

@@ -10,6 +10,7 @@ from typing import Any
 
 from bpe_llama._arguments import iterator, wrong
 from bpe_llama._core import shown
+from bpe_llama.model.config_values import is_one_of
 
 
 def check_whole(name: str, value: Any, expected: str = "an integer") -> None:
@@ -57,7 +58,7 @@ def check_names(name: str, given: Any, known: Collection[str]) -> None:
     """Raise for what is no sequence of some names, each once at most."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f"{name} is {shown(given)}; expected a sequence of names")
-    unknown = [one for one in given if not isinstance(one, str) or one not in known]
+    unknown = [one for one in given if not is_one_of(one, known)]
     if unknown or len(set(given)) < len(given):
         what = f"names {shown(unknown[0])}" if unknown else "names a filter twice"
         raise ValueError(f"{name} {what}; expected some of {', '.join(known)}, each once")

@@ -26,6 +26,7 @@ from torch import Tensor
 from bpe_llama._arguments import boolean, check_keywords, iterator
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import is_one_of
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.checks import (
     check_count,
@@ -156,7 +157,7 @@ class SamplingParams(SamplerParams):
             value = getattr(self, option.name)
             if isinstance(option.default, float) and not hasattr(value, "__float__"):
                 raise TypeError(f"{option.name} is {value!r}; expected a number")
-        if not isinstance(self.penalty_scope, str) or self.penalty_scope not in PENALTY_SCOPES:
+        if not is_one_of(self.penalty_scope, PENALTY_SCOPES):
             raise ValueError(
                 f"penalty_scope is {shown(self.penalty_scope)}; expected one of {', '.join(PENALTY_SCOPES)}"
             )

@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Return the result of a function, called in a thread; where none can be started, here, and perhaps twice."""
+    """Return what a function returns in another thread, or in this one if no thread can be started.
+
+    A function that itself fails to start a thread is called again, in this thread.
+    """
     try:
         return await asyncio.to_thread(function, *arguments)
     except RuntimeError as error:
