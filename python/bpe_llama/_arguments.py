@@ -49,7 +49,7 @@ def integer(name: str, value: object, least: int | None = None) -> int:
 
 
 def number(name: str, value: object) -> float:
-    """Return an argument as it is, if it is an int or a float; NumPy's and a tensor of one are, too, ``bool`` is not.
+    """Return an int, a float, or a NumPy number or tensor without dimensions, as it is; ``bool`` is not accepted.
 
     Raises:
         TypeError: If it is no number.

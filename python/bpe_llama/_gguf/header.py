@@ -26,7 +26,7 @@ from bpe_llama._files import open_regular
 _MAGIC = b"GGUF"
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
-_MAX_NUMBERS = 1 << 22  # in all arrays: two for each of two million tokens. A list takes 16 bytes for one of a byte.
+_MAX_NUMBERS = 1 << 22  # in all arrays: two for each of two million tokens; a list takes up to 16 times their bytes
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 # Metadata value types: type id -> struct letter.
