@@ -11,7 +11,7 @@
 //! | [`bf16`] | bfloat16 to float32 and back |
 //! | [`exp`] | `exp` in float32 and float64 |
 //! | [`prefetch`] | software prefetch |
-//! | [`huge_pages`] | transparent huge pages for large tables |
+//! | [`pages`] | advice to the system about pages of memory |
 //! | [`scratch`] | [`ScratchPool`]: buffers that threads reuse from call to call |
 //! | [`threads`] | how many threads one call may use |
 //!
@@ -43,7 +43,7 @@ pub mod backend;
 pub mod bf16;
 pub mod exp;
 pub mod f32x16;
-pub mod huge_pages;
+pub mod pages;
 pub mod prefetch;
 pub mod scratch;
 pub mod threads;

@@ -4,7 +4,7 @@ use std::iter;
 
 use super::probe::{Probe, hash_short};
 use crate::inline_key::InlineKey;
-use bpe_llama_simd::huge_pages;
+use bpe_llama_simd::pages;
 
 /// The most ids that an entry holds inline.
 pub(super) const SHORT_IDS: usize = 3;
@@ -57,7 +57,7 @@ impl ShortTable {
         // A large table begins where a huge page can begin.
         let alignment = if bucket_bits < HUGE_BUCKET_BITS { size_of::<Bucket>() } else { HUGE_PAGE };
         let words = vec![0; (8 << bucket_bits) + alignment / size_of::<u64>()];
-        huge_pages::advise(&words);
+        pages::advise_huge(&words);
         let base = words.as_ptr().align_offset(alignment).min(alignment / size_of::<u64>());
         Self { words, base, bucket_bits, max_bucket_bits, used: 0 }
     }

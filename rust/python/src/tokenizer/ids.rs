@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use bpe_llama_simd::{huge_pages, prefetch::prefetch};
+use bpe_llama_simd::{pages, prefetch::prefetch};
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList};
@@ -96,7 +96,7 @@ fn advise_huge_pages(list: &Bound<'_, PyList>, length: usize) {
     const ARRAY: usize = 3;
     // SAFETY: the memory of a list object has at least five words.
     let address = unsafe { list.as_ptr().cast::<usize>().add(ARRAY).read() };
-    huge_pages::advise_range(address, length * size_of::<*mut PyObject>());
+    pages::advise_huge_range(address, length * size_of::<*mut PyObject>());
 }
 
 impl Drop for IdInts {
