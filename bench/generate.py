@@ -81,6 +81,9 @@ def main() -> None:
         "ours bfloat16": half,
         "ours int8": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval(), "int8"),
         "ours int4": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval(), "int4"),
+        "ours int4, int8 head": quantize.quantize(
+            quantize.quantize(LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval(), "int4"), "int8", skip=()
+        ),
         "ours int4, head too": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0).eval(), "int4", skip=()),
     }
     run: dict[str, Callable[[], tuple[float, list[int]]]] = {

@@ -273,7 +273,8 @@ def quantize(
 ) -> AnyModel:
     """Quantize every linear layer of a model in place, and return the model.
 
-    Experts with the weights of all in one tensor are split into linear layers, which are quantized, too.
+    Experts with the weights of all in one tensor are split into linear layers, which are quantized, too. Layers that are
+    quantized already stay as they are, so a second call may give the rest another kind: int4 layers and an int8 head.
 
     Args:
         model: Any model of this package.
@@ -287,6 +288,14 @@ def quantize(
     Raises:
         ValueError: If the kind is unknown or the group size does not divide a layer's inputs. The model is then
             unchanged.
+
+    Example:
+        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> model = quantize(quantize(LlamaForCausalLM(config), "int4"), "int8", skip=())
+        >>> type(model.model.layers[0].mlp.down_proj).__name__, type(model.lm_head).__name__
+        ('Int4Linear', 'Int8Linear')
     """
     instance("model", model, nn.Module, "a torch.nn.Module")
     one_of("kind", kind, KINDS)
