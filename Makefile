@@ -17,6 +17,8 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml C
 .PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity bench \
 	fuzz-all sanitize address loom kill-test cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
+# Cargo and rustc would look for the pipe of make's jobs, which only another make gets.
+unexport MAKEFLAGS
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
