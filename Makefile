@@ -58,10 +58,10 @@ TIERS := $(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers
 
 # The unit tests run once more on each tier of instructions that this CPU has below its best.
 test-rust:
-	$(CARGO) test --workspace --locked
+	$(CARGO) test $(CRATES) --locked
 	set -e; tiers=$$($(TIERS)); for tier in $$(echo "$$tiers" | sed '$$d'); do \
 		echo "BPE_LLAMA_SIMD=$$tier"; \
-		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet --workspace --exclude bpe-llama-python --lib --locked; \
+		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet $(CRATES) --lib --locked; \
 	done
 
 test-python: $(VENV)/.dev
