@@ -17,6 +17,8 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml C
 .PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity bench \
 	fuzz-all sanitize address loom kill-test cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
+# Cargo and rustc would look for the pipe of make's jobs, which only another make gets.
+unexport MAKEFLAGS
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,10 +58,10 @@ TIERS := $(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers
 
 # The unit tests run once more on each tier of instructions that this CPU has below its best.
 test-rust:
-	$(CARGO) test --workspace --locked
+	$(CARGO) test $(CRATES) --locked
 	set -e; tiers=$$($(TIERS)); for tier in $$(echo "$$tiers" | sed '$$d'); do \
 		echo "BPE_LLAMA_SIMD=$$tier"; \
-		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet --workspace --exclude bpe-llama-python --lib --locked; \
+		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet $(CRATES) --lib --locked; \
 	done
 
 test-python: $(VENV)/.dev

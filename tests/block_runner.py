@@ -40,24 +40,26 @@ class BlockRunner:
 
     Args:
         folder: For the clients and the socket; its path must be short.
-        environment: Added to that of the tests.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path) -> None:
         for name in ("bpe-llama", "python-block"):
             (folder / name).write_text(_CLIENT, "utf-8")
             (folder / name).chmod(0o755)
         self.folder = folder
         path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = {**os.environ, **environment, "PATH": path, "COLUMNS": "120", "MPLBACKEND": "agg"}
+        self.environment = {**os.environ, "PATH": path, "COLUMNS": "120", "MPLBACKEND": "agg"}
         self.server = subprocess.Popen([sys.executable, __file__, str(folder / "socket")], env=self.environment)
         while not (folder / "socket").exists():
             if self.server.poll() is not None:
                 raise RuntimeError("the server of blocks ended")
             time.sleep(0.05)
 
-    def run(self, kind: str, body: str, folder: Path) -> subprocess.CompletedProcess[str]:
-        """Run a block of ``sh`` or ``python`` in ``folder`` and return its exit code and output."""
+    def run(self, kind: str, body: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a block of ``sh`` or ``python`` in ``folder`` and return its exit code and output.
+
+        ``environment`` is added to that of the tests.
+        """
         script = folder / f"block.{kind}"
         script.write_text(body, "utf-8")
         command = ["bash", "-eu"] if kind == "sh" else [str(self.folder / "python-block")]
@@ -65,7 +67,7 @@ class BlockRunner:
             return subprocess.run(
                 [*command, str(script)],
                 cwd=folder,
-                env=self.environment,
+                env=self.environment | environment,
                 capture_output=True,
                 text=True,
                 timeout=900,

@@ -1,10 +1,11 @@
-"""A small tokenizer that most unit tests share, trained once a session on real text; and a full disk."""
+"""A small tokenizer that most unit tests share, trained once a session on real text; a full disk; and code blocks."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from bench import data
 from bpe_llama import Tokenizer
+from tests.block_runner import BlockRunner
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -35,6 +37,15 @@ def tok(corpus: list[str]) -> Tokenizer:
 def bytes_only() -> Tokenizer:
     """Return a tokenizer that knows the 256 bytes and nothing else."""
     return Tokenizer.from_ranks({bytes([b]): b for b in range(256)}, pattern="cl100k")
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[BlockRunner]:
+    """Yield what runs code blocks and `bpe-llama` of shell scripts, without importing torch for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = BlockRunner(Path(folder))
+        yield found
+        found.close()
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +27,8 @@ _BLOCK = re.compile(
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlockRunner]:
-    """Yield what runs blocks, with a cache in the layout of the Hugging Face Hub's that has the guides' repository."""
+def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache in the layout of the Hugging Face Hub's that has the guides' repository."""
     cache = tmp_path_factory.mktemp("hub")
     repo = cache / "models--HuggingFaceTB--SmolLM2-135M-Instruct"
     (repo / "refs").mkdir(parents=True)
@@ -38,18 +36,15 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlockRunner]:
     tokenizer = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
     tiny_model(vocab_size=256).save_pretrained(repo / "snapshots" / ("0" * 40))
     tokenizer.save(repo / "snapshots" / ("0" * 40))
-    with tempfile.TemporaryDirectory() as folder:
-        found = BlockRunner(Path(folder), {"HF_HUB_CACHE": str(cache)})
-        yield found
-        found.close()
+    return cache
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are for a POSIX shell")
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
-def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, runner: BlockRunner) -> None:
+def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, runner: BlockRunner, hub_cache: Path) -> None:
     blocks = [block for block in _BLOCK.finditer(page.read_text("utf-8")) if not block["skip"]]
     for block in blocks:
-        done = runner.run(block["kind"], block["body"], tmp_path)
+        done = runner.run(block["kind"], block["body"], tmp_path, HF_HUB_CACHE=str(hub_cache))
         assert done.returncode == 0, f"{page.name}:\n{block['body']}\n{done.stdout}{done.stderr}"
     assert blocks, f"{page.name} holds nothing that runs"
 

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,17 +26,14 @@ def prepare(folder: Path, real) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a POSIX shell")
-def test_every_block_runs(tmp_path: Path, real) -> None:
+def test_every_block_runs(tmp_path: Path, real, runner: BlockRunner) -> None:
     assert len(BLOCKS) == 6
     prepare(tmp_path, real)
     output = ""
-    with tempfile.TemporaryDirectory() as folder:
-        runner = BlockRunner(Path(folder), {})
-        for kind, body in BLOCKS:
-            done = runner.run(kind, body, tmp_path)
-            assert done.returncode == 0, f"{body}\n{done.stdout}{done.stderr}"
-            output += done.stdout
-        runner.close()
+    for kind, body in BLOCKS:
+        done = runner.run(kind, body, tmp_path)
+        assert done.returncode == 0, f"{body}\n{done.stdout}{done.stderr}"
+        output += done.stdout
     assert output.count("Paris") >= 2  # from Python and from the terminal
 
 

@@ -53,27 +53,29 @@ def cases(path: Path) -> list[tuple[str, list[int]]]:
     return [(text, [int(number) for number in line.split()]) for text, line in zip(texts, lines, strict=False)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_ids_are_llama_cpps(real: Callable[..., Any], name: str) -> None:
-    path = real(data.llama_cpp_vocabulary, name)
-    core = load(path).core
+@pytest.fixture(scope="module", params=NAMES)
+def loaded(request: pytest.FixtureRequest, real: Callable[..., Any]) -> tuple[str, Path, GgufTokenizer]:
+    """Return the name of a vocabulary, its file and what we read from it."""
+    path = real(data.llama_cpp_vocabulary, request.param)
+    return request.param, path, load(path)
+
+
+def test_ids_are_llama_cpps(loaded: tuple[str, Path, GgufTokenizer]) -> None:
+    _, path, found = loaded
     compared = cases(path)
     assert len(compared) >= 40
     for text, ids in compared:
-        assert core.encode(text) == ids, text
+        assert found.core.encode(text) == ids, text
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_special_tokens_are_llama_cpps(real: Callable[..., Any], name: str) -> None:
-    found = load(real(data.llama_cpp_vocabulary, name))
+def test_special_tokens_are_llama_cpps(loaded: tuple[str, Path, GgufTokenizer]) -> None:
+    name, _, found = loaded
     ends = (found.core.bos_id, found.core.eos_id, found.add_bos, found.add_eos, found.pad_id, sorted(found.end_ids))
     assert ends == SPECIAL[name]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_we_write_gives_the_same_ids(real: Callable[..., Any], tmp_path: Path, name: str) -> None:
-    path = real(data.llama_cpp_vocabulary, name)
-    first = load(path)
+def test_what_we_write_gives_the_same_ids(loaded: tuple[str, Path, GgufTokenizer], tmp_path: Path) -> None:
+    name, path, first = loaded
     with warnings.catch_warnings():
         if name == "phi-3":  # llama.cpp knows by the model's name that white space after its tokens is swallowed
             warnings.filterwarnings("ignore", message=r"llama\.cpp encodes some texts differently")

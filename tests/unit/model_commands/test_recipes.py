@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bpe_llama.model import training
+from tests.block_runner import BlockRunner
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SMALL = {"VOCAB": "300", "STEPS": "3", "BATCH": "2", "LENGTH": "32", "HIDDEN": "48", "LAYERS": "1"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")
-def test_tinystories_on_a_folder_of_text(tmp_path: Path) -> None:
+def test_tinystories_on_a_folder_of_text(tmp_path: Path, runner: BlockRunner) -> None:
     (tmp_path / "texts").mkdir()
     for number in range(8):
         (tmp_path / "texts" / f"{number}.txt").write_text(f"Once upon a time there were {number} foxes. " * 20)
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    program = programs / "bpe-llama"  # the one of this environment, whatever the PATH says
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m bpe_llama.cli "$@"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    environment = {**os.environ, **SMALL, "OUT": str(tmp_path / "out"), "PATH": f"{programs}:{os.environ['PATH']}"}
-    command = ["bash", str(RECIPES / "tinystories.sh"), str(tmp_path / "texts")]
-    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = f"bash {RECIPES / 'tinystories.sh'} texts"
+    first = runner.run("sh", command, tmp_path, OUT="out", **SMALL)
     assert first.returncode == 0, first.stderr
     assert [line["step"] for line in training.read_metrics(tmp_path / "out" / "run" / "metrics.jsonl")] == [3, 3]
     samples = [json.loads(line) for line in (tmp_path / "out" / "run" / "samples.jsonl").read_text().splitlines()]
     assert [sample["prompt"] for sample in samples] == ["Once upon a time", "Tom and Lily"]
     assert (tmp_path / "out" / "model.gguf").stat().st_size > 10_000
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    again = runner.run("sh", command, tmp_path, OUT="out", **SMALL)
     assert again.returncode == 0 and again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
