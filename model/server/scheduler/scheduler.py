@@ -20,7 +20,7 @@ from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
 from bpe_llama.model.server.scheduler.memory import first_length
-from bpe_llama.model.server.scheduler.threads import CompileThreads, in_thread
+from bpe_llama.model.server.scheduler.threads import CompileThreads
 from bpe_llama.model.server.scheduler.updates import (
     EngineError,
     QueueFullError,
@@ -30,6 +30,7 @@ from bpe_llama.model.server.scheduler.updates import (
     Stream,
     Update,
 )
+from bpe_llama.playground.threads import in_thread
 
 T = TypeVar("T")
 
