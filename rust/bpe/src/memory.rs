@@ -23,11 +23,12 @@ pub(crate) fn with_capacity<T>(capacity: usize) -> Vec<T> {
     if capacity <= SMALL {
         return Vec::with_capacity(capacity);
     }
-    large(capacity)
+    checked(capacity)
 }
 
+/// As [`with_capacity`], however few the items are.
 #[inline(never)]
-fn large<T>(capacity: usize) -> Vec<T> {
+pub(crate) fn checked<T>(capacity: usize) -> Vec<T> {
     let mut items = Vec::new();
     if items.try_reserve_exact(capacity).is_err() {
         exhausted::<T>(capacity);
@@ -37,9 +38,24 @@ fn large<T>(capacity: usize) -> Vec<T> {
 
 /// Returns `length` copies of `item`; unwinds.
 pub(crate) fn filled<T: Clone>(item: T, length: usize) -> Vec<T> {
-    let mut items = with_capacity(length);
+    let mut items = checked(length);
     items.resize(length, item);
     items
+}
+
+/// Returns zeros, whose memory the system provides where they are written, or `None` if there is none.
+pub(crate) fn zeros<T: Copy + Default>(length: usize) -> Option<Vec<T>> {
+    // `try_reserve` cannot ask for zeroed memory, which takes no time.
+    Vec::<T>::new().try_reserve_exact(length).ok()?;
+    Some(vec![T::default(); length])
+}
+
+/// Returns what `work` returns, or the error that its memory unwinds with.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T + std::panic::UnwindSafe) -> crate::Result<T> {
+    std::panic::catch_unwind(work).map_err(|payload| match payload.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
 
 /// Appends to a text; unwinds.
@@ -58,7 +74,7 @@ pub(crate) fn copy(text: &str) -> String {
 }
 
 #[cold]
-fn exhausted<T>(items: usize) -> ! {
+pub(crate) fn exhausted<T>(items: usize) -> ! {
     let bytes = items.saturating_mul(size_of::<T>());
     std::panic::resume_unwind(Box::new(Error::OutOfMemory(format!("there is no memory for {bytes} bytes"))))
 }
@@ -77,6 +93,9 @@ mod tests {
         reserve(&mut some, 3);
         assert!(some.capacity() >= 4);
         assert!(std::panic::catch_unwind(move || reserve(&mut some, too_many)).is_err());
+        assert_eq!((zeros::<u64>(too_many), zeros(2)), (None, Some(vec![0_u8; 2])));
+        let error = caught(|| with_capacity::<u64>(too_many)).expect_err("more than any machine has");
+        assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
         assert_eq!((filled(7, 2), copy("a")), (vec![7, 7], "a".to_owned()));
     }
 }
