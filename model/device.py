@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,21 +95,56 @@ def default_threads() -> int:
     return len(cores)
 
 
+MOST_THREADS = 1024
+"""The most threads that commands compute with."""
+
+
+def startable_threads(threads: int) -> int:
+    """Return how many of so many threads can run at once, this one included. Where one cannot, OpenMP ends the process.
+
+    Example:
+        >>> startable_threads(1)
+        1
+    """
+    done, started = threading.Event(), []
+    try:
+        for _ in range(threads - 1):
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError):
+        pass
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()
+    return 1 + len(started)
+
+
 @contextlib.contextmanager
 def computing_threads(threads: int | None = None) -> Iterator[None]:
     """Let torch and the native kernels compute with this many threads, within a ``with`` block.
 
     Args:
-        threads: By default torch's own number where ``OMP_NUM_THREADS`` sets it, else at most `default_threads`.
+        threads: By default torch's own number where ``OMP_NUM_THREADS`` sets it, else at most `default_threads`; as
+            many as can be started, with a warning, if the system refuses some.
 
     Raises:
-        ValueError: If it is below 1.
+        ValueError: If it is below 1 or above 1024, or so many cannot be started.
     """
-    before = torch.get_num_threads()
+    before, asked = torch.get_num_threads(), threads
     if threads is None:
         threads = before if "OMP_NUM_THREADS" in os.environ else min(before, default_threads())
-    if threads < 1:
-        raise ValueError(f"threads is {threads}; expected at least 1")
+    if not 1 <= threads <= MOST_THREADS:
+        bound = "at least 1" if threads < 1 else f"at most {MOST_THREADS:,}"
+        raise ValueError(f"threads is {shown(threads)}; expected {bound}")
+    startable = startable_threads(threads)
+    if startable < threads:
+        limited = f"threads is {threads}, but the system lets only {startable} run"
+        if asked is not None:
+            raise ValueError(f"{limited}; use fewer, or allow more (ulimit -u, the limit of the container)")
+        warnings.warn(f"{limited}; computing with {startable}", stacklevel=3)
+        threads = startable
     torch.set_num_threads(threads)
     try:
         yield

@@ -114,6 +114,11 @@ class LlamaModel(Pretrained):
                 cache and `document_ids`.
         """
         batch, length = check_ids(input_ids, self.config.vocab_size)
+        for name, tensor in (("position_ids", position_ids), ("document_ids", document_ids)):
+            if tensor is not None:
+                instance(name, tensor, Tensor, "a tensor, (batch, length)")
+        if past_key_values is not None:
+            instance("past_key_values", past_key_values, KVCache)
         documents = None
         if document_ids is not None:
             if past_key_values is not None:

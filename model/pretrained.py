@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._arguments import check_keywords, instance, integer, keywords_of
+from bpe_llama._arguments import check_keywords, instance, integer, keywords_of, torch_seed
 from bpe_llama._arguments import path as checked_path
-from bpe_llama._core import shown
 from bpe_llama._hub.fetching import HUB_OPTIONS, HubOptions, local_path
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import check_memory, resolve_device, resolve_dtype
@@ -77,9 +76,7 @@ class Pretrained(nn.Module):
     ) -> None:
         super().__init__()
         instance("config", config, LlamaConfig, "a LlamaConfig; from_pretrained takes a path")
-        seed = integer("seed", seed)
-        if not -(1 << 63) <= seed < 1 << 64:  # as torch's generators
-            raise ValueError(f"seed is {shown(seed)}; expected -2**63 to 2**64 - 1")
+        seed = torch_seed(seed)
         device = torch.get_default_device() if device is None else resolve_device(device)
         dtype = torch.get_default_dtype() if dtype is None else resolve_dtype(dtype)
         with torch.device("meta"):  # torch's own initialization would use the global generator

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from bpe_llama._arguments import instance, integer, iterator, number, string, wrong
+from bpe_llama._arguments import instance, integer, iterator, number, string, torch_seed, wrong
 from bpe_llama.model.adapters import files
 from bpe_llama.model.adapters.config import AdapterConfig
 
@@ -52,7 +52,7 @@ def check_new(
     number("alpha", alpha)
     if not 0 <= number("dropout", dropout) < 1:
         raise ValueError(wrong("dropout", dropout, "at least 0 and less than 1"))
-    integer("seed", seed)
+    torch_seed(seed)
     for ours, value in (("rank", rank), ("alpha", alpha), ("dropout", dropout)):
         theirs, default = _OTHER_NAMES[ours]
         if theirs in fields and value not in (default, fields[theirs]):

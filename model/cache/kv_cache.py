@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpe_llama._arguments import integer
+from bpe_llama._arguments import instance, integer
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import check_memory
 
@@ -97,10 +97,9 @@ class KVCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        max_length = config.max_position_embeddings if max_length is None else integer("max_length", max_length)
-        batch_size = integer("batch_size", batch_size)
-        if batch_size < 1 or max_length < 1:
-            raise ValueError(f"batch_size is {batch_size} and max_length {max_length}; expected at least 1")
+        instance("config", config, LlamaConfig)
+        max_length = config.max_position_embeddings if max_length is None else integer("max_length", max_length, 1)
+        batch_size = integer("batch_size", batch_size, 1)
         heads, size = config.cache_shape
         shape = (2, config.num_hidden_layers, batch_size, heads, max_length, size)
         nbytes = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()

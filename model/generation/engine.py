@@ -69,11 +69,12 @@ class Engine:
         cuda_graph: bool = True,
     ) -> None:
         context = instance("model", model, LlamaForCausalLM).config.context_length
-        slots = integer("slots", slots)
+        slots = integer("slots", slots, 1)
         max_length = context if max_length is None else integer("max_length", max_length)
         if not 1 <= max_length <= context:
             raise ValueError(f"max_length is {max_length}; expected 1 to the model's context of {context}")
         prefill_chunk = integer("prefill_chunk", prefill_chunk, 1)
+        prefix_cache_bytes = integer("prefix_cache_bytes", prefix_cache_bytes, 0)
         self.model = model
         self.prefill_chunk = prefill_chunk
         self.cache = make_cache(cache, model.config, slots, max_length, prefill_chunk, model.dtype, model.device)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Prompt: TypeAlias = "str | abc.Sequence[int]"
 Prompts: TypeAlias = "abc.Sequence[Prompt]"
+MOST_ANSWERS = 1 << 20
+"""The most answers of each prompt of a batch: each takes some kilobytes before it begins."""
 _SEARCH = ("num_beams", "length_penalty", "early_stopping", "do_sample")
 
 
@@ -128,8 +130,9 @@ class TextGenerator:
         if n is None:
             return "".join(self.stream(prompt, **given))
         n = integer("n", n, 1)
-        requests = [self.request(prompt, given) for _ in range(n)]
-        engine = Engine(self.model, n, requests[0].room(self.model))
+        first = self.request(prompt, given)
+        engine = Engine(self.model, n, first.room(self.model))  # raises if there is no memory for so many
+        requests = [first, *(self.request(prompt, given) for _ in range(n - 1))]
         self.sequences = engine.prefill([requests[0].prompt], [requests[0].options], copies=n)
         self.last = self.sequences[-1]
         for request, sequence in zip(requests, self.sequences, strict=True):
@@ -199,6 +202,8 @@ class TextGenerator:
         else:
             each = [given] * len(prompts)
         copies = 1 if n is None else integer("n", n, 1)
+        if copies > MOST_ANSWERS:
+            raise ValueError(f"n is {copies}; expected at most {MOST_ANSWERS:,}")
         if n is not None:
             first = [self.options(**chosen).seed or 0 for chosen in each]
             each = [each[place] | {"seed": seed + copy} for place, seed in enumerate(first) for copy in range(copies)]

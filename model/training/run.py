@@ -133,6 +133,8 @@ def train(
         3.2
     """
     check_run(model, config, out, options)
+    if eval_file is not None:
+        eval_file = checked_path("eval_file", eval_file)
     batches, held_out = open_data(data, model.config, config, eval_file=eval_file)
     return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
@@ -183,6 +185,8 @@ def train_on_batches(
     The data's options of `config` have no effect. `score_fn` returns the loss of a batch of `held_out`.
     """
     check_run(model, config, out, options)
+    if tokenizer is not None:
+        instance("tokenizer", tokenizer, Tokenizer)
     loss_fn: LossFunction = options.get("loss_fn", batch_loss)
     if loss_fn is batch_loss:
         loss_fn = partial(batch_score, label_smoothing=config.label_smoothing, z_loss=config.z_loss)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import os
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,7 +36,7 @@ def integer(name: str, value: object, least: int | None = None) -> int:
 
     Raises:
         TypeError: If it is not an integer.
-        ValueError: If it is below ``least``.
+        ValueError: If it is below ``least``, or there is one and it takes more than 64 bits.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(wrong(name, value, "an int"))
@@ -45,7 +46,22 @@ def integer(name: str, value: object, least: int | None = None) -> int:
         raise TypeError(wrong(name, value, "an int")) from None
     if least is not None and whole < least:
         raise ValueError(f"{name} is {shown(whole)}; expected at least {least}")
+    if least is not None and whole >= 1 << 63:
+        raise ValueError(f"{name} is {shown(whole)}; expected less than 2**63")
     return whole
+
+
+def torch_seed(value: object) -> int:
+    """Return the argument ``seed``, which must be one that torch's generators take.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is out of range.
+    """
+    seed = integer("seed", value)
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed is {shown(seed)}; expected -2**63 to 2**64 - 1")
+    return seed
 
 
 def number(name: str, value: object) -> float:
@@ -53,10 +69,13 @@ def number(name: str, value: object) -> float:
 
     Raises:
         TypeError: If it is no number.
+        ValueError: If it is an int that no float can hold.
     """
     is_one = hasattr(value, "__float__") or hasattr(value, "__index__")
     if isinstance(value, (bool, str, bytes, type)) or not is_one or getattr(value, "ndim", None):
         raise TypeError(wrong(name, value, "a number"))
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{name} is {shown(value)}; expected a number that a float can hold")
     return value  # type: ignore[return-value]  # a NumPy number is one
 
 

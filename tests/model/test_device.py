@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,32 @@ def test_threads_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match="threads is 0; expected at least 1"), device.computing_threads(0):
         pass
+    with (
+        pytest.raises(ValueError, match=r"threads is 100.*; expected at most 1,024"),
+        device.computing_threads(10**400),
+    ):
+        pass
+
+
+def test_threads_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start, left = torch.get_num_threads(), threading.Thread.start, 0
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal left
+        if left == 0:
+            raise RuntimeError("can't start new thread")
+        left -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with device.computing_threads(1):
+        assert torch.get_num_threads() == 1
+    left = 1
+    with pytest.raises(ValueError, match="threads is 3, but the system lets only 2 run"), device.computing_threads(3):
+        pass
+    monkeypatch.setattr(device, "default_threads", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.warns(UserWarning, match="lets only 1 run; computing with 1"), device.computing_threads():
+        monkeypatch.undo()
+        assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)

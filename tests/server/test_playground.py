@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,6 +210,19 @@ def test_a_bad_request_names_the_field(client: TestClient, path: str, body: obje
 def test_an_unknown_tokenizer_and_a_long_body_are_refused(client: TestClient) -> None:
     assert "known: small, large" in refused(client, "/tokenize", {"prompt": "a", "model": "x"}, 404)["message"]
     refused(client, "/playground/tokens", b" " * (app.MAX_BODY + 1), 413)
+
+
+def test_no_further_thread_is_needed(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for path in ("/", "/static/main.js", "/playground/info"):
+        assert client.get(path).status_code == 200
+    assert client.get("/").headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "javascript" in client.get("/static/main.js").headers["Content-Type"]
+    assert client.head("/static/style.css").status_code == 200
+    assert client.post("/tokenize", json={"prompt": "low"}).json()["count"] >= 1
 
 
 def test_half_a_surrogate_pair_is_answered_or_refused(client: TestClient) -> None:

@@ -53,6 +53,12 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(generator: TextGenerator)
     served(generator, body, slots=5, prefill_chunk=32)
 
 
+def test_sizes_out_of_range_are_named(generator: TextGenerator) -> None:
+    for options in ({"slots": 0}, {"slots": 10**400}, {"max_queue": -1}, {"prefix_cache_bytes": 10**400}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is -?[0-9.]+; expected"):
+            Scheduler({"small": generator}, **options)
+
+
 def test_requests_and_the_end_need_no_further_thread(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(scheduler: Scheduler) -> None:
         def start(_: threading.Thread) -> None:

@@ -21,8 +21,9 @@ from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
 from bpe_llama.model.server.generation import Generation, Job, Service, new_id
-from bpe_llama.model.server.scheduler import Update, in_thread
+from bpe_llama.model.server.scheduler import Update
 from bpe_llama.playground.errors import JsonResponse, bad
+from bpe_llama.playground.threads import in_thread
 
 
 async def answer(service: Service, request: ChatRequest, http: Request) -> Response:

@@ -18,8 +18,8 @@ from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
-from bpe_llama.model.server.scheduler import in_thread
 from bpe_llama.playground.errors import JsonResponse, bad
+from bpe_llama.playground.threads import in_thread
 
 DEFAULT_TOKENS = 16
 """OpenAI's default of ``max_tokens``."""

@@ -22,8 +22,8 @@ from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.schemas import EmbeddingRequest
 from bpe_llama.model.server.endpoints.completions import ids_of, prompts_of
 from bpe_llama.model.server.generation import Service, unless_gone
-from bpe_llama.model.server.scheduler import in_thread
 from bpe_llama.playground.errors import ApiError, JsonResponse, bad
+from bpe_llama.playground.threads import in_thread
 
 
 async def answer(service: Service, request: EmbeddingRequest, http: Request) -> Response:

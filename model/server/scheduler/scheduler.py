@@ -14,13 +14,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from bpe_llama._arguments import integer
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
 from bpe_llama.model.server.scheduler.memory import first_length
-from bpe_llama.model.server.scheduler.threads import CompileThreads, in_thread
+from bpe_llama.model.server.scheduler.threads import CompileThreads
 from bpe_llama.model.server.scheduler.updates import (
     EngineError,
     QueueFullError,
@@ -30,6 +31,7 @@ from bpe_llama.model.server.scheduler.updates import (
     Stream,
     Update,
 )
+from bpe_llama.playground.threads import in_thread
 
 T = TypeVar("T")
 
@@ -79,8 +81,7 @@ class Scheduler:
         cache: str = "full",
         compile_seconds: float = 10.0,
     ) -> None:
-        if max_queue < 0:
-            raise ValueError(f"max_queue is {max_queue}; expected at least 0")
+        slots, max_queue = integer("slots", slots, 1), integer("max_queue", max_queue, 0)
         self.generators = dict(generators)
         self.slots, self.max_queue, self.max_length = slots, max_queue, max_length
         self.share_prefixes = share_prefixes

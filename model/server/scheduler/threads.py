@@ -1,4 +1,4 @@
-"""Threads beside the engine's: what a handler does not wait for in the event loop."""
+"""Threads for compiling schemas and grammars, which may take seconds and cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -12,19 +12,6 @@ from typing import Any, TypeVar
 from bpe_llama.model.sampling.constraint import ConstraintError
 
 T = TypeVar("T")
-
-
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Return what a function returns in another thread, or in this one if no thread can be started.
-
-    A function that itself fails to start a thread is called again, in this thread.
-    """
-    try:
-        return await asyncio.to_thread(function, *arguments)
-    except RuntimeError as error:
-        if str(error) != "can't start new thread":
-            raise
-        return function(*arguments)
 
 
 class CompileThreads:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import iscoroutinefunction
+from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 try:
     from pydantic import Field
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import FileResponse, Response
-    from starlette.routing import BaseRoute, Mount, Route
-    from starlette.staticfiles import StaticFiles
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute, Route
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"the page needs {error.name}: pip install 'bpe_llama[serve]'", name=error.name
@@ -28,6 +27,7 @@ except ModuleNotFoundError as error:
 from bpe_llama.playground.bodies import Many, Shape, Strict, body_of, checked
 from bpe_llama.playground.errors import ApiError, JsonResponse, bad
 from bpe_llama.playground.library import Library
+from bpe_llama.playground.threads import in_thread
 from bpe_llama.playground.tokens import describe_chat, describe_merges, describe_text, describe_tokenizer
 
 if TYPE_CHECKING:
@@ -132,8 +132,16 @@ def playground_routes(
     contexts = dict(models or {})
     uploads = 0
 
+    files = {file.name: file.read_bytes() for file in STATIC.iterdir() if file.is_file()}
+
     async def index(request: Request) -> Response:
-        return FileResponse(STATIC / "index.html", headers=HEADERS)
+        return Response(files["index.html"], media_type="text/html", headers=HEADERS)
+
+    async def static(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in files:
+            return Response("Not Found", 404, media_type="text/plain")
+        return Response(files[name], media_type=guess_type(name)[0], headers=HEADERS)
 
     def info(request: None) -> dict[str, Any]:
         shown = {name: describe_tokenizer(tokenizer) for name, tokenizer in library.tokenizers.items()}
@@ -188,7 +196,7 @@ def playground_routes(
         uploads += 1
         try:
             content = await body_of(request, MAX_FILE, "application/octet-stream")
-            name, tokenizer = await run_in_threadpool(library.drop, request.query_params.get("name", ""), content)
+            name, tokenizer = await in_thread(library.drop, request.query_params.get("name", ""), content)
         except ApiError as error:
             return error.response()
         except ValueError as error:
@@ -206,7 +214,7 @@ def playground_routes(
         Route("/playground/chat", answering(ChatRequest, chat), methods=["POST"]),
         Route("/playground/merges", answering(MergesRequest, merges), methods=["POST"]),
         Route("/playground/tokenizers", dropped, methods=["POST"]),
-        Mount("/static", StaticFiles(directory=STATIC)),
+        Route("/static/{name}", static),
     ]
 
 
@@ -241,7 +249,7 @@ def answering(shape: type[Shape] | None, function: Callable[[Any], Any]) -> Call
             )
             if iscoroutinefunction(function):
                 return JsonResponse(await function(content))
-            return JsonResponse(await run_in_threadpool(function, content))
+            return JsonResponse(await in_thread(function, content))
         except ApiError as error:
             return error.response()
         except (ValueError, TypeError) as error:

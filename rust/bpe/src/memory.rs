@@ -4,6 +4,9 @@
 //! `std::panic::catch_unwind` returns: an error returned by every list that grows would cost time in the hot loops. No
 //! message of a panic is printed. The Python module raises `MemoryError`.
 
+use std::alloc::{Layout, alloc_zeroed};
+use std::ptr::NonNull;
+
 use crate::Error;
 
 /// Items of a small list. Its memory is not checked: that would take a tenth of the time of a short text.
@@ -23,11 +26,12 @@ pub(crate) fn with_capacity<T>(capacity: usize) -> Vec<T> {
     if capacity <= SMALL {
         return Vec::with_capacity(capacity);
     }
-    large(capacity)
+    checked(capacity)
 }
 
+/// As [`with_capacity`], however few the items are.
 #[inline(never)]
-fn large<T>(capacity: usize) -> Vec<T> {
+pub(crate) fn checked<T>(capacity: usize) -> Vec<T> {
     let mut items = Vec::new();
     if items.try_reserve_exact(capacity).is_err() {
         exhausted::<T>(capacity);
@@ -37,9 +41,26 @@ fn large<T>(capacity: usize) -> Vec<T> {
 
 /// Returns `length` copies of `item`; unwinds.
 pub(crate) fn filled<T: Clone>(item: T, length: usize) -> Vec<T> {
-    let mut items = with_capacity(length);
+    let mut items = checked(length);
     items.resize(length, item);
     items
+}
+
+/// Returns zeros, or `None` if there is no memory for them. The system provides the memory where it is written.
+pub(crate) fn zeros<const N: usize>(length: usize) -> Option<Vec<[u64; N]>> {
+    let layout = Layout::array::<[u64; N]>(length).ok().filter(|layout| layout.size() > 0)?;
+    // SAFETY: the layout is not empty.
+    let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+    // SAFETY: the global allocator returned the memory for this layout, and zeros are integers.
+    Some(unsafe { Vec::from_raw_parts(memory.as_ptr().cast(), length, length) })
+}
+
+/// Returns what `work` returns, or the error that its memory unwinds with.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T + std::panic::UnwindSafe) -> crate::Result<T> {
+    std::panic::catch_unwind(work).map_err(|payload| match payload.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
 
 /// Appends to a text; unwinds.
@@ -58,7 +79,7 @@ pub(crate) fn copy(text: &str) -> String {
 }
 
 #[cold]
-fn exhausted<T>(items: usize) -> ! {
+pub(crate) fn exhausted<T>(items: usize) -> ! {
     let bytes = items.saturating_mul(size_of::<T>());
     std::panic::resume_unwind(Box::new(Error::OutOfMemory(format!("there is no memory for {bytes} bytes"))))
 }
@@ -77,6 +98,9 @@ mod tests {
         reserve(&mut some, 3);
         assert!(some.capacity() >= 4);
         assert!(std::panic::catch_unwind(move || reserve(&mut some, too_many)).is_err());
+        assert_eq!((zeros(too_many), zeros::<2>(3)), (None::<Vec<[u64; 1]>>, Some(vec![[0; 2]; 3])));
+        let error = caught(|| with_capacity::<u64>(too_many)).expect_err("more than any machine has");
+        assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
         assert_eq!((filled(7, 2), copy("a")), (vec![7, 7], "a".to_owned()));
     }
 }

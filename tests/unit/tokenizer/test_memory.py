@@ -122,3 +122,25 @@ assert tok.decode(tok.encode("and go on")) == "and go on"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == list(_TOO_MUCH), done.stderr
+
+
+@linux
+def test_short_texts_are_encoded_where_there_is_no_memory_for_a_larger_cache() -> None:
+    """Neither an abort nor a panic: the cache stays as small as it is, and without one the call is a MemoryError."""
+    script = f"""{_CHILD}
+tokenizers = [Tokenizer.from_ranks({{bytes([byte]): byte for byte in range(256)}}) for _ in range(8)]
+for place, tokenizer in enumerate(tokenizers):
+    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + place * 50_000, -1))
+    try:
+        for start in range(0, 200_000, 100):
+            text = " ".join(f"{{word:x}}" for word in range(start, start + 100))
+            assert len(tokenizer.encode(text)) == len(text)
+    except MemoryError as error:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        assert "there is no memory for" in str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    assert tokenizer.encode("go on") == list(b"go on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -389,3 +389,17 @@ def test_digits_are_those_of_the_unicode_version_of_tokenizers(
     if each and use_regex:
         for text in [*around, *long]:
             assert _core.split_pieces(tok.pattern, text) == [piece for piece, _ in steps.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("erased", [".", "[xy]"])
+def test_tokens_that_a_decoder_erases_are_tokens(erased: str, tmp_path: Path) -> None:
+    """They have no bytes, so the vocabulary ended before them: encoding panicked."""
+    file = described({"Regex": r"\s|\S+"}, ["x", "y"])
+    file["decoder"] = {"type": "Replace", "pattern": {"Regex": erased}, "content": ""}
+    assert both(file, "xy", tmp_path) == ([256], [256])
+    tok = Tokenizer.from_file(tmp_path / "t.json")
+    assert (tok.vocab_size, tok.decode([256])) == (257, "")
+    file["model"]["vocab"]["xy"] = 1 << 31
+    (tmp_path / "t.json").write_text(json.dumps(file))
+    with pytest.raises(ValueError, match=r'token "xy" has id 2147483648: expected ids below 2097152'):
+        Tokenizer.from_file(tmp_path / "t.json")

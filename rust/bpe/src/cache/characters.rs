@@ -1,6 +1,8 @@
 //! The ids of characters of three bytes, such as those of Chinese, Japanese and Korean, in a table that fits in the CPU's L2
 //! cache.
 
+use crate::memory;
+
 /// The bytes of a character, which has at most as many ids.
 const BYTES: usize = 3;
 
@@ -15,7 +17,7 @@ pub(crate) struct CharacterTable(Vec<[u32; 1 + BYTES]>);
 
 impl CharacterTable {
     pub(crate) fn new() -> Self {
-        Self(vec![EMPTY; 1 << BITS])
+        Self(memory::filled(EMPTY, 1 << BITS))
     }
 
     /// Appends the ids of a character to `ids`, or returns `false` if they are not known.

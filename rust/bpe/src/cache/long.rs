@@ -1,5 +1,6 @@
 //! Pieces of 16 bytes or more, and lists of more ids than an inline entry holds.
 
+use crate::memory;
 use bpe_llama_simd::prefetch::prefetch;
 
 /// Open addressing from hashes to records in an arena. A record is a piece in windows of 16 bytes, then its ids.
@@ -27,7 +28,14 @@ impl LongTable {
         let max_slots = 1 << (limit / 4 / size_of::<[u64; 2]>()).max(MIN_SLOTS).ilog2();
         let rest = limit.saturating_sub(max_slots * size_of::<[u64; 2]>());
         let max_arena = (rest / size_of::<u32>()).clamp(1 << 14, u32::MAX as usize);
-        Self { slots: vec![[0; 2]; MIN_SLOTS], used: 0, max_slots, arena: Vec::new(), max_arena, generation: 0 }
+        Self {
+            slots: memory::filled([0; 2], MIN_SLOTS),
+            used: 0,
+            max_slots,
+            arena: Vec::new(),
+            max_arena,
+            generation: 0,
+        }
     }
 
     #[inline]
@@ -67,11 +75,11 @@ impl LongTable {
     pub(super) fn put(&mut self, hash: u64, piece: &[u8], ids: &[u32]) {
         let at = self.store(piece, ids);
         if self.used * 2 >= self.slots.len() {
-            if self.slots.len() >= self.max_slots {
+            let larger = (self.slots.len() < self.max_slots).then(|| memory::zeros(self.slots.len() * 4)).flatten();
+            let Some(larger) = larger else {
                 self.clear();
                 return;
-            }
-            let larger = vec![[0; 2]; self.slots.len() * 4];
+            };
             for slot in std::mem::replace(&mut self.slots, larger) {
                 if slot[0] != 0 {
                     self.insert(slot);
@@ -96,11 +104,16 @@ impl LongTable {
         if self.arena.len() + size > self.max_arena {
             self.clear();
         }
-        let at = self.arena.len();
-        if at + size > self.arena.capacity() {
+        let used = self.arena.len();
+        if used + size > self.arena.capacity() {
             // Double the capacity, within the limit.
-            self.arena.reserve_exact(((at + size) * 2).min(self.max_arena.max(size)) - at);
+            let wanted = ((used + size) * 2).min(self.max_arena.max(size)) - used;
+            if self.arena.try_reserve_exact(wanted).is_err() {
+                self.clear();
+                memory::reserve(&mut self.arena, size);
+            }
         }
+        let at = self.arena.len();
         windows_of(piece).for_each(|window| self.arena.extend(window));
         self.arena.extend_from_slice(ids);
         at as u32

@@ -4,6 +4,7 @@ use std::iter;
 
 use super::probe::{Probe, hash_short};
 use crate::inline_key::InlineKey;
+use crate::memory;
 use bpe_llama_simd::pages;
 
 /// The most ids that an entry holds inline.
@@ -51,15 +52,17 @@ impl ShortTable {
     pub(super) fn new(limit: usize) -> Self {
         let max_bucket_bits = (limit / size_of::<Bucket>()).max(1).ilog2().clamp(MIN_BUCKET_BITS, 28);
         Self::with_buckets(MIN_BUCKET_BITS, max_bucket_bits)
+            .unwrap_or_else(|| memory::exhausted::<Bucket>(1 << MIN_BUCKET_BITS))
     }
 
-    fn with_buckets(bucket_bits: u32, max_bucket_bits: u32) -> Self {
+    /// Returns an empty table, or `None` if there is no memory for it.
+    fn with_buckets(bucket_bits: u32, max_bucket_bits: u32) -> Option<Self> {
         // A large table begins where a huge page can begin.
         let alignment = if bucket_bits < HUGE_BUCKET_BITS { size_of::<Bucket>() } else { HUGE_PAGE };
-        let words = vec![0; (8 << bucket_bits) + alignment / size_of::<u64>()];
+        let words = memory::zeros::<1>((8 << bucket_bits) + alignment / size_of::<u64>())?.into_flattened();
         pages::advise_huge(&words);
         let base = words.as_ptr().align_offset(alignment).min(alignment / size_of::<u64>());
-        Self { words, base, bucket_bits, max_bucket_bits, used: 0 }
+        Some(Self { words, base, bucket_bits, max_bucket_bits, used: 0 })
     }
 
     /// The most memory that the table takes.
@@ -111,7 +114,11 @@ impl ShortTable {
 
     #[cold]
     fn grow(&mut self) {
-        let mut larger = Self::with_buckets((self.bucket_bits + 2).min(self.max_bucket_bits), self.max_bucket_bits);
+        let larger = Self::with_buckets((self.bucket_bits + 2).min(self.max_bucket_bits), self.max_bucket_bits);
+        let Some(mut larger) = larger else {
+            self.max_bucket_bits = self.bucket_bits;
+            return;
+        };
         for entry in self.buckets().as_flattened().as_chunks::<4>().0.iter().filter(|entry| entry[1] != 0) {
             larger.insert(hash_short([entry[0], entry[1]]), *entry);
         }

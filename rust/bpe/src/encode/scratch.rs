@@ -1,6 +1,8 @@
 //! The memory that encoding reuses from call to call.
 
+use crate::Result;
 use crate::cache::{CharacterTable, IDS_PER_PIECE, MAX_PIECE, Miss, PieceCache, Probe};
+use crate::memory::{caught, checked, filled};
 use crate::merge::Merger;
 
 /// Pieces that the pre-tokenizer yields at a time: all their cache look-ups are prefetched together.
@@ -31,17 +33,25 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     /// Returns empty scratch memory whose cache takes at most about `cache_limit` bytes.
-    pub(crate) fn new(cache_limit: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`] if there is none.
+    #[cold]
+    pub(crate) fn boxed(cache_limit: usize) -> Result<Box<Self>> {
+        caught(|| Box::new(Self::new(cache_limit)))
+    }
+
+    fn new(cache_limit: usize) -> Self {
         Self {
             cache: PieceCache::new(cache_limit),
             cache_limit,
             characters: CharacterTable::new(),
             merger: Merger::default(),
-            ends: Vec::with_capacity(BATCH),
-            probes: vec![Probe::default(); BATCH],
-            run: vec![0; BATCH * IDS_PER_PIECE + MAX_PIECE],
+            ends: checked(BATCH),
+            probes: filled(Probe::default(), BATCH),
+            run: filled(0, BATCH * IDS_PER_PIECE + MAX_PIECE),
             misses: Vec::new(),
-            cached: vec![0; MAX_PIECE],
+            cached: filled(0, MAX_PIECE),
             group: (Vec::new(), Vec::new()),
             ids: Vec::new(),
         }

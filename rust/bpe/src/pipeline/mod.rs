@@ -90,6 +90,11 @@ impl Pipeline {
         self.model.id_of(token)
     }
 
+    /// Returns the largest id of the model plus one.
+    pub(crate) fn id_bound(&self) -> u32 {
+        self.model.id_bound
+    }
+
     /// Returns all tokens of the model, in no particular order.
     pub(crate) fn tokens(&self) -> impl Iterator<Item = (&str, u32)> {
         self.model.tokens()

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
+use crate::vocab::check_id;
 use crate::{Error, Result};
 
 /// Longer pieces are not cached.
@@ -40,6 +41,8 @@ pub(crate) struct Model {
     /// The tokens `<0x00>` to `<0xFF>`.
     bytes: [Option<u32>; 256],
     unk: Option<u32>,
+    /// The largest id plus one.
+    pub(super) id_bound: u32,
     pub(super) options: ModelOptions,
 }
 
@@ -71,7 +74,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Format`] if a merge names or results in a token that is not in the vocabulary, or if two tokens share
-    /// an id.
+    /// an id; [`Error::InvalidArgument`] if an id is out of range.
     pub(super) fn new<'a>(
         entries: impl Iterator<Item = (&'a str, u32)>,
         merges: impl Iterator<Item = (&'a str, &'a str)>,
@@ -83,9 +86,12 @@ impl Model {
             merges: Map::default(),
             bytes: [None; 256],
             unk: None,
+            id_bound: 0,
             options,
         };
         for (token, id) in entries {
+            check_id(format_args!("token {token:?}"), id)?;
+            model.id_bound = model.id_bound.max(id + 1);
             if let Some(&other) = model.ids.get(token)
                 && other != id
             {

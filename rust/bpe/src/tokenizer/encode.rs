@@ -220,17 +220,20 @@ impl Tokenizer {
     }
 
     /// Calls `work` with scratch memory that no other thread uses; warm if some is idle.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if there is no memory for it; what `work` returns.
     #[inline]
     pub(crate) fn with_scratch<R>(
         &self,
         interrupt: Interrupt<'_>,
-        work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R,
-    ) -> R {
+        work: impl FnOnce(Encoder<'_>, &mut Scratch) -> Result<R>,
+    ) -> Result<R> {
         let encoder =
             Encoder { interrupt, vocab: &self.vocab, pretokenizer: &self.pretokenizer, boundaries: &self.boundaries };
         let limit = self.cache_limit();
         let idle = self.idle.take().filter(|scratch| scratch.cache_limit() == limit);
-        let mut scratch = idle.unwrap_or_else(|| Box::new(Scratch::new(limit)));
+        let mut scratch = idle.map_or_else(|| Scratch::boxed(limit), Ok)?;
         let result = work(encoder, &mut scratch);
         self.idle.give_back(scratch);
         result

@@ -10,7 +10,9 @@ impl Tokenizer {
     /// Returns the largest id plus one, special tokens included: the number of rows of an embedding.
     pub fn vocab_size(&self) -> usize {
         let last_added = self.added.tokens().last().map_or(0, |token| token.id as usize + 1);
-        last_added.max(self.vocab.id_bound() as usize)
+        // The vocabulary lacks tokens that a decoder erases.
+        let of_pipeline = self.pipeline.as_ref().map_or(0, |pipeline| pipeline.id_bound());
+        last_added.max(self.vocab.id_bound().max(of_pipeline) as usize)
     }
 
     /// Returns the number of tokens, added tokens included.

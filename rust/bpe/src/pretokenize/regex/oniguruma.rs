@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 use onig_sys::{ONIG_ABORT, ONIGERR_RETRY_LIMIT_IN_SEARCH_OVER, OnigCalloutArgs};
 
+use super::lookaheads::Lookaheads;
 use super::matches::fill_ends;
 use crate::error::shortened;
 use crate::interrupt::Interrupt;
@@ -30,8 +31,20 @@ const UNWATCHED_LIMIT: usize = 1 << 28;
 const PATIENCE: Duration = Duration::from_secs(8);
 const PATIENCE_PER_BYTE: Duration = Duration::from_micros(1);
 
-/// Positions between two interrupt checks of such a search.
+/// Positions and lookaheads between two interrupt checks of such a search.
 const CALLS_PER_CHECK: usize = 64;
+
+/// The most bytes of which a regex with a repeated lookahead is searched without interrupt checks: it may take quadratic
+/// time without a backtracking step.
+const SHORT: usize = 1 << 10;
+
+/// The most entries of Oniguruma's stack for each byte of the text and besides, of 48 bytes each: a lookahead leaves entries
+/// until the match ends.
+const STACK_PER_BYTE: usize = 16;
+const STACK: usize = 1 << 20;
+
+/// Calls [`Watch::call`] where it stands in a regex.
+pub(super) const CALLOUT: &str = "(?{watch})";
 
 /// What a callout returns to let the search go on.
 const GO_ON: c_int = 0;
@@ -48,9 +61,10 @@ const LONGEST: usize = 1 << 14;
 #[derive(Clone)]
 pub(crate) struct Oniguruma {
     regex: Arc<Regex>,
-    /// The regex that calls [`Watch::call`] where a match may begin, once a search needs it; `None` if Oniguruma cannot
-    /// read it, as with options that must come first: `(?L)`.
+    /// The regex that calls [`Watch::call`] where a match may begin and in lookaheads, once a search needs it; `None` if
+    /// Oniguruma cannot read it, as with options that must come first: `(?L)`.
     watched: Arc<OnceLock<Option<Regex>>>,
+    repeats_lookahead: bool,
     pattern: Arc<str>,
 }
 
@@ -84,7 +98,8 @@ impl Oniguruma {
             let why = error.description();
             invalid!("pattern {:?} is not a regex that Oniguruma can read: {why}", shortened(pattern))
         })?;
-        Ok(Self { regex: Arc::new(regex), watched: Arc::default(), pattern: pattern.into() })
+        let repeats_lookahead = Lookaheads::of(pattern).repeated;
+        Ok(Self { regex: Arc::new(regex), watched: Arc::default(), repeats_lookahead, pattern: pattern.into() })
     }
 
     pub(crate) fn pattern(&self) -> &str {
@@ -125,21 +140,21 @@ impl Oniguruma {
     /// Returns the first match that begins at the cursor or after it.
     fn search(&self, text: &str, cursor: &mut Cursor, interrupt: Interrupt<'_>) -> Result<Option<(usize, usize)>> {
         cursor.region.clear();
-        let steps = UNWATCHED_LIMIT / (text.len() - cursor.from).max(1);
-        let region = Some(&mut cursor.region);
-        let found = self.regex.search_with_param(text, cursor.from, text.len(), NO_OPTIONS, region, limits(steps + 1));
-        match found {
-            Ok(found) => Ok(found.and_then(|_| cursor.region.pos(0))),
-            Err(error) if error.code() == ONIGERR_RETRY_LIMIT_IN_SEARCH_OVER => {
-                let bytes = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                let patience = PATIENCE + PATIENCE_PER_BYTE * bytes;
-                let start = Instant::now();
-                let found = self.search_watched(text, cursor, interrupt, start + patience.saturating_sub(cursor.spent));
-                cursor.spent += start.elapsed();
-                found
+        let bytes = text.len() - cursor.from;
+        if !self.repeats_lookahead || bytes <= SHORT {
+            let limits = limits(UNWATCHED_LIMIT / bytes.max(1) + 1, bytes);
+            let region = Some(&mut cursor.region);
+            match self.regex.search_with_param(text, cursor.from, text.len(), NO_OPTIONS, region, limits) {
+                Ok(found) => return Ok(found.and_then(|_| cursor.region.pos(0))),
+                Err(error) if error.code() == ONIGERR_RETRY_LIMIT_IN_SEARCH_OVER => (),
+                Err(error) => return Err(self.gave_up(cursor.from, error.description())),
             }
-            Err(error) => Err(self.gave_up(cursor.from, error.description())),
         }
+        let patience = PATIENCE + PATIENCE_PER_BYTE * u32::try_from(text.len()).unwrap_or(u32::MAX);
+        let start = Instant::now();
+        let found = self.search_watched(text, cursor, interrupt, start + patience.saturating_sub(cursor.spent));
+        cursor.spent += start.elapsed();
+        found
     }
 
     /// Searches as [`Self::search`] does, slower but interruptible.
@@ -150,12 +165,15 @@ impl Oniguruma {
         interrupt: Interrupt<'_>,
         deadline: Instant,
     ) -> Result<Option<(usize, usize)>> {
-        let watched = self.watched.get_or_init(|| compiled(&format!("(?{{watch}})(?:{})", self.pattern)).ok());
+        let watched = self.watched.get_or_init(|| {
+            let watched = |pattern: &str| compiled(&format!("{CALLOUT}(?:{pattern})")).ok();
+            watched(&Lookaheads::of(&self.pattern).watched).or_else(|| watched(&self.pattern))
+        });
         let Some(watched) = watched else {
             return Err(self.gave_up(cursor.from, "too many steps for a regex that cannot be interrupted"));
         };
         let mut watch = Watch { interrupt, deadline, calls: 0, stopped: None };
-        let limits = limits(SEARCH_LIMIT + STEPS_PER_BYTE * text.len());
+        let limits = limits(SEARCH_LIMIT + STEPS_PER_BYTE * text.len(), text.len() - cursor.from);
         // SAFETY: the pointer is valid as long as `limits`; the callout is called only during the search below, while `watch`
         // lives and nothing else uses it.
         unsafe {
@@ -205,7 +223,7 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Called by Oniguruma where a match may begin.
+    /// Called by Oniguruma where a match or a lookahead may begin.
     extern "C" fn call(_: *mut OnigCalloutArgs, watch: *mut c_void) -> c_int {
         // SAFETY: `search_watched` passes a `Watch`.
         let watch = unsafe { &mut *watch.cast::<Watch<'_>>() };
@@ -222,10 +240,11 @@ fn compiled(pattern: &str) -> std::result::Result<Regex, onig::Error> {
     Regex::with_options(pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::default())
 }
 
-/// Returns the limits of one search.
-fn limits(steps: usize) -> MatchParam {
+/// Returns the limits of one search in a number of bytes.
+fn limits(steps: usize, bytes: usize) -> MatchParam {
     let mut param = MatchParam::default();
     param.set_retry_limit_in_match(BACKTRACK_LIMIT);
+    param.set_match_stack_limit(u32::try_from(STACK + STACK_PER_BYTE * bytes).unwrap_or(u32::MAX));
     let steps = c_ulong::try_from(steps).unwrap_or(c_ulong::MAX);
     // SAFETY: the pointer is valid as long as `param`, and the function sets a field behind it.
     unsafe { onig_sys::onig_set_retry_limit_in_search_of_match_param(param.as_raw(), steps) };
@@ -244,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    const PATTERNS: [&str; 14] = [
+    const PATTERNS: [&str; 18] = [
         "a+b",
         r"\bab?",
         r"(?<=a)b|$",
@@ -259,6 +278,10 @@ mod tests {
         r"\s+(?!\S)|\s+",
         r"\Gb|a",
         r"a|b\g<0>",
+        r"(?:a(?=a*b|b))+",
+        r"(?:a(?!b(?=a)))+|[](?=\]]b",
+        r"(?#(?=)(?:a(?=\(?=|b))+",
+        "(?x)(?:a(?=b))+ # [(?=\n",
     ];
 
     proptest! {
@@ -273,6 +296,30 @@ mod tests {
                 prop_assert_eq!(watched.expect("a short text"), found, "from {}", from);
             }
         }
+    }
+
+    #[test]
+    fn one_long_match_can_be_stopped() {
+        let stop = || Err(Error::Interrupted);
+        // Lookaheads that fail, that fail within a match, and that never fail.
+        for (pattern, end) in [("(?:a(?=a*c|a))+", ""), ("(?:a(?!a*c))+", ""), ("(?:a(?=.*c))+", "c")] {
+            let regex = Oniguruma::new(pattern).expect("a regex");
+            let text = "a".repeat(200_000) + end;
+            let start = Instant::now();
+            let stopped = regex.next_match(&text, &mut Cursor::default(), Interrupt::new(&stop));
+            assert!(matches!(stopped, Err(Error::Interrupted)), "{pattern}: {stopped:?}");
+            let late = regex.search_watched(&text, &mut Cursor::default(), Interrupt::NEVER, Instant::now());
+            let message = late.expect_err("the deadline is over").to_string();
+            assert!(message.contains("it takes too long") && message.contains(pattern), "{message}");
+            assert!(start.elapsed() < PATIENCE, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_match_that_needs_much_memory_is_an_error() {
+        let regex = Oniguruma::new("(?:a(?=a*))+").expect("a regex");
+        let found = regex.next_match(&"a".repeat(20_000), &mut Cursor::default(), Interrupt::NEVER);
+        assert!(found.expect_err("200 million entries").to_string().contains("stack"));
     }
 
     #[test]
