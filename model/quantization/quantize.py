@@ -273,8 +273,8 @@ def quantize(
 ) -> AnyModel:
     """Quantize every linear layer of a model in place, and return the model.
 
-    Experts with the weights of all in one tensor are split into linear layers, which are quantized, too. Layers that are
-    quantized already stay as they are, so a second call may give the rest another kind: int4 layers and an int8 head.
+    Experts with the weights of all in one tensor are split into linear layers, which are quantized, too. Layers that
+    are quantized already stay as they are, so a second call may give the others another kind, such as an int8 head.
 
     Args:
         model: Any model of this package.

@@ -5,7 +5,7 @@
 //! message of a panic is printed. The Python module raises `MemoryError`.
 
 use std::alloc::{Layout, alloc_zeroed};
-use std::ptr::NonNull;
+use std::ptr::{NonNull, slice_from_raw_parts_mut};
 
 use crate::Error;
 
@@ -51,8 +51,9 @@ pub(crate) fn zeros<const N: usize>(length: usize) -> Option<Vec<[u64; N]>> {
     let layout = Layout::array::<[u64; N]>(length).ok().filter(|layout| layout.size() > 0)?;
     // SAFETY: the layout is not empty.
     let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+    let words = slice_from_raw_parts_mut(memory.as_ptr().cast(), length);
     // SAFETY: the global allocator returned the memory for this layout, and zeros are integers.
-    Some(unsafe { Vec::from_raw_parts(memory.as_ptr().cast(), length, length) })
+    Some(unsafe { Box::from_raw(words) }.into_vec())
 }
 
 /// Returns what `work` returns, or the error that its memory unwinds with.
