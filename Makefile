@@ -14,7 +14,7 @@ UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 CRATES := --workspace --exclude bpe-llama-python
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock .cargo/config.toml
 
-.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity bench \
+.PHONY: help demo test test-rust test-programs test-python test-arm platforms lint lint-rust lint-python deny audit format stubs parity bench \
 	fuzz-all sanitize address loom kill-test cuda cuda-wheel docs site lessons clean
 .DELETE_ON_ERROR:
 # Cargo and rustc would look for the pipe of make's jobs, which only another make gets.
@@ -63,6 +63,10 @@ test-rust:
 		echo "BPE_LLAMA_SIMD=$$tier"; \
 		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet $(CRATES) --lib --locked; \
 	done
+
+# What the former runs, compiled.
+test-programs:
+	$(CARGO) test $(CRATES) --locked --no-run
 
 test-python: $(VENV)/.dev
 	$(RUN) pytest -n 2 --dist worksteal
