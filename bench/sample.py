@@ -51,7 +51,7 @@ def meta_kept(row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def meta(row: torch.Tensor) -> torch.Tensor:
     ordered, ids = meta_kept(row)
-    return ids[torch.multinomial(ordered / ordered.sum(), 1)]
+    return ids.gather(-1, torch.multinomial(ordered / ordered.sum(-1, keepdim=True), 1))
 
 
 WARPERS = (TemperatureLogitsWarper(TEMPERATURE), TopPLogitsWarper(TOP_P))

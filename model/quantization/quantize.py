@@ -229,10 +229,11 @@ class Float8Linear(QuantizedLinear):
         return sys.maxsize
 
     def product(self, x_MI: Tensor) -> Tensor | None:
-        """Return the float8 product, bfloat16 (M, O), or None on a device that lacks it."""
+        """Return the float8 product, bfloat16 (M, O), or None where the device or the weight has none."""
         if x_MI.device.type != "cuda" or torch.cuda.get_device_capability(x_MI.device) < (8, 9):
             return None
-        if self.in_features % 16 or self.out_features % 16:
+        is_cast = self.weight.dtype.itemsize > 1  # by `model.float()`, which keeps the values
+        if is_cast or self.in_features % 16 or self.out_features % 16:
             return None
         return scaled_product(x_MI, self.weight, self.scale.float())
 

@@ -149,9 +149,15 @@ def test_scaled_product_equals_the_product_of_the_rounded_input(kind: torch.dtyp
 def test_float8_products_on_cuda(kind: torch.dtype, per_row: bool, rows: int) -> None:
     packed = quantize.Float8Linear(layer().cuda(), kind, per_row)
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)).cuda().to(torch.bfloat16)
+    rounded = x.float()
     if torch.cuda.get_device_capability() >= (8, 9):
         assert packed.product(x) is not None
-    assert_close(packed(x).float(), x.float() @ packed.dequantized().T, atol=1.0, rtol=2**-3)
+        maximum = rounded.abs().amax(1, keepdim=True) if per_row else rounded.abs().max()
+        scale = maximum / torch.finfo(torch.float8_e4m3fn).max
+        rounded = (rounded / scale).to(torch.float8_e4m3fn).float() * scale
+    expected = rounded @ packed.dequantized().T
+    assert_close(packed(x).float(), expected, atol=2**-8 * expected.abs().max().item(), rtol=2**-7)
+    assert packed.float().product(x) is None  # the weight is no float8 any more
 
 
 @pytest.mark.cuda
