@@ -38,6 +38,8 @@ AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 PACKED_ROWS = 32
 """The most rows of input for which the packed kernel beats dequantization and one matrix product without AVX-512."""
+CUDA_ROWS = 512
+"""The same for CUDA's kernels: an H200 takes half of the time of the latter or less (bench/results/cuda.md)."""
 
 
 class QuantizedLinear(nn.Module):
@@ -106,8 +108,11 @@ class PackedLinear(QuantizedLinear):
         return weight.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
 
     def most_rows(self) -> int:
-        """Return no limit on a CPU with AVX-512, else `PACKED_ROWS`."""
-        return sys.maxsize if has_avx512() and self.stored()[0].device.type == "cpu" else PACKED_ROWS
+        """Return no limit on a CPU with AVX-512, else `PACKED_ROWS`, or `CUDA_ROWS` on CUDA."""
+        device = self.stored()[0].device.type
+        if device == "cuda":
+            return CUDA_ROWS
+        return sys.maxsize if has_avx512() and device == "cpu" else PACKED_ROWS
 
     def product(self, x_MI: Tensor) -> Tensor | None:
         """Return the product with the quantized weight, (M, O): float32 on the CPU, the input's dtype on CUDA."""

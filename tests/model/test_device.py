@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,20 +56,14 @@ def test_threads_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_threads_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, start, left = torch.get_num_threads(), threading.Thread.start, 0
-
-    def limited(thread: threading.Thread) -> None:
-        nonlocal left
-        if left == 0:
-            raise RuntimeError("can't start new thread")
-        left -= 1
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", limited)
+def test_threads_that_cannot_be_started_are_named(
+    monkeypatch: pytest.MonkeyPatch, limit_threads: Callable[[int], None]
+) -> None:
+    before = torch.get_num_threads()
+    limit_threads(0)
     with device.computing_threads(1):
         assert torch.get_num_threads() == 1
-    left = 1
+    limit_threads(1)
     with pytest.raises(ValueError, match="threads is 3, but the system lets only 2 run"), device.computing_threads(3):
         pass
     monkeypatch.setattr(device, "default_threads", lambda: 2)

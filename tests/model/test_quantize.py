@@ -163,7 +163,7 @@ def test_float8_products_on_cuda(kind: torch.dtype, per_row: bool, rows: int) ->
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's kernels need a CUDA GPU; none is here")
 @pytest.mark.parametrize("kind", [quantize.Int8Linear, quantize.Int4Linear])
-@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("rows", [1, 32, quantize.CUDA_ROWS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_products_on_cuda(kind: type[quantize.PackedLinear], rows: int, dtype: torch.dtype) -> None:
     packed = kind(layer(bias=True).cuda())

@@ -115,18 +115,10 @@ def test_a_port_in_use_is_named(folder, capsys):
 
 
 @pytest.mark.parametrize("started", [0, 1, 2])
-def test_no_thread_is_one_line(folder, capsys, monkeypatch, started):
-    start, left, before = threading.Thread.start, started, set(threading.enumerate())
-
-    def limited(thread):
-        nonlocal left
-        if left == 0:
-            raise RuntimeError("can't start new thread")
-        left -= 1
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", limited)
-    assert main(["serve", str(folder), "--port", "0"]) == 2
+def test_no_thread_is_one_line(folder, capsys, limit_threads, started):
+    before = set(threading.enumerate())
+    limit_threads(started)
+    assert main(["serve", str(folder), "--port", "0", "--threads", "1"]) == 2
     assert "no thread can be started; allow more processes" in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
     assert "bpe_llama engine" not in {thread.name for thread in set(threading.enumerate()) - before}
