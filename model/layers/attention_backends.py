@@ -83,7 +83,7 @@ def sdpa(
     Keys and values are not repeated for the query heads that share them. At T = 1 the ``G`` query heads of a KV head
     become ``G`` queries of one head, so that each key is read once. Packed documents are computed one by one on the
     CPU, and by FlexAttention on CUDA. Short training sequences of bfloat16 on a CPU are computed by `short_bfloat16`;
-    a CPU without instructions for bfloat16 computes them in float32, and rounds the result.
+    a CPU whose products of bfloat16 are slower than those of float32 computes in float32, and rounds the result.
     Torch's function has no ``softcap``: with one, `soft_capped` computes instead.
 
     Example:
@@ -94,7 +94,7 @@ def sdpa(
     if visible.documents is not None:
         return _sdpa_of_documents(query_BNTH, key_BKSH, value_BKSH, visible.documents, dropout, softcap)
     in_bfloat16 = query_BNTH.requires_grad and _is_bfloat16(query_BNTH, key_BKSH)
-    if in_bfloat16 and products.bfloat16_is_emulated():
+    if in_bfloat16 and products.bfloat16_is_slower():
         with torch.autocast("cpu", enabled=False):
             query, key, value = (part.float() for part in (query_BNTH, key_BKSH, value_BKSH))
             return sdpa(query, key, value, visible, dropout, softcap).bfloat16()

@@ -258,9 +258,28 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize(
+    ("tier", "fast", "slower"),
+    [
+        ("portable", False, True),
+        ("avx512", False, True),
+        ("avx512_bf16", False, True),  # Intel's
+        ("avx512_bf16", True, False),
+        ("amx", False, False),
+        ("neon", False, False),
+    ],
+)
+def test_bfloat16_is_slower_without_fast_instructions(
+    monkeypatch: pytest.MonkeyPatch, tier: str, fast: bool, slower: bool
+) -> None:
+    monkeypatch.setattr(products, "simd_tier", lambda: tier)
+    monkeypatch.setattr(products, "has_avx512_bf16", lambda: fast)
+    assert products.bfloat16_is_slower.__wrapped__() == slower
+
+
 @pytest.mark.parametrize("library", ["onednn", "mkl"])
 @pytest.mark.parametrize("softcap", [None, 30.0])
-def test_emulated_bfloat16_is_computed_in_float32(
+def test_slower_bfloat16_is_computed_in_float32(
     tiny_model: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, library: str, softcap: float | None
 ) -> None:
     if library == "onednn" and not torch.backends.mkldnn.is_available():
@@ -271,15 +290,15 @@ def test_emulated_bfloat16_is_computed_in_float32(
         backend = layer.self_attn.backend
         layer.self_attn.backend = lambda *heads, backend=backend: backend(*heads, softcap)
 
-    def step(emulated: bool) -> tuple[Tensor, list[Tensor], set[torch.dtype]]:
-        monkeypatch.setattr(products, "bfloat16_is_emulated", lambda: emulated)
+    def step(slower: bool) -> tuple[Tensor, list[Tensor], set[torch.dtype]]:
+        monkeypatch.setattr(products, "bfloat16_is_slower", lambda: slower)
         with Products() as seen:
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model.loss(ids, ids)
             return loss, list(torch.autograd.grad(loss, list(model.parameters()))), seen.dtypes
 
-    loss, gradients, dtypes = step(emulated=True)
-    expected, in_bfloat16, _ = step(emulated=False)
+    loss, gradients, dtypes = step(slower=True)
+    expected, in_bfloat16, _ = step(slower=False)
     assert dtypes == {torch.float32}
     close(loss, expected, rtol=1e-3, atol=1e-3)
     for gradient, other in zip(gradients, in_bfloat16, strict=True):

@@ -6,7 +6,8 @@ alone 130 and 114.
 
 Without instructions for bfloat16 oneDNN emulates them: limited to AVX2 a product of 512 x 192 by 192 x 512 takes 6.7 ms
 in bfloat16 and 1.1 ms in float32, conversions included; with AVX-512 but not its BF16 extension, 512 x 384 by
-384 x 1,024 takes 5.1 and 2.2 ms. The product of two bfloat16 numbers is exact in float32, so only sums may differ.
+384 x 1,024 takes 5.1 and 2.2 ms. Intel's AVX-512 BF16 without AMX is slower than float32, too: 5.1 and 3.2 ms on
+Emerald Rapids. The product of two bfloat16 numbers is exact in float32, so only sums may differ.
 
 Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features.
 """
@@ -26,7 +27,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from bpe_llama._core import simd_tier
+from bpe_llama._core import has_avx512_bf16, simd_tier
 
 
 @cache
@@ -41,9 +42,10 @@ def onednn_is_faster() -> bool:
 
 
 @cache
-def bfloat16_is_emulated() -> bool:
-    """Return whether this processor has no instructions for products of bfloat16, or `BPE_LLAMA_SIMD` forbids them."""
-    return simd_tier() in ("portable", "avx2", "avx512")
+def bfloat16_is_slower() -> bool:
+    """Return whether torch multiplies bfloat16 slower than float32 here, or would with what `BPE_LLAMA_SIMD` allows."""
+    emulated = simd_tier() in ("portable", "avx2", "avx512")
+    return emulated or (simd_tier() == "avx512_bf16" and not has_avx512_bf16())
 
 
 def product(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ def product(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
         tensor([[11.]])
     """
     on_cpu = x_MI.device.type == "cpu"
-    if x_MI.dtype == weight_OI.dtype == torch.bfloat16 and on_cpu and bfloat16_is_emulated():
+    if x_MI.dtype == weight_OI.dtype == torch.bfloat16 and on_cpu and bfloat16_is_slower():
         with torch.autocast("cpu", enabled=False):  # it would round the operands again and emulate their product
             return product(x_MI.float(), weight_OI.float()).bfloat16()
     if x_MI.dtype == torch.float32 and on_cpu and onednn_is_faster() and x_MI.numel():
@@ -102,7 +104,7 @@ def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     dtypes = {x.dtype, weight.dtype}
     if torch.is_autocast_enabled("cpu") and dtypes <= {torch.float32, torch.bfloat16}:
         dtypes = {torch.get_autocast_dtype("cpu")}
-    if (dtypes == {torch.bfloat16} and bfloat16_is_emulated()) or (dtypes == {torch.float32} and onednn_is_faster()):
+    if (dtypes == {torch.bfloat16} and bfloat16_is_slower()) or (dtypes == {torch.float32} and onednn_is_faster()):
         return dtypes.pop()
     return None
 
@@ -123,7 +125,7 @@ def training_products() -> AbstractContextManager[Any]:
     if torch.compiler.is_compiling():
         return contextlib.nullcontext()
     in_float32 = not torch.is_autocast_enabled("cpu") and onednn_is_faster()
-    return _TrainingProducts() if in_float32 or bfloat16_is_emulated() else contextlib.nullcontext()
+    return _TrainingProducts() if in_float32 or bfloat16_is_slower() else contextlib.nullcontext()
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
