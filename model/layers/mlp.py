@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.layers import fused
 from bpe_llama.model.layers.linear import linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -51,5 +52,10 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate_BTI, up_BTI = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        if self.activation is functional.silu and fused.is_used(gate_BTI, up_BTI):
+            gated_BTI = fused.swiglu(gate_BTI, up_BTI)
+        else:
+            gated_BTI = self.activation(gate_BTI) * up_BTI
+        out: Tensor = self.down_proj(gated_BTI)
         return out

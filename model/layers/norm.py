@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama.model.layers import fused
+
 
 class RMSNorm(nn.Module):
     """Divides each vector by its root mean square, and multiplies each feature by a weight.
@@ -40,6 +42,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the normalized input, same shape and dtype."""
+        if fused.is_used(x_BTD, self.weight):
+            return fused.rms_norm(x_BTD, self.weight, self.eps)
         return self.weight * self.normalized(x_BTD).to(x_BTD.dtype)
 
     def extra_repr(self) -> str:

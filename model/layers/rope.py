@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bpe_llama.model.cache.kv_cache import CacheColumns
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.layers import fused
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT, inverse_frequencies
 
@@ -115,6 +116,8 @@ def apply_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
     half = cos.shape[-1]
     if 2 * half > x_BNTH.shape[-1]:
         raise ValueError(f"the rotation has {2 * half} features, but heads have {x_BNTH.shape[-1]}")
+    if fused.is_used(x_BNTH) and half:
+        return fused.rotate(x_BNTH, *rotation)
     x, rest = x_BNTH.float(), None
     if 2 * half < x.shape[-1]:
         x, rest = x[..., : 2 * half], x[..., 2 * half :]

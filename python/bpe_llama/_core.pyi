@@ -1031,6 +1031,198 @@ def normalize(
         array([[ 1., 10.,  1., 10.,  5.]], dtype=float32)
     """
 
+def rms_norm(
+    x: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    eps: float,
+    out: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    num_threads: int = 1,
+) -> None:
+    """Write the RMSNorm of M rows, `x / sqrt(mean(x ** 2) + eps) * weights`, to `out`.
+
+    Args:
+        x: float32 (M, D), C-contiguous, as all arrays.
+        weights: float32 (D,).
+        eps: The epsilon of the norm.
+        out: float32 (M, D).
+        scales: float32 (M,); `1 / sqrt(mean(x ** 2) + eps)` of each row, for `rms_norm_backward`.
+        num_threads: The most threads to use.
+
+    Raises:
+        TypeError: If an array has another dtype or number of axes, or is not writable.
+        ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from bpe_llama._core import rms_norm
+        >>> x, weights = np.array([[3, 3]], dtype=np.float32), np.array([1, 10], dtype=np.float32)
+        >>> out, scales = np.zeros_like(x), np.zeros(1, dtype=np.float32)
+        >>> rms_norm(x, weights, 0.0, out, scales)
+        >>> out
+        array([[ 1., 10.]], dtype=float32)
+    """
+
+def rms_norm_backward(
+    gradient: NDArray[np.float32],
+    x: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    for_x: NDArray[np.float32],
+    for_weights: NDArray[np.float32],
+    num_threads: int = 1,
+) -> None:
+    """Write the gradients of `rms_norm` with respect to `x` and to `weights`.
+
+    Args:
+        gradient: That of the output, float32 (M, D), C-contiguous, as all arrays.
+        x: As given to `rms_norm`.
+        weights: As given to `rms_norm`.
+        scales: What `rms_norm` wrote.
+        for_x: float32 (M, D); written to.
+        for_weights: float32 (D,); written to.
+        num_threads: The most threads to use.
+
+    Raises:
+        TypeError: If an array has another dtype or number of axes, or is not writable.
+        ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from bpe_llama._core import rms_norm_backward
+        >>> x, ones = np.array([[3, 3]], dtype=np.float32), np.ones(2, dtype=np.float32)
+        >>> for_x, for_weights = np.zeros_like(x), np.zeros_like(ones)
+        >>> rms_norm_backward(np.ones_like(x), x, ones, np.array([1 / 3], dtype=np.float32), for_x, for_weights)
+        >>> for_x, for_weights
+        (array([[0., 0.]], dtype=float32), array([1., 1.], dtype=float32))
+    """
+
+def swiglu(gate: NDArray[np.float32], up: NDArray[np.float32], out: NDArray[np.float32], num_threads: int = 1) -> None:
+    """Write `gate * sigmoid(gate) * up` to `out`.
+
+    Args:
+        gate: float32 (n,), C-contiguous, as all arrays.
+        up: float32 (n,).
+        out: float32 (n,).
+        num_threads: The most threads to use.
+
+    Raises:
+        TypeError: If an array has another dtype or number of axes, or is not writable.
+        ValueError: If lengths differ, an array is not contiguous, or `num_threads` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from bpe_llama._core import swiglu
+        >>> gate, up = np.array([0, 100], dtype=np.float32), np.array([1, 2], dtype=np.float32)
+        >>> out = np.zeros_like(gate)
+        >>> swiglu(gate, up, out)
+        >>> out
+        array([  0., 200.], dtype=float32)
+    """
+
+def swiglu_backward(
+    gradient: NDArray[np.float32],
+    gate: NDArray[np.float32],
+    up: NDArray[np.float32],
+    for_gate: NDArray[np.float32],
+    for_up: NDArray[np.float32],
+    num_threads: int = 1,
+) -> None:
+    """Write the gradients of `swiglu` with respect to `gate` and `up`.
+
+    Args:
+        gradient: That of the output, float32 (n,), C-contiguous, as all arrays.
+        gate: As given to `swiglu`.
+        up: As given to `swiglu`.
+        for_gate: float32 (n,); written to.
+        for_up: float32 (n,); written to.
+        num_threads: The most threads to use.
+
+    Raises:
+        TypeError: If an array has another dtype or number of axes, or is not writable.
+        ValueError: If lengths differ, an array is not contiguous, or `num_threads` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from bpe_llama._core import swiglu_backward
+        >>> gate, up = np.array([0, 100], dtype=np.float32), np.array([1, 2], dtype=np.float32)
+        >>> for_gate, for_up = np.zeros_like(gate), np.zeros_like(up)
+        >>> swiglu_backward(np.ones_like(gate), gate, up, for_gate, for_up)
+        >>> for_gate, for_up
+        (array([0.5, 2. ], dtype=float32), array([  0., 100.], dtype=float32))
+    """
+
+def rotate(
+    x: NDArray[np.float32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    head_dim: int,
+    back: bool,
+    out: NDArray[np.float32],
+    num_threads: int = 1,
+) -> None:
+    """Write rows of heads, with features `i` and `i + R / 2` of each head rotated (RoPE), to `out`.
+
+    Args:
+        x: float32 (M, N * H), C-contiguous, as all arrays.
+        cos: Cosines of the angles, float32 (P, R / 2), where P divides M: row `m` has those of row `m % P`.
+        sin: Sines of the angles, float32 (P, R / 2).
+        head_dim: H, at least R. Features from R on are copied.
+        back: Whether to rotate back, which is the gradient of the rotation.
+        out: float32 (M, N * H).
+        num_threads: The most threads to use.
+
+    Raises:
+        TypeError: If an array has another dtype or number of axes, or is not writable.
+        ValueError: If shapes do not fit, an array is not contiguous, or `head_dim` or `num_threads` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from bpe_llama._core import rotate
+        >>> x, by_90_degrees = np.array([[1, 0]], dtype=np.float32), np.array([[0], [1]], dtype=np.float32)
+        >>> out = np.zeros_like(x)
+        >>> rotate(x, *by_90_degrees[:, None], 2, False, out)
+        >>> out
+        array([[0., 1.]], dtype=float32)
+    """
+
+def cross_entropy(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    factors: NDArray[np.float32],
+    losses: NDArray[np.float32],
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    gradient: bool = False,
+    num_threads: int = 1,
+) -> None:
+    """Write the cross-entropy of each row of logits, times a factor, to `losses`.
+
+    Args:
+        logits: float32 (M, V), C-contiguous, as all arrays.
+        labels: The class of each row, int64 (M,).
+        factors: float32 (M,). A row whose factor is 0 has the loss and the gradient 0, whatever its label is.
+        losses: float32 (M,); written to.
+        label_smoothing: The part of the probability that is spread over all classes.
+        z_loss: The weight of the squared logarithm of the softmax's denominator, which is added to a row's loss.
+        gradient: Whether the logits are overwritten by the gradient of the sum of all losses.
+        num_threads: The most threads to use.
+
+    A row with a logit that is NaN or infinity, or without a finite one, has the loss and the gradient NaN.
+
+    Raises:
+        TypeError: If an array has another dtype or number of axes, or is not writable.
+        ValueError: If shapes do not fit, an array is not contiguous, a label is no class, or `num_threads` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from bpe_llama._core import cross_entropy
+        >>> logits, losses = np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.float32)
+        >>> cross_entropy(logits, np.array([1]), np.ones(1, dtype=np.float32), losses, gradient=True)
+        >>> losses, logits
+        (array([0.6931472], dtype=float32), array([[ 0.5, -0.5]], dtype=float32))
+    """
+
 @final
 class TokenFile:
     """A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it."""

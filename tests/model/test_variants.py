@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, lora
 from bpe_llama.model.layers import attention_backends
 from bpe_llama.model.layers.attention_backends import Visible, attention_weights, sdpa
+from bpe_llama.model.layers.matmul import products
 from bpe_llama.model.layers.moe import MixtureOfExperts, load_balancing_loss, router_z_loss
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from tests import small_models as small
@@ -341,7 +342,9 @@ def test_forward_and_training_step_compile_without_a_graph_break(
     half: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention_backends, "SHORT", 0)  # not compiled; its rounding could choose another expert
+    # Neither is compiled; their rounding could choose another expert.
+    monkeypatch.setattr(attention_backends, "SHORT", 0)
+    monkeypatch.setattr(products, "bfloat16_is_slower", lambda: False)
     model = tiny_model(num_hidden_layers=1 if changes else 3, **changes).train()
     if adapted:
         lora.add(model, rank=2, target_modules=adapted)

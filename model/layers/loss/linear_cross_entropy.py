@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama.model.layers import fused
 from bpe_llama.model.layers.matmul.products import product
 
 IGNORED = -100
@@ -26,8 +27,6 @@ CHUNK_LOGITS = 1 << 23
 """Logits of a chunk unless `FEWEST_POSITIONS` need more: 32 MiB of float32."""
 BLOCK = 1 << 22
 """Numbers of a block of the head's weights on a CPU: 16 MiB, which malloc gives again without new pages."""
-ROWS = 1 << 20
-"""Logits of one softmax call on a CPU, few enough to stay in its cache."""
 
 
 def linear_cross_entropy(
@@ -94,7 +93,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         positions = max(1, min(positions, len(labels_M)))
         on_cpu = device.type == "cpu"
         columns = max(256, BLOCK // max(width, positions, 1)) if on_cpu else vocab_size
-        rows = max(1, ROWS // vocab_size) if on_cpu else positions
         blocks = [slice(start, start + columns) for start in range(0, vocab_size, columns)]
         for_weight = None
         if gradients[1] and not len(labels_M):
@@ -111,9 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = buffer_CV[: len(x_CD)]
                 for block in blocks:
                     logits[:, block] = product(x_CD, head_VD[block])
-            labels_C, scale_C = labels_M[chunk], scale_M[chunk]
-            for few in (slice(first, first + rows) for first in range(0, len(logits), rows)):
-                total += _loss(logits[few], labels_C[few], scale_C[few], label_smoothing, z_loss, any(gradients))
+            total += _loss(logits, labels_M[chunk], scale_M[chunk], label_smoothing, z_loss, any(gradients))
             for block in blocks if any(gradients) else ():
                 gradient = logits[:, block].to(dtype)
                 if for_hidden is not None:
@@ -144,7 +140,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _loss(
     logits_CV: Tensor, labels_C: Tensor, scale_C: Tensor, label_smoothing: float, z_loss: float, gradient: bool
 ) -> Tensor:
-    """Return the sum of the scaled losses of a few positions; with ``gradient`` it overwrites the logits."""
+    """Return the sum of the scaled losses of a chunk's positions; with ``gradient`` it overwrites the logits."""
+    if fused.takes(logits_CV, scale_C):
+        return fused.cross_entropy(logits_CV, labels_C, scale_C, label_smoothing, z_loss, gradient)
     labels_C1 = labels_C.clamp(min=0)[:, None]
     largest_C, probabilities_CV = logits_CV.amax(-1), logits_CV.softmax(-1)
     log_sum_C = largest_C - probabilities_CV.amax(-1).log()  # the largest probability is 1 / sum(exp(x - largest))

@@ -15,8 +15,9 @@ Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from bpe_llama._core import has_avx512_bf16, simd_tier
@@ -110,7 +111,9 @@ def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 def training_products() -> AbstractContextManager[Any]:
-    """Return a context in which linear layers with a gradient compute products by `product`.
+    """Return a context in which linear layers with a gradient compute products by `product`, and others are fused.
+
+    For these see `bpe_llama.model.layers.fused`.
 
     Outside of it, and without a gradient, they compute what torch does, to the last bit. Within it results differ by
     rounding.
@@ -122,10 +125,26 @@ def training_products() -> AbstractContextManager[Any]:
         >>> torch.allclose(out, layer(x))
         True
     """
-    if torch.compiler.is_compiling():
-        return contextlib.nullcontext()
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _in_training()
+
+
+@contextlib.contextmanager
+def _in_training() -> Iterator[None]:
     in_float32 = not torch.is_autocast_enabled("cpu") and onednn_is_faster()
-    return _TrainingProducts() if in_float32 or bfloat16_is_slower() else contextlib.nullcontext()
+    before = _TRAINING.set(True)
+    try:
+        with _TrainingProducts() if in_float32 or bfloat16_is_slower() else contextlib.nullcontext():
+            yield
+    finally:
+        _TRAINING.reset(before)
+
+
+_TRAINING = ContextVar("training", default=False)
+
+
+def in_training() -> bool:
+    """Return whether the caller is within `training_products`."""
+    return _TRAINING.get()
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -133,11 +152,10 @@ def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     if torch.compiler.is_compiling():
         compiled: Tensor = checkpoint(function, *arguments, use_reentrant=False)
         return compiled
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    training = any(isinstance(mode, _TrainingProducts) for mode in modes)
+    training = in_training()
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return contextlib.nullcontext(), _TrainingProducts() if training else contextlib.nullcontext()
+        return contextlib.nullcontext(), training_products() if training else contextlib.nullcontext()
 
     out: Tensor = checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
     return out

@@ -115,7 +115,7 @@ pub(crate) struct Statistics {
     /// The mean of `LayerNorm`; 0 for `RMSNorm`.
     mean: f32,
     /// `1 / sqrt(mean((x - self.mean)^2) + eps)`.
-    scale: f32,
+    pub(crate) scale: f32,
 }
 
 impl Statistics {

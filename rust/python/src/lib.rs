@@ -24,6 +24,7 @@ mod simd;
 mod text;
 mod tokenizer;
 mod train;
+mod training;
 
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -39,6 +40,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(attention::py_attend, module)?)?;
     module.add_function(wrap_pyfunction!(norm::py_normalize, module)?)?;
     train::register(module)?;
+    training::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<tokenizer::decode_stream::DecodeStream>()?;
     module.add_class::<tokenizer::token_file::PyTokenFile>()?;
