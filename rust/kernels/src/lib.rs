@@ -2,8 +2,9 @@
 //!
 //! [`matmul`] multiplies the activations of one token or of many with weights in float32, bfloat16, int8 or int4, and fuses
 //! a norm (`RMSNorm`, `LayerNorm`) or a gate (`SwiGLU`, `GEGLU`) into its input. [`attend`] applies `RoPE` to new queries and keys, appends keys and
-//! values to a cache, and computes attention. [`normalize`] normalizes rows or heads where no product does. All read their
-//! operands in memory of the caller, and use several threads.
+//! values to a cache, and computes attention. [`normalize`] normalizes rows or heads where no product does. For training,
+//! [`ElementWise`] computes `RMSNorm`, `SwiGLU`, `RoPE` and cross-entropy, forward and backward. All read their operands in
+//! memory of the caller, and use several threads.
 //!
 //! # Example
 //! ```
