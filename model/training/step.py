@@ -156,6 +156,8 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], largest: float, norm: Tensor) -> None:
     """Scale gradients with the 2-norm `norm` to a norm of at most `largest`, as torch's `clip_grad_norm_` does."""
+    if norm.device.type == "cpu" and norm + 1e-6 <= largest:
+        return  # the factor is 1
     gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
 
