@@ -113,9 +113,9 @@ fn py_rms_norm<'py>(
 /// Example:
 ///     >>> import numpy as np
 ///     >>> from bpe_llama._core import rms_norm_backward
-///     >>> x, ones = np.array([[3, 3]], dtype=np.float32), np.ones(2, dtype=np.float32)
+///     >>> x, ones = np.array([[2, 2]], dtype=np.float32), np.ones(2, dtype=np.float32)
 ///     >>> for_x, for_weights = np.zeros_like(x), np.zeros_like(ones)
-///     >>> rms_norm_backward(np.ones_like(x), x, ones, np.array([1 / 3], dtype=np.float32), for_x, for_weights)
+///     >>> rms_norm_backward(np.ones_like(x), x, ones, np.array([0.5], dtype=np.float32), for_x, for_weights)
 ///     >>> for_x, for_weights
 ///     (array([[0., 0.]], dtype=float32), array([1., 1.], dtype=float32))
 #[pyfunction(name = "rms_norm_backward")]
