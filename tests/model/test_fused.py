@@ -119,8 +119,8 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
 @torch.enable_grad()
 def test_threads_do_not_change_the_bits() -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(900, 192, requires_grad=True), torch.randn(192, requires_grad=True)
-    labels, scale = torch.randint(0, 192, (900,)), torch.rand(900)
+    x, weight = torch.randn(3000, 192, requires_grad=True), torch.randn(192, requires_grad=True)
+    labels, scale = torch.randint(0, 192, (3000,)), torch.rand(3000)
 
     def results() -> list[Tensor]:
         out = fused.swiglu(fused.rms_norm(x, weight, 1e-5), x)
