@@ -21,8 +21,8 @@ from bpe_llama.model.layers.matmul.products import in_training
 
 
 def takes(*parts: Tensor) -> bool:
-    """Return whether the tensors are float32 on a CPU, and their operations are not being compiled."""
-    if torch.compiler.is_compiling():
+    """Return whether the tensors are float32 on a CPU with fused multiply-adds, and nothing is being compiled."""
+    if torch.compiler.is_compiling() or _core.simd_tier() == "portable":  # multiply-adds in software are slow
         return False
     on_cpu = all(type(part.data) is Tensor and part.device.type == "cpu" for part in parts)
     return on_cpu and all(part.dtype == torch.float32 for part in parts)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bpe_llama import _core
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.layers import fused
 from bpe_llama.model.layers.matmul.products import training_products
@@ -18,6 +19,7 @@ from bpe_llama.model.layers.rope import apply_rope
 
 Make = Callable[..., LlamaForCausalLM]
 close = torch.testing.assert_close
+needs_fma = pytest.mark.skipif(_core.simd_tier() == "portable", reason="needs a CPU with fused multiply-adds")
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -144,6 +146,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+@needs_fma
 @pytest.mark.parametrize("checkpointing", [0, 1])
 @pytest.mark.parametrize("name", MODELS)
 @torch.enable_grad()
@@ -171,6 +174,7 @@ def test_a_step_is_that_of_pytorch(
         close(first, second, rtol=1e-3, atol=2e-5)
 
 
+@needs_fma
 @torch.enable_grad()
 def test_only_training_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     x, norm = torch.randn(2, 8, requires_grad=True), RMSNorm(8, 1e-5)
@@ -182,6 +186,9 @@ def test_only_training_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not fused.is_used(x, torch.empty(8, device="meta"))
         with torch.no_grad():
             assert not fused.is_used(x)
+        monkeypatch.setattr(_core, "simd_tier", lambda: "portable")
+        assert not fused.is_used(x)
+        monkeypatch.undo()
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not fused.is_used(x)
     monkeypatch.undo()
