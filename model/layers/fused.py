@@ -45,7 +45,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         tensor([[ 1., 10.]])
     """
     heads_last = x.ndim == 4 and x.transpose(1, 2).is_contiguous()
-    out: Tensor = _RMSNorm.apply(x if heads_last else x.contiguous(), weight, eps)
+    out: Tensor = _RMSNorm.apply(_in_order(x, heads_last), weight, eps)
     return out
 
 
@@ -66,7 +66,7 @@ def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return heads whose features ``i`` and ``i + R / 2`` are rotated by the angles of their positions, same shape.
 
     Args:
-        x_BNTH: Queries or keys; their memory is in the order (B, T, N, H).
+        x_BNTH: Queries or keys; copied unless their memory is in the order (B, T, N, H), which that of the result is.
         cos: The cosines, (B or 1, T, R / 2), without gradient.
         sin: The sines.
 
@@ -76,7 +76,7 @@ def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         >>> rotate(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)).flatten()
         tensor([0., 1.])
     """
-    out: Tensor = _Rotation.apply(x_BNTH, cos.contiguous(), sin.contiguous(), False)
+    out: Tensor = _Rotation.apply(x_BNTH, cos, sin, False)
     return out
 
 
@@ -106,6 +106,11 @@ def _array(tensor: Tensor) -> Any:
     return tensor.detach().numpy()
 
 
+def _in_order(x: Tensor, heads_last: bool) -> Tensor:
+    """Return ``x`` contiguous, or with heads after lengths in memory."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2) if heads_last else x.contiguous()
+
+
 def _rows(x: Tensor) -> Tensor:
     """Return a view of the vectors of the last axis in the order of memory: contiguous, or with heads after lengths."""
     in_order = x if x.is_contiguous() else x.transpose(1, 2)
@@ -116,8 +121,9 @@ def _differentiable(
     definition: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], gradient: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients by PyTorch's operations, which have gradients in turn."""
-    wanted = [part for part, is_needed in zip(inputs, needed, strict=True) if is_needed]
-    found = iter(torch.autograd.grad(definition(*inputs), wanted, gradient, create_graph=True))
+    views = [part.view_as(part) for part in inputs]  # an input may depend on another, or be the same
+    wanted = [view for view, is_needed in zip(views, needed, strict=True) if is_needed]
+    found = iter(torch.autograd.grad(definition(*views), wanted, gradient, create_graph=True))
     return tuple(next(found) if is_needed else None for is_needed in needed)
 
 
@@ -129,7 +135,7 @@ class _RMSNorm(torch.autograd.Function):
         weight = weight_D.detach().clone()  # FSDP could not free memory that NumPy has seen
         _core.rms_norm(_array(rows), _array(weight), eps, _array(_rows(out)), _array(scales), torch.get_num_threads())
         ctx.save_for_backward(x, weight_D, scales)
-        ctx.eps = eps
+        ctx.eps, ctx.heads_last = eps, not x.is_contiguous()
         return out
 
     @staticmethod
@@ -141,6 +147,7 @@ class _RMSNorm(torch.autograd.Function):
                 return weight_D * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + ctx.eps))
 
             return *_differentiable(definition, (x, weight_D), ctx.needs_input_grad[:2], gradient), None
+        x, scales = _in_order(x, ctx.heads_last), scales.contiguous()  # `saved_tensors_hooks` may return other strides
         for_x, for_weight_D = torch.empty_like(x), torch.empty_like(weight_D)
         if gradient.stride() != x.stride():
             gradient = torch.empty_like(x).copy_(gradient)
@@ -168,9 +175,10 @@ class _SwiGLU(torch.autograd.Function):
                 return functional.silu(gate) * up
 
             return _differentiable(definition, (gate_BTI, up_BTI), ctx.needs_input_grad, gradient_BTI)
-        gate, up, gradient = (_array(part.view(-1)) for part in (gate_BTI, up_BTI, gradient_BTI.contiguous()))
+        gate_BTI, up_BTI, gradient_BTI = (part.contiguous() for part in (gate_BTI, up_BTI, gradient_BTI))
         for_gate, for_up = torch.empty_like(gate_BTI), torch.empty_like(up_BTI)
-        to_gate, to_up = (_array(part.view(-1)) for part in (for_gate, for_up))
+        parts = gradient_BTI, gate_BTI, up_BTI, for_gate, for_up
+        gradient, gate, up, to_gate, to_up = (_array(part.view(-1)) for part in parts)
         _core.swiglu_backward(gradient, gate, up, to_gate, to_up, torch.get_num_threads())
         return for_gate, for_up
 
@@ -182,10 +190,13 @@ class _Rotation(torch.autograd.Function):
         ctx.back = back
         batch, heads, length, head_dim = x_BNTH.shape
         x = x_BNTH.transpose(1, 2).reshape(batch * length, heads * head_dim).contiguous()
-        out = torch.empty_like(x)
-        cos_PR, sin_PR = (_array(part.flatten(0, 1)) for part in (cos, sin))
-        _core.rotate(_array(x), cos_PR, sin_PR, head_dim, back, _array(out), torch.get_num_threads())
-        return out.view(batch, length, heads, head_dim).transpose(1, 2)
+        # Not a view: autograd forbids in-place operations on views that a function returns.
+        strides = length * heads * head_dim, head_dim, heads * head_dim, 1
+        out_BNTH = x.new_empty_strided(x_BNTH.shape, strides)
+        cos_PR, sin_PR = (_array(part.flatten(0, 1).contiguous()) for part in (cos, sin))
+        out = _array(out_BNTH.transpose(1, 2).view(x.shape))
+        _core.rotate(_array(x), cos_PR, sin_PR, head_dim, back, out, torch.get_num_threads())
+        return out_BNTH
 
     @staticmethod
     def backward(ctx: Any, gradient_BNTH: Tensor) -> tuple[Tensor | None, ...]:

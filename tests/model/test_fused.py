@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from bpe_llama import _core
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.layers import fused
+from bpe_llama.model.layers.matmul import products
 from bpe_llama.model.layers.matmul.products import training_products
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import apply_rope
@@ -109,6 +111,45 @@ def test_second_derivatives(name: str) -> None:
 
 
 @torch.enable_grad()
+def test_inputs_that_depend_on_each_other_are_differentiated_once() -> None:
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+
+    def found(norm: Callable[..., Tensor], gated: Callable[..., Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+        twice = norm(norm(x, weight), weight)
+        return torch.autograd.grad(gated(twice, twice).sum(), (x, weight), create_graph=create_graph)
+
+    for create_graph in (False, True):
+        mine = found(lambda x, w: fused.rms_norm(x, w, 1e-5), fused.swiglu, create_graph)
+        for first, second in zip(mine, found(rms_norm, swiglu, create_graph), strict=True):
+            close(first, second, rtol=1e-4, atol=1e-4)
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("name", CASES)
+def test_hooks_may_return_saved_tensors_with_other_strides(name: str) -> None:
+    function, _, draw = CASES[name]
+    inputs = [part.detach().requires_grad_() for part in draw()]
+    wanted = torch.autograd.grad(function(*inputs).square().sum(), inputs)
+
+    def strided(saved: Tensor) -> Tensor:
+        return saved.mT.contiguous().mT if saved.ndim > 1 else saved
+
+    for unpack in (torch.Tensor.contiguous, strided):
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack):
+            out = function(*inputs)
+        for first, second in zip(torch.autograd.grad(out.square().sum(), inputs), wanted, strict=True):
+            close(first, second)
+
+
+@torch.enable_grad()
+def test_rotated_heads_can_be_changed_in_place() -> None:
+    x = torch.randn(2, 3, 5, 8, requires_grad=True)
+    fused.rotate(x, *angles(x)).mul_(2).sum().backward()
+    (expected,) = torch.autograd.grad(2 * rope(x).sum(), x)
+    close(x.grad, expected)
+
+
+@torch.enable_grad()
 def test_a_frozen_weight_gets_no_gradient() -> None:
     x, weight = torch.randn(4, 8, requires_grad=True), torch.ones(8)
     (for_x,) = torch.autograd.grad(fused.rms_norm(x, weight, 1e-5).sum(), x, create_graph=True)
@@ -175,6 +216,34 @@ def test_a_step_is_that_of_pytorch(
 
 
 @needs_fma
+@torch.enable_grad()
+def test_recomputed_layers_have_as_many_backward_passes_as_wanted(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model().train()
+    model.model.gradient_checkpointing = 1
+    loss, parameters = model.loss(ids, ids), list(model.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, parameters), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@torch.enable_grad()
+def test_a_checkpoint_of_the_caller_computes_the_same_again(
+    tiny_model: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, onednn: bool
+) -> None:
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: onednn)
+    model = tiny_model().train()
+    wanted = torch.autograd.grad(model.loss(ids, ids), list(model.parameters()))
+    for layer in model.model.layers:
+        forward = layer.forward
+        layer.forward = lambda *a, forward=forward: checkpoint(forward, *a, use_reentrant=False)
+    found = torch.autograd.grad(model.loss(ids, ids), list(model.parameters()))
+    for first, second in zip(found, wanted, strict=True):
+        close(first, second, rtol=1e-3, atol=2e-5)
+
+
 @torch.enable_grad()
 def test_only_training_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     x, norm = torch.randn(2, 8, requires_grad=True), RMSNorm(8, 1e-5)

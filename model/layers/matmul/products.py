@@ -89,7 +89,7 @@ class _TrainingProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is functional.linear and not kwargs and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if func is functional.linear and not kwargs and torch.is_grad_enabled() and in_training():
             x, weight, bias = args if len(args) == 3 else (*args, None)
             dtype = _product_dtype(x, weight)
             if dtype is not None and x.ndim > 1 and (x.requires_grad or weight.requires_grad):
@@ -111,9 +111,7 @@ def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
 
 
 def training_products() -> AbstractContextManager[Any]:
-    """Return a context in which linear layers with a gradient compute products by `product`, and others are fused.
-
-    For these see `bpe_llama.model.layers.fused`.
+    """Return a context in which layers with a gradient multiply by `product`, and use `bpe_llama.model.layers.fused`.
 
     Outside of it, and without a gradient, they compute what torch does, to the last bit. Within it results differ by
     rounding.
@@ -131,20 +129,30 @@ def training_products() -> AbstractContextManager[Any]:
 @contextlib.contextmanager
 def _in_training() -> Iterator[None]:
     in_float32 = not torch.is_autocast_enabled("cpu") and onednn_is_faster()
-    before = _TRAINING.set(True)
+    is_outermost = _TRAINING.get() is None
+    before = _TRAINING.set((_saved_tensors_hooks(),))
     try:
-        with _TrainingProducts() if in_float32 or bfloat16_is_slower() else contextlib.nullcontext():
+        replaces = is_outermost and (in_float32 or bfloat16_is_slower())
+        with _TrainingProducts() if replaces else contextlib.nullcontext():
             yield
     finally:
         _TRAINING.reset(before)
 
 
-_TRAINING = ContextVar("training", default=False)
+_TRAINING: ContextVar[tuple[Any] | None] = ContextVar("training", default=None)
+"""The `saved_tensors_hooks` with which `training_products` was entered; None outside of it."""
+
+
+def _saved_tensors_hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def in_training() -> bool:
-    """Return whether the caller is within `training_products`."""
-    return _TRAINING.get()
+    """Return whether the caller is within `training_products`, but not in a checkpoint that was begun within it.
+
+    The caller of such a `torch.utils.checkpoint` computes again outside, and must compute the same.
+    """
+    return not torch.compiler.is_compiling() and _TRAINING.get() == (_saved_tensors_hooks(),)
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -154,8 +162,9 @@ def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         return compiled
     training = in_training()
 
-    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return contextlib.nullcontext(), training_products() if training else contextlib.nullcontext()
+    def computed(*arguments: Any) -> Tensor:
+        with training_products() if training else contextlib.nullcontext():
+            return function(*arguments)
 
-    out: Tensor = checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
+    out: Tensor = checkpoint(computed, *arguments, use_reentrant=False)
     return out
