@@ -52,10 +52,13 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""
-        gate_BTI, up_BTI = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-        if self.activation is functional.silu and fused.is_used(gate_BTI, up_BTI):
-            gated_BTI = fused.swiglu(gate_BTI, up_BTI)
-        else:
-            gated_BTI = self.activation(gate_BTI) * up_BTI
-        out: Tensor = self.down_proj(gated_BTI)
+        out: Tensor = self.down_proj(self._gated(x_BTD))
         return out
+
+    def _gated(self, x_BTD: Tensor) -> Tensor:
+        gate_BTI: Tensor = self.gate_proj(x_BTD)
+        up_BTI: Tensor = self.up_proj(x_BTD)
+        if self.activation is functional.silu and fused.is_used(gate_BTI, up_BTI):
+            return fused.swiglu(gate_BTI, up_BTI)
+        gate_BTI = self.activation(gate_BTI)  # frees what it replaces
+        return gate_BTI * up_BTI

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -242,6 +243,18 @@ def test_a_checkpoint_of_the_caller_computes_the_same_again(
     found = torch.autograd.grad(model.loss(ids, ids), list(model.parameters()))
     for first, second in zip(found, wanted, strict=True):
         close(first, second, rtol=1e-3, atol=2e-5)
+
+
+def test_without_a_gradient_the_mlp_frees_what_it_has_multiplied(tiny_model: Make) -> None:
+    mlp = tiny_model().model.layers[0].mlp
+    factors: list[weakref.ref[Tensor]] = []
+    alive: list[Tensor | None] = []
+    for part in mlp.input_linears:
+        part.register_forward_hook(lambda module, args, out: factors.append(weakref.ref(out)))
+    mlp.down_proj.register_forward_pre_hook(lambda module, args: alive.extend(factor() for factor in factors))
+    with torch.no_grad():
+        mlp(torch.randn(1, 2, mlp.gate_proj.in_features))
+    assert alive == [None, None]
 
 
 @torch.enable_grad()
