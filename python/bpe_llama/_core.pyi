@@ -1051,7 +1051,7 @@ def rms_norm(
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
+        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np
@@ -1085,7 +1085,7 @@ def rms_norm_backward(
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
+        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np
@@ -1108,7 +1108,7 @@ def swiglu(gate: NDArray[np.float32], up: NDArray[np.float32], out: NDArray[np.f
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If lengths differ, an array is not contiguous, or `num_threads` is below 1.
+        ValueError: If lengths differ, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np
@@ -1140,7 +1140,7 @@ def swiglu_backward(
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If lengths differ, an array is not contiguous, or `num_threads` is below 1.
+        ValueError: If lengths differ, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np
@@ -1174,7 +1174,8 @@ def rotate(
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If shapes do not fit, an array is not contiguous, or `head_dim` or `num_threads` is below 1.
+        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+            or `head_dim` or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np
@@ -1208,11 +1209,12 @@ def cross_entropy(
         gradient: Whether the logits are overwritten by the gradient of the sum of all losses.
         num_threads: The most threads to use.
 
-    A row with a logit that is NaN or infinity, or without a finite one, has the loss and the gradient NaN.
+    A row with a logit that is NaN or +infinity, or without a finite one, has the loss and the gradient NaN.
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If shapes do not fit, an array is not contiguous, a label is no class, or `num_threads` is below 1.
+        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+            a label is no class, or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np

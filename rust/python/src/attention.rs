@@ -66,16 +66,16 @@ pub(crate) fn py_attend<'py>(
     let (layer, window) = (at_least(0, "layer", layer)?, at_least(0, "window", window)?);
     let num_threads = at_least(1, "num_threads", num_threads)?;
     let mut written = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
-    check_order(&out)?;
+    check_order("out", &out)?;
     let rows = out.shape()[0];
     for (name, array) in [("qkv", &qkv), ("cos", &cos), ("sin", &sin)] {
-        check_order(array)?;
+        check_order(name, array)?;
         if array.shape()[0] != rows {
             let found = array.shape();
             return Err(PyValueError::new_err(format!("{name} has shape {found:?}; expected {rows} rows, as out has")));
         }
     }
-    check_order(&positions)?;
+    check_order("positions", &positions)?;
     if positions.shape() != [rows, 2] {
         let found = positions.shape();
         return Err(PyValueError::new_err(format!("positions have shape {found:?}; expected ({rows}, 2)")));
@@ -114,7 +114,7 @@ pub(crate) fn py_attend<'py>(
 }
 
 fn writable<'py, T: Element>(array: &Bound<'py, PyArray6<T>>) -> PyResult<PyReadwriteArray6<'py, T>> {
-    check_order(array)?;
+    check_order("cache", array)?;
     // The caller must not access the same memory through another array during the call.
     array.try_readwrite().map_err(|error| match error {
         BorrowError::AlreadyBorrowed => PyValueError::new_err("cache: another call writes to it now"),

@@ -105,18 +105,18 @@ fn shape<T: Element>(array: &Py<PyArray2<T>>, py: Python<'_>) -> [usize; 2] {
 
 fn elements<'py, T: Element, D: Dimension>(array: &'py Py<PyArray<T, D>>, py: Python<'py>) -> PyResult<&'py [T]> {
     let array = array.bind(py);
-    check_order(array)?;
+    check_order("an array", array)?;
     // SAFETY: the array is contiguous and aligned, and the reference keeps its memory alive. The caller must not write to it
     // during the call, as for every NumPy function that releases the GIL.
     Ok(unsafe { array.as_slice() }?)
 }
 
 /// Returns an error unless the array is in C order. `as_slice` would accept Fortran order, too.
-pub(crate) fn check_order<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> PyResult<()> {
+pub(crate) fn check_order<T: Element, D: Dimension>(name: &str, array: &Bound<'_, PyArray<T, D>>) -> PyResult<()> {
     if array.is_c_contiguous() && array.is_aligned() {
         return Ok(());
     }
-    Err(PyValueError::new_err("an array is not contiguous and aligned; expected C order"))
+    Err(PyValueError::new_err(format!("{name} is not contiguous and aligned; expected C order")))
 }
 
 /// The weights of a norm.
@@ -259,8 +259,8 @@ impl PyLinear {
         let num_threads = at_least(1, "num_threads", num_threads)?;
         let given = x.try_readonly().map_err(|error| PyValueError::new_err(format!("x: {error}")))?;
         let mut written = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
-        check_order(&x)?;
-        check_order(&out)?;
+        check_order("x", &x)?;
+        check_order("out", &out)?;
         let matrices = self.matrices(py)?;
         let activations = self.activations(py, given.as_slice()?)?;
         let columns = matrices.first().map_or(0, Matrix::columns) * if self.gate.is_some() { 2 } else { 1 };

@@ -52,7 +52,7 @@ pub(crate) fn py_normalize<'py>(
 ) -> PyResult<()> {
     let (start, stop) = (at_least(0, "start", start)?, at_least(0, "stop", stop)?);
     let num_threads = at_least(1, "num_threads", num_threads)?;
-    check_order(&x)?;
+    check_order("x", &x)?;
     let mut written = x.try_readwrite().map_err(|error| PyTypeError::new_err(format!("x: {error}")))?;
     let norm = Norm::extract(weights)?;
     let weights = norm.weights(py)?;

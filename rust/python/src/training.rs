@@ -7,7 +7,8 @@ use crate::named;
 use bpe_llama_kernels::{Angles, ElementWise, Loss, Result};
 use numpy::ndarray::Dimension;
 use numpy::{
-    Element, PyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray, PyReadwriteArray, PyUntypedArrayMethods,
+    BorrowError, Element, PyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray, PyReadwriteArray,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -29,7 +30,7 @@ fn read<'py, T: Element, D: Dimension>(
     name: &str,
     array: &Bound<'py, PyArray<T, D>>,
 ) -> PyResult<PyReadonlyArray<'py, T, D>> {
-    check_order(array)?;
+    check_order(name, array)?;
     array.try_readonly().map_err(|error| PyValueError::new_err(format!("{name}: {error}")))
 }
 
@@ -37,8 +38,11 @@ fn write<'py, D: Dimension>(
     name: &str,
     array: &Bound<'py, PyArray<f32, D>>,
 ) -> PyResult<PyReadwriteArray<'py, f32, D>> {
-    check_order(array)?;
-    array.try_readwrite().map_err(|error| PyTypeError::new_err(format!("{name}: {error}")))
+    check_order(name, array)?;
+    array.try_readwrite().map_err(|error| match error {
+        BorrowError::AlreadyBorrowed => PyValueError::new_err(format!("{name} shares memory with another argument")),
+        error => PyTypeError::new_err(format!("{name}: {error}")),
+    })
 }
 
 /// Returns an error unless each array has the expected shape.
@@ -65,7 +69,7 @@ fn call(py: Python<'_>, elements: usize, work: impl FnOnce() -> Result<()> + Sen
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
+///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -108,7 +112,7 @@ fn py_rms_norm<'py>(
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
+///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -156,7 +160,7 @@ fn py_rms_norm_backward<'py>(
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If lengths differ, an array is not contiguous, or `num_threads` is below 1.
+///     ValueError: If lengths differ, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -193,7 +197,7 @@ fn py_swiglu<'py>(
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If lengths differ, an array is not contiguous, or `num_threads` is below 1.
+///     ValueError: If lengths differ, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -235,7 +239,8 @@ fn py_swiglu_backward<'py>(
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If shapes do not fit, an array is not contiguous, or `head_dim` or `num_threads` is below 1.
+///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+///         or `head_dim` or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -262,7 +267,12 @@ fn py_rotate<'py>(
     check_shapes(x.shape(), [("out", out.shape())])?;
     check_shapes(cos.shape(), [("sin", sin.shape())])?;
     let (heads, pairs) = (x.shape()[1] / head_dim, cos.shape()[1]);
-    check_shapes(&[x.shape()[0], heads * head_dim], [("x", x.shape())])?;
+    if !x.shape()[1].is_multiple_of(head_dim) {
+        let found = x.shape();
+        return Err(PyValueError::new_err(format!(
+            "x has shape {found:?}; expected whole heads of head_dim {head_dim}"
+        )));
+    }
     let (x, cos, sin, mut out) = (read("x", &x)?, read("cos", &cos)?, read("sin", &sin)?, write("out", &out)?);
     let angles = Angles { cos: cos.as_slice()?, sin: sin.as_slice()?, pairs };
     let (x, out) = (x.as_slice()?, out.as_slice_mut()?);
@@ -281,11 +291,12 @@ fn py_rotate<'py>(
 ///     gradient: Whether the logits are overwritten by the gradient of the sum of all losses.
 ///     num_threads: The most threads to use.
 ///
-/// A row with a logit that is NaN or infinity, or without a finite one, has the loss and the gradient NaN.
+/// A row with a logit that is NaN or +infinity, or without a finite one, has the loss and the gradient NaN.
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If shapes do not fit, an array is not contiguous, a label is no class, or `num_threads` is below 1.
+///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+///         a label is no class, or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np

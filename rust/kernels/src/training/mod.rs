@@ -49,12 +49,12 @@ impl ElementWise {
     /// `scales`, one a row, are written for [`Self::rms_norm_backward`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if lengths do not fit.
+    /// [`Error::InvalidArgument`] if lengths do not fit, or there are no weights.
     ///
     /// # Source
     /// Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
     pub fn rms_norm(self, x: &[f32], weights: &[f32], eps: f32, out: &mut [f32], scales: &mut [f32]) -> Result<()> {
-        let width = weights.len();
+        let width = width_of(weights)?;
         same_lengths(scales.len() * width, &[("x", x.len()), ("out", out.len())])?;
         let rows = rows_of_part(width);
         let parts = x.chunks(rows * width).zip(out.chunks_mut(rows * width)).zip(scales.chunks_mut(rows));
@@ -65,7 +65,7 @@ impl ElementWise {
     /// Writes the gradients of [`Self::rms_norm`] with respect to `x` and to the weights, which is a sum over rows.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if lengths do not fit.
+    /// [`Error::InvalidArgument`] if lengths do not fit, or there are no weights.
     pub fn rms_norm_backward(
         self,
         gradient: &[f32],
@@ -75,14 +75,14 @@ impl ElementWise {
         for_x: &mut [f32],
         for_weights: &mut [f32],
     ) -> Result<()> {
-        let width = weights.len();
+        let width = width_of(weights)?;
         let lengths = [("the gradient", gradient.len()), ("x", x.len()), ("for_x", for_x.len())];
         same_lengths(scales.len() * width, &lengths)?;
         same_lengths(width, &[("for_weights", for_weights.len())])?;
         let rows = rows_of_part(width);
         let mut sums = vec![0.0; scales.len().div_ceil(rows) * width];
         let inputs = gradient.chunks(rows * width).zip(x.chunks(rows * width)).zip(scales.chunks(rows));
-        let outputs = for_x.chunks_mut(rows * width).zip(sums.chunks_mut(width.max(1)));
+        let outputs = for_x.chunks_mut(rows * width).zip(sums.chunks_mut(width));
         self.run(inputs.zip(outputs).map(|(((gradient, x), scales), (for_x, for_weights))| Part::NormBackward {
             gradient,
             x,
@@ -92,7 +92,7 @@ impl ElementWise {
             for_weights,
         }));
         for_weights.fill(0.0);
-        for sums in sums.chunks(width.max(1)) {
+        for sums in sums.chunks(width) {
             for (total, sum) in for_weights.iter_mut().zip(sums) {
                 *total += sum;
             }
@@ -200,7 +200,7 @@ impl ElementWise {
     ///
     /// # Arguments
     /// `logits` are `(M, V)`; `labels`, `factors` and `losses` have M elements. A row whose factor is 0 has the loss and the
-    /// gradient 0, whatever its label is. A row with a logit that is NaN or infinity, or without a finite one, has the loss and
+    /// gradient 0, whatever its label is. A row with a logit that is NaN or +infinity, or without a finite one, has the loss and
     /// the gradient NaN.
     ///
     /// # Errors
@@ -268,6 +268,13 @@ fn same_lengths(expected: usize, lengths: &[(&str, usize)]) -> Result<()> {
             Err(Error::InvalidArgument(format!("{name} has {length} elements; expected {expected}")))
         }
     }
+}
+
+fn width_of(weights: &[f32]) -> Result<usize> {
+    if weights.is_empty() {
+        return Err(Error::InvalidArgument("0 weights; expected at least 1".into()));
+    }
+    Ok(weights.len())
 }
 
 fn rows_of_part(width: usize) -> usize {

@@ -189,6 +189,8 @@ fn lengths_that_do_not_fit_are_named() {
         assert!(error.contains(part), "{error}");
     };
     named(on.rms_norm(&[0.0; 3], &[0.0; 2], 0.0, &mut [0.0; 2], &mut [0.0]), "x has 3 elements; expected 2");
+    named(on.rms_norm(&[], &[], 0.0, &mut [], &mut two), "0 weights");
+    named(on.rms_norm_backward(&[], &[], &[], &[0.0; 2], &mut [], &mut []), "0 weights");
     named(on.rms_norm_backward(&[0.0; 2], &[0.0; 2], &[0.0; 2], &[0.0], &mut two, &mut three), "for_weights has 3");
     named(on.swiglu(&[0.0; 2], &[0.0; 3], &mut [0.0; 2]), "up has 3");
     named(on.swiglu_backward(&[0.0; 2], &[0.0; 2], &[0.0; 2], &mut two, &mut three), "for_up has 3");
