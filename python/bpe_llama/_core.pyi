@@ -1051,7 +1051,8 @@ def rms_norm(
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
+        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+            or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np
@@ -1085,7 +1086,8 @@ def rms_norm_backward(
 
     Raises:
         TypeError: If an array has another dtype or number of axes, or is not writable.
-        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
+        ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+            or `num_threads` is below 1.
 
     Example:
         >>> import numpy as np

@@ -69,7 +69,8 @@ fn call(py: Python<'_>, elements: usize, work: impl FnOnce() -> Result<()> + Sen
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
+///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+///         or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -112,7 +113,8 @@ fn py_rms_norm<'py>(
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or is not writable.
-///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory, or `num_threads` is below 1.
+///     ValueError: If shapes do not fit, an array is not contiguous, an output shares memory,
+///         or `num_threads` is below 1.
 ///
 /// Example:
 ///     >>> import numpy as np
