@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.layers.loss import chunked_next_token_loss
-from bpe_llama.model.layers.loss import linear_cross_entropy as fused
+from bpe_llama.model.layers.loss import linear_cross_entropy as chunked
 from bpe_llama.model.layers.loss.linear_cross_entropy import linear_cross_entropy
 from bpe_llama.model.layers.matmul import products
 
@@ -78,7 +78,7 @@ def test_the_chunked_loss_and_its_gradient_are_those_of_the_definition(
     hidden, weight, labels = drawn(seed, positions, width, vocab_size, torch.float64)
     expected = by_definition(hidden, weight, labels, smoothing, z_loss)
     with pytest.MonkeyPatch.context() as patch, torch.enable_grad():
-        patch.setattr(fused, "BLOCK", block)
+        patch.setattr(chunked, "BLOCK", block)
         options: dict[str, Any] = {"chunk_size": chunk, "label_smoothing": smoothing, "z_loss": z_loss}
         found = linear_cross_entropy(hidden, weight, labels, **options)
         close(found, expected)
