@@ -1,7 +1,7 @@
 //! Element-wise parts of a layer in training, forward and backward, in float32: each reads and writes memory once, where a
 //! tensor library takes a pass for each operation.
 //!
-//! Up to `threads` threads take part. Results depend neither on them nor on the CPU.
+//! Up to `threads` threads take part; results do not depend on them, and every backend gives the same bits.
 
 use crate::norm::{NormWeights, Statistics, write_normalized};
 use crate::{Error, Result, thread_pool};
@@ -126,9 +126,9 @@ impl ElementWise {
         for_gate: &mut [f32],
         for_up: &mut [f32],
     ) -> Result<()> {
-        let lengths = [gate.len(), up.len(), for_gate.len(), for_up.len()];
-        let names = ["gate", "up", "for_gate", "for_up"];
-        same_lengths(gradient.len(), &std::array::from_fn::<_, 4, _>(|at| (names[at], lengths[at])))?;
+        let inputs = [("gate", gate.len()), ("up", up.len())];
+        let outputs = [("for_gate", for_gate.len()), ("for_up", for_up.len())];
+        same_lengths(gradient.len(), &[inputs, outputs].concat())?;
         let inputs = gradient.chunks(PART).zip(gate.chunks(PART)).zip(up.chunks(PART));
         let outputs = for_gate.chunks_mut(PART).zip(for_up.chunks_mut(PART));
         self.run(inputs.zip(outputs).map(|(((gradient, gate), up), (for_gate, for_up))| Part::SwigluBackward {
@@ -162,7 +162,7 @@ impl ElementWise {
         out: &mut [f32],
     ) -> Result<()> {
         same_lengths(x.len(), &[("out", out.len())])?;
-        let width = heads * head_dim;
+        let width = heads.saturating_mul(head_dim);
         let (rows, periods) = (x.len() / width.max(1), angles.cos.len() / angles.pairs.max(1));
         let fits = width > 0
             && rows * width == x.len()
@@ -278,7 +278,7 @@ fn width_of(weights: &[f32]) -> Result<usize> {
 }
 
 fn rows_of_part(width: usize) -> usize {
-    (PART / width.max(1)).max(16)
+    (PART / width).max(16)
 }
 
 /// What one thread computes at a time.
