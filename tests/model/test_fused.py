@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -175,6 +177,45 @@ def test_threads_do_not_change_the_bits() -> None:
     alone = results()
     torch.set_num_threads(3)
     assert all(torch.equal(one, three) for one, three in zip(alone, results(), strict=True))
+
+
+THREADS = """
+import multiprocessing, os, sys, time
+import numpy as np
+from bpe_llama import _core
+
+if "torch" in sys.argv:
+    import torch
+    torch.set_num_threads(2)
+
+def norm(threads):
+    rows = np.ones((3000, 192), np.float32)
+    out, scales = np.zeros_like(rows), np.zeros(3000, np.float32)
+    _core.rms_norm(rows, np.ones(192, np.float32), 0.0, out, scales, threads)
+    return bool((out == 1).all())
+
+def started(threads):
+    before = set(os.listdir("/proc/self/task"))
+    assert norm(threads)
+    time.sleep(0.3)  # a thread gives itself its name
+    new = set(os.listdir("/proc/self/task")) - before
+    return [open(f"/proc/self/task/{thread}/comm").read().strip() == "bpe-llama" for thread in new]
+
+print(started(1), started(2), started(3))
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    print(pool.apply_async(norm, (2,)).get(timeout=60))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads of PyTorch are used on Linux only")
+@pytest.mark.parametrize(
+    ("loaded", "expected"),
+    [("torch", "[] [False] [True, True]"), ("numpy", "[] [True] [True]")],
+)
+def test_as_many_threads_as_pytorch_has_are_its_own(loaded: str, expected: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", THREADS, loaded]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert found.stdout.split("\n") == [expected, "True", ""]
 
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -48,7 +48,7 @@
 //! - **Packed activations.** Activations are repacked once for each product, in the order that a micro-kernel reads. Weights
 //!   never are.
 //! - **Thread pool.** A product takes microseconds, so workers spin for 0.1 ms before they sleep. A forked child starts its own
-//!   pool.
+//!   pool. [`ElementWise`], which runs between operations of `PyTorch`, uses `PyTorch`'s OpenMP threads where there are any.
 //! - **Tests.** Every backend is compared with a float64 oracle, and bit by bit with the portable one. AMX and AVX-512 BF16
 //!   are emulated where the CPU lacks them.
 //!
@@ -65,6 +65,7 @@ mod backend;
 mod error;
 mod matmul;
 mod norm;
+mod openmp;
 mod output;
 mod thread_pool;
 mod training;

@@ -1,10 +1,11 @@
 //! Element-wise parts of a layer in training, forward and backward, in float32: each reads and writes memory once, where a
 //! tensor library takes a pass for each operation.
 //!
-//! Up to `threads` threads take part; results do not depend on them, and every backend gives the same bits.
+//! Up to `threads` threads take part, `PyTorch`'s if it has as many; results do not depend on them, and every backend gives the
+//! same bits.
 
 use crate::norm::{NormWeights, Statistics, write_normalized};
-use crate::{Error, Result, thread_pool};
+use crate::{Error, Result, openmp, thread_pool};
 use bpe_llama_simd::exp::Scale;
 use bpe_llama_simd::{Backend, Kind};
 use rows::{cross_entropy_row, norm_row_backward, rotate_head, sigmoid};
@@ -16,8 +17,8 @@ mod tests;
 
 pub use rows::Loss;
 
-/// Elements of a part: to wake a thread for fewer takes longer than they do, most of all while a thread of torch spins.
-const PART: usize = if cfg!(test) { 1 << 12 } else { 1 << 18 };
+/// Elements of a part, which take some microseconds: longer than to give them to a thread.
+const PART: usize = if cfg!(test) { 1 << 12 } else { 1 << 14 };
 
 /// The angles of [`ElementWise::rotate`]: cosines and sines of P rows, `(P, R / 2)` each. Row `m` of the input has those of row `m % P`.
 #[derive(Debug, Clone, Copy)]
@@ -240,9 +241,9 @@ impl ElementWise {
     }
 
     fn run<'a>(self, parts: impl ExactSizeIterator<Item = Part<'a>> + Send) {
-        let threads = self.threads.min(parts.len());
+        let several = parts.len() > 1;
         let parts = Mutex::new(parts);
-        thread_pool::run(threads, &|| {
+        let job = || {
             loop {
                 let Some(part) = parts.lock().unwrap_or_else(PoisonError::into_inner).next() else { break };
                 match self.backend.kind() {
@@ -257,7 +258,12 @@ impl ElementWise {
                     Kind::Avx512 => unsafe { compute_avx512(part) },
                 }
             }
-        });
+        };
+        if !several || self.threads == 1 {
+            job();
+        } else if !openmp::run(self.threads, &job) {
+            thread_pool::run(self.threads, &job);
+        }
     }
 }
 
