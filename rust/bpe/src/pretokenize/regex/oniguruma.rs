@@ -166,7 +166,9 @@ impl Oniguruma {
         deadline: Instant,
     ) -> Result<Option<(usize, usize)>> {
         let watched = self.watched.get_or_init(|| {
-            let watched = |pattern: &str| compiled(&format!("{CALLOUT}(?:{pattern})")).ok();
+            let group = |pattern: &str, end: &str| compiled(&format!("{CALLOUT}(?:{pattern}{end}")).ok();
+            // The pattern may end in a comment, which a line break ends.
+            let watched = |pattern: &str| group(pattern, ")").or_else(|| group(pattern, "\n)"));
             watched(&Lookaheads::of(&self.pattern).watched).or_else(|| watched(&self.pattern))
         });
         let Some(watched) = watched else {
@@ -263,7 +265,7 @@ mod tests {
 
     use super::*;
 
-    const PATTERNS: [&str; 18] = [
+    const PATTERNS: [&str; 19] = [
         "a+b",
         r"\bab?",
         r"(?<=a)b|$",
@@ -282,6 +284,7 @@ mod tests {
         r"(?:a(?!b(?=a)))+|[](?=\]]b",
         r"(?#(?=)(?:a(?=\(?=|b))+",
         "(?x)(?:a(?=b))+ # [(?=\n",
+        "(?x)(?:a(?=b))+ # ab",
     ];
 
     proptest! {
