@@ -88,7 +88,7 @@ def test_native_kernels_and_pytorch_compute_the_same(
     if dtype == torch.bfloat16:
         # Of experts not the mean: where two are as good, rounding may choose either.
         typical = torch.median if model.config.num_local_experts else torch.mean
-        assert typical(torch.cat(ours)) < 1.2 * typical(torch.cat(theirs))
+        assert typical(torch.cat(ours)) < 1.3 * typical(torch.cat(theirs))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
