@@ -69,7 +69,7 @@ test-programs:
 	$(CARGO) test $(CRATES) --locked --no-run
 
 test-python: $(VENV)/.dev
-	$(RUN) pytest -n 2 --dist worksteal
+	$(RUN) pytest -n 3 --dist worksteal
 
 # Debian: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user; rustup target add aarch64-unknown-linux-gnu
 test-arm: export CC_aarch64_unknown_linux_gnu = aarch64-linux-gnu-gcc
