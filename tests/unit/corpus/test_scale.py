@@ -19,7 +19,7 @@ ray = pytest.importorskip("ray", reason="bpe_llama.scale needs Ray: pip install 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 # By default Ray's workers get what CPU time others leave, and the tests beside these leave none.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 TEXTS = [f"document number {i} says low lower lowest <|end|> " * (1 + i % 7) for i in range(200)] + [
     "",
