@@ -17,7 +17,7 @@ mod tests;
 
 pub use rows::Loss;
 
-/// Elements of a part, which take some microseconds: longer than to give them to a thread.
+/// Elements of a part: some microseconds of work, more than it takes to hand them to a thread.
 const PART: usize = if cfg!(test) { 1 << 12 } else { 1 << 14 };
 
 /// The angles of [`ElementWise::rotate`]: cosines and sines of P rows, `(P, R / 2)` each. Row `m` of the input has those of row `m % P`.
