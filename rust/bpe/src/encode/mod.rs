@@ -14,7 +14,7 @@ use crate::cache::{Miss, Probe};
 use crate::inline_key::INLINE_BYTES;
 use crate::interrupt::Interrupt;
 use crate::merge::{GROUP, TINY_BYTES, WIDTH, merge_group};
-use crate::pretokenize::Pretokenizer;
+use crate::pretokenize::{Patience, Pretokenizer};
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 
@@ -41,13 +41,15 @@ impl Encoder<'_> {
             return self.encode_matches(text, scratch, sink);
         }
         let bytes = text.as_bytes();
+        let patience = Patience::new(text, self.interrupt);
         let mut start = 0;
         for batch in 1u64.. {
             if batch % CHECK_EVERY == 0 {
                 self.interrupt.check()?;
             }
             scratch.ends.clear();
-            self.pretokenizer.fill_ends_interruptible(text, start, &mut scratch.ends, self.interrupt)?;
+            self.pretokenizer.fill_ends_patiently(text, start, &mut scratch.ends, &patience)?;
+            patience.pause();
             let count = scratch.ends.len();
             if count == 0 {
                 break;

@@ -8,7 +8,7 @@ use memchr::memmem;
 use super::components::{Behavior, Pattern};
 use crate::Result;
 use crate::interrupt::Interrupt;
-use crate::pretokenize::{MATCHES_PER_CHECK, Oniguruma};
+use crate::pretokenize::{Oniguruma, Patience};
 
 /// A pattern to search.
 #[derive(Debug, Clone)]
@@ -72,14 +72,9 @@ impl Search {
                 }
             }
             Self::Regex(regex) => {
-                let mut cursor = regex.cursor();
-                let mut count = 0;
-                while let Some((start, end)) = regex.next_match(text, &mut cursor, interrupt)? {
+                let (mut cursor, patience) = (regex.cursor(), Patience::new(text, interrupt));
+                while let Some((start, end)) = regex.next_match(text, &mut cursor, &patience)? {
                     each(start, end);
-                    count += 1;
-                    if count % MATCHES_PER_CHECK == 0 {
-                        interrupt.check()?;
-                    }
                 }
             }
             Self::Characters(wanted) => {

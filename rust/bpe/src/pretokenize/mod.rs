@@ -37,6 +37,6 @@ pub(crate) use self::grammars::spaced_words::PATTERN as SPACED_WORDS_PATTERN;
 pub use self::grammars::superwords::PATTERN as SUPERWORD_PATTERN;
 pub(crate) use self::named::{DIGIT, WHOLE};
 pub use self::pretokenizer::Pretokenizer;
-pub(crate) use self::regex::{MATCHES_PER_CHECK, Oniguruma};
+pub(crate) use self::regex::{Oniguruma, Patience};
 pub(crate) use self::to_oniguruma::to_oniguruma;
 pub use self::unicode::UNICODE_VERSION;

@@ -3,7 +3,7 @@
 use super::chunk_boundary;
 use super::grammars::{spaced_words, superwords};
 use super::named::{self, Named, WHOLE};
-use super::regex::{FancyRegex, Oniguruma};
+use super::regex::{FancyRegex, Oniguruma, Patience};
 use crate::Result;
 use crate::interrupt::Interrupt;
 
@@ -211,24 +211,25 @@ impl Pretokenizer {
     /// # Ok::<(), bpe_llama::Error>(())
     /// ```
     pub fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
-        self.fill_ends_interruptible(text, start, ends, Interrupt::NEVER)
+        self.fill_ends_patiently(text, start, ends, &Patience::new(text, Interrupt::NEVER))
     }
 
-    /// As [`Pretokenizer::fill_ends`], with interrupt checks for regex engines; grammars are fast enough without.
-    pub(crate) fn fill_ends_interruptible(
+    /// As [`Pretokenizer::fill_ends`], with the patience of the whole text for regex engines; grammars are fast enough
+    /// without.
+    pub(crate) fn fill_ends_patiently(
         &self,
         text: &str,
         start: usize,
         ends: &mut Vec<usize>,
-        interrupt: Interrupt<'_>,
+        patience: &Patience<'_>,
     ) -> Result<()> {
         match &self.splitter {
             Splitter::Named(named) => named.fill_ends(text, start, ends),
             Splitter::SpacedWords => spaced_words::fill_ends(text.as_bytes(), start, ends),
             Splitter::Superwords => superwords::fill_ends(text.as_bytes(), start, ends),
-            Splitter::Fancy(regex) | Splitter::Matches(regex) => regex.fill_ends(text, start, ends, interrupt)?,
-            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends, interrupt)?,
-            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends, interrupt)?,
+            Splitter::Fancy(regex) | Splitter::Matches(regex) => regex.fill_ends(text, start, ends, patience)?,
+            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends, patience)?,
+            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends, patience)?,
         }
         Ok(())
     }
@@ -250,15 +251,17 @@ impl Pretokenizer {
         interrupt: Interrupt<'_>,
         mut each: impl FnMut(usize, usize),
     ) -> Result<()> {
+        let patience = Patience::new(text, interrupt);
         if let Splitter::Matches(regex) = &self.splitter {
-            return regex.each_match(text, interrupt, each);
+            return regex.each_match(text, &patience, each);
         }
         let mut ends = Vec::with_capacity(256);
         let mut start = 0;
         while start < text.len() {
             interrupt.check()?;
             ends.clear();
-            self.fill_ends_interruptible(text, start, &mut ends, interrupt)?;
+            self.fill_ends_patiently(text, start, &mut ends, &patience)?;
+            patience.pause();
             for &end in &ends {
                 each(start, end);
                 start = end;
@@ -304,26 +307,26 @@ fn fill_sequence(
     text: &str,
     start: usize,
     ends: &mut Vec<usize>,
-    interrupt: Interrupt<'_>,
+    patience: &Patience<'_>,
 ) -> Result<()> {
     let Some((first, rest)) = steps.split_first() else {
         ends.push(text.len());
         return Ok(());
     };
     if rest.is_empty() {
-        return first.fill_ends_interruptible(text, start, ends, interrupt);
+        return first.fill_ends_patiently(text, start, ends, patience);
     }
     let capacity = ends.capacity();
     let mut parts = Vec::with_capacity(64);
     let mut part_start = start;
     while part_start < text.len() && ends.len() < capacity {
         parts.clear();
-        first.fill_ends_interruptible(text, part_start, &mut parts, interrupt)?;
+        first.fill_ends_patiently(text, part_start, &mut parts, patience)?;
         for &part_end in &parts {
             if ends.len() >= capacity {
                 break;
             }
-            fill_part(rest, text, part_start..part_end, ends, interrupt)?;
+            fill_part(rest, text, part_start..part_end, ends, patience)?;
             part_start = part_end;
         }
     }
@@ -336,14 +339,14 @@ fn fill_part(
     text: &str,
     part: std::ops::Range<usize>,
     ends: &mut Vec<usize>,
-    interrupt: Interrupt<'_>,
+    patience: &Patience<'_>,
 ) -> Result<()> {
     let part_text = &text[part.clone()];
     let mut piece_start = 0;
     while piece_start < part_text.len() {
         let known = ends.len();
         ends.reserve(16);
-        fill_sequence(steps, part_text, piece_start, ends, interrupt)?;
+        fill_sequence(steps, part_text, piece_start, ends, patience)?;
         for end in &mut ends[known..] {
             piece_start = *end;
             *end += part.start;

@@ -5,7 +5,7 @@ use aho_corasick::AhoCorasick;
 use super::counts::{Key, SHARD_BITS, WordCounts};
 use crate::corpus::special_matcher;
 use crate::interrupt::Interrupt;
-use crate::pretokenize::Pretokenizer;
+use crate::pretokenize::{Patience, Pretokenizer};
 use crate::{Error, Result, memory};
 
 /// Text that one thread counts at a time: it fits the core's cache and is long enough that the hand-over costs nothing.
@@ -63,11 +63,13 @@ impl Counter {
     fn add_ordinary(&mut self, document: &str, first: usize, interrupt: Interrupt<'_>) -> Result<()> {
         let text = &document[first..];
         let bytes = text.as_bytes();
+        let patience = Patience::new(text, interrupt);
         let mut start = 0;
         loop {
             interrupt.check()?;
             self.ends.clear();
-            self.splitter.fill_ends_interruptible(text, start, &mut self.ends, interrupt)?;
+            self.splitter.fill_ends_patiently(text, start, &mut self.ends, &patience)?;
+            patience.pause();
             if self.ends.is_empty() {
                 return Ok(());
             }

@@ -4,14 +4,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::matches::{MATCHES_PER_CHECK, fill_ends};
-use super::watched_text::{PATIENCE, Stopped, WatchedText};
+use super::matches::fill_ends;
+use super::patience::{LONGEST, Patience, Stopped};
+use super::watched_text::WatchedText;
 use crate::Result;
 use crate::error::shortened;
-use crate::interrupt::Interrupt;
 
 /// The most backtracking steps of one match. Common patterns need a few dozen; the limit stops exponential ones.
 const BACKTRACK_LIMIT: usize = 1_000_000;
+
+/// The matches that are found before they are passed on.
+const MATCHES_AHEAD: usize = 256;
 
 /// A regex that splits text the way Hugging Face's `Split(behavior="isolated")` does.
 #[derive(Debug, Clone)]
@@ -37,12 +40,12 @@ impl FancyRegex {
         text: &str,
         start: usize,
         ends: &mut Vec<usize>,
-        interrupt: Interrupt<'_>,
+        patience: &Patience<'_>,
     ) -> Result<()> {
         let mut search_from = start;
-        let watched = WatchedText::new(text, interrupt);
-        fill_ends(text, start, ends, interrupt, || {
-            let found = self.stoppable(&watched, search_from, || self.regex.find_from_pos(&watched, search_from))?;
+        let watched = WatchedText::new(text, patience);
+        fill_ends(text, start, ends, || {
+            let found = self.stoppable(search_from, patience, || self.regex.find_from_pos(&watched, search_from))?;
             let (match_start, match_end) = found.unwrap_or((text.len(), text.len()));
             search_from = match_end;
             if match_end == match_start {
@@ -60,39 +63,42 @@ impl FancyRegex {
     pub(crate) fn each_match(
         &self,
         text: &str,
-        interrupt: Interrupt<'_>,
+        patience: &Patience<'_>,
         mut each: impl FnMut(usize, usize),
     ) -> Result<()> {
-        let watched = WatchedText::new(text, interrupt);
+        let watched = WatchedText::new(text, patience);
         let mut matches = self.regex.find_iter(&watched);
-        let mut last_end = 0;
-        for index in 0.. {
-            if index % MATCHES_PER_CHECK == 0 {
-                interrupt.check()?;
+        let (mut found, mut last_end) = (Vec::with_capacity(MATCHES_AHEAD), 0);
+        loop {
+            while found.len() < MATCHES_AHEAD
+                && let Some(range) = self.stoppable(last_end, patience, || matches.next().transpose())?
+            {
+                last_end = range.1;
+                found.push(range);
             }
-            let Some((start, end)) = self.stoppable(&watched, last_end, || matches.next().transpose())? else { break };
-            last_end = end;
-            if end > start {
-                each(start, end);
+            if found.is_empty() {
+                return Ok(());
             }
+            patience.pause();
+            found.drain(..).filter(|(start, end)| start < end).for_each(|(start, end)| each(start, end));
         }
-        Ok(())
     }
 
-    /// Returns what `search` finds in the text behind byte `from`, or why it ended early.
+    /// Returns what `search` finds behind byte `from` of a [`WatchedText`], or why it ended early.
     fn stoppable<T>(
         &self,
-        text: &WatchedText<'_>,
         from: usize,
+        patience: &Patience<'_>,
         search: impl FnOnce() -> fancy_regex::Result<T>,
     ) -> Result<T> {
-        text.begin_match();
+        let early = |stopped: Stopped| stopped.0.unwrap_or_else(|| self.gave_up(from, "it takes too long"));
+        patience.before_match().map_err(early)?;
         // The engine forgets an unfinished search, whether it ends by an error or unwinds.
         match catch_unwind(AssertUnwindSafe(search)) {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => Err(self.gave_up(from, &error.to_string())),
             Err(payload) => match payload.downcast::<Stopped>() {
-                Ok(stopped) => Err(stopped.0.unwrap_or_else(|| self.gave_up(from, "it takes too long"))),
+                Ok(stopped) => Err(early(*stopped)),
                 Err(panic) => resume_unwind(panic),
             },
         }
@@ -101,7 +107,7 @@ impl FancyRegex {
     fn gave_up(&self, from: usize, why: &str) -> crate::Error {
         invalid!(
             "pattern {:?} gave up on the text behind byte {from}: {why} (at most {BACKTRACK_LIMIT} steps a match, \
-             {PATIENCE:?})",
+             {LONGEST:?})",
             shortened(self.regex.as_str())
         )
     }
@@ -112,6 +118,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::interrupt::Interrupt;
 
     /// Each lookahead reads all of the text, and no step fails.
     const QUADRATIC: &str = "(?:a(?=a*c|a))+";
@@ -122,25 +129,27 @@ mod tests {
         let text = "a".repeat(1_000_000);
         let stop = || Err(crate::Error::Interrupted);
         let start = Instant::now();
-        let stopped = regex.fill_ends(&text, 0, &mut Vec::with_capacity(8), Interrupt::new(&stop));
+        let patience = Patience::new(&text, Interrupt::new(&stop));
+        let stopped = regex.fill_ends(&text, 0, &mut Vec::with_capacity(8), &patience);
         assert!(matches!(stopped, Err(crate::Error::Interrupted)), "{stopped:?}");
         let begun = Instant::now();
         let stop = || if begun.elapsed().as_millis() < 100 { Ok(()) } else { Err(crate::Error::Interrupted) };
-        let stopped = regex.each_match(&text, Interrupt::new(&stop), |_, _| ());
+        let stopped = regex.each_match(&text, &Patience::new(&text, Interrupt::new(&stop)), |_, _| ());
         assert!(matches!(stopped, Err(crate::Error::Interrupted)), "{stopped:?}");
         assert!(start.elapsed().as_secs() < 5);
-        regex.fill_ends("aac", 0, &mut Vec::with_capacity(8), Interrupt::NEVER).expect("the next search is as new");
+        let patience = Patience::new("aac", Interrupt::NEVER);
+        regex.fill_ends("aac", 0, &mut Vec::with_capacity(8), &patience).expect("the next search is as new");
     }
 
     #[test]
     fn a_match_of_quadratic_time_is_an_error() {
         let regex = FancyRegex::new(QUADRATIC).expect("a regex");
         let text = "a".repeat(1_000_000);
-        let watched = WatchedText::new(&text, Interrupt::NEVER);
-        watched.spent.set(PATIENCE);
+        let patience = Patience::new(&text, Interrupt::NEVER);
+        patience.spend();
         let start = Instant::now();
-        let late = regex.stoppable(&watched, 0, || regex.regex.find_from_pos(&watched, 0));
-        assert!(start.elapsed() < PATIENCE);
+        let late = regex.fill_ends(&text, 0, &mut Vec::with_capacity(8), &patience);
+        assert!(start.elapsed() < LONGEST);
         let message = late.expect_err("quadratic").to_string();
         assert!(message.contains(QUADRATIC) && message.contains("it takes too long (at most"), "{message}");
     }
@@ -148,9 +157,9 @@ mod tests {
     #[test]
     fn a_panic_of_the_engine_remains_one() {
         let regex = FancyRegex::new("a").expect("a regex");
-        let text = WatchedText::new("a", Interrupt::NEVER);
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| regex.stoppable::<()>(&text, 0, || resume_unwind(Box::new("bug")))));
+        let patience = Patience::new("a", Interrupt::NEVER);
+        let bug = || regex.stoppable::<()>(0, &patience, || resume_unwind(Box::new("bug")));
+        let outcome = catch_unwind(AssertUnwindSafe(bug));
         assert_eq!(outcome.expect_err("unwinds").downcast_ref(), Some(&"bug"));
     }
 }

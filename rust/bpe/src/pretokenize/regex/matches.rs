@@ -1,10 +1,6 @@
 //! Matches of a regex to pieces: the matches, and the text between them.
 
 use crate::Result;
-use crate::interrupt::Interrupt;
-
-/// Matches between two interrupt checks: each may take many steps.
-pub(crate) const MATCHES_PER_CHECK: usize = 64;
 
 /// Appends the ends of the next pieces of `text` from `start` on, within the capacity of `ends`.
 ///
@@ -14,14 +10,10 @@ pub(super) fn fill_ends(
     text: &str,
     start: usize,
     ends: &mut Vec<usize>,
-    interrupt: Interrupt<'_>,
     mut next_match: impl FnMut() -> Result<(usize, usize)>,
 ) -> Result<()> {
     let mut piece_start = start;
     while piece_start < text.len() && ends.len() < ends.capacity() {
-        if ends.len() % MATCHES_PER_CHECK == MATCHES_PER_CHECK - 1 {
-            interrupt.check()?;
-        }
         let (match_start, match_end) = next_match()?;
         if match_start > piece_start {
             ends.push(match_start);

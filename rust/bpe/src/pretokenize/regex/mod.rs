@@ -6,8 +6,9 @@ mod lookaheads;
 mod matches;
 #[cfg_attr(not(feature = "oniguruma"), path = "without_oniguruma.rs")]
 mod oniguruma;
+mod patience;
 mod watched_text;
 
 pub(crate) use self::fancy::FancyRegex;
-pub(crate) use self::matches::MATCHES_PER_CHECK;
 pub(crate) use self::oniguruma::Oniguruma;
+pub(crate) use self::patience::Patience;

@@ -3,15 +3,14 @@
 use std::ffi::{c_int, c_ulong, c_void};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
 use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 use onig_sys::{ONIG_ABORT, ONIGERR_RETRY_LIMIT_IN_SEARCH_OVER, OnigCalloutArgs};
 
 use super::lookaheads::Lookaheads;
 use super::matches::fill_ends;
+use super::patience::{LONGEST, Patience, Stopped};
 use crate::error::shortened;
-use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
 /// The most backtracking steps of one match: Oniguruma's own limit.
@@ -26,12 +25,7 @@ const STEPS_PER_BYTE: usize = 16;
 /// step may read all of them.
 const UNWATCHED_LIMIT: usize = 1 << 28;
 
-/// The longest time of the interruptible searches in one text, besides [`PATIENCE_PER_BYTE`]. `a+b` on many letters `a` takes
-/// quadratic time without a backtracking step.
-const PATIENCE: Duration = Duration::from_secs(8);
-const PATIENCE_PER_BYTE: Duration = Duration::from_micros(1);
-
-/// Positions and lookaheads between two interrupt checks of such a search.
+/// Positions and lookaheads between two checks of a search that is watched.
 const CALLS_PER_CHECK: usize = 64;
 
 /// The most bytes of which a regex with a repeated lookahead is searched without interrupt checks: it may take quadratic
@@ -52,7 +46,7 @@ const GO_ON: c_int = 0;
 const NO_OPTIONS: SearchOptions = SearchOptions::SEARCH_OPTION_NONE;
 
 /// The most bytes of a pattern: compiling takes quadratic time.
-const LONGEST: usize = 1 << 14;
+const LONGEST_PATTERN: usize = 1 << 14;
 
 /// A regex in Oniguruma's syntax, which differs from that of Rust's regexes.
 ///
@@ -74,8 +68,6 @@ pub(crate) struct Cursor {
     from: usize,
     last_end: Option<usize>,
     region: Region,
-    /// The time that interruptible searches have taken.
-    spent: Duration,
 }
 
 impl Cursor {
@@ -91,8 +83,8 @@ impl Oniguruma {
     /// # Errors
     /// [`crate::Error::InvalidArgument`] if it is not valid or too long.
     pub(crate) fn new(pattern: &str) -> Result<Self> {
-        if pattern.len() > LONGEST {
-            return Err(invalid!("a regex has {} bytes; expected at most {LONGEST}", pattern.len()));
+        if pattern.len() > LONGEST_PATTERN {
+            return Err(invalid!("a regex has {} bytes; expected at most {LONGEST_PATTERN}", pattern.len()));
         }
         let regex = compiled(pattern).map_err(|error| {
             let why = error.description();
@@ -114,16 +106,17 @@ impl Oniguruma {
     /// Returns the next match. An empty match immediately after a match is skipped.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] if a match backtracks, or the search lasts, beyond its limit; the error of the
-    /// interrupt check.
+    /// [`crate::Error::InvalidArgument`] if a match backtracks, or the searches in the text last, beyond the limit; the error
+    /// of the interrupt check.
     pub(crate) fn next_match(
         &self,
         text: &str,
         cursor: &mut Cursor,
-        interrupt: Interrupt<'_>,
+        patience: &Patience<'_>,
     ) -> Result<Option<(usize, usize)>> {
         while cursor.from <= text.len() {
-            let Some((start, end)) = self.search(text, cursor, interrupt)? else {
+            patience.before_match().map_err(|stopped| self.stopped(cursor.from, stopped))?;
+            let Some((start, end)) = self.search(text, cursor, patience)? else {
                 cursor.from = text.len() + 1;
                 return Ok(None);
             };
@@ -138,7 +131,7 @@ impl Oniguruma {
     }
 
     /// Returns the first match that begins at the cursor or after it.
-    fn search(&self, text: &str, cursor: &mut Cursor, interrupt: Interrupt<'_>) -> Result<Option<(usize, usize)>> {
+    fn search(&self, text: &str, cursor: &mut Cursor, patience: &Patience<'_>) -> Result<Option<(usize, usize)>> {
         cursor.region.clear();
         let bytes = text.len() - cursor.from;
         if !self.repeats_lookahead || bytes <= SHORT {
@@ -150,11 +143,7 @@ impl Oniguruma {
                 Err(error) => return Err(self.gave_up(cursor.from, error.description())),
             }
         }
-        let patience = PATIENCE + PATIENCE_PER_BYTE * u32::try_from(text.len()).unwrap_or(u32::MAX);
-        let start = Instant::now();
-        let found = self.search_watched(text, cursor, interrupt, start + patience.saturating_sub(cursor.spent));
-        cursor.spent += start.elapsed();
-        found
+        self.search_watched(text, cursor, patience)
     }
 
     /// Searches as [`Self::search`] does, slower but interruptible.
@@ -162,8 +151,7 @@ impl Oniguruma {
         &self,
         text: &str,
         cursor: &mut Cursor,
-        interrupt: Interrupt<'_>,
-        deadline: Instant,
+        patience: &Patience<'_>,
     ) -> Result<Option<(usize, usize)>> {
         let watched = self.watched.get_or_init(|| {
             let group = |pattern: &str, end: &str| compiled(&format!("{CALLOUT}(?:{pattern}{end}")).ok();
@@ -174,7 +162,7 @@ impl Oniguruma {
         let Some(watched) = watched else {
             return Err(self.gave_up(cursor.from, "too many steps for a regex that cannot be interrupted"));
         };
-        let mut watch = Watch { interrupt, deadline, calls: 0, stopped: None };
+        let mut watch = Watch { patience, calls: 0, stopped: None };
         let limits = limits(SEARCH_LIMIT + STEPS_PER_BYTE * text.len(), text.len() - cursor.from);
         // SAFETY: the pointer is valid as long as `limits`; the callout is called only during the search below, while `watch`
         // lives and nothing else uses it.
@@ -186,18 +174,22 @@ impl Oniguruma {
         let found = watched.search_with_param(text, cursor.from, text.len(), NO_OPTIONS, region, limits);
         match found {
             Ok(found) => Ok(found.and_then(|_| cursor.region.pos(0))),
-            Err(error) => Err(watch.stopped.unwrap_or_else(|| {
-                let late = error.code() == ONIG_ABORT;
-                self.gave_up(cursor.from, if late { "it takes too long" } else { error.description() })
-            })),
+            Err(error) => Err(match watch.stopped {
+                Some(stopped) => self.stopped(cursor.from, stopped),
+                None => self.gave_up(cursor.from, error.description()),
+            }),
         }
+    }
+
+    fn stopped(&self, position: usize, stopped: Stopped) -> Error {
+        stopped.0.unwrap_or_else(|| self.gave_up(position, "it takes too long"))
     }
 
     fn gave_up(&self, position: usize, why: &str) -> Error {
         let limits = format!("{BACKTRACK_LIMIT} steps a match, {SEARCH_LIMIT} and {STEPS_PER_BYTE} a byte a search");
         let pattern = shortened(&self.pattern);
         invalid!(
-            "pattern {pattern:?} gave up on the text behind byte {position}: {why} (at most {limits}, {PATIENCE:?})"
+            "pattern {pattern:?} gave up on the text behind byte {position}: {why} (at most {limits}, {LONGEST:?})"
         )
     }
 
@@ -207,21 +199,20 @@ impl Oniguruma {
         text: &str,
         start: usize,
         ends: &mut Vec<usize>,
-        interrupt: Interrupt<'_>,
+        patience: &Patience<'_>,
     ) -> Result<()> {
         let mut cursor = Cursor::at(start);
-        fill_ends(text, start, ends, interrupt, || {
-            Ok(self.next_match(text, &mut cursor, interrupt)?.unwrap_or((text.len(), text.len())))
+        fill_ends(text, start, ends, || {
+            Ok(self.next_match(text, &mut cursor, patience)?.unwrap_or((text.len(), text.len())))
         })
     }
 }
 
 /// What ends a search that takes long.
 struct Watch<'a> {
-    interrupt: Interrupt<'a>,
-    deadline: Instant,
+    patience: &'a Patience<'a>,
     calls: usize,
-    stopped: Option<Error>,
+    stopped: Option<Stopped>,
 }
 
 impl Watch<'_> {
@@ -233,8 +224,8 @@ impl Watch<'_> {
         if watch.calls % CALLS_PER_CHECK != 1 {
             return GO_ON;
         }
-        watch.stopped = watch.interrupt.check().err();
-        if watch.stopped.is_some() || Instant::now() >= watch.deadline { ONIG_ABORT } else { GO_ON }
+        watch.stopped = watch.patience.check().err();
+        if watch.stopped.is_some() { ONIG_ABORT } else { GO_ON }
     }
 }
 
@@ -261,9 +252,12 @@ impl fmt::Debug for Oniguruma {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::interrupt::Interrupt;
 
     const PATTERNS: [&str; 19] = [
         "a+b",
@@ -291,14 +285,27 @@ mod tests {
         #[test]
         fn a_watched_search_finds_the_same(pattern in prop::sample::select(&PATTERNS[..]), text in "[abé \n]{0,12}") {
             let regex = Oniguruma::new(pattern).expect("a regex");
-            let deadline = Instant::now() + PATIENCE;
+            let patience = Patience::new(&text, Interrupt::NEVER);
             for (from, _) in text.char_indices().chain([(text.len(), ' ')]) {
                 let mut cursor = Cursor::at(from);
-                let found = regex.search(&text, &mut cursor, Interrupt::NEVER).expect("a short text");
-                let watched = regex.search_watched(&text, &mut cursor, Interrupt::NEVER, deadline);
+                let found = regex.search(&text, &mut cursor, &patience).expect("a short text");
+                let watched = regex.search_watched(&text, &mut cursor, &patience);
                 prop_assert_eq!(watched.expect("a short text"), found, "from {}", from);
             }
         }
+    }
+
+    fn next_match(pattern: &str, text: &str, interrupt: Interrupt<'_>) -> Result<Option<(usize, usize)>> {
+        let regex = Oniguruma::new(pattern).expect("a regex");
+        regex.next_match(text, &mut Cursor::default(), &Patience::new(text, interrupt))
+    }
+
+    /// Returns the error of a search after its time is over.
+    fn late(pattern: &str, text: &str) -> String {
+        let regex = Oniguruma::new(pattern).expect("a regex");
+        let patience = Patience::new(text, Interrupt::NEVER);
+        patience.spend();
+        regex.search_watched(text, &mut Cursor::default(), &patience).expect_err("the time is over").to_string()
     }
 
     #[test]
@@ -306,36 +313,30 @@ mod tests {
         let stop = || Err(Error::Interrupted);
         // Lookaheads that fail, that fail within a match, and that never fail.
         for (pattern, end) in [("(?:a(?=a*c|a))+", ""), ("(?:a(?!a*c))+", ""), ("(?:a(?=.*c))+", "c")] {
-            let regex = Oniguruma::new(pattern).expect("a regex");
             let text = "a".repeat(200_000) + end;
             let start = Instant::now();
-            let stopped = regex.next_match(&text, &mut Cursor::default(), Interrupt::new(&stop));
+            let stopped = next_match(pattern, &text, Interrupt::new(&stop));
             assert!(matches!(stopped, Err(Error::Interrupted)), "{pattern}: {stopped:?}");
-            let late = regex.search_watched(&text, &mut Cursor::default(), Interrupt::NEVER, Instant::now());
-            let message = late.expect_err("the deadline is over").to_string();
+            let message = late(pattern, &text);
             assert!(message.contains("it takes too long") && message.contains(pattern), "{message}");
-            assert!(start.elapsed() < PATIENCE, "{pattern}");
+            assert!(start.elapsed() < LONGEST, "{pattern}");
         }
     }
 
     #[test]
     fn a_match_that_needs_much_memory_is_an_error() {
-        let regex = Oniguruma::new("(?:a(?=a*))+").expect("a regex");
-        let found = regex.next_match(&"a".repeat(20_000), &mut Cursor::default(), Interrupt::NEVER);
+        let found = next_match("(?:a(?=a*))+", &"a".repeat(20_000), Interrupt::NEVER);
         assert!(found.expect_err("200 million entries").to_string().contains("stack"));
     }
 
     #[test]
     fn a_long_search_can_be_stopped() {
-        let regex = Oniguruma::new("a+b").expect("a regex");
         let text = "a".repeat(200_000) + "cb";
         let stop = || Err(Error::Interrupted);
-        let stopped = regex.next_match(&text, &mut Cursor::default(), Interrupt::new(&stop));
+        let stopped = next_match("a+b", &text, Interrupt::new(&stop));
         assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
-        let late = regex.search_watched(&text, &mut Cursor::default(), Interrupt::NEVER, Instant::now());
-        assert!(late.expect_err("the deadline is over").to_string().contains("it takes too long"));
-        let whole =
-            Oniguruma::new("(?L)a+b").expect("a regex").next_match(&text, &mut Cursor::default(), Interrupt::NEVER);
+        assert!(late("a+b", &text).contains("it takes too long"));
+        let whole = next_match("(?L)a+b", &text, Interrupt::NEVER);
         assert!(whole.expect_err("quadratic").to_string().contains("cannot be interrupted"));
     }
 }

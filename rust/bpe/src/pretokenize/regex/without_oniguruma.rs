@@ -1,7 +1,7 @@
 //! In place of `oniguruma.rs` without the feature `oniguruma`: no such regex exists.
 
+use super::Patience;
 use crate::Result;
-use crate::interrupt::Interrupt;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Oniguruma {}
@@ -23,11 +23,11 @@ impl Oniguruma {
         match *self {}
     }
 
-    pub(crate) fn next_match(&self, _: &str, _: &mut Cursor, _: Interrupt<'_>) -> Result<Option<(usize, usize)>> {
+    pub(crate) fn next_match(&self, _: &str, _: &mut Cursor, _: &Patience<'_>) -> Result<Option<(usize, usize)>> {
         match *self {}
     }
 
-    pub(crate) fn fill_ends(&self, _: &str, _: usize, _: &mut Vec<usize>, _: Interrupt<'_>) -> Result<()> {
+    pub(crate) fn fill_ends(&self, _: &str, _: usize, _: &mut Vec<usize>, _: &Patience<'_>) -> Result<()> {
         match *self {}
     }
 }

@@ -1,12 +1,15 @@
 //! The oracle of the splitters: the regex itself.
 
 use crate::interrupt::Interrupt;
-use crate::pretokenize::regex::FancyRegex;
+use crate::pretokenize::regex::{FancyRegex, Patience};
 
 /// Returns the ends of the pieces of a regex.
 pub(crate) fn ends_of_regex(pattern: &str, text: &str) -> Vec<usize> {
     let mut ends = Vec::with_capacity(2 * text.len() + 1);
-    FancyRegex::new(pattern).expect("valid").fill_ends(text, 0, &mut ends, Interrupt::NEVER).expect("linear");
+    FancyRegex::new(pattern)
+        .expect("valid")
+        .fill_ends(text, 0, &mut ends, &Patience::new(text, Interrupt::NEVER))
+        .expect("linear");
     ends
 }
 
