@@ -13,6 +13,10 @@ import pytest
 from bench.data import DataUnavailable
 from tests.hub_server import Hub, serving
 
+# Several test processes share the processors. OpenMP's threads would spin while they wait for each other, and with
+# other processes in their place that is most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def real() -> Callable[..., Any]:

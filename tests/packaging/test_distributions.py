@@ -1,6 +1,6 @@
 """Every way of installing holds the model, the types and the licence, and no litter.
 
-The wheel, the sdist and the wheel made from that sdist are built here, with a shared cargo folder and without
+The wheel, the sdist and the wheel made from that sdist are built here, with a shared cargo folder and our crates without
 optimization; they take a minute, so the test is marked slow. The editable install is the one that runs these tests.
 """
 
@@ -28,8 +28,11 @@ def _maturin(folder: Path, *arguments: str) -> None:
     program = shutil.which("maturin", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if program is None:
         pytest.fail("maturin not found: install bpe-llama[dev]")
-    quick = {"CARGO_INCREMENTAL": "0", "CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_PROFILE_DEV_OPT_LEVEL": "0"}
+    quick = {"CARGO_INCREMENTAL": "0", "CARGO_PROFILE_DEV_OPT_LEVEL": "0"}
     environment = {**os.environ, **quick, "CARGO_TARGET_DIR": str(ROOT / "target")}
+    if arguments[0] == "build":
+        # Other crates as `cargo test` has compiled them.
+        arguments += ("--profile", "dev", "--config", 'profile.dev.package."*".opt-level=1')
     done = subprocess.run(
         [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
     )
@@ -61,7 +64,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Return the names inside the wheel, the sdist (without its top folder) and the wheel made from the sdist."""
     dist = tmp_path_factory.mktemp("dist")
-    _maturin(checkout, "build", "--profile", "dev", "--out", str(dist / "wheel"))
+    _maturin(checkout, "build", "--out", str(dist / "wheel"))
     _maturin(checkout, "sdist", "--out", str(dist / "sdist"))
     (sdist,) = (dist / "sdist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -75,7 +78,7 @@ def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     # In the folder of the first build, cargo compiles a crate again only if a file that it reads is missing or newer.
     checkout.rename(dist / "checkout")
     unpacked.rename(checkout)
-    _maturin(checkout, "build", "--profile", "dev", "--out", str(dist / "from-sdist"))
+    _maturin(checkout, "build", "--out", str(dist / "from-sdist"))
     found = {"sdist": {name.partition("/")[2] for name in names}}
     for kind in ("wheel", "from-sdist"):
         (wheel,) = (dist / kind).glob("*.whl")

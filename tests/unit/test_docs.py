@@ -125,8 +125,8 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         (
             "SECURITY.md",
             "so do 8 seconds",
-            "rust/bpe/src/pretokenize/regex/oniguruma.rs",
-            "PATIENCE: Duration = Duration::from_secs(8);",
+            "rust/bpe/src/pretokenize/regex/patience.rs",
+            "LONGEST: Duration = Duration::from_secs(8);",
         ),
     ],
 )

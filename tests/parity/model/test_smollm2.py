@@ -43,7 +43,7 @@ PROMPTS = [
     "日本の首都は",
 ]
 FULL = os.environ.get("BPE_LLAMA_FULL") == "1"  # as `make parity` sets it
-PROSE_BYTES = 100_000 if FULL else 20_000
+PROSE_BYTES = 100_000 if FULL else 8_000
 
 
 @pytest.fixture(scope="module", autouse=True)
