@@ -26,6 +26,7 @@ from bpe_llama.model.checkpoints.gguf_tensors import (
     ROPE_FACTORS,
     Content,
     Names,
+    check_installed,
     read_tensor,
 )
 from bpe_llama.model.config import LlamaConfig
@@ -58,10 +59,12 @@ def load_gguf(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another architecture, or its tensors do not fit its metadata.
+        ImportError: If the package `gguf` is not installed.
 
     Cost: memory peaks at the weights in `dtype` plus one tensor, twice if the file holds it in parts.
     """
     header = read_gguf_model_header(path)
+    check_installed()
     try:
         config = config_from_gguf(Content.of(header))
     except (ValueError, TypeError, ArithmeticError) as error:

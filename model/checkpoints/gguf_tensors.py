@@ -127,6 +127,14 @@ class Content:
         return {key.removeprefix(start): value for key, value in self.metadata.items() if key.startswith(start)}
 
 
+def check_installed() -> None:
+    """Raise an ImportError that names the extra if the package `gguf` is not installed."""
+    try:
+        from gguf import quants  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the weights of GGUF files need {error.name}: pip install 'bpe-llama[model]'") from error
+
+
 def read_tensor(info: TensorInfo, dtype: torch.dtype) -> Tensor:
     """Return one tensor, dequantized to `dtype`, with its rows in GGUF's order.
 

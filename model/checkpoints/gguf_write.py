@@ -30,7 +30,7 @@ from bpe_llama.model.checkpoints.gguf_config import (
     layout_of,
 )
 from bpe_llama.model.checkpoints.gguf_rope import rope_metadata, rope_tensors
-from bpe_llama.model.checkpoints.gguf_tensors import Content, Names
+from bpe_llama.model.checkpoints.gguf_tensors import Content, Names, check_installed
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.rope_scaling import inverse_frequencies
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -84,6 +84,7 @@ def save_gguf(
         ValueError: If the dtype is unknown, llama.cpp does not compute what the config says, or layers were replaced by
             adapted or quantized ones.
         OSError: If the file cannot be written.
+        ImportError: If the package `gguf` is not installed.
 
     Cost: one pass; memory for one tensor in float32 besides the model.
 
@@ -96,6 +97,7 @@ def save_gguf(
         ...     LlamaForCausalLM.from_pretrained(f"{folder}/m.gguf", device="cpu").config.vocab_size
         32
     """
+    check_installed()
     import gguf
 
     path = Path(path)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -182,6 +183,13 @@ def test_a_bad_adapter_is_refused_and_the_model_unchanged(tiny_model: Make, tmp_
         refused(message)
     pickled.write_bytes(b"junk")
     refused("adapter_model.bin: damaged, or not a file of tensors alone")
+
+
+def test_a_seed_is_any_integer(tiny_model: Make) -> None:
+    expected = lora.add(tiny_model(), rank=2, seed=3).state_dict()
+    for seed in (np.int64(3), torch.tensor(3), torch.tensor([3])):
+        found = lora.add(tiny_model(), rank=2, seed=seed).state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 def test_restore(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ def test_a_command_of_the_model_names_its_extra(command: str, extra: str) -> Non
     assert done.stderr == f"bpe-llama: {command} needs torch: pip install 'bpe-llama[{extra}]'\n"
 
 
+def test_the_model_names_each_package_that_it_cannot_do_without() -> None:
+    for package in ("torch", "safetensors", "regex"):
+        done = _python(f"import sys; sys.modules['{package}'] = None; import bpe_llama.model")
+        assert done.stderr.endswith(f"bpe_llama.model needs {package}: pip install 'bpe-llama[model]'\n"), done.stderr
+
+
 def test_the_package_is_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "bpe_llama", "--version"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, f"{bpe_llama.__version__}\n"), done.stderr

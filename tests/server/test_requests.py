@@ -65,6 +65,8 @@ def message(**fields):
         (TEXT, {"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
         (TEXT, {"prompt": "a", "temperature": float("nan")}, "temperature", "finite"),
         (TEXT, {"prompt": "a", "top_p": 1.5}, "top_p", "less than or equal to 1"),
+        (TEXT, {"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
+        (TEXT, {"prompt": "a", "typical_p": 0}, "typical_p", "greater than 0"),
         (TEXT, {"prompt": "a", "max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens", "or echo"),
         (TEXT, {"prompt": "a", "max_tokens": 2.5}, "max_tokens", "integer"),

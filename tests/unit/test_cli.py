@@ -269,6 +269,10 @@ def test_counting_on_ray_needs_ray(
         (["decode", "--file", "floats.npy", "-t", "SAVED"], "floats.npy"),
         (["count", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),
         (["inspect", "-t", "SAVED"], "no text"),
+        (["inspect", "-t", "SAVED", "--port", "many"], "'many'"),
+        (["generate", "text", "--max-new-tokens", "many"], "'many'"),
+        (["generate", "text", "--ban", "1", "--ban", "many"], "'many'"),
+        (["pretrain", "ids.npy", "-t", "SAVED", "-o", "run", "--learning-rate", "fast"], "'fast'"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from bpe_llama.playground.bodies import Many, Strict
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Mass = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=0, le=1 << 31)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -88,7 +89,7 @@ class Sampling(Body):
     """The options of sampling. Options beyond OpenAI's have their names in vLLM or in `GenerationOptions`."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Probability | None = None
+    top_p: Mass | None = None
     top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = Field(None, description="0 or -1: all.")
     min_p: Probability | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
@@ -103,7 +104,7 @@ class Sampling(Body):
     stop: str | Many[str] | None = None
     min_tokens: Count | None = Field(None, description="No end and no stop string before this many new tokens.")
     ignore_eos: bool | None = Field(None, description="Do not end at an end-of-text token.")
-    typical_p: Probability | None = None
+    typical_p: Mass | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None
     bad_words: Many[str] | None = None
     dry_multiplier: Annotated[float, Field(ge=0, le=1000)] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 
 from bpe_llama._core import shown
@@ -86,9 +87,15 @@ def plot_loss(
         path: File to write; replaced atomically.
         title: Title of the plot.
         unit: What the losses are per.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError("a plot needs matplotlib: pip install 'bpe-llama[plot]'") from error
 
     path = Path(path)
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -113,7 +120,10 @@ class LossPlot(Callback):
         self._unit = unit
 
     def on_end(self, run: Run, result: TrainResult) -> None:
-        """Draw the plot, unless the run ended before its first metrics."""
+        """Draw the plot, unless the run ended before its first metrics; without matplotlib, warn: the run counts."""
         metrics = read_metrics(run.out / "metrics.jsonl")
         if any("loss" in line or "eval_loss" in line for line in metrics):
-            plot_loss(metrics, run.out / "loss.png", unit=self._unit)
+            try:
+                plot_loss(metrics, run.out / "loss.png", unit=self._unit)
+            except ImportError as error:
+                warnings.warn(f"{run.out / 'loss.png'} is not drawn: {error}", stacklevel=2)

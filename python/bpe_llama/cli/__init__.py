@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bpe_llama import __version__
+from bpe_llama._core import shown
 from bpe_llama.cli import compare, count, decode, doctor, encode, encode_corpus, inspect, train_tokenizer
 from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, ForwardedCommand, forward
 from bpe_llama.cli.options import with_quiet
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             error, "format_message"
         ):  # click's errors; versions of typer keep that class in different modules
             raise
-        _print_error(error.format_message())
+        _print_error(_usage_message(error))
         return EXIT_BAD_USAGE
     finally:
         warnings.formatwarning = original
@@ -97,6 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _warning_line(message: Warning | str, *_args: object, **_options: object) -> str:
     """Return a warning in one line, without the source line that raised it."""
     return f"bpe-llama: warning: {' '.join(str(message).split())}\n"
+
+
+def _usage_message(error: Any) -> str:
+    """Return the message of one of click's errors with the value: typer 0.29 leaves it out of those of pydantic."""
+    details = getattr(error.__cause__, "errors", None)
+    got = f", got {shown(details()[0]['input'])}" if callable(details) else ""
+    return f"{error.format_message()}{got}"
 
 
 def _one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,15 @@ def test_memory_is_bounded_by_the_file_not_by_its_counts(
     finish(writer)
     with pytest.raises(ValueError, match=message):
         load_gguf(tmp_path / "m.gguf", device="cpu")
+
+
+def test_the_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LlamaForCausalLM(CONFIG)
+    save_gguf(model, tmp_path / "m.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
+    for call in (lambda: load_gguf(tmp_path / "m.gguf"), lambda: save_gguf(model, tmp_path / "again.gguf")):
+        with pytest.raises(ImportError, match=r"need gguf: pip install 'bpe-llama\[model\]'"):
+            call()
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:

@@ -249,3 +249,11 @@ def test_metrics_are_numbers(tmp_path: Path, line: str, message: str) -> None:
         training.read_metrics(path)
     path.write_text('{"step": 1, "loss": 2.5}\n')
     plot_loss(training.read_metrics(path), tmp_path / "loss.svg")  # without tokens there is no point
+
+
+def test_a_run_without_matplotlib_ends_well(token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
+    with pytest.warns(UserWarning, match=r"loss\.png is not drawn: a plot needs matplotlib"):
+        training.train(fresh(), token_file, training.TrainConfig(max_steps=2, **SETTINGS), tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "config.json").exists() or list((tmp_path / "run").glob("step-*"))
+    assert not (tmp_path / "run" / "loss.png").exists()
