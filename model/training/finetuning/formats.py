@@ -116,6 +116,9 @@ def read_row(row: Any, kind: str) -> Chat | Completion | str:
         return _text(row, "text")
     if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
         prompt, completion = (_messages(row[field], field) for field in _REQUIRED[kind])
+        for place, message in enumerate(prompt):
+            if not isinstance(message, dict):
+                raise ValueError(f"message {place} of 'prompt' is {shown(message)}; expected an object with 'role'")
         read = [message | ({"weight": 0} if message.get("role") == "assistant" else {}) for message in prompt]
         return Chat(read + completion, _options(row))
     return Completion(_text(row, "prompt"), _text(row, "completion"))
@@ -201,7 +204,8 @@ def _sharegpt_turn(turn: Any, place: int) -> dict[str, Any]:
 def _alpaca(row: Mapping[str, Any]) -> Chat:
     messages = [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
     history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+    pairs = isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)
+    if not pairs or not all(isinstance(text, str) for turn in history for text in turn):
         raise ValueError(f"'history' is {shown(history)}; expected a list of pairs of texts")
     question = _text(row, "instruction")
     if row.get("input"):
