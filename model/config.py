@@ -122,6 +122,8 @@ class LlamaConfig:
         if not isinstance(self.eos_token_id, int | list | tuple | None):
             raise TypeError(f"eos_token_id is {shown(self.eos_token_id)}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
+            if eos is None:
+                raise TypeError(f"eos_token_id is {shown(self.eos_token_id)}; expected an integer or a list of them")
             check_token_id("eos_token_id", eos, self.vocab_size)
 
     def _check_model_type(self) -> None:
@@ -137,7 +139,7 @@ class LlamaConfig:
         try:
             names = {int(label): str(name) for label, name in (self.id2label or {}).items()}
         except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError):
-            raise ValueError(f"id2label is {self.id2label!r:.100}; expected an object of numbers and names") from None
+            raise ValueError(f"id2label is {shown(self.id2label)}; expected an object of numbers and names") from None
         if not names:
             object.__setattr__(self, "id2label", None)
             return
@@ -196,7 +198,7 @@ class LlamaConfig:
             raise ValueError("mlp_bias is true, but experts (num_local_experts) have no biases; expected false")
         if type(self) is not LlamaConfig:
             for name, value in self.unknown_to_transformers.items():
-                raise ValueError(f"{name} is {value!r}, which model_type {self.model_type!r} does not compute")
+                raise ValueError(f"{name} is {shown(value)}, which model_type {self.model_type!r} does not compute")
             return
         # The family whose class in transformers computes this config: llama has no window and no experts, and its heads
         # divide hidden_size.
@@ -355,7 +357,7 @@ class LlamaConfig:
         family = family_of(values)
         config_class: type[LlamaConfig] = cls if family is None else family.config
         if not issubclass(config_class, cls):
-            raise ValueError(f"model_type is {values['model_type']!r}; expected that of a {cls.__name__}")
+            raise ValueError(f"model_type is {shown(values['model_type'])}; expected that of a {cls.__name__}")
         picked = fields_of(values, {field.name for field in dataclasses.fields(config_class)})
         slices = picked.get("pretraining_tp")
         try:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, merge_rope
 
@@ -90,11 +91,11 @@ def text_part(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Family | No
     text = values.get("text_config")
     text = {} if text is None else text
     if not isinstance(text, Mapping) or text.get("model_type", family.name) != family.name:
-        raise ValueError(f"text_config is {text!r:.100}; expected an object with model_type {family.name!r}")
+        raise ValueError(f"text_config is {shown(text)}; expected an object with model_type {family.name!r}")
     if text.get("final_logit_softcapping") is not None:
         raise ValueError(
-            f"final_logit_softcapping is {text['final_logit_softcapping']!r}, which transformers' {stated} does not "
-            "apply; expected null"
+            f"final_logit_softcapping is {shown(text['final_logit_softcapping'])}, which transformers' {stated} does "
+            "not apply; expected null"
         )
     for key in values.keys() - ABOUT_TEXT - ABOUT_IMAGES:
         _check_other(key, values[key])
@@ -107,7 +108,7 @@ def text_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
     text, family = text_part(values)
     if family is not None:
         warnings.warn(
-            f"model_type is {values['model_type']!r}, a multi-modal model: its text model is read, without "
+            f"model_type is {shown(values['model_type'])}, a multi-modal model: its text model is read, without "
             f"{' and '.join(family.left_out)}",
             stacklevel=3,
         )
@@ -124,7 +125,7 @@ def family_of(values: Mapping[str, Any]) -> Family | None:
     if model_type is None or model_type == OUR_TYPE:
         return None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
+        raise ValueError(f"model_type is {shown(model_type)}; expected one of {', '.join(FAMILIES)}")
     if model_type == "mistral" and values.get("layer_types") is not None:
         return FAMILIES["ministral"]  # as transformers' AutoConfig
     return FAMILIES[model_type]
@@ -165,13 +166,14 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     if family is not None and family.has_experts and values.get("num_experts") is not None:
         if picked.setdefault("num_local_experts", values["num_experts"]) != values["num_experts"]:
             raise ValueError(
-                f"num_experts is {values['num_experts']!r}, but num_local_experts is {picked['num_local_experts']!r}; "
-                "expected one of them"
+                f"num_experts is {shown(values['num_experts'])}, but num_local_experts is "
+                f"{shown(picked['num_local_experts'])}; expected one of them"
             )
     elif values.get("num_experts"):
         name = None if family is None else family.name
         raise ValueError(
-            f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected {_with_experts()}"
+            f"num_experts is {shown(values['num_experts'])}, but model_type is {shown(name)}; expected "
+            f"{_with_experts()}"
         )
     if stated:
         leave_out_ids(picked, 32_000 if family is None else family.config.vocab_size)
@@ -198,10 +200,10 @@ def _with_experts() -> str:
 def _check_other(key: str, value: Any) -> None:
     if key in DROPOUTS:
         if value:
-            warnings.warn(f"{key} is {value!r}; it is not applied in training here", stacklevel=5)
+            warnings.warn(f"{key} is {shown(value)}; it is not applied in training here", stacklevel=5)
     elif key not in CHANGES_NOTHING and not _is_off(key, value):
         raise ValueError(
-            f"{key} is {value!r}, a key that is not known here and may change the computation; "
+            f"{key} is {shown(value)}, a key that is not known here and may change the computation; "
             "if it does not, remove it from the config"
         )
 
@@ -215,13 +217,13 @@ def _check_refused(values: Mapping[str, Any]) -> None:
     for key in ("quantization_config", "compression_config"):
         if values.get(key):
             raise ValueError(
-                f"{key} is {values[key]!r:.100}; quantized Hugging Face weights are not read: load the original "
+                f"{key} is {shown(values[key])}; quantized Hugging Face weights are not read: load the original "
                 "ones, or a GGUF file"
             )
     if values.get("is_encoder_decoder"):
         raise ValueError("is_encoder_decoder is true; expected a decoder alone")
     if values.get("pruned_heads"):
-        raise ValueError(f"pruned_heads is {values['pruned_heads']!r:.100}; expected none")
+        raise ValueError(f"pruned_heads is {shown(values['pruned_heads'])}; expected none")
 
 
 def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family | None) -> None:
@@ -251,13 +253,13 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family
         rope = {"partial_rotary_factor": values["partial_rotary_factor"]} | rope
     rope_type = rope["rope_type"]
     if not isinstance(rope_type, str):
-        raise ValueError(f"rope_type is {rope_type!r}; expected a string")
+        raise ValueError(f"rope_type is {shown(rope_type)}; expected a string")
     original = "original_max_position_embeddings"
     if values.get(original) is not None and original in PARAMETERS.get(rope_type, ()):
         rope[original] = values[original]
     if family is not None and not family.has_partial_rotary and rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
-            f"partial_rotary_factor is {rope['partial_rotary_factor']!r}, but transformers' {family.name} rotates "
+            f"partial_rotary_factor is {shown(rope['partial_rotary_factor'])}, but transformers' {family.name} rotates "
             f"whole heads; set it to 1, or model_type to {OUR_TYPE!r} to rotate that part of each head here"
         )
     unused = sorted(rope.keys() - PARAMETERS[rope_type]) if rope_type in PARAMETERS and family is not None else []
@@ -280,8 +282,8 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
         picked.setdefault(name, value)
     if not family.has_experts and picked.get("num_local_experts"):
         raise ValueError(
-            f"num_local_experts is {picked['num_local_experts']!r}, but model_type is {family.name!r}, which has no "
-            f"experts; expected {_with_experts()}"
+            f"num_local_experts is {shown(picked['num_local_experts'])}, but model_type is {shown(family.name)}, "
+            f"which has no experts; expected {_with_experts()}"
         )
     for name in ("attention_bias", "mlp_bias"):
         if name not in family.biases and picked.get(name):
@@ -289,11 +291,11 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
             raise ValueError(f"{name} is true, but transformers' {family.name} has {found}; expected false")
     types = [] if "layer_types" in picked else values.get("layer_types") or []  # the config checks its own field
     if not family.has_window and (not isinstance(types, list) or set(map(str, types)) - {"full_attention"}):
-        raise ValueError(f"layer_types is {types!r:.100}, but transformers' {family.name} attends to all tokens")
+        raise ValueError(f"layer_types is {shown(types)}, but transformers' {family.name} attends to all tokens")
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
-            f"position_encoding is {picked['position_encoding']!r}, which transformers' {family.name} does not read; "
-            f"set model_type to {OUR_TYPE!r} for such positions here"
+            f"position_encoding is {shown(picked['position_encoding'])}, which transformers' {family.name} does not "
+            f"read; set model_type to {OUR_TYPE!r} for such positions here"
         )
     family.read(picked, values)
 
@@ -307,4 +309,6 @@ def leave_out_ids(picked: dict[str, Any], default_size: int) -> None:
         beyond = [one for one in ids if isinstance(one, int) and isinstance(size, int) and one >= size]
         if beyond:
             picked[name] = [one for one in ids if one not in beyond] if isinstance(stated, list) else None
-            warnings.warn(f"{name} is {stated!r}, outside the vocabulary of {size}; {beyond} is left out", stacklevel=6)
+            warnings.warn(
+                f"{name} is {shown(stated)}, outside the vocabulary of {size}; {beyond} is left out", stacklevel=6
+            )

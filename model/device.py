@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bpe_llama._arguments import wrong
 from bpe_llama._core import shown
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -35,11 +36,13 @@ def resolve_device(device: torch.device | str = "auto") -> torch.device:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    if isinstance(device, bool) or not isinstance(device, str | int | torch.device):  # torch crashes on some others
+        raise TypeError(wrong("device", device, "a torch.device or its name"))
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"device {shown(device)} is not known to torch; expected 'auto', 'cpu', 'cuda', 'cuda:1' …"
         ) from error
@@ -62,7 +65,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, auto: torch.dtype | str | Non
     """
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         dtype = "float32" if auto is None else auto
-    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+    found = _DTYPES.get(str(dtype).removeprefix("torch.")) if isinstance(dtype, str | torch.dtype) else None
     if found is None:
         raise ValueError(f"dtype {shown(dtype)} is not one of 'auto', {', '.join(map(repr, _DTYPES))}")
     return found

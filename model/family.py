@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bpe_llama._core import shown
+
 
 @dataclass(frozen=True)
 class GGUFSplit:
@@ -148,7 +150,7 @@ def without_constants(values: Mapping[str, Any], **constants: Any) -> Mapping[st
     """
     for name, value in constants.items():
         if values.get(name, value) not in (value, None):
-            raise ValueError(f"{name} is {values[name]!r}; transformers' {values['model_type']} has {value!r}")
+            raise ValueError(f"{name} is {shown(values[name])}; transformers' {values['model_type']} has {value!r}")
     return {name: value for name, value in values.items() if name not in constants}
 
 
@@ -161,7 +163,7 @@ def window_of_all_layers(fields: dict[str, Any], values: Mapping[str, Any]) -> N
             key for key in ("use_sliding_window", "max_window_layers", "layer_types") if values.get(key) is not None
         )
         warnings.warn(
-            f"{unread} is {values[unread]!r:.100}, but transformers' {values['model_type']} does not read it: all "
+            f"{unread} is {shown(values[unread])}, but transformers' {values['model_type']} does not read it: all "
             f"layers attend to sliding_window ({window}) tokens, and so they do here; set sliding_window to null for "
             "none",
             stacklevel=6,

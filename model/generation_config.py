@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama._files import read_json_object
 from bpe_llama.model.config_json import ABOUT_GENERATION
 
@@ -103,21 +104,21 @@ class GenerationConfig:
             for token_id in () if given is None else several:
                 if isinstance(token_id, bool) or not isinstance(token_id, int) or not -1 <= token_id < 1 << 32:
                     expected = "an id or a list of ids" if name == "eos_token_id" else "an id"
-                    raise ValueError(f"{name} is {given!r}; expected {expected}")
-        stops = self.values.get("stop_strings") or []
-        if not isinstance(stops, str | list) or not all(isinstance(stop, str) for stop in stops):
-            raise ValueError(f"stop_strings is {stops!r}; expected a string or a list of them")
+                    raise ValueError(f"{name} is {shown(given)}; expected {expected}")
+        stops = self.values.get("stop_strings")
+        if stops is not None and not (isinstance(stops, str | list) and all(isinstance(stop, str) for stop in stops)):
+            raise ValueError(f"stop_strings is {shown(stops)}; expected a string or a list of them")
         do_sample = self.values.get("do_sample")
         if do_sample is not None and not isinstance(do_sample, bool):
-            raise ValueError(f"do_sample is {do_sample!r}; expected true or false")
+            raise ValueError(f"do_sample is {shown(do_sample)}; expected true or false")
         for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"):
             number = self.values.get(name)
             if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-                raise ValueError(f"{name} is {number!r}; expected a number")
+                raise ValueError(f"{name} is {shown(number)}; expected a number")
         for name in ("top_k", "no_repeat_ngram_size", "max_new_tokens", "min_new_tokens", "max_length"):
             count = self.values.get(name)
             if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
-                raise ValueError(f"{name} is {count!r}; expected an integer")
+                raise ValueError(f"{name} is {shown(count)}; expected an integer")
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from bpe_llama._arguments import instance
+from bpe_llama._arguments import instance, integer
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
@@ -117,6 +117,10 @@ class LlamaModel(Pretrained):
         for name, tensor in (("position_ids", position_ids), ("document_ids", document_ids)):
             if tensor is not None:
                 instance(name, tensor, Tensor, "a tensor, (batch, length)")
+        if position_ids is not None and (position_ids.ndim != 2 or position_ids.shape[1] != length):
+            raise ValueError(
+                f"position_ids has shape {tuple(position_ids.shape)}; expected ({batch}, {length}) or (1, {length})"
+            )
         if past_key_values is not None:
             instance("past_key_values", past_key_values, KVCache)
         documents = None
@@ -225,6 +229,8 @@ class LlamaForCausalLM(Pretrained):
         """
         if labels is not None:
             instance("labels", labels, Tensor, "a tensor, (batch, length)")
+        if type(logits_to_keep) is not int or logits_to_keep < 0:  # a negative one would drop the first positions
+            logits_to_keep = integer("logits_to_keep", logits_to_keep, 0)
         hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values, document_ids)
         logits_BTV = self.logits(hidden_BTD[:, -logits_to_keep:] if logits_to_keep else hidden_BTD)
         loss = None
@@ -260,6 +266,7 @@ class LlamaForCausalLM(Pretrained):
         Cost: memory for the logits of ``chunk_size`` positions instead of all, most of a training step's memory at a
         vocabulary of 128,000. Float32 products are those of `bpe_llama.model.layers.matmul.products.training_products`.
         """
+        instance("labels", labels, Tensor, "a tensor, (batch, length)")
         with training_products():
             hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)
         labels = labels_within_documents(labels, document_ids)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._arguments import check_keywords, instance, integer, keywords_of, torch_seed
+from bpe_llama._arguments import boolean, check_keywords, instance, integer, keywords_of, torch_seed, wrong
 from bpe_llama._arguments import path as checked_path
+from bpe_llama._core import shown
 from bpe_llama._hub.fetching import HUB_OPTIONS, HubOptions, local_path
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import check_memory, resolve_device, resolve_dtype
@@ -125,7 +126,7 @@ class Pretrained(nn.Module):
         The factor of a `ZeroCenteredRMSNorm` is 1 if its weights are 0.
         """
         norms = {id(norm.weight): norm.initial for norm in self.modules() if isinstance(norm, RMSNorm)}
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(torch_seed(seed))
         for name, weight in self.named_parameters():
             if only is not None and name not in only:
                 continue
@@ -238,6 +239,10 @@ class Pretrained(nn.Module):
             >>> torch.allclose(model.lm_head.weight[32], model.lm_head.weight[[5, 7]].mean(0))
             True
         """
+        boolean("mean_resizing", mean_resizing)
+        seed = torch_seed(seed)
+        if pieces is not None:
+            instance("pieces", pieces, Mapping, "a mapping of ids to lists of ids")
         decoder: Any = getattr(self, "model", self)
         embedding, head = decoder.embed_tokens, getattr(self, "lm_head", None)
         if not isinstance(embedding, nn.Embedding) or not _is_head(head):
@@ -252,7 +257,7 @@ class Pretrained(nn.Module):
         multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
         for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", multiple)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+                raise ValueError(f"{name} is {shown(value)}; expected an integer of at least 1")
         size += -size % multiple
         pieces = dict(pieces or {})
         if size == before and not pieces:
@@ -284,6 +289,7 @@ class Pretrained(nn.Module):
 
         Less memory, more time.
         """
+        boolean("enable", enable)
         integer("every", every, 1)
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
@@ -371,6 +377,12 @@ def _resized(
     for new, old in pieces.items():
         resized[new] = weight_VD[list(old)].mean(0, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
     return resized
+
+
+def check_model(model: object, name: str = "model") -> None:
+    """Raise `TypeError` for an argument that is no model, such as a folder in its place."""
+    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
+        raise TypeError(wrong(name, model, "a LlamaForCausalLM"))
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bpe_llama._core import shown
+
 REQUIRED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -52,19 +54,21 @@ def merge_rope(
         {'rope_theta': 500000.0, 'rope_type': 'linear', 'factor': 2.0}
     """
     merged: dict[str, Any] = {}
+    if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float)):
+        raise ValueError(f"rope_theta is {shown(theta)}; expected a number")
     for name, source in (
         ("rope_parameters", parameters),
         ("rope_theta", None if theta is None else {"rope_theta": theta}),
         ("rope_scaling", scaling),
     ):
         if source is not None and not isinstance(source, Mapping):
-            raise ValueError(f"{name} is {source!r}; expected an object of names and values")
+            raise ValueError(f"{name} is {shown(source)}; expected an object of names and values")
         for key, value in (source or {}).items():
             key = "rope_type" if key == "type" else key
             value = "longrope" if key == "rope_type" and value == "su" else value  # the name in Phi-3's first configs
             if key in merged and merged[key] != value:
                 raise ValueError(
-                    f"{name} says {key} = {value!r}, but it was already given as {merged[key]!r}; "
+                    f"{name} says {key} = {shown(value)}, but it was already given as {merged[key]!r}; "
                     "give it once, or change it with config.replace(...)"
                 )
             merged[key] = value
@@ -85,23 +89,23 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
     """
     rope_type = rope.get("rope_type")
     if rope_type not in REQUIRED:
-        raise ValueError(f"rope_type is {rope_type!r}; expected one of {', '.join(REQUIRED)}")
+        raise ValueError(f"rope_type is {shown(rope_type)}; expected one of {', '.join(REQUIRED)}")
     for name in REQUIRED[rope_type]:
         if rope.get(name) is None:
             raise ValueError(f"rope_type {rope_type!r} needs {name!r}, which is missing")
     for name, largest in _LARGEST.items():
         value = rope.get(name)
         if value is not None and not _is_number(value, 1 / largest, largest):
-            raise ValueError(f"{name} is {value!r}; expected a positive number, {1 / largest:g} to {largest:g}")
+            raise ValueError(f"{name} is {shown(value)}; expected a positive number, {1 / largest:g} to {largest:g}")
     for name in ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow"):
         value = rope.get(name)
         if value is not None and not _is_number(value, 0, 1e9):
-            raise ValueError(f"{name} is {value!r}; expected a number from 0 to 1e9")
+            raise ValueError(f"{name} is {shown(value)}; expected a number from 0 to 1e9")
     if not isinstance(rope.get("truncate", True), bool):
-        raise ValueError(f"truncate is {rope['truncate']!r}; expected true or false")
+        raise ValueError(f"truncate is {shown(rope['truncate'])}; expected true or false")
     fraction = rope.get("partial_rotary_factor", 1.0)
     if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-        raise ValueError(f"partial_rotary_factor is {fraction!r}; expected a number in (0, 1]")
+        raise ValueError(f"partial_rotary_factor is {shown(fraction)}; expected a number in (0, 1]")
     rotated = rotated_features(rope, head_dim)
     if rotated < 2 or rotated % 2:
         raise ValueError(f"RoPE rotates pairs: {rotated} of head_dim {head_dim} are rotated; expected an even number")
@@ -113,7 +117,7 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
         raise ValueError(f"{_ORIGINAL} is 1; expected at least 2 with rope_type 'longrope'")
     for name in ("short_factor", "long_factor") if rope_type == "longrope" else ():
         if not isinstance(rope[name], Sequence):
-            raise ValueError(f"{name} is {rope[name]!r}; expected a list of {rotated // 2} numbers")
+            raise ValueError(f"{name} is {shown(rope[name])}; expected a list of {rotated // 2} numbers")
         if len(rope[name]) != rotated // 2:
             raise ValueError(f"{name} has {len(rope[name])} values; expected {rotated // 2}, one for each rotated pair")
         for value in rope[name]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama._files import complete_writes, read_json_object
 from bpe_llama.model.adapters.patterns import Matcher, check_number, checked_pattern
 
@@ -105,7 +106,7 @@ class AdapterConfig:
         known = {name for name in cls.__dataclass_fields__ if name != "described"}
         for name, value in described.items():
             if name not in known | HARMLESS and value not in _UNSET:
-                raise ValueError(f"{source}: {name} is {value!r:.100}, which is not supported; expected it left out")
+                raise ValueError(f"{source}: {name} is {shown(value)}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
         for name, (parse, expected) in _PARSERS.items():
             given = described.get(name)
@@ -117,7 +118,7 @@ class AdapterConfig:
                 values[name] = parse(given)
             except (ValueError, TypeError, AttributeError) as error:
                 reason = f" ({error})" if isinstance(error, ValueError) and str(error) else ""
-                raise ValueError(f"{source}: {name} is {given!r:.100}; expected {expected}{reason}") from error
+                raise ValueError(f"{source}: {name} is {shown(given)}; expected {expected}{reason}") from error
         if values.get("task_type") == "SEQ_CLS":  # peft adds the classifier's head
             saved = values.get("modules_to_save", ())
             values["modules_to_save"] = saved if "score" in saved else (*saved, "score")
@@ -147,7 +148,7 @@ class AdapterConfig:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{source}: does not describe a LoRA adapter ({error!r})") from error
         if kind != "LORA":
-            raise ValueError(f"{source}: peft_type is {kind!r:.100}; expected 'LORA'")
+            raise ValueError(f"{source}: peft_type is {shown(kind)}; expected 'LORA'")
         if missing:
             raise ValueError(f"{source}: {missing[0]} is null; expected a number")
         return cls.of(described, str(source))
@@ -156,10 +157,10 @@ class AdapterConfig:
         init = self.init_lora_weights
         for refused, reason in _REFUSED_INITS.items():
             if isinstance(init, str) and init.startswith(refused):
-                raise ValueError(f"{source}: init_lora_weights is {init!r}: {reason}; {_ADVICE}")
+                raise ValueError(f"{source}: init_lora_weights is {shown(init)}: {reason}; {_ADVICE}")
         if isinstance(init, str) and init not in PLAIN_INITS + OFFSET_INITS:
             expected = ", ".join(map(repr, PLAIN_INITS + OFFSET_INITS))
-            raise ValueError(f"{source}: init_lora_weights is {init!r}; expected true, false, {expected}")
+            raise ValueError(f"{source}: init_lora_weights is {shown(init)}; expected true, false, {expected}")
         if self.use_dora and (self.lora_bias or init == "mica"):
             other = "lora_bias" if self.lora_bias else "init_lora_weights 'mica'"
             raise ValueError(f"{source}: use_dora is true together with {other}; peft has no such adapter")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._core import shown
 from bpe_llama._files import write_text, write_together
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
@@ -134,7 +135,7 @@ def check_saved_names(config: AdapterConfig, bases: Mapping[str, nn.Module], sou
         if config.task_type == "SEQ_CLS" and name == "classifier":  # peft adds it to every classifier's file
             continue
         if not any(path.endswith(name) for path in bases):
-            raise ValueError(f"{source}: modules_to_save names {name!r}, no module of the model")
+            raise ValueError(f"{source}: modules_to_save names {shown(name)}, no module of the model")
 
 
 def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
@@ -321,7 +322,7 @@ def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: objec
         path = next((path for path in bases if path.endswith(name)), None)
         weight = None if path is None else dict(bases[path].named_parameters(recurse=False)).get("weight")
         if path is None or weight is None or weight.ndim != 2:
-            raise ValueError(f"{source}: trainable_token_indices names {name!r}, no embedding of the model")
+            raise ValueError(f"{source}: trainable_token_indices names {shown(name)}, no embedding of the model")
         if outside := [row for row in index if row >= weight.shape[0]]:
             raise ValueError(
                 f"{source}: trainable_token_indices holds {outside[0]}; expected 0 to {weight.shape[0] - 1}"

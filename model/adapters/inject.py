@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._core import shown
 from bpe_llama.model.adapters.config import OFFSET_INITS, AdapterConfig
 from bpe_llama.model.adapters.files import (
     ModuleTensors,
@@ -87,13 +88,13 @@ def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: st
     parts: dict[str, ModuleTensors] = {}
     if config.init_lora_weights not in (True, False, "gaussian", *OFFSET_INITS):
         raise ValueError(
-            f"{source}: init_lora_weights is {config.init_lora_weights!r}; expected true, false, 'gaussian', "
+            f"{source}: init_lora_weights is {shown(config.init_lora_weights)}; expected true, false, 'gaussian', "
             f"{', '.join(map(repr, OFFSET_INITS))}"
         )
     for path in targeted(config, bases):
         parts[path] = ModuleTensors(update=_initial_tensors(config, path, bases[path], generator, source))
     for path, index in rows_of(config, bases, source).items():
-        rows = weight_of(bases[path])[torch.tensor(index, device=weight_of(bases[path]).device)]
+        rows = weight_of(bases[path])[torch.tensor(index, dtype=torch.int64, device=weight_of(bases[path]).device)]
         parts.setdefault(path, ModuleTensors()).update[TRAINED_ROWS] = rows
         parts[path].rows = index
     for path in saved_modules(config, bases):
@@ -145,7 +146,7 @@ def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: 
     if not isinstance(base, nn.Linear):
         found = type(base).__name__
         raise ValueError(
-            f"{source}: init_lora_weights is {init!r}, whose base is computed from whole weights, but {path} is "
+            f"{source}: init_lora_weights is {shown(init)}, whose base is computed from whole weights, but {path} is "
             f"a {found}; load the adapter before quantizing"
         )
     weight_OI = base.weight.detach().float()
@@ -153,7 +154,9 @@ def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: 
         q_OQ, r_QI = torch.linalg.qr(weight_OI)
         return r_QI[:rank].contiguous(), q_OQ[:, :rank].contiguous()
     if not scale > 0:
-        raise ValueError(f"{source}: init_lora_weights is {init!r}, but {path} is scaled by {scale}; expected above 0")
+        raise ValueError(
+            f"{source}: init_lora_weights is {shown(init)}, but {path} is scaled by {scale}; expected above 0"
+        )
     left_OQ, size_Q, right_QI = torch.linalg.svd(weight_OI, full_matrices=False)
     root_R = (size_Q[:rank] / scale).sqrt()
     return root_R[:, None] * right_QI[:rank], left_OQ[:, :rank] * root_R
@@ -173,7 +176,9 @@ def _update(
     if part.rows:
         rows = part.update[TRAINED_ROWS].detach()
         own = weight_of(base)
-        return TrainedRows(torch.tensor(part.rows, device=device), rows.to(device, own.dtype, copy=True))
+        return TrainedRows(
+            torch.tensor(part.rows, dtype=torch.int64, device=device), rows.to(device, own.dtype, copy=True)
+        )
     scale = config.scale(path)
     magnitude = given.get("lora_magnitude_vector")
     if isinstance(base, nn.Embedding):
@@ -184,7 +189,7 @@ def _update(
         if path in tied_to_embedding(bases):
             init = config.init_lora_weights
             raise ValueError(
-                f"{source}: init_lora_weights is {init!r}, which changes the base of {path}; "
+                f"{source}: init_lora_weights is {shown(init)}, which changes the base of {path}; "
                 "expected it not tied to the embedding"
             )
         down_RI, up_OR = initial_matrices(config, path, base, source)

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._arguments import iterator, string
+from bpe_llama._arguments import iterator, string, torch_seed
 from bpe_llama._arguments import path as checked_path
+from bpe_llama._core import shown
 from bpe_llama._hub.fetching import local_path
 from bpe_llama.model.adapters import files, inject, weighted
 from bpe_llama.model.adapters.arguments import AdapterFields, check_fused, check_module, check_new, target_names
@@ -126,7 +127,7 @@ def add(
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
     if config.ensure_weight_tying:
         _check_tying(config, bases, "adapter")
-    parts = inject.initial_parts(config, model, seed, "adapter")
+    parts = inject.initial_parts(config, model, torch_seed(seed), "adapter")
     _inject(model, name, config, inject.prepare(config, parts, model, "adapter"))
     return model
 
@@ -254,7 +255,7 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     ours = _configs(model)[name]
     if config.init_lora_weights != ours.init_lora_weights:
         raise ValueError(
-            f"{folder}: init_lora_weights is {config.init_lora_weights!r}; expected {ours.init_lora_weights!r}, "
+            f"{folder}: init_lora_weights is {shown(config.init_lora_weights)}; expected {ours.init_lora_weights!r}, "
             "as of the adapter"
         )
     for path, part in parts.items():
@@ -299,7 +300,7 @@ def add_weighted_adapter(
         _check_known(model, name)
     _check_name(model, adapter_name)
     if combination_type not in weighted.KINDS:
-        raise ValueError(f"combination_type is {combination_type!r}; expected one of {', '.join(weighted.KINDS)}")
+        raise ValueError(f"combination_type is {shown(combination_type)}; expected one of {', '.join(weighted.KINDS)}")
     if not adapters or len(weights) != len(adapters) or not all(map(math.isfinite, weights)):
         raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {list(adapters)}")
     if svd_rank is not None and svd_rank < 1:
@@ -378,11 +379,11 @@ def _has_rows(layer: AdaptedLayer, name: str) -> bool:
 
 def _check_known(model: nn.Module, name: str) -> None:
     if name not in names(model):
-        raise ValueError(f"no adapter is named {name!r}; there are {', '.join(names(model)) or 'none'}")
+        raise ValueError(f"no adapter is named {shown(name)}; there are {', '.join(names(model)) or 'none'}")
 
 
 def _check_name(model: nn.Module, name: str) -> None:
     if not string("name", name) or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"an adapter cannot be named {name!r}: a dot, or a method of ModuleDict")
+        raise ValueError(f"an adapter cannot be named {shown(name)}: a dot, or a method of ModuleDict")
     if name in names(model):
-        raise ValueError(f"an adapter named {name!r} exists already")
+        raise ValueError(f"an adapter named {shown(name)} exists already")

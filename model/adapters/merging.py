@@ -47,6 +47,7 @@ def unmerge(model: AnyModel) -> AnyModel:
 
 def why_not_merge(model: nn.Module) -> str | None:
     """Return why the active adapters cannot be merged into the weights; None if they can."""
+    check_module(model)
     for path, layer in adapted_layers(model):
         if not layer.active or layer.unmerged is not None:
             continue
@@ -73,6 +74,7 @@ def shared_layers(model: nn.Module) -> list[str]:
         >>> lora.shared_layers(lora.add(LlamaForCausalLM(config), target_modules=("q_proj", "lm_head")))
         ['lm_head']
     """
+    check_module(model)
     layers = dict(adapted_layers(model))
     holders: dict[int, list[str]] = {}
     for path, module in base_modules(model):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bpe_llama._arguments import instance, integer
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.device import check_memory
+from bpe_llama.model.device import check_memory, resolve_device
 
 
 class _Unreachable(torch.autograd.Function):
@@ -100,6 +100,9 @@ class KVCache:
         instance("config", config, LlamaConfig)
         max_length = config.max_position_embeddings if max_length is None else integer("max_length", max_length, 1)
         batch_size = integer("batch_size", batch_size, 1)
+        if dtype is not None:
+            instance("dtype", dtype, torch.dtype)
+        device = None if device is None else resolve_device(device)
         heads, size = config.cache_shape
         shape = (2, config.num_hidden_layers, batch_size, heads, max_length, size)
         nbytes = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()

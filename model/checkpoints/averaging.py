@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama.model.checkpoints.assemble import empty_model, fill
 from bpe_llama.model.checkpoints.huggingface import Checkpoint, open_checkpoint
 from bpe_llama.model.checkpoints.tensor_files import read
@@ -53,7 +54,7 @@ def average(
         >>> average(["run/step-00001000", "run/step-00002000"]).save_pretrained("mean")  # doctest: +SKIP
     """
     if isinstance(folders, str | Path) or not folders:
-        raise ValueError(f"folders is {folders!r}; expected a list of at least one folder")
+        raise ValueError(f"folders is {shown(folders)}; expected a list of at least one folder")
     shares = [1.0] * len(folders) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(folders):
         raise ValueError(f"{len(shares)} weights for {len(folders)} checkpoints; expected one for each")
@@ -77,8 +78,8 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
         ours, theirs = getattr(first.config, field.name), getattr(other.config, field.name)
         if ours != theirs and field.name != "dtype":
             raise ValueError(
-                f"{other.folder}: {field.name} is {theirs!r}, but {ours!r} in {first.folder}; expected checkpoints of "
-                "one config"
+                f"{other.folder}: {field.name} is {shown(theirs)}, but {ours!r} in {first.folder}; expected "
+                "checkpoints of one config"
             )
 
 

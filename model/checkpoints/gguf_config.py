@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama._gguf.header import GGUFHeader
 from bpe_llama._gguf.token_types import end_ids
 from bpe_llama.model.checkpoints.gguf_rope import decimal, rope_of
@@ -96,7 +97,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
     heads, hidden_size = required("attention.head_count"), required("embedding_length")
     if not isinstance(heads, int) or heads < 1:
         raise ValueError(
-            f"{content.source}: metadata '{layout.architecture}.attention.head_count' is {heads!r}, expected a "
+            f"{content.source}: metadata '{layout.architecture}.attention.head_count' is {shown(heads)}, expected a "
             "positive integer"
         )
     head_dim = metadata.get(layout.head_key, hidden_size // heads) if layout.head_key else hidden_size // heads
@@ -173,7 +174,7 @@ def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any], loca
         windowed = [bool(one) for one in pattern]
     else:
         raise ValueError(
-            f"{content.source}: metadata {PATTERN!r} is {pattern!r:.100}; expected one of 0 or 1 for each of "
+            f"{content.source}: metadata {PATTERN!r} is {shown(pattern)}; expected one of 0 or 1 for each of "
             f"{layers} layers, or a number"
         )
     return [local if has and fields.get(key) is not None else "full_attention" for has in windowed]
@@ -209,10 +210,10 @@ def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
         if name in supported:
             if value != supported[name] and not _is_default_factor(name, value, content):
                 raise ValueError(
-                    f"{content.source}: metadata {key!r} is {value!r}; only {supported[name]!r} is supported"
+                    f"{content.source}: metadata {key!r} is {shown(value)}; only {supported[name]!r} is supported"
                 )
         elif value:  # 0, false and an empty string turn a feature off
-            raise ValueError(f"{content.source}: metadata {key!r} is {value!r:.100}, a key that is not known")
+            raise ValueError(f"{content.source}: metadata {key!r} is {shown(value)}, a key that is not known")
 
 
 def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]:

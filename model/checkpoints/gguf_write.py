@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama._files import atomic_write
 from bpe_llama._gguf.token_types import end_ids
 from bpe_llama._gguf.writer import with_end_ids
@@ -103,7 +104,7 @@ def save_gguf(
     path = Path(path)
     stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
     if stored is None:
-        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
+        raise ValueError(f"dtype is {shown(dtype)}; expected auto, {', '.join(FORMATS)}")
     expected = expected_shapes(model.config)
     check_plain(model, expected)
     tokenizer = dict(tokenizer or {})

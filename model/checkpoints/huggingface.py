@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama._files import read_json, read_json_object, write_text, write_together
 from bpe_llama.model.checkpoints.assemble import (
     check_counts,
@@ -191,7 +192,7 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     if portable and config.unknown_to_transformers:
         name, value = next(iter(config.unknown_to_transformers.items()))
         raise ValueError(
-            f"{name} is {value!r}, which transformers' {config.model_type} does not compute; "
+            f"{name} is {shown(value)}, which transformers' {config.model_type} does not compute; "
             "save_pretrained(folder, portable=False) writes a folder that this package alone reads"
         )
     expected = expected_shapes(config, type(model))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama._files import read_json_object
 from bpe_llama.model.checkpoints.assemble import (
     check_counts,
@@ -193,18 +194,18 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
     try:
         for key, value in params.items():
             if key not in _KNOWN.split() and value not in (None, False) and (key, value) != ("causal", True):
-                raise ValueError(f"{key} is {value!r}, a key that is not known and may change the computation")
+                raise ValueError(f"{key} is {shown(value)}, a key that is not known and may change the computation")
         for key in ("dim", "n_layers", "n_heads", "norm_eps"):
             if params.get(key) is None:
                 raise ValueError(f"{key} is missing")
             (check_number if key == "norm_eps" else check_size)(key, params[key])
         experts = params.get("moe") or {}
         if not isinstance(experts, dict) or set(experts) - {"num_experts", "num_experts_per_tok"}:
-            raise ValueError(f"moe is {experts!r:.100}; expected num_experts and num_experts_per_tok alone")
+            raise ValueError(f"moe is {shown(experts)}; expected num_experts and num_experts_per_tok alone")
         inner = "feed_forward.experts.0.w1.weight" if experts else "feed_forward.w1.weight"
         embedding, width = shards[0][_EMBEDDING], _rows(f"layers.0.{inner}", shards)
         if params.get("hidden_dim") not in (None, width):
-            raise ValueError(f"hidden_dim is {params['hidden_dim']!r:.100}, but {inner} has {width} rows")
+            raise ValueError(f"hidden_dim is {shown(params['hidden_dim'])}, but {inner} has {width} rows")
         vocab_size = params.get("vocab_size")
         if vocab_size in (None, -1):  # Llama 2's files leave it to the tokenizer
             vocab_size = _rows("output.weight", shards)

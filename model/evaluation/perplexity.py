@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bpe_llama._arguments import integer, iterator, wrong
 from bpe_llama.model.evaluation.scoring import Ids, Row, score_rows
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 
 DEFAULT_WINDOW = 1024
 
@@ -50,12 +51,11 @@ def perplexity(
         >>> round(perplexity(LlamaForCausalLM(config), [1, 5, 7, 9]), 3)  # uniform over 32 tokens
         32.0
     """
-    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
-        raise TypeError(wrong("model", model, "a LlamaForCausalLM"))
+    check_model(model)
     iterator("ids", ids, "a list of ids")
     try:
         tokens_T = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
         raise TypeError(wrong("ids", ids, "a list of ids")) from error
     if tokens_T.ndim != 1 or len(tokens_T) < 2:
         raise ValueError(f"ids have shape {tuple(tokens_T.shape)}; expected (length,) with at least 2 tokens")

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bpe_llama._arguments import instance, integer
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._progress import ProgressOption, reporting
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.evaluation.perplexity import check_windows, exponential, windows_of
 from bpe_llama.model.evaluation.scoring import Row, score_rows
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
@@ -113,6 +116,9 @@ def evaluate_text(
         >>> score.tokens, score.bytes, round(score.bits_per_byte, 3)  # the first byte of each document is context
         (3, 3, 8.0)
     """
+    check_model(model)
+    instance("tokenizer", tokenizer, CoreTokenizer, "a Tokenizer")
+    batch_size = integer("batch_size", batch_size, 1)
     check_vocabulary(tokenizer, model.config.vocab_size)
     window, stride = check_windows(window, stride, model.config.context_length)
     before = _before_a_text(tokenizer)

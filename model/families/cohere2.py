@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bpe_llama._core import shown
 from bpe_llama.model.families.cohere import (
     GGUF_FIXED,
     GGUF_KEYS,
@@ -37,7 +38,7 @@ class Cohere2Config(CohereConfig, LayerTypesConfig):  # in this order the defaul
     def __post_init__(self) -> None:
         pattern = self.sliding_window_pattern
         if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 1:
-            raise ValueError(f"sliding_window_pattern is {pattern!r}; expected an integer of at least 1")
+            raise ValueError(f"sliding_window_pattern is {shown(pattern)}; expected an integer of at least 1")
         super().__post_init__()
         if self.use_qk_norm:
             raise ValueError("use_qk_norm is true, but transformers' cohere2 has no such norm; expected false")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_number, check_size
 from bpe_llama.model.families.latent_attention import LatentAttention, LatentAttentionConfig
 from bpe_llama.model.families.sparse_layers import SparseExpert
@@ -58,14 +59,16 @@ class DeepseekConfig(LatentAttentionConfig):
         for name in ("n_shared_experts", "moe_intermediate_size"):
             check_size(name, getattr(self, name))
         if type(self.first_k_dense_replace) is not int or self.first_k_dense_replace < 0:
-            raise ValueError(f"first_k_dense_replace is {self.first_k_dense_replace!r}; expected an integer from 0 on")
+            raise ValueError(
+                f"first_k_dense_replace is {shown(self.first_k_dense_replace)}; expected an integer from 0 on"
+            )
         check_number("routed_scaling_factor", self.routed_scaling_factor)
         object.__setattr__(self, "routed_scaling_factor", float(self.routed_scaling_factor))
         super().__post_init__()
         if self.router_aux_loss_coef:
             raise ValueError(
-                f"router_aux_loss_coef is {self.router_aux_loss_coef!r}, but transformers' {self.model_type} has no "
-                "routing loss; expected 0"
+                f"router_aux_loss_coef is {shown(self.router_aux_loss_coef)}, but transformers' {self.model_type} has "
+                "no routing loss; expected 0"
             )
         if self.limits_groups:
             self._check_groups()
@@ -74,15 +77,15 @@ class DeepseekConfig(LatentAttentionConfig):
         experts, groups, kept = self.num_local_experts or 0, self.n_group, self.topk_group
         for name, value in (("n_group", groups), ("topk_group", kept)):
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+                raise ValueError(f"{name} is {shown(value)}; expected an integer of at least 1")
         if groups is None or kept is None or experts % groups or experts // groups < self.SMALLEST_GROUP:
             raise ValueError(
-                f"n_group is {groups!r}, but n_routed_experts is {experts}; expected groups of the same size, of at "
-                f"least {self.SMALLEST_GROUP} experts"
+                f"n_group is {shown(groups)}, but n_routed_experts is {experts}; expected groups of the same size, of "
+                f"at least {self.SMALLEST_GROUP} experts"
             )
         if kept > groups or kept * (experts // groups) < self.num_experts_per_tok:
             raise ValueError(
-                f"topk_group is {kept!r}, but n_group is {groups} and num_experts_per_tok "
+                f"topk_group is {shown(kept)}, but n_group is {groups} and num_experts_per_tok "
                 f"{self.num_experts_per_tok}; expected at most all groups, with enough experts for a token"
             )
 
@@ -122,13 +125,14 @@ def prepared(values: Mapping[str, Any], config: type[DeepseekConfig], **constant
             found.get(name, experts) not in (experts, None) for name in ("num_local_experts", "num_experts")
         ):
             raise ValueError(
-                f"n_routed_experts is {experts!r}; expected an integer, and no other num_local_experts or num_experts"
+                f"n_routed_experts is {shown(experts)}; expected an integer, and no other num_local_experts or "
+                "num_experts"
             )
         found["num_local_experts"] = experts
     size = found.pop("qk_head_dim", None)
     parts = [found.get(name, getattr(config, name)) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
     if size is not None and size != sum(part for part in parts if isinstance(part, int)):
-        raise ValueError(f"qk_head_dim is {size!r}; expected qk_nope_head_dim + qk_rope_head_dim ({parts})")
+        raise ValueError(f"qk_head_dim is {shown(size)}; expected qk_nope_head_dim + qk_rope_head_dim ({parts})")
     for name in ("rope_parameters", "rope_scaling"):
         rope = found.get(name)
         if not isinstance(rope, Mapping) or not rope.get("mscale_all_dim"):
@@ -136,7 +140,7 @@ def prepared(values: Mapping[str, Any], config: type[DeepseekConfig], **constant
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "yarn"):
             raise ValueError(
-                f"mscale_all_dim is {rope['mscale_all_dim']!r} with the rope_type {kind!r}; expected 'yarn'"
+                f"mscale_all_dim is {shown(rope['mscale_all_dim'])} with the rope_type {kind!r}; expected 'yarn'"
             )
     return found
 

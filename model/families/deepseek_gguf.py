@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama.model.families.deepseek import DeepseekConfig
 from bpe_llama.model.families.sparse_layers import EXPERT_MODULES, EXPERT_SIZE
 from bpe_llama.model.family import GGUFSplit
@@ -92,7 +93,7 @@ def read_latents(fields: dict[str, Any], metadata: Mapping[str, Any], shapes: Ma
     """
 
     def refuse(key: str, expected: str) -> None:
-        raise ValueError(f"metadata '{ARCHITECTURE}.{key}' is {metadata.get(key)!r}; {expected}")
+        raise ValueError(f"metadata '{ARCHITECTURE}.{key}' is {shown(metadata.get(key))}; {expected}")
 
     for key, name in KEYS.items():
         if type(fields[name]) is not int and name != "routed_scaling_factor":

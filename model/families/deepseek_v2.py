@@ -89,8 +89,8 @@ def _prepare(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Any) -> None:
     if stored.gating(metadata, names) != stored.SOFTMAX:
         raise ValueError(
-            f"metadata 'deepseek2.expert_gating_func' is {metadata['expert_gating_func']!r}; expected 1 (softmax) or 2 "
-            "(sigmoid)"
+            f"metadata 'deepseek2.expert_gating_func' is {shown(metadata['expert_gating_func'])}; expected 1 "
+            "(softmax) or 2 (sigmoid)"
         )
     stored.read_latents(fields, metadata, names)
     if fields["topk_group"] < fields["n_group"]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.families import deepseek_gguf as stored
 from bpe_llama.model.families.deepseek import (
@@ -65,7 +66,7 @@ class DeepseekV3Config(DeepseekConfig):
         check_flag("rope_interleave", self.rope_interleave)
         if type(self.num_nextn_predict_layers) is not int or self.num_nextn_predict_layers < 0:
             raise ValueError(
-                f"num_nextn_predict_layers is {self.num_nextn_predict_layers!r}; expected an integer from 0 on"
+                f"num_nextn_predict_layers is {shown(self.num_nextn_predict_layers)}; expected an integer from 0 on"
             )
         super().__post_init__()
 

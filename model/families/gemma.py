@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.embedding import ScaledEmbedding
@@ -66,8 +67,8 @@ def with_activation(values: Mapping[str, Any], read: str, ignored: str) -> dict[
     other = values.get(ignored)
     if other not in (stated, "gelu", None):
         warnings.warn(
-            f"{ignored} is {other!r}, but transformers' {values['model_type']} reads {read} alone: the activation is "
-            f"{stated!r}, and so it is here",
+            f"{ignored} is {shown(other)}, but transformers' {values['model_type']} reads {read} alone: the "
+            f"activation is {stated!r}, and so it is here",
             stacklevel=6,
         )
     return {key: value for key, value in values.items() if key not in (read, ignored)} | {"hidden_act": stated}

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_number, check_size
 from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
@@ -63,7 +64,7 @@ class Gemma2Config(LayerTypesConfig):
             if cap is None:
                 continue
             if isinstance(cap, int | float) and cap <= 0:
-                raise ValueError(f"{name} is {cap!r}; expected a positive number or null")
+                raise ValueError(f"{name} is {shown(cap)}; expected a positive number or null")
             check_number(name, cap)
             object.__setattr__(self, name, float(cap))  # transformers accepts no int
         if self.hidden_size % self.num_attention_heads:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_size
 from bpe_llama.model.families.gemma import scaled_embedding, with_activation
 from bpe_llama.model.families.gemma2 import NORM_MODULES, Gemma2Config, Gemma2Layer, capped_logits, read_scalar
@@ -92,10 +93,10 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     by_type = prepared.pop("rope_parameters", None)
     by_type = {} if by_type is None else by_type
     if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
-        raise ValueError(f"rope_parameters is {by_type!r:.200}; expected an object with {FULL!r} and {SLIDING!r}")
+        raise ValueError(f"rope_parameters is {shown(by_type)}; expected an object with {FULL!r} and {SLIDING!r}")
     if prepared.get("local_rope_parameters") is not None:
         raise ValueError(
-            f"local_rope_parameters is {prepared['local_rope_parameters']!r:.100}, which is no key of a file; expected "
+            f"local_rope_parameters is {shown(prepared['local_rope_parameters'])}, which is no key of a file; expected "
             f"rope_parameters with {SLIDING!r}"
         )
     prepared["rope_parameters"] = by_type.get(FULL)
@@ -112,8 +113,8 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
         prepared.pop("_sliding_window_pattern", None)
     if prepared.get("attn_logit_softcapping") is not None:
         warnings.warn(
-            f"attn_logit_softcapping is {prepared['attn_logit_softcapping']!r}, but transformers' gemma3_text caps no "
-            "attention scores, and so does this model",
+            f"attn_logit_softcapping is {shown(prepared['attn_logit_softcapping'])}, but transformers' gemma3_text "
+            "caps no attention scores, and so does this model",
             stacklevel=6,
         )
         prepared["attn_logit_softcapping"] = None

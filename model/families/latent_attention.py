@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama._core import shown
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_size
@@ -49,12 +50,12 @@ class LatentAttentionConfig(LlamaConfig):
                 check_size(name, getattr(self, name))
         if self.head_dim not in (None, self.qk_rope_head_dim):
             raise ValueError(
-                f"head_dim is {self.head_dim!r}; expected qk_rope_head_dim ({self.qk_rope_head_dim}), or none"
+                f"head_dim is {shown(self.head_dim)}; expected qk_rope_head_dim ({self.qk_rope_head_dim}), or none"
             )
         object.__setattr__(self, "head_dim", self.qk_rope_head_dim)
         if self.num_key_value_heads not in (None, self.num_attention_heads):
             raise ValueError(
-                f"num_key_value_heads is {self.num_key_value_heads!r}, but in model_type {self.model_type!r} each "
+                f"num_key_value_heads is {shown(self.num_key_value_heads)}, but in model_type {self.model_type!r} each "
                 f"query head has a key of its own; expected num_attention_heads ({self.num_attention_heads})"
             )
         super().__post_init__()

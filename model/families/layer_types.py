@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
@@ -35,13 +36,13 @@ class LayerTypesConfig(LlamaConfig):
         super().__post_init__()
         types = self.default_layer_types() if self.layer_types is None else self.layer_types
         if not isinstance(types, list | tuple) or len(types) != self.num_hidden_layers:
-            raise ValueError(f"layer_types is {types!r:.100}; expected one type for each of num_hidden_layers")
+            raise ValueError(f"layer_types is {shown(types)}; expected one type for each of num_hidden_layers")
         local, key = self.LOCAL
         unknown = next((kind for kind in types if kind not in (FULL, local)), None)
         if unknown is not None:
-            raise ValueError(f"layer_types names {unknown!r}; expected {FULL!r} or {local!r}")
+            raise ValueError(f"layer_types names {shown(unknown)}; expected {FULL!r} or {local!r}")
         if local in types and self.local_window is None:
-            raise ValueError(f"layer_types names {local!r}, but {key} is None; expected a number of tokens")
+            raise ValueError(f"layer_types names {shown(local)}, but {key} is None; expected a number of tokens")
         object.__setattr__(self, "layer_types", list(types))
 
     def default_layer_types(self) -> list[str]:
@@ -93,7 +94,7 @@ class RotatedLayersConfig(LayerTypesConfig):
             or len(rotated) < layers
             or not all(isinstance(one, int | float) and one in (0, 1) for one in rotated)
         ):
-            raise ValueError(f"no_rope_layers is {rotated!r:.100}; expected 0 or 1 for each of {layers} layers")
+            raise ValueError(f"no_rope_layers is {shown(rotated)}; expected 0 or 1 for each of {layers} layers")
         super().__post_init__()
 
     def _default_rotated(self) -> list[int]:
@@ -122,7 +123,7 @@ class UpperWindowConfig(LayerTypesConfig):
     def __post_init__(self) -> None:
         check_flag("use_sliding_window", self.use_sliding_window)
         if type(self.max_window_layers) is not int or self.max_window_layers < 0:
-            raise ValueError(f"max_window_layers is {self.max_window_layers!r}; expected an integer of at least 0")
+            raise ValueError(f"max_window_layers is {shown(self.max_window_layers)}; expected an integer of at least 0")
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)
         super().__post_init__()
@@ -143,13 +144,15 @@ def checked_local_rope(
     """
     rope = merge_rope(parameters, None, None, default_theta)
     if rope["rope_type"] not in (types := [name for name in PARAMETERS if name not in LENGTH_DEPENDENT]):
-        raise ValueError(f"rope_type of {SLIDING!r} is {rope['rope_type']!r}; expected one of {', '.join(types)}")
+        raise ValueError(f"rope_type of {SLIDING!r} is {shown(rope['rope_type'])}; expected one of {', '.join(types)}")
     known = PARAMETERS[rope["rope_type"]]
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         known -= {"partial_rotary_factor"}
     unknown = next((name for name in rope if name not in known), None)
     if unknown is not None:
-        raise ValueError(f"{unknown} of {SLIDING!r} is {rope[unknown]!r}, which rope_type {rope['rope_type']!r} lacks")
+        raise ValueError(
+            f"{unknown} of {SLIDING!r} is {shown(rope[unknown])}, which rope_type {rope['rope_type']!r} lacks"
+        )
     if "original_max_position_embeddings" in known:
         rope.setdefault("original_max_position_embeddings", config.max_position_embeddings)
     check_rope_parameters(rope, config.head_size)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.llama import DecoderLayer
@@ -14,12 +15,12 @@ from bpe_llama.model.llama import DecoderLayer
 def _no_window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     window, layer_types = fields.get("sliding_window"), values.get("layer_types")
     if layer_types is not None and not isinstance(layer_types, list):
-        raise ValueError(f"layer_types is {layer_types!r:.100}; expected a list of one type for each layer")
+        raise ValueError(f"layer_types is {shown(layer_types)}; expected a list of one type for each layer")
     stated = window is not None and values.get("use_sliding_window") is not False
     if stated or any(layer_type != "full_attention" for layer_type in layer_types or ()):
         warnings.warn(
-            f"sliding_window is {window!r}, but transformers' llama attends to all tokens, and so does this model; "
-            "a window needs model_type 'mistral'",
+            f"sliding_window is {shown(window)}, but transformers' llama attends to all tokens, and so does this "
+            "model; a window needs model_type 'mistral'",
             stacklevel=6,
         )
     fields["sliding_window"] = None

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_number, check_size
 from bpe_llama.model.families.layer_types import CHUNKED, FULL, RotatedLayersConfig
@@ -84,10 +85,12 @@ class Llama4TextConfig(RotatedLayersConfig):
             raise ValueError("num_local_experts is None; expected an integer of at least 1")
         check_number("router_z_loss_coef", self.router_z_loss_coef)
         if self.router_z_loss_coef:
-            raise ValueError(f"router_z_loss_coef is {self.router_z_loss_coef!r}, but llama4_text has no routing loss")
+            raise ValueError(
+                f"router_z_loss_coef is {shown(self.router_z_loss_coef)}, but llama4_text has no routing loss"
+            )
         layers = self._default_moe_layers() if self.moe_layers is None else self.moe_layers
         if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
-            raise ValueError(f"moe_layers is {layers!r:.100}; expected a list of layer numbers")
+            raise ValueError(f"moe_layers is {shown(layers)}; expected a list of layer numbers")
         object.__setattr__(self, "moe_layers", list(layers))
         if isinstance(self.no_rope_layers, list) and not self.no_rope_layers:
             object.__setattr__(self, "no_rope_layers", None)  # the default, too
@@ -252,9 +255,11 @@ _SPLITS = {
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
     window, step, layers = metadata.get(_WINDOW, _CHUNK), metadata[_STEP], fields["num_hidden_layers"]
     if window != _CHUNK:
-        raise ValueError(f"metadata 'llama4.{_WINDOW}' is {window!r}; expected {_CHUNK}, with which llama.cpp computes")
+        raise ValueError(
+            f"metadata 'llama4.{_WINDOW}' is {shown(window)}; expected {_CHUNK}, with which llama.cpp computes"
+        )
     if type(step) is not int or not 1 <= step <= layers:
-        raise ValueError(f"metadata 'llama4.{_STEP}' is {step!r}; expected 1 to the {layers} layers")
+        raise ValueError(f"metadata 'llama4.{_STEP}' is {shown(step)}; expected 1 to the {layers} layers")
     fields["moe_layers"] = list(range(step - 1, layers, step))
     fields["use_qk_norm"] = fields.get("num_local_experts") != 128  # llama.cpp knows Maverick by its experts
 

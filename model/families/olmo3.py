@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig, checked_local_rope
 from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, WINDOW, Olmo2Layer
 from bpe_llama.model.family import Family, GGUFLayout, register
@@ -57,12 +58,12 @@ class Olmo3Config(LayerTypesConfig):
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     by_type, theta = values.get("rope_parameters") or {}, values.get("rope_theta")
     if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
-        raise ValueError(f"rope_parameters is {by_type!r:.200}; expected an object with {FULL!r} and {SLIDING!r}")
+        raise ValueError(f"rope_parameters is {shown(by_type)}; expected an object with {FULL!r} and {SLIDING!r}")
     local = by_type.get(SLIDING) or {}
     if theta not in (None, THETA) and (not isinstance(local, Mapping) or "rope_theta" not in local):
         warnings.warn(
-            f"rope_theta is {theta!r}, which transformers' olmo3 reads for layers without the window alone: those with "
-            f"it have {THETA!r}, and so they have here",
+            f"rope_theta is {shown(theta)}, which transformers' olmo3 reads for layers without the window alone: "
+            f"those with it have {THETA!r}, and so they have here",
             stacklevel=6,
         )
     return {**values, "rope_parameters": by_type.get(FULL), "local_rope_parameters": local}
@@ -75,7 +76,7 @@ def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Colle
     theta, stated = fields["rope_parameters"]["rope_theta"], fields["local_rope_parameters"]
     if stated not in (None, theta):
         raise ValueError(
-            f"metadata 'olmo2.{_LOCAL_BASE}' is {stated!r}; llama.cpp computes with {theta!r} in all layers"
+            f"metadata 'olmo2.{_LOCAL_BASE}' is {shown(stated)}; llama.cpp computes with {theta!r} in all layers"
         )
     fields["local_rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama._core import shown
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_probability
@@ -55,7 +56,7 @@ class Phi3Config(LlamaConfig):
     def _fill_rope(self) -> None:
         rope, original = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling), self._original()
         if rope["rope_type"] not in ("default", "longrope"):
-            raise ValueError(f"rope_type is {rope['rope_type']!r}; model_type 'phi3' has 'default' and 'longrope'")
+            raise ValueError(f"rope_type is {shown(rope['rope_type'])}; model_type 'phi3' has 'default' and 'longrope'")
         if rope["rope_type"] == "longrope" and rope.setdefault(ORIGINAL, original) != original:
             raise ValueError(
                 f"{ORIGINAL} is {original}, but rope_parameters state {rope[ORIGINAL]!r}; expected the same: "
@@ -68,7 +69,7 @@ class Phi3Config(LlamaConfig):
     def _original(self) -> int:
         length = self.original_max_position_embeddings
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"{ORIGINAL} is {length!r}; expected an integer of at least 1")
+            raise ValueError(f"{ORIGINAL} is {shown(length)}; expected an integer of at least 1")
         return length
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.families.layer_types import UpperWindowConfig
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.llama import DecoderLayer
@@ -45,7 +46,7 @@ def without_attention_bias(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _whole_attention(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     if values.get(CHUNKS):
         warnings.warn(
-            f"{CHUNKS} is {values[CHUNKS]!r:.100}, but transformers' qwen2 does not read it: the positions of long "
+            f"{CHUNKS} is {shown(values[CHUNKS])}, but transformers' qwen2 does not read it: the positions of long "
             "prompts are not split into chunks, and so it is here",
             stacklevel=6,
         )

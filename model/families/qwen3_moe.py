@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.families.qwen3 import QWEN3_MODULES, Qwen3Layer
 from bpe_llama.model.families.sparse_layers import (
@@ -62,7 +63,7 @@ def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     ignored = next((key for key in ("max_window_layers", "layer_types") if values.get(key)), None)
     if ignored and values.get("use_sliding_window") and fields.get("sliding_window", 4096) is not None:
         warnings.warn(
-            f"{ignored} is {values[ignored]!r:.100}, but transformers' qwen3_moe does not read it: all layers attend "
+            f"{ignored} is {shown(values[ignored])}, but transformers' qwen3_moe does not read it: all layers attend "
             "to sliding_window tokens, and so they do here",
             stacklevel=6,
         )

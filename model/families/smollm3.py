@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.families.layer_types import FULL, SLIDING, RotatedLayersConfig
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.llama import DecoderLayer
@@ -43,7 +44,7 @@ class SmolLM3Config(RotatedLayersConfig):
         super().__post_init__()
         if not self.use_sliding_window and SLIDING in (self.layer_types or ()):
             raise ValueError(
-                f"layer_types names {SLIDING!r}, but use_sliding_window is false, and the attention backends of "
+                f"layer_types names {shown(SLIDING)}, but use_sliding_window is false, and the attention backends of "
                 "transformers disagree on such a file; expected both or neither"
             )
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.layers.mlp import MLP
@@ -41,7 +42,7 @@ class SparseLayersConfig(LlamaConfig):
         check_flag("norm_topk_prob", self.norm_topk_prob)
         layers = [] if self.mlp_only_layers is None else self.mlp_only_layers
         if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
-            raise TypeError(f"mlp_only_layers is {layers!r:.100}; expected a list of layer numbers")
+            raise TypeError(f"mlp_only_layers is {shown(layers)}; expected a list of layer numbers")
         object.__setattr__(self, "mlp_only_layers", list(layers))
 
     @property

@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpe_llama._arguments import number
+from bpe_llama._arguments import boolean, instance, integer, iterator, number
+from bpe_llama._core import shown
 from bpe_llama.model.backends.forward import decoder_for, forward_for, prefill_padded
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
 from bpe_llama.model.layers.rope_scaling import recompute_length
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 from bpe_llama.model.sampling.ordered import FILTERS, filtered_in_order, xtc_chance
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.uniform import SEED_BITS, uniform
@@ -78,12 +80,15 @@ def beam_search(
         >>> len(found), len(found[0].new_ids), found[0].score >= found[1].score
         (4, 4, True)
     """
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; expected at least 1")
+    check_model(model)
+    instance("options", options, GenerationOptions)
+    boolean("do_sample", do_sample)
+    num_beams, prefill_chunk = integer("num_beams", num_beams, 1), integer("prefill_chunk", prefill_chunk, 1)
     if not abs(number("length_penalty", length_penalty)) <= LARGEST_PENALTY:  # NaN too
         raise ValueError(f"length_penalty is {length_penalty}; expected {-LARGEST_PENALTY} to {LARGEST_PENALTY}")
-    if early_stopping not in (True, False, "never"):
-        raise ValueError(f"early_stopping is {early_stopping!r}; expected True, False or 'never'")
+    if not (isinstance(early_stopping, bool) or (isinstance(early_stopping, str) and early_stopping == "never")):
+        raise ValueError(f"early_stopping is {shown(early_stopping)}; expected True, False or 'never'")
+    prompt = [integer("an id of the prompt", token_id) for token_id in iterator("prompt", prompt, "a list of ids")]
     if not prompt:
         raise ValueError("the prompt is empty; expected at least one id")
     context = model.config.context_length

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama._arguments import boolean, instance, integer
+from bpe_llama._core import shown
 from bpe_llama.model.backends.cuda.dispatch import (
     graph_backend,
     options_unsupported_by_cuda_graph,
@@ -118,7 +119,7 @@ def generate(
         _warn_of_stop_strings(model)
         chosen = search_options(model, given, search["do_sample"], input_ids.shape[-1:].numel())
         if cache != "full":
-            raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
+            raise ValueError(f"cache is {shown(cache)}, but a beam search keeps a full one")
         if not 1 <= num_return_sequences <= num_beams:
             raise ValueError(f"num_return_sequences is {num_return_sequences}; expected 1 to num_beams ({num_beams})")
         rows: list[list[int]] = []
@@ -182,10 +183,11 @@ def search_options(
     for name in options:
         if name in DRAWING_OPTIONS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
             raise ValueError(
-                f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out, or ask for do_sample=True"
+                f"{name} is {shown(options[name])}, but a beam search draws nothing; leave it out, or ask for "
+                "do_sample=True"
             )
         if name in _NOT_OF_SEARCH and options[name] != getattr(GenerationOptions, name):
-            raise ValueError(f"{name} is {options[name]!r}, but a beam search has no place for it; leave it out")
+            raise ValueError(f"{name} is {shown(options[name])}, but a beam search has no place for it; leave it out")
     if chosen.constraint is not None:
         raise ValueError(f"{chosen.constraint.option} is given, but a beam search supports no grammar; leave it out")
     return chosen

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bpe_llama._arguments import integer, iterator, wrong
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 
@@ -71,8 +73,7 @@ class PromptLookupDraft:
     """
 
     def __init__(self, max_ngram: int = 3, min_ngram: int = 2) -> None:
-        if max_ngram < 1 or min_ngram < 1:
-            raise ValueError(f"max_ngram is {max_ngram} and min_ngram {min_ngram}; expected at least 1")
+        max_ngram, min_ngram = integer("max_ngram", max_ngram, 1), integer("min_ngram", min_ngram, 1)
         self.max_ngram, self.min_ngram = max_ngram, min(min_ngram, max_ngram)
 
     def __call__(self, sequence: Sequence, count: int) -> list[int]:
@@ -94,6 +95,8 @@ class ModelDraft:
     """
 
     def __init__(self, draft: LlamaForCausalLM, model: LlamaForCausalLM) -> None:
+        check_model(draft, "draft")
+        check_model(model)
         if draft.config.vocab_size != model.config.vocab_size:
             raise ValueError(
                 f"the draft model has {draft.config.vocab_size} ids, the model {model.config.vocab_size}; "
@@ -153,11 +156,16 @@ def generate_speculative(
         >>> len(result.new_ids), result.num_forward_passes < 20
         (20, True)
     """
-    if num_speculative_tokens < 1:
-        raise ValueError(f"num_speculative_tokens is {num_speculative_tokens}; expected at least 1")
-    ids = prompt.flatten().tolist() if isinstance(prompt, Tensor) else list(prompt)
+    check_model(model)
+    num_speculative_tokens = integer("num_speculative_tokens", num_speculative_tokens, 1)
+    if draft is not None and not callable(draft):
+        raise TypeError(wrong("draft", draft, "a function of a sequence and a number, such as PromptLookupDraft()"))
+    try:
+        ids = prompt.flatten().tolist() if isinstance(prompt, Tensor) else list(iterator("prompt", prompt, "ids"))
+    except RuntimeError as error:  # a tensor without numbers, or a sparse one
+        raise TypeError(wrong("prompt", prompt, "a list or tensor of ids")) from error
     chosen = GenerationOptions.for_model(model, len(ids), **options)
-    propose = draft or PromptLookupDraft()
+    propose = PromptLookupDraft() if draft is None else draft
     room = min(model.config.context_length, len(ids) + chosen.max_new_tokens)
     engine = Engine(model, 1, room)
     (sequence,) = engine.prefill([ids], [chosen])

@@ -21,6 +21,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.sampling.constraint import Constraint, ConstraintError, message_of
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Grammars:
             raise ValueError(f"{' and '.join([*given, 'constraint'][:2])} are given; expected one of them")
         (option,) = given
         if option == "json_object" and options[option] is not True:
-            raise TypeError(f"json_object is {options[option]!r}; expected True or False")
+            raise TypeError(f"json_object is {shown(options[option])}; expected True or False")
         text = _READERS[option](options[option])
         if option == "json_schema":
             _check_intersections(json.loads(text), option)
@@ -161,7 +162,7 @@ def _schema_text(schema: Any) -> str:
     try:
         schema = json.loads(schema) if isinstance(schema, str) else schema
         if not isinstance(schema, Mapping):
-            raise TypeError(f"json_schema is {schema!r}; expected an object, its text, or a pydantic model class")
+            raise TypeError(f"json_schema is {shown(schema)}; expected an object, its text, or a pydantic model class")
         return json.dumps(dict(schema) or {"type": "object"}, ensure_ascii=False, allow_nan=False)
     except RecursionError:
         raise ValueError("json_schema is nested too deeply") from None
@@ -248,7 +249,7 @@ def _choice_text(choice: Any) -> str:
         'start: "yes" | "no"'
     """
     if not isinstance(choice, Sequence) or isinstance(choice, str) or not all(isinstance(one, str) for one in choice):
-        raise TypeError(f"choice is {choice!r}; expected a list of strings")
+        raise TypeError(f"choice is {shown(choice)}; expected a list of strings")
     if not choice:
         raise ValueError("choice is empty; expected at least one string")
     return "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in dict.fromkeys(choice))
@@ -257,7 +258,7 @@ def _choice_text(choice: Any) -> str:
 def _text(option: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{option} is {value!r}; expected a string")
+            raise TypeError(f"{option} is {shown(value)}; expected a string")
         return value
 
     return read

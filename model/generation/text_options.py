@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpe_llama._arguments import boolean, iterator, keywords_of
 from bpe_llama._arguments import check_keywords as check_names
+from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.structured import STRUCTURED, Grammars
@@ -27,7 +28,7 @@ DRY_BREAKERS = ("\n", ":", '"', "*")
 def check_keywords(options: Mapping[str, Any]) -> None:
     """Raise for a keyword that `TextGenerator` does not have, or one that is no bool."""
     if "n" in options:
-        raise ValueError(f"n is {options['n']!r}, but a stream is one answer; generate and generate_batch take it")
+        raise ValueError(f"n is {shown(options['n'])}, but a stream is one answer; generate and generate_batch take it")
     check_names("generate", options, _KEYWORDS)
     for name in ("bos", "reuse"):
         if options.get(name) is not None:
@@ -49,7 +50,7 @@ def check_prompt(ids: Sequence[int], name: str, config: LlamaConfig, tokenizer: 
     beyond = next((new_id for new_id in ids if size <= new_id < tokenizer.vocab_size), None)
     if beyond is not None:
         token = tokenizer.id_to_token(beyond)
-        raise ValueError(f"{name} holds {token!r}, whose id {beyond} is beyond the model's {size:,}")
+        raise ValueError(f"{name} holds {shown(token)}, whose id {beyond} is beyond the model's {size:,}")
 
 
 def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:
     """
     stops = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
     if not all(isinstance(each, str) for each in stops):
-        raise TypeError(f"stop is {stop!r}; expected a string or several")
+        raise TypeError(f"stop is {shown(stop)}; expected a string or several")
     if "" in stops:
         raise ValueError("a stop string is empty; it would end every text before it begins")
     return stops
@@ -88,7 +89,7 @@ class TextOptions:
             options["constraint"] = constraint
         if options.get("bad_words") is not None:
             if isinstance(options["bad_words"], str):
-                raise TypeError(f"bad_words is {options['bad_words']!r}; expected a list of words")
+                raise TypeError(f"bad_words is {shown(options['bad_words'])}; expected a list of words")
             iterator("bad_words", options["bad_words"], "a list of words, or of sequences of ids")
             words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
             options["bad_words"] = [ids for several in words for ids in several]
@@ -107,7 +108,7 @@ class TextOptions:
         Source: ``update_from_tokenizer`` of vLLM's sampling params.
         """
         if not word.strip():
-            raise ValueError(f"bad_words holds {word!r}; expected words")
+            raise ValueError(f"bad_words holds {shown(word)}; expected words")
         first, within = (whole_ids(self.tokenizer.encode(space + word.lstrip())) for space in ("", " "))
         return [first, within] if within[0] != first[0] and len(within) == len(first) else [first]
 

@@ -55,10 +55,9 @@ def visible_keys(
         return Visible(mask=mask_BTS[:, None])
     if attention_mask is not None:
         instance("attention_mask", attention_mask, Tensor, "a tensor, (batch, length)")
-    if attention_mask is not None and attention_mask.shape[-1] != end:
-        raise ValueError(
-            f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
-        )
+        columns_given = attention_mask.shape[-1] if attention_mask.ndim else 0
+        if columns_given != end:
+            raise ValueError(f"attention_mask covers {columns_given} columns; expected {end}, cached ones included")
     if documents is not None:
         apart = attention_mask is not None and isinstance(window, Chunk)  # chunks are counted without padding
         within = Documents(documents.first_BT, None if apart else window)

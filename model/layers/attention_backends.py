@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bpe_llama._core import shown
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.matmul import products
 from bpe_llama.model.windows import is_near, most_keys
@@ -383,7 +384,7 @@ def backend_named(name: str) -> Backend:
         True
     """
     if name not in _BACKENDS:
-        raise ValueError(f"attention backend {name!r} is not one of {', '.join(_BACKENDS)}")
+        raise ValueError(f"attention backend {shown(name)} is not one of {', '.join(_BACKENDS)}")
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
         raise ImportError("attention backend 'flash' needs the package flash-attn, which is not installed; use 'sdpa'")
     return _BACKENDS[name]

@@ -337,9 +337,9 @@ def bytes_saved(model: nn.Module, kind: str, group_size: int | None = None) -> i
         >>> bytes_saved(nn.Sequential(nn.Linear(64, 10)), "int8")  # 64 * 10 weights of 3 bytes less, 10 scales
         1880
     """
+    instance("model", model, nn.Module, "a torch.nn.Module")
     saved, layers = 0, _layers(model, SKIPPED)
-    if group_size is None:
-        group_size = _group_size(layers)
+    group_size = _group_size(layers) if group_size is None else integer("group_size", group_size, 1)
     for layer in layers.values():
         weights = layer.parameters() if isinstance(layer, FusedExperts) else (layer.weight,)
         for weight, size in zip(weights, _inputs(layer), strict=True):

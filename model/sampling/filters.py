@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bpe_llama._core import shown
+
 # A mass this close below p reaches it, and this close above p does not exceed it: p was a decimal fraction, and the
 # mass a sum, before either was rounded.
 REACHED = 1 - 2.0**-50
@@ -61,7 +63,7 @@ class Filters:
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
         if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {self.preset!r}")
+            raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {shown(self.preset)}")
 
     @property
     def judged_at(self) -> float:

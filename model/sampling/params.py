@@ -156,7 +156,7 @@ class SamplingParams(SamplerParams):
         for option in fields(SamplerParams):  # the sampler checks their ranges
             value = getattr(self, option.name)
             if isinstance(option.default, float) and not hasattr(value, "__float__"):
-                raise TypeError(f"{option.name} is {value!r}; expected a number")
+                raise TypeError(f"{option.name} is {shown(value)}; expected a number")
         if not is_one_of(self.penalty_scope, PENALTY_SCOPES):
             raise ValueError(
                 f"penalty_scope is {shown(self.penalty_scope)}; expected one of {', '.join(PENALTY_SCOPES)}"
@@ -170,7 +170,7 @@ class SamplingParams(SamplerParams):
     def _check_filters(self) -> None:
         check_whole("mirostat", self.mirostat, "0 (off), 1 or 2")
         if self.mirostat not in (0, 1, 2):
-            raise ValueError(f"mirostat is {self.mirostat!r}; expected 0 (off), 1 or 2")
+            raise ValueError(f"mirostat is {shown(self.mirostat)}; expected 0 (off), 1 or 2")
         others = [name for name in (*FILTER_OPTIONS.values(), "filter_order") if name not in ("temperature", "top_p")]
         if self.mirostat:
             self._refuse_changed(others, f"mirostat {self.mirostat} takes the place of all filters but the temperature")
@@ -184,7 +184,7 @@ class SamplingParams(SamplerParams):
         """Raise for options that differ from their defaults, since they would have no effect."""
         for name in options:
             if getattr(self, name) != getattr(type(self), name):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but {why}")
+                raise ValueError(f"{name} is {shown(getattr(self, name))}, but {why}")
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -199,7 +199,7 @@ class SamplingParams(SamplerParams):
         several = (given,) if callable(given) else tuple(() if given is None else iterator(name, given, expected))
         for processor in several:
             if not callable(processor):
-                raise TypeError(f"logits_processor holds {processor!r}; expected callables of ids and logits")
+                raise TypeError(f"logits_processor holds {shown(processor)}; expected callables of ids and logits")
         return several
 
     @cached_property
@@ -310,7 +310,7 @@ class GenerationOptions(SamplingParams):
         if self.eos_id is not None:
             check_ending_ids(self.eos_id)
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
-            raise TypeError(f"constraint is {self.constraint!r:.100}; expected a Constraint or None")
+            raise TypeError(f"constraint is {shown(self.constraint)}; expected a Constraint or None")
         super().__post_init__()
 
     @classmethod

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bpe_llama._core import shown
 from bpe_llama.model.server.config import is_loopback
 from bpe_llama.model.server.generation import Service
 from bpe_llama.playground.errors import ApiError
@@ -85,7 +86,7 @@ class Guard:
         foreign = site not in ("none", "same-origin")
         allowed = self.config.cors_origins
         if foreign and scope["method"] == "POST" and "*" not in allowed and headers.get("origin") not in allowed:
-            message = f"Origin is {headers.get('origin', '')!r:.100}; requests of other sites' pages are refused"
+            message = f"Origin is {shown(headers.get('origin', ''))}; requests of other sites' pages are refused"
             raise ApiError(403, message, param="Origin", code="foreign_origin")
 
     def _check_body(self, scope: Scope, headers: Headers) -> None:
@@ -94,7 +95,7 @@ class Guard:
             return
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # browsers let any page send some other types without asking the server first
-            raise ApiError(415, f"Content-Type is {kind!r:.100}; expected application/json", code="unsupported_type")
+            raise ApiError(415, f"Content-Type is {shown(kind)}; expected application/json", code="unsupported_type")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.config.limits.body_bytes:
             raise self._too_large()
@@ -150,5 +151,5 @@ def check_host(host: str) -> None:
     """
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
     if not is_loopback(name.strip("[]")):
-        message = f"Host is {host!r:.100}; expected 127.0.0.1 or localhost, as the server has no API key"
+        message = f"Host is {shown(host)}; expected 127.0.0.1 or localhost, as the server has no API key"
         raise ApiError(403, message, param="Host", code="foreign_host")

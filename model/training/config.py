@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bpe_llama._arguments import boolean, integer, number, string, wrong
+from bpe_llama._arguments import boolean, instance, integer, number, string, wrong
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import is_one_of
 
@@ -243,6 +243,8 @@ def learning_rate_at(config: TrainConfig, step: int, elapsed: float = 0.0) -> fl
         >>> [round(learning_rate_at(config, step), 3) for step in (0, 9, 10, 55, 100)]
         [0.1, 1.0, 1.0, 0.5, 0.0]
     """
+    instance("config", config, TrainConfig)
+    step = integer("step", step, 0)
     by_time = elapsed / config.max_seconds if config.max_seconds is not None else 0.0
     warmed_up = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
     if config.max_seconds is not None and config.warmup_fraction * config.max_seconds:

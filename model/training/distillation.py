@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bpe_llama._arguments import integer, number
+from bpe_llama._core import shown
 from bpe_llama.model.layers.loss import IGNORED, check_labels, labels_within_documents, sum_of_chunks
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 from bpe_llama.model.training.step import LossFunction, TensorBatch, hidden_states
 
 _LOGITS = 1 << 24  # of each model in memory at once: 64 MiB of float32
@@ -54,12 +57,12 @@ def distillation_loss(
         >>> abs(loss_fn(LlamaForCausalLM(config), batch, 2).item()) < 1e-6  # the same weights
         True
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature!r}; expected a finite number above 0")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha!r}; expected 0 to 1")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size!r}; expected at least 1")
+    check_model(teacher, "teacher")
+    if not (math.isfinite(number("temperature", temperature)) and temperature > 0):
+        raise ValueError(f"temperature is {shown(temperature)}; expected a finite number above 0")
+    if not 0 <= number("alpha", alpha) <= 1:
+        raise ValueError(f"alpha is {shown(alpha)}; expected 0 to 1")
+    chunk_size = None if chunk_size is None else integer("chunk_size", chunk_size, 1)
     teacher.eval()
 
     def loss_fn(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bpe_llama._arguments import integer, wrong
 from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.pretrained import Pretrained, check_model
 from bpe_llama.model.training.data.batches import Batch
-from bpe_llama.model.training.data.examples import Example
+from bpe_llama.model.training.data.examples import Example, checked_examples
 from bpe_llama.model.training.data.rows import Row, collate, first_windows
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import LossFunction, Scored, TensorBatch, batch_score
@@ -56,6 +57,11 @@ def evaluate(
     Raises:
         ValueError: If there are fewer than 2 tokens, or a token is outside the model's vocabulary.
     """
+    check_model(model)
+    window, batch_size = integer("window", window, 2), integer("batch_size", batch_size, 1)
+    max_windows = None if max_windows is None else integer("max_windows", max_windows, 0)
+    if not hasattr(tokens, "astype"):
+        raise TypeError(wrong("tokens", tokens, "an array of ids"))
     if len(tokens) < 2:
         raise ValueError(f"{len(tokens)} tokens, expected at least 2 to evaluate on")
     windows = first_windows(tokens, window, batch_size, max_windows or len(tokens), model.config.vocab_size)
@@ -68,6 +74,8 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
     Raises:
         ValueError: If there is no example.
     """
+    check_model(model)
+    batch_size, examples = integer("batch_size", batch_size, 1), checked_examples(examples)
     if not examples:
         raise ValueError("no examples to evaluate on")
     return held_out_loss(model, held_out_examples(examples, batch_size)).loss

@@ -6,7 +6,10 @@ import contextlib
 
 import torch
 
+from bpe_llama._arguments import instance, integer
+from bpe_llama._core import shown
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 from bpe_llama.tokenizer import Tokenizer
 
 _OUTPUT_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "w2.weight", "experts.down_proj")
@@ -30,6 +33,7 @@ def start_as_identity(model: LlamaForCausalLM) -> LlamaForCausalLM:
         >>> int(model.model.layers[0].mlp.down_proj.weight.count_nonzero())
         0
     """
+    check_model(model)
     for name, weight in model.named_parameters():
         if name.endswith(_OUTPUT_PROJECTIONS):
             weight.zero_()
@@ -56,6 +60,9 @@ def token_pieces(old: Tokenizer, new: Tokenizer, num_embeddings: int | None = No
         >>> token_pieces(old, old.with_special_tokens(["<ab>"]))
         {257: [27, 256, 29]}
     """
+    for name, tokenizer in (("old", old), ("new", new)):
+        instance(name, tokenizer, Tokenizer)
+    num_embeddings = None if num_embeddings is None else integer("num_embeddings", num_embeddings, 0)
     rows = old.vocab_size if num_embeddings is None else min(num_embeddings, old.vocab_size)
     pieces: dict[int, list[int]] = {}
     for token_id in range(max(old.vocab_size, new.vocab_size)):
@@ -63,8 +70,8 @@ def token_pieces(old: Tokenizer, new: Tokenizer, num_embeddings: int | None = No
         if before not in (None, after):
             found = "no token" if after is None else repr(after)
             raise ValueError(
-                f"id {token_id} is {before!r} in the old tokenizer and {found} in the new one; expected one that only "
-                "adds tokens, by Tokenizer.train(base=) (--base) or with_special_tokens"
+                f"id {token_id} is {shown(before)} in the old tokenizer and {found} in the new one; expected one that "
+                "only adds tokens, by Tokenizer.train(base=) (--base) or with_special_tokens"
             )
         if after is not None and (before is None or token_id >= rows):
             made_of = [piece for piece in _encoded(old, new.id_to_bytes(token_id)) if piece < rows]

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._core import shown
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.llama import DecoderLayer
@@ -193,7 +194,7 @@ def start(device: str = "auto", parallel: str = "auto") -> Ranks:
     if found.type == "cuda":
         if device not in ("auto", "cuda"):
             raise ValueError(
-                f"device is {device!r} for {world} ranks; expected 'auto' or 'cuda', numbered by LOCAL_RANK"
+                f"device is {shown(device)} for {world} ranks; expected 'auto' or 'cuda', numbered by LOCAL_RANK"
             )
         found = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(found)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 import os
 import re
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,13 +68,15 @@ def number(name: str, value: object) -> float:
 
     Raises:
         TypeError: If it is no number.
-        ValueError: If it is an int that no float can hold.
+        ValueError: If no float can hold it.
     """
     is_one = hasattr(value, "__float__") or hasattr(value, "__index__")
     if isinstance(value, (bool, str, bytes, type)) or not is_one or getattr(value, "ndim", None):
         raise TypeError(wrong(name, value, "a number"))
-    if isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise ValueError(f"{name} is {shown(value)}; expected a number that a float can hold")
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (OverflowError, ValueError):  # an int or a fraction beyond the largest float, a signaling NaN
+        raise ValueError(f"{name} is {shown(value)}; expected a number that a float can hold") from None
     return value  # type: ignore[return-value]  # a NumPy number is one
 
 
@@ -151,14 +152,14 @@ def path(name: str, value: object) -> Path:
     return Path(found)
 
 
-def instance(name: str, value: T, kind: type[Any], expected: str | None = None) -> T:
-    """Return an argument that must be of a class.
+def instance(name: str, value: T, kind: type[Any] | tuple[type[Any], ...], expected: str | None = None) -> T:
+    """Return an argument that must be of a class, or of one of several.
 
     Raises:
         TypeError: If it is not.
     """
     if not isinstance(value, kind):
-        raise TypeError(wrong(name, value, expected or f"a {kind.__name__}"))
+        raise TypeError(wrong(name, value, expected or f"a {getattr(kind, '__name__', kind)}"))
     return value
 
 

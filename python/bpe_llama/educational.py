@@ -221,11 +221,13 @@ class EducationalTokenizer:
         """Return the bytes of ids; ``KeyError`` for an id that no token has."""
         tokens = {index: token for token, index in self.ids.items()}
         tokens |= {index: token.encode() for token, index in self.special_tokens.items()}
-        given = iterator("ids", ids, "an iterable of ids")
-        indices = [integer("an id of ids", index) for index in given]
-        if unknown := [index for index in indices if index not in tokens]:
-            raise KeyError(f"no token has the id {shown(unknown[0])}")
-        return b"".join(tokens[index] for index in indices)
+        found = []
+        for given in iterator("ids", ids, "an iterable of ids"):
+            index = integer("an id of ids", given)
+            if index not in tokens:
+                raise KeyError(f"no token has the id {shown(index)}")
+            found.append(tokens[index])
+        return b"".join(found)
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """Return the text of ids; `errors` says what becomes of bytes that are no UTF-8, as in ``bytes.decode``."""

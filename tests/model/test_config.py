@@ -110,6 +110,7 @@ def test_refusals_name_the_value(changes: dict[str, Any], message: str) -> None:
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; expected a number"),
         ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; expected an integer or a list of them"),
         ({"eos_token_id": [2, "x"]}, "eos_token_id is 'x'; expected an integer"),
+        ({"eos_token_id": [2, None]}, r"eos_token_id is [2, None]; expected an integer or a list of them"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; expected true or false"),
     ],
 )

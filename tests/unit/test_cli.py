@@ -352,3 +352,27 @@ def test_coloured_tokens_join_to_their_text(tok: Tokenizer) -> None:
     assert text.plain.replace("\\x00", "\x00") == "a [bold]b[/bold] c\x00"
     styles = [str(span.style) for span in text.spans]
     assert all(a != b for a, b in itertools.pairwise(styles))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_traceback_and_no_part_of_a_file(tmp_path: Path, closed: str) -> None:
+    """A file that is opened next would take its number, and get what is printed."""
+    text, out = tmp_path / "text.txt", tmp_path / "vocabulary.json"
+    text.write_text("low lower lowest")
+    command = [
+        sys.executable,
+        "-m",
+        "bpe_llama",
+        "train-tokenizer",
+        str(text),
+        "--vocab-size",
+        "258",
+        "--out",
+        str(out),
+    ]
+    for arguments in (command, [*command[:3], "compare", str(out), "--text", str(text)]):
+        script = f'exec "$@" {closed}'
+        done = subprocess.run(["sh", "-c", script, "sh", *arguments], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert Tokenizer.from_file(out).vocab_size == 258

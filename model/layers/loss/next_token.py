@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama._arguments import integer, number
+from bpe_llama._core import shown
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.logits import Finish, Scale
 from bpe_llama.model.layers.loss.linear_cross_entropy import FEWEST_POSITIONS, IGNORED, linear_cross_entropy
@@ -41,10 +43,24 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: i
     if labels_BT.shape != logits_BTV.shape[:-1]:
         raise ValueError(f"labels have shape {tuple(labels_BT.shape)}; expected {tuple(logits_BTV.shape[:-1])}")
     check_labels(labels_BT, logits_BTV.shape[-1])
+    check_items(num_items_in_batch)
     scores_MV, labels_M = logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten().to(logits_BTV.device)
     if num_items_in_batch is None:
         return functional.cross_entropy(scores_MV, labels_M, ignore_index=IGNORED)
     return functional.cross_entropy(scores_MV, labels_M, ignore_index=IGNORED, reduction="sum") / num_items_in_batch
+
+
+def check_items(num_items_in_batch: int | Tensor | None) -> None:
+    """Raise for a divisor of the loss that is no number, nor a tensor of one on some device.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it takes more than 64 bits.
+    """
+    if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() == 1 and not num_items_in_batch.is_meta:
+        return
+    if num_items_in_batch is not None and abs(number("num_items_in_batch", num_items_in_batch)) >= 1 << 63:
+        raise ValueError(f"num_items_in_batch is {shown(num_items_in_batch)}; expected less than 2**63")
 
 
 def labels_within_documents(labels_BT: Tensor, document_ids: Tensor | None) -> Tensor:
@@ -89,8 +105,8 @@ def chunked_next_token_loss(
     (`linear_cross_entropy`); any other, such as one with an adapter or compiled, is computed again in the backward pass
     if there are several chunks.
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
+    chunk_size = None if chunk_size is None else integer("chunk_size", chunk_size, 1)
+    check_items(num_items_in_batch)
     if labels_BT.shape != hidden_BTD.shape[:-1]:
         raise ValueError(f"labels have shape {tuple(labels_BT.shape)}; expected {tuple(hidden_BTD.shape[:-1])}")
     hidden_MD, labels_M = hidden_BTD[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.request import NAMED_TOKENS, prepare
 from bpe_llama.chat.templates import choose_template
@@ -108,10 +109,12 @@ def forced_call(tokenizer: Tokenizer, talk: Conversation) -> dict[str, Any]:
         return {}
     functions = [tool["function"] for tool in talk.tools or ()]
     if not functions:
-        raise bad(f"tool_choice is {talk.tool_choice.removeprefix('name:')!r}, but there are no tools", "tool_choice")
+        raise bad(
+            f"tool_choice is {shown(talk.tool_choice.removeprefix('name:'))}, but there are no tools", "tool_choice"
+        )
     name = talk.tool_choice.removeprefix("name:") if talk.tool_choice.startswith("name:") else None
     if name is not None and all(function["name"] != name for function in functions):
-        raise bad(f"tool_choice names {name!r}, which is not in tools", "tool_choice")
+        raise bad(f"tool_choice names {shown(name)}, which is not in tools", "tool_choice")
     if name is not None:
         functions = [function for function in functions if function["name"] == name]
     template = template_of(tokenizer, True)
@@ -205,5 +208,5 @@ def call_arguments(text: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise bad(f"{where} is {text!r:.100}; expected a JSON object", where, "invalid_value")
+        raise bad(f"{where} is {shown(text)}; expected a JSON object", where, "invalid_value")
     return arguments

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bpe_llama._core import shown
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts, finish_reason
@@ -60,7 +61,7 @@ def conversation(service: Service, request: ChatRequest) -> Conversation:
         variables.setdefault("reasoning_effort", request.reasoning_effort)
     for name in variables:
         if name in prompts.NO_VARIABLES:
-            raise bad(f"chat_template_kwargs holds {name!r}, which is no variable", "chat_template_kwargs")
+            raise bad(f"chat_template_kwargs holds {shown(name)}, which is no variable", "chat_template_kwargs")
     if request.continue_final_message and request.messages[-1].role != "assistant":
         message = "continue_final_message is true, but the last message is not the assistant's"
         raise bad(message, "continue_final_message")

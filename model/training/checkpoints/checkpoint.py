@@ -205,7 +205,7 @@ def load_run(
     state = read_state(checkpoint)
     before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
     names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
-    if changed := [f"{name} was {shown(before[name])} and is {now[name]!r}" for name in names]:
+    if changed := [f"{name} was {shown(before[name])} and is {shown(now[name])}" for name in names]:
         raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
     if state.data not in ("", batches.fingerprint):
         raise ValueError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._arguments import instance, integer, iterator
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.batches import Batch, check_ids, short_hash
 from bpe_llama.model.training.data.rows import Ids, Row, collate
@@ -42,6 +44,19 @@ class Example:
         check_ids(self.ids, vocab_size)
 
 
+def checked_examples(examples: Sequence[Example], kind: type = Example) -> Sequence[Example]:
+    """Return the argument ``examples``, a list of them for another iterable; all must be of a class.
+
+    Raises:
+        TypeError: If it is something else, or holds something else.
+    """
+    expected = f"a list of {kind.__name__}"
+    found = examples if isinstance(examples, list | tuple) else list(iterator("examples", examples, expected))
+    for example in found:
+        instance("examples", example, kind, expected)
+    return found
+
+
 class ExampleBatches:
     """Shuffled batches of examples, padded on the right, over any number of epochs.
 
@@ -58,7 +73,12 @@ class ExampleBatches:
         ((2, 3), 12)
     """
 
+    KIND: ClassVar[type] = Example
+    """The class of the examples."""
+
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int = 0) -> None:
+        examples, batch_size = checked_examples(examples, self.KIND), integer("batch_size", batch_size, 1)
+        seed = integer("seed", seed)
         if not examples:
             raise ValueError("no examples to train on")
         self.examples, self.batch_size, self.seed = examples, batch_size, seed

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._arguments import integer
 from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.batches import Batch, checked_window, short_hash
@@ -93,6 +94,7 @@ class Windows(CorpusRows):
     """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own."""
 
     def __post_init__(self) -> None:
+        integer("window", self.window, 1)
         if len(self.tokens) < self.window:
             of = f"{self.name}: " if self.name else ""
             raise ValueError(f"{of}{len(self.tokens):,} tokens, expected at least one window of {self.window:,}")
@@ -257,6 +259,7 @@ class TokenBatches(RowBatches):
     """
 
     def __init__(self, tokens: Tokens, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
+        seed, batch_size = integer("seed", seed), integer("batch_size", batch_size, 1)
         super().__init__(Windows(tokens, window=window, vocab_size=vocab_size, seed=seed), batch_size)
         self.windows_per_epoch = self.data.rows_per_epoch
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama._corpus.corpus import Corpus, open_corpus
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.training.config import TrainConfig
@@ -75,7 +76,7 @@ def _paths(data: DataSource) -> dict[Path, float | None] | None:
             raise ValueError("no data: expected at least one path and its weight")
         for path, weight in data.items():
             if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight > 0):
-                raise ValueError(f"the weight of {path} is {weight!r}, expected a positive number")
+                raise ValueError(f"the weight of {path} is {shown(weight)}, expected a positive number")
     elif not (isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data)):
         return None
     if len({str(path) for path in data}) < len(data):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
+from bpe_llama._core import shown
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.rows import check_text, has_rows, read_rows
 from bpe_llama._files import PathLike
@@ -92,9 +93,9 @@ def read_labelled(
                 text, value = _text_and_label(row, text_field, label_field)
                 ids = list(tokenizer(text, truncation=False)["input_ids"])
                 if not ids:
-                    raise ValueError(f"{text_field!r} is {text!r:.40}, which has no token to classify")
+                    raise ValueError(f"{text_field!r} is {shown(text)}, which has no token to classify")
                 if labels is not None and str(value) not in labels:
-                    raise ValueError(f"{label_field!r} is {value!r}; expected one of {', '.join(labels)}")
+                    raise ValueError(f"{label_field!r} is {shown(value)}; expected one of {', '.join(labels)}")
             except ValueError as error:
                 bad_rows.skip_or_raise(f"{place}: {error}", error)
                 continue
@@ -117,9 +118,9 @@ def _text_and_label(row: Any, text_field: str, label_field: str) -> tuple[str, s
         raise ValueError(f"expected an object with {text_field!r} and {label_field!r}; its fields are {fields}")
     text, label = row[text_field], row[label_field]
     if not isinstance(text, str):
-        raise ValueError(f"{text_field!r} is {text!r:.40}; expected a text")
+        raise ValueError(f"{text_field!r} is {shown(text)}; expected a text")
     if not isinstance(label, str | int):
-        raise ValueError(f"{label_field!r} is {label!r:.40}; expected a string, an integer or a boolean")
+        raise ValueError(f"{label_field!r} is {shown(label)}; expected a string, an integer or a boolean")
     check_text(text, text_field)
     check_text(label, label_field)
     return text, label
@@ -175,6 +176,8 @@ class LabelledBatches(ExampleBatches):
         >>> batches.batch(0).labels
         array([1, 1])
     """
+
+    KIND: ClassVar[type] = LabelledText
 
     def __init__(self, texts: Sequence[LabelledText], *, batch_size: int, padding: int, seed: int = 0) -> None:
         super().__init__(texts, batch_size=batch_size, seed=seed)  # type: ignore[arg-type]  # they have ids and labels

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bpe_llama._core import shown
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.rows import check_text, has_rows, is_other_table, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends
@@ -59,7 +60,9 @@ def find_formats(paths: Sequence[Path], config: DataConfig) -> dict[Path, str]:
 def _format_of(path: Path, config: DataConfig) -> str:
     if not has_rows(path):
         if config.format not in ("auto", "text"):
-            raise ValueError(f"{path}: format is {config.format!r}; expected a .json, .jsonl or .parquet file for it")
+            raise ValueError(
+                f"{path}: format is {shown(config.format)}; expected a .json, .jsonl or .parquet file for it"
+            )
         if config.format == "auto" and is_other_table(path):
             raise ValueError(
                 f"{path}: rows of {path.suffix} are not read; expected .json, .jsonl, .ndjson or .parquet, or a file "

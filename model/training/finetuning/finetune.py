@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bpe_llama._arguments import boolean, wrong
+from bpe_llama._core import shown
 from bpe_llama._corpus.corpus import open_corpus
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
@@ -93,7 +94,7 @@ def finetune(
     files, out, resume = find_files(texts), Path(out), options.get("resume", False)
     is_text = "text" in find_formats(files, DataConfig(**data)).values()
     if is_text and train_on != DataConfig.train_on:
-        raise ValueError(f"train_on is {train_on!r}, and all of plain text is learned; leave it out")
+        raise ValueError(f"train_on is {shown(train_on)}, and all of plain text is learned; leave it out")
     ranks = start(config.device, config.parallel)
     ranks.on_main(lambda: checkpoint_to_resume(out, resume))  # before this run replaces another run's tokens.npy
     if is_text:

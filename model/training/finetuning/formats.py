@@ -22,6 +22,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bpe_llama._core import shown
 from bpe_llama.chat.request import TOKEN_VARIABLES
 
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt-completion", "text")
@@ -98,13 +99,13 @@ def read_row(row: Any, kind: str) -> Chat | Completion | str:
         ValueError: If a field is missing or has another type; the message names the field and the value.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"expected an object with {_wanted(kind)}, got {row!r:.100}")
+        raise ValueError(f"expected an object with {_wanted(kind)}, got {shown(row)}")
     for field in _REQUIRED[kind]:
         if row.get(field) is None or (field in ("messages", "conversations") and not isinstance(row[field], list)):
             raise ValueError(f"expected an object with {_wanted(kind)}; its fields are {sorted(row)}")
     for field, instead in _REFUSED[kind].items():
         if row.get(field) not in (None, [], ""):
-            raise ValueError(f"{field!r} is {row[field]!r:.100}; {instead}")
+            raise ValueError(f"{field!r} is {shown(row[field])}; {instead}")
     if kind == "messages":
         return Chat(_messages(row["messages"], "messages"), _options(row))
     if kind == "sharegpt":
@@ -115,6 +116,9 @@ def read_row(row: Any, kind: str) -> Chat | Completion | str:
         return _text(row, "text")
     if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
         prompt, completion = (_messages(row[field], field) for field in _REQUIRED[kind])
+        for place, message in enumerate(prompt):
+            if not isinstance(message, dict):
+                raise ValueError(f"message {place} of 'prompt' is {shown(message)}; expected an object with 'role'")
         read = [message | ({"weight": 0} if message.get("role") == "assistant" else {}) for message in prompt]
         return Chat(read + completion, _options(row))
     return Completion(_text(row, "prompt"), _text(row, "completion"))
@@ -129,20 +133,20 @@ def _wanted(kind: str) -> str:
 def _text(row: Mapping[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        raise ValueError(f"{field!r} is {value!r:.100}; expected a text")
+        raise ValueError(f"{field!r} is {shown(value)}; expected a text")
     return value
 
 
 def _messages(value: Any, field: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise ValueError(f"{field!r} is {value!r:.100}; expected a list of messages")
+        raise ValueError(f"{field!r} is {shown(value)}; expected a list of messages")
     for place, message in enumerate(value):
         if isinstance(message, dict):
             if message.get("function_call"):
                 raise ValueError(f"message {place}: 'function_call' is OpenAI's older spelling; expected 'tool_calls'")
             for number, part in enumerate(message["content"] if isinstance(message.get("content"), list) else ()):
                 if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                    raise ValueError(f"message {place}: part {number} is {part!r:.100}; expected one of type 'text'")
+                    raise ValueError(f"message {place}: part {number} is {shown(part)}; expected one of type 'text'")
     return value
 
 
@@ -150,7 +154,7 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables of the chat template in a row, except its messages."""
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
-        raise ValueError(f"'chat_template_kwargs' is {options!r:.100}; expected an object")
+        raise ValueError(f"'chat_template_kwargs' is {shown(options)}; expected an object")
     for name in TOKEN_VARIABLES & options.keys():
         raise ValueError(f"'chat_template_kwargs' sets {name!r}; a row cannot change the tokenizer's special tokens")
     tools = row.get("tools")
@@ -158,11 +162,11 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
         try:
             tools = json.loads(tools) if tools.strip() else None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"'tools' is {tools!r:.100}, not valid JSON ({error})") from None
+            raise ValueError(f"'tools' is {shown(tools)}, not valid JSON ({error})") from None
     if tools is None:
         return options
     if not isinstance(tools, list):
-        raise ValueError(f"'tools' is {tools!r:.100}; expected a list of schemas")
+        raise ValueError(f"'tools' is {shown(tools)}; expected a list of schemas")
     return options | {"tools": tools}
 
 
@@ -179,13 +183,13 @@ def _sharegpt(row: Mapping[str, Any]) -> Chat:
 
 def _sharegpt_turn(turn: Any, place: int) -> dict[str, Any]:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise ValueError(f"message {place} is {turn!r:.100}; expected an object with 'from' and 'value'")
+        raise ValueError(f"message {place} is {shown(turn)}; expected an object with 'from' and 'value'")
     role = _ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
     if role is None:
-        raise ValueError(f"message {place}: 'from' is {turn['from']!r:.100}; expected one of {sorted(_ROLES)}")
+        raise ValueError(f"message {place}: 'from' is {shown(turn['from'])}; expected one of {sorted(_ROLES)}")
     content = turn["value"]
     if not isinstance(content, str):
-        raise ValueError(f"message {place}: 'value' is {content!r:.100}; expected a text")
+        raise ValueError(f"message {place}: 'value' is {shown(content)}; expected a text")
     message: dict[str, Any] = {"role": role, "content": content}
     if turn["from"] == "function_call":
         try:
@@ -200,8 +204,9 @@ def _sharegpt_turn(turn: Any, place: int) -> dict[str, Any]:
 def _alpaca(row: Mapping[str, Any]) -> Chat:
     messages = [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
     history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise ValueError(f"'history' is {history!r:.100}; expected a list of pairs of texts")
+    pairs = isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)
+    if not pairs or not all(isinstance(text, str) for turn in history for text in turn):
+        raise ValueError(f"'history' is {shown(history)}; expected a list of pairs of texts")
     question = _text(row, "instruction")
     if row.get("input"):
         question += "\n" + _text(row, "input")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from bpe_llama._core import shown
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama.chat import TRAIN_ON
 from bpe_llama.model.training.config import TrainConfig
@@ -37,9 +38,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuse unknown values by name."""
         if self.format not in ("auto", *FORMATS):
-            raise ValueError(f"format is {self.format!r}; expected auto, {', '.join(FORMATS)}")
+            raise ValueError(f"format is {shown(self.format)}; expected auto, {', '.join(FORMATS)}")
         if self.train_on not in TRAIN_ON:
-            raise ValueError(f"train_on is {self.train_on!r}; expected {', '.join(TRAIN_ON)}")
+            raise ValueError(f"train_on is {shown(self.train_on)}; expected {', '.join(TRAIN_ON)}")
         BadRows(self.on_error)
 
 

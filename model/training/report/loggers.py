@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from bpe_llama._core import shown
 from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
@@ -73,7 +74,7 @@ class Tracker(Logger):
 def logger_named(name: str) -> Logger:
     """Return the logger with this name, one of `LOGGERS`; an `ImportError` names the extra that is not installed."""
     if name not in LOGGERS:
-        raise ValueError(f"logger is {name!r}, expected {', '.join(LOGGERS[:-1])} or {LOGGERS[-1]}")
+        raise ValueError(f"logger is {shown(name)}, expected {', '.join(LOGGERS[:-1])} or {LOGGERS[-1]}")
     return TensorBoard() if name == "tensorboard" else Tracker(name)
 
 

@@ -25,6 +25,7 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
 
     Raises:
         FileNotFoundError: If nothing matches; the message names the path or pattern.
+        OSError: If a symbolic link leads back to a folder that holds it: there would be no end of files.
         ValueError: If ``paths`` is empty or a pattern is broken.
 
     Examples:
@@ -42,7 +43,7 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
         if str(pattern).startswith("hf://"):
             raise ValueError(f"{pattern}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
         try:
-            found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
+            found.update(dict.fromkeys(_matching(os.path.expanduser(os.fspath(pattern)))))
         except FileNotFoundError:
             if os.path.isdir(os.path.expanduser(pattern)):
                 why = "the folder holds no files; hidden ones do not count"
@@ -52,6 +53,45 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
                 why = "no such file or folder"
             raise FileNotFoundError(errno.ENOENT, why, os.fspath(pattern)) from None
     return list(found)
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Return the sorted files of a path or pattern; a file of this name takes precedence over the pattern."""
+    if not os.path.exists(pattern):
+        before, any_depth, _ = pattern.partition("**")
+        if any_depth:  # the folder that is searched, which exists, or nothing is found
+            folder = before if not before or before.endswith(os.sep) else os.path.dirname(before)
+            if not set("*?[") & set(folder) and os.path.isdir(folder or os.curdir):
+                for _ in _files_below(folder or os.curdir, hidden=True):
+                    pass
+        return [Path(path) for path in expand_paths(pattern)]
+    files = [Path(path) for path in _files_below(pattern)] if os.path.isdir(pattern) else [Path(pattern)]
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
+    return sorted(files, key=lambda path: [os.fsencode(part) for part in path.parts])
+
+
+def _files_below(folder: str, hidden: bool = False) -> Iterator[str]:
+    """Yield the paths of the files below a folder. Links to folders are followed.
+
+    Raises:
+        OSError: If a link leads back to a folder that holds it.
+    """
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while folders:
+        path, above = folders.pop()
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in above:
+            raise OSError(errno.ELOOP, "a symbolic link leads back to a folder that holds it", path)
+        within = above | {(status.st_dev, status.st_ino)}
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") and not hidden:
+                    continue
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    folders.append((entry.path, within))
+                else:
+                    yield entry.path
 
 
 def read_whole(path: Path, largest: int = LARGEST_TEXT) -> bytearray:

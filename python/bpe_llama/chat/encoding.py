@@ -266,13 +266,27 @@ class _Encoder:
     def encode(self, text: str, before: str = "") -> list[int]:
         """Return the ids of rendered text, or of a part of it that follows the text ``before``."""
         if not before and self._is_own(text):
-            return self.tokenizer.encode(untraced(text), allowed_special="all")
+            ids = self.tokenizer.encode(untraced(text), allowed_special="all")
+            if self._are_own(ids, text):
+                return ids
         return [token_id for part in self._encode_parts(text, before) for token_id in part[1]]
 
     def _is_own(self, text: str) -> bool:
         """Return whether all special tokens in a text are the template's own."""
         own = self.special.finditer(own_text(text, self.filler))
         return [found.span() for found in own] == [found.span() for found in self.special.finditer(text)]
+
+    def _are_own(self, ids: list[int], text: str) -> bool:
+        """Return whether the special tokens among the ids of a text are those that it spells as its own.
+
+        A normalizer can spell another: of lower case, for a message in capitals.
+        """
+        if not self.tokenizer.normalizes_added_tokens:
+            return True
+        special = self.tokenizer.special_tokens
+        known = set(special.values())
+        found = [token_id for token_id in ids if token_id in known]
+        return found == [special[own[0]] for own in self.special.finditer(own_text(text, self.filler))]
 
     def _encode_parts(self, text: str, before: str) -> Iterable[tuple[str, list[int]]]:
         """Yield special tokens and the text between them, and their ids."""
@@ -294,10 +308,12 @@ class _Encoder:
         is_answer = bytearray(len(text) + 1)
         for begin, end in rendered.find_answers():
             is_answer[begin:end] = b"\1" * (end - begin)
+        found = None
         if self._is_own(text):
-            ids, offsets = self.tokenizer.encode_with_offsets(untraced(text), allowed_special="all")
-        else:
-            ids, offsets = self._encode_with_offsets(text)
+            found = self.tokenizer.encode_with_offsets(untraced(text), allowed_special="all")
+        if found is None or not self._are_own(found[0], text):
+            found = self._encode_with_offsets(text)
+        ids, offsets = found
         return EncodedChat(ids, [is_answer.find(1, start, max(end, start + 1)) >= 0 for start, end in offsets])
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -48,6 +48,10 @@ class ChatTokenizer(Protocol):
     def added_tokens(self) -> dict[str, int]:
         """Special tokens and other added tokens to id."""
 
+    @property
+    def normalizes_added_tokens(self) -> bool:
+        """Whether added tokens may be looked for in normalized text."""
+
     def encode(self, text: str, *, allowed_special: Iterable[str] = ...) -> list[int]:
         """Return the ids of a text."""
 

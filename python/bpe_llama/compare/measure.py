@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from bpe_llama._arguments import instance
+from bpe_llama._core import shown
 from bpe_llama.compare.others import OtherTokenizer
 from bpe_llama.tokenizer import Tokenizer
 
@@ -107,6 +109,9 @@ def compare(tokenizers: Mapping[str, Tokenizer | OtherTokenizer], texts: Iterabl
         >>> [(row.tokens, row.fertility, row.single_bytes) for row in found.figures[0]]
         [(7, 3.5, 7), (4, 2.0, 1)]
     """
+    instance("tokenizers", tokenizers, Mapping, "a mapping of names to tokenizers")
+    for name, tokenizer in tokenizers.items():
+        instance(f"tokenizers[{shown(name)}]", tokenizer, (Tokenizer, OtherTokenizer), "a Tokenizer")
     if not tokenizers:
         raise ValueError("there is no tokenizer to compare")
     named = list(texts)

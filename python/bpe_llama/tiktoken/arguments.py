@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any, TypedDict
 
 from bpe_llama._arguments import integer, wrong
 from bpe_llama._core import shown
+
+_MOST_CHECKED = 1 << 20
+"""Ids of which one that is out of range is looked for, after one is not known: `range(10**12)` has many."""
 
 
 class Specials(TypedDict):
@@ -79,7 +83,7 @@ def check_sequence(tokens: object) -> None:
 
 
 def refuse_large(tokens: Sequence[int]) -> None:
-    """Raise `OverflowError` if an id is negative or does not fit into 32 bits."""
-    for token in tokens:
+    """Raise `OverflowError` if an id is negative or does not fit into 32 bits; of many ids, one of the first."""
+    for token in islice(tokens, _MOST_CHECKED):
         if not 0 <= int(token) < 2**32:
             raise OverflowError(f"id {shown(token)} is out of range; expected 0 to {2**32 - 1}") from None

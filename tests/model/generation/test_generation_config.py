@@ -336,6 +336,8 @@ def test_stop_strings_of_the_file_end_a_text_unless_others_are_given() -> None:
         assert model.generate(torch.tensor([[97]]), **options).tolist() == [[97, 98, 98, 98]]
     with pytest.raises(ValueError, match=r"stop_strings is \[5\]; expected a string or a list"):
         GenerationConfig({"stop_strings": [5]})
+    with pytest.raises(ValueError, match=r"stop_strings is 0; expected a string or a list"):  # false, but not absent
+        GenerationConfig({"stop_strings": 0})
 
 
 def test_a_folder_with_a_tokenizer_that_names_no_ends_ends_where_its_configs_say(tmp_path: Path) -> None:

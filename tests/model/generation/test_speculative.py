@@ -64,7 +64,7 @@ def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
         generate_speculative(model, ids[0], num_speculative_tokens=0)
     with pytest.raises(ValueError, match="draft model has 98 ids, the model 97"):
         ModelDraft(tiny_model(vocab_size=98), model)
-    with pytest.raises(ValueError, match="max_ngram is 0 and min_ngram 2"):
+    with pytest.raises(ValueError, match="max_ngram is 0; expected at least 1"):
         PromptLookupDraft(0)
     engine = Engine(model, 2)
     sequences = engine.prefill([[4], [5]], [GenerationOptions(eos_id=())] * 2)

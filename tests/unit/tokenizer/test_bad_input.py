@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from bpe_llama import Sampler, Tokenizer, WordCounts
 from bpe_llama._core import Linear
+from bpe_llama.educational import EducationalTokenizer
 
 BYTES = {bytes([b]): b for b in range(256)}
 
@@ -292,6 +293,7 @@ def test_no_memory_is_a_memory_error() -> None:
 import itertools, resource
 import numpy as np
 from bpe_llama import Sampler, Tokenizer
+from bpe_llama.educational import EducationalTokenizer
 tok = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)} | {b"ab" * 10**5: 256})
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (48 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
@@ -365,3 +367,11 @@ def test_the_json_beside_a_tiktoken_file_is_taken_as_it_is(tmp_path: Path, besid
     with pytest.raises(ValueError, match="expected an object with pattern and special_tokens") as caught:
         Tokenizer.from_file(path)
     assert complaint in str(caught.value)
+
+
+def test_ids_are_read_up_to_the_first_unknown_one() -> None:
+    """A range of 10**12 ids took hours."""
+    tok = Tokenizer.train_from_iterator(["low"], 258, progress=False)
+    for decode in (tok.decode, tok.as_tiktoken().decode, EducationalTokenizer.from_tokenizer(tok).decode):
+        with pytest.raises(KeyError):
+            decode(range(10**12))

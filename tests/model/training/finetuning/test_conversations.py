@@ -309,6 +309,11 @@ def _saved(tokenizer: Tokenizer, folder: Path) -> Path:
         ({"conversations": [{"from": "function_call", "value": "f"}]}, "message 0: the call 'f' is not valid JSON"),
         ({"instruction": "a", "output": 3}, "3.*; expected a text|'output' is 3"),
         ({"instruction": "a", "output": "b", "history": "c"}, "'history' is 'c'; expected a list of pairs"),
+        ({"instruction": "a", "output": "b", "history": [["c", [None]]]}, "'history' is .*; expected a list of pairs"),
+        (
+            {"prompt": [None], "completion": [{"role": "assistant", "content": "b"}]},
+            "message 0 of 'prompt' is None; expected an object",
+        ),
         ({"prompt": "a", "completion": ["b"]}, "'prompt' is 'a'; expected a list of messages"),
         ({"prompt": "a", "completion": 3}, "'completion' is 3; expected a text"),
     ],

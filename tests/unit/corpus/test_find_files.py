@@ -1,0 +1,55 @@
+"""Which files are a corpus: of folders, patterns and names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpe_llama import WordCounts
+from bpe_llama._corpus.files import find_files
+
+needs_links = pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.txt", "a.txt", "sub/c.txt", "sub/.hidden/d.txt", ".e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("low")
+    return tmp_path
+
+
+def test_files_of_a_folder_are_sorted_and_hidden_ones_left_out(folder: Path) -> None:
+    assert find_files(folder) == [folder / "a.txt", folder / "b.txt", folder / "sub/c.txt"]
+    assert find_files(folder / ".e.txt") == [folder / ".e.txt"]
+    assert find_files(f"{folder}/**/c*.txt") == [folder / "sub/c.txt"]
+
+
+@needs_links
+@pytest.mark.parametrize("pattern", ["", "/", "/**", "/**/*.txt"])
+def test_links_to_the_folder_itself_end_in_an_error(folder: Path, pattern: str) -> None:
+    """Two of them made 2**40 paths, in which no Ctrl-C was seen."""
+    for name in ("one", "two"):
+        (folder / "sub" / name).symlink_to("..")
+    with pytest.raises(OSError, match=r"a symbolic link leads back to a folder that holds it: .*(one|two)") as caught:
+        find_files(f"{folder}{pattern}")
+    assert len(str(caught.value)) < 400
+
+
+@needs_links
+def test_links_to_other_folders_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "f.txt").write_text("low")
+    (folder / "sub" / "other").symlink_to(other)
+    assert folder / "sub/other/f.txt" in find_files(folder)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode")
+def test_a_name_that_is_no_unicode_is_one_of_a_file(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt"))
+    path.write_text("low")
+    assert find_files(path) == find_files(tmp_path) == [path]
+    assert WordCounts.from_files(path, progress=False).most_common() == [(b"low", 1)]
