@@ -1,5 +1,6 @@
 //! The one error type of the crate.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// The result of every fallible function of this crate.
@@ -47,6 +48,15 @@ pub(crate) fn shortened(text: &str) -> String {
     match text.char_indices().nth(160) {
         Some((end, _)) => format!("{} ...", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+/// Returns the message of a parser, which may quote a long value of the file: its beginning and its end.
+pub(crate) fn quoting(error: &impl Display) -> String {
+    let message = error.to_string();
+    match message.char_indices().nth_back(119) {
+        Some((end, _)) if message.chars().count() > 300 => format!("{} {}", shortened(&message), &message[end..]),
+        _ => message,
     }
 }
 

@@ -18,10 +18,11 @@ use crate::named::{Argument, shown, wrong_type, wrong_value};
 /// Returns the items of an argument, as many as memory holds: an iterator can be endless.
 ///
 /// # Errors
-/// The first error of an item; `MemoryError` naming the argument.
-pub(crate) fn collect<T>(name: &str, items: impl Iterator<Item = PyResult<T>>) -> PyResult<Vec<T>> {
+/// The first error of an item; `MemoryError` naming the argument; what a signal's handler raises.
+pub(crate) fn collect<T>(py: Python<'_>, name: &str, items: impl Iterator<Item = PyResult<T>>) -> PyResult<Vec<T>> {
     let mut all = Vec::new();
     for item in items {
+        check_at(py, all.len())?;
         let item = item?;
         if all.len() == all.capacity() {
             reserve(name, &mut all, 1)?;
@@ -50,7 +51,7 @@ impl<'py, T: FromPyObjectOwned<'py>> FromPyObject<'_, 'py> for List<T> {
 
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let items = value.try_iter()?.map(|item| item?.extract().map_err(Into::into));
-        collect("a list", items).map(Self)
+        collect(value.py(), "a list", items).map(Self)
     }
 }
 
@@ -79,7 +80,7 @@ impl<'py> Argument<'_, 'py> for Specials {
             token.cast::<PyString>().map_err(|_| wrong_type(name, expected, value))?;
             String::read(name, &token)
         };
-        collect(name, tokens.map(token)).map(Self::Only)
+        collect(value.py(), name, tokens.map(token)).map(Self::Only)
     }
 }
 
@@ -176,13 +177,10 @@ impl<'py> Argument<'_, 'py> for IdRows<'py> {
 impl<'py> IdRows<'py> {
     /// Returns the results of `work` for all rows. A `TypeError` or `KeyError` names the row.
     pub(crate) fn map<R>(self, mut work: impl FnMut(&Bound<'py, PyAny>) -> PyResult<R>) -> PyResult<Vec<R>> {
+        let py = self.0.py();
         let numbered = self.0.enumerate();
-        let work = |(i, row): (usize, PyResult<Bound<'py, PyAny>>)| {
-            let row = row?;
-            check_at(row.py(), i)?;
-            work(&row).map_err(|error| in_row(row.py(), i, error))
-        };
-        collect("batch", numbered.map(work))
+        let work = |(i, row): (usize, PyResult<Bound<'py, PyAny>>)| work(&row?).map_err(|error| in_row(py, i, error));
+        collect(py, "batch", numbered.map(work))
     }
 }
 

@@ -223,7 +223,7 @@ impl PyLinear {
             }
         };
         let arrays = matrices.try_iter().map_err(|_| wrong_type("matrices", "a list of arrays", matrices))?;
-        let matrices = collect("matrices", arrays.map(|array| Arrays::extract(&array?)))?;
+        let matrices = collect(py, "matrices", arrays.map(|array| Arrays::extract(&array?)))?;
         let linear = Self { matrices, norm, eps, gate, bytes: 0 };
         let matrices = linear.matrices(py)?;
         let bytes = matrices.iter().map(Matrix::bytes).sum();

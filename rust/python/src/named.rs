@@ -182,6 +182,6 @@ impl<'a, 'py, T: Argument<'a, 'py>> Argument<'a, 'py> for Option<T> {
 impl<'a, 'py, T: for<'item> Argument<'item, 'py>> Argument<'a, 'py> for Vec<T> {
     fn read(name: &str, value: &'a Bound<'py, PyAny>) -> PyResult<Self> {
         let items = value.try_iter().map_err(|_| wrong_type(name, "a list", value))?.enumerate();
-        collect(name, items.map(|(index, item)| T::read(&format!("{name}[{index}]"), &item?)))
+        collect(value.py(), name, items.map(|(index, item)| T::read(&format!("{name}[{index}]"), &item?)))
     }
 }

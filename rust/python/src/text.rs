@@ -9,7 +9,6 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PySlice, PyString};
 
 use crate::arguments::{collect, reserve};
-use crate::interrupt::check_at;
 use crate::named::{Argument, wrong_type};
 
 /// Characters from which on a `str` is read in parts.
@@ -97,11 +96,9 @@ impl<'py> Argument<'_, 'py> for Texts {
             return Err(wrong_type(name, "an iterable of str, such as a list of one", value));
         }
         let texts = value.try_iter().map_err(|_| wrong_type(name, "an iterable of str", value))?.enumerate();
-        let texts = texts.map(|(index, text)| {
-            check_at(value.py(), index)?;
-            Text::of(&text?, |text| wrong_type(&format!("{name}[{index}]"), "a str", text))
-        });
-        collect(name, texts).map(Self)
+        let texts =
+            texts.map(|(index, text)| Text::of(&text?, |text| wrong_type(&format!("{name}[{index}]"), "a str", text)));
+        collect(value.py(), name, texts).map(Self)
     }
 }
 

@@ -375,3 +375,20 @@ def test_ids_are_read_up_to_the_first_unknown_one() -> None:
     for decode in (tok.decode, tok.as_tiktoken().decode, EducationalTokenizer.from_tokenizer(tok).decode):
         with pytest.raises(KeyError):
             decode(range(10**12))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("added_tokens", r'not a tokenizer.json: invalid type: string "aaa.* expected .* at line 1 column \d+$'),
+        ("model", r'tokenizer.json: model: invalid type: string "aaa.* expected .* at line 1 column \d+$'),
+        ("normalizer", "tokenizer.json: normalizer is "),
+        ("post_processor", "tokenizer.json: post_processor is "),
+    ],
+)
+def test_a_message_quotes_the_ends_of_a_long_value(tmp_path: Path, field: str, message: str) -> None:
+    file = json.loads(Tokenizer.train_from_iterator(["low"], 257, progress=False).to_huggingface())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file | {field: "a" * 100_000}))
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert len(str(caught.value)) < 1000

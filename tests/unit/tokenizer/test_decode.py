@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpe_llama import Tokenizer
+from bpe_llama import Sampler, Tokenizer
 
 
 def test_decode_replaces_what_is_no_utf8(bytes_only: Tokenizer) -> None:
@@ -157,7 +157,17 @@ def test_decoding_ends_at_the_first_unknown_id(bytes_only: Tokenizer) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no timer signal")
-def test_an_iterable_without_end_can_be_interrupted(bytes_only: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda tok: tok.decode(itertools.repeat(72, 10**9)),
+        lambda tok: tok.encode("a", allowed_special=itertools.repeat("<s>")),
+        lambda _: Sampler().sample(np.zeros(8, np.float32), history=range(10**12)),
+        lambda _: Sampler().sample(np.zeros((1, 8), np.float32), seeds=itertools.count()),
+        lambda _: Sampler(banned_ids=itertools.repeat(1)),
+    ],
+)
+def test_an_iterable_without_end_can_be_interrupted(bytes_only: Tokenizer, call: Callable[[Tokenizer], object]) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -165,7 +175,7 @@ def test_an_iterable_without_end_can_be_interrupted(bytes_only: Tokenizer) -> No
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            bytes_only.decode(itertools.repeat(72, 10**9))
+            call(bytes_only)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

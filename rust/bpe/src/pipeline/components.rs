@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::model::ModelOptions;
 use crate::Result;
-use crate::error::shortened;
+use crate::error::{quoting, shortened};
 
 /// Normalizes text; offsets remain those of the original text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -323,7 +323,7 @@ pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> R
     }
     serde_json::from_value(value)
         .map(Some)
-        .map_err(|error| malformed!("tokenizer.json: {field} is {shown}: {error}; this is not supported"))
+        .map_err(|error| malformed!("tokenizer.json: {field} is {shown}: {}; this is not supported", quoting(&error)))
 }
 
 /// Returns whether a component and those of its sequence are objects: serde reads a list, too, as the fields in their

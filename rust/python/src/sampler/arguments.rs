@@ -93,7 +93,7 @@ fn read_histories(history: &Bound<'_, PyAny>, is_batch: bool) -> PyResult<Vec<Ve
         return Ok(vec![read("history", history)?]);
     }
     let rows = history.try_iter().map_err(|_| not_a_sequence("history", history, "rows of ints"))?;
-    collect("history", rows.map(|row| read("a row of history", &row?)))
+    collect(history.py(), "history", rows.map(|row| read("a row of history", &row?)))
 }
 
 /// Returns the elements of a sequence of ints that fit `T`; `expected` describes them in errors.
@@ -102,7 +102,7 @@ where
     T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
 {
     let elements = values.try_iter().map_err(|_| not_a_sequence(name, values, "ints"))?;
-    collect(name, elements.map(|element| read_element(name, &element?, expected)))
+    collect(values.py(), name, elements.map(|element| read_element(name, &element?, expected)))
 }
 
 fn read_element<'py, T>(name: &str, element: &Bound<'py, PyAny>, expected: &str) -> PyResult<T>

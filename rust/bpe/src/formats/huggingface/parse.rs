@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use hashbrown::HashMap;
 
 use super::schema::{File, Kind, Merge, Model, Own};
+use crate::error::quoting;
 use crate::pipeline::components::{self, PostProcessor};
 use crate::pipeline::{Components, ModelOptions};
 use crate::{AddedToken, Result};
@@ -27,13 +28,14 @@ pub(super) struct Parsed<'a> {
 ///
 /// [`Tokenizer::to_own_json`]: crate::Tokenizer::to_own_json
 pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) -> Result<R>) -> Result<R> {
-    let file: File<'_> = serde_json::from_slice(json).map_err(|error| malformed!("not a tokenizer.json: {error}"))?;
+    let file: File<'_> =
+        serde_json::from_slice(json).map_err(|error| malformed!("not a tokenizer.json: {}", quoting(&error)))?;
     if let Some(version) = file.version.filter(|version| version != "1.0") {
         return Err(malformed!("tokenizer.json: version is {version:?}; expected \"1.0\""));
     }
     require_bpe(file.model.get())?;
-    let model: Model<'_> =
-        serde_json::from_str(file.model.get()).map_err(|error| malformed!("tokenizer.json: model: {error}"))?;
+    let model: Model<'_> = serde_json::from_str(file.model.get())
+        .map_err(|error| malformed!("tokenizer.json: model: {}", quoting(&error)))?;
     if let Some(dropout) = model.dropout.filter(|dropout| !(0.0..=1.0).contains(dropout)) {
         return Err(malformed!("tokenizer.json: model.dropout is {dropout}; expected 0 to 1"));
     }
@@ -97,7 +99,8 @@ fn affix(field: &str, affix: Option<String>) -> Result<Option<String>> {
 
 /// Refuses models other than BPE with a message that explains the model.
 fn require_bpe(model: &str) -> Result<()> {
-    let kind: Kind<'_> = serde_json::from_str(model).map_err(|error| malformed!("tokenizer.json: model: {error}"))?;
+    let kind: Kind<'_> =
+        serde_json::from_str(model).map_err(|error| malformed!("tokenizer.json: model: {}", quoting(&error)))?;
     let what = match kind.r#type.as_deref() {
         Some("BPE") => return Ok(()),
         None if kind.merges.is_some() => return Ok(()),
