@@ -1231,7 +1231,14 @@ def cross_entropy(
 class TokenFile:
     """A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it."""
 
-    def __new__(cls, tokenizer: Tokenizer, path: _PathLike, end: int | None, num_threads: int | None) -> Self: ...
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        path: _PathLike,
+        end: int | None,
+        num_threads: int | None,
+        allowed_special: Iterable[str],
+    ) -> Self: ...
     def add_files(
         self,
         paths: Sequence[_PathLike],
@@ -1261,6 +1268,7 @@ class DocumentEncoder:
         begins: Sequence[int],
         ends: Sequence[int],
         num_threads: int | None,
+        allowed_special: Iterable[str],
     ) -> Self: ...
     def next_batch(self) -> _EncodedDocuments | None:
         """Return the next documents as four arrays, or `None` after the last one.

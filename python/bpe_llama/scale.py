@@ -303,6 +303,7 @@ def encode_corpus(
     field: str = "text",
     on_error: str = "raise",
     shard_tokens: int = 100_000_000,
+    allowed_special: Iterable[str] | str = (),
     progress: ProgressOption = None,
 ) -> TokenShards:
     """Return the token shards that Ray's workers write to a folder: the ids and documents of one machine, in order.
@@ -321,6 +322,7 @@ def encode_corpus(
         field: Likewise.
         on_error: Likewise. The warning names the first row of one worker.
         shard_tokens: Likewise.
+        allowed_special: Likewise.
         progress: Likewise, in steps of one worker's files.
 
     Warns:
@@ -334,12 +336,14 @@ def encode_corpus(
     import ray.data
 
     from bpe_llama._corpus.encode_corpus import Corpus
+    from bpe_llama._corpus.token_files import checked_specials
 
     all_bad_rows = BadRows(on_error)
     begins, ends = tokenizer.ids_around_documents(bos, eos)
     files = [path.absolute() for path in find_files(paths)]
+    allowed = checked_specials(tokenizer, allowed_special)
     corpus = Corpus(
-        tokenizer, files, None, Path(out).absolute(), begins, ends, separator, field, on_error, shard_tokens
+        tokenizer, files, None, Path(out).absolute(), begins, ends, separator, field, on_error, shard_tokens, allowed
     )
     parts = corpus.parts()
     sizes = [sum(files[number].stat().st_size for number in part) for part in parts]

@@ -1,7 +1,8 @@
 """Every way of installing holds the model, the types and the licence, and no litter.
 
-The wheel, the sdist and the wheel made from that sdist are built here, with a shared cargo folder and our crates without
-optimization; they take a minute, so the test is marked slow. The editable install is the one that runs these tests.
+The wheel, the sdist and the wheel made from that sdist are built here, with a shared cargo folder and our crates
+without optimization; they take a minute, so the test is marked slow. The editable install is the one that runs these
+tests.
 """
 
 from __future__ import annotations

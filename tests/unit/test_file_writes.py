@@ -83,7 +83,7 @@ def test_a_file_too_large_for_memory_is_refused_before_it_is_read(tmp_path: Path
 
 WRITERS_OF_ONE_FILE: dict[str, Callable[[Path, Tokenizer], Any]] = {
     "counts": lambda path, _: WordCounts.from_iterator(["a"], progress=False).save(path),
-    "ids": lambda path, tok: TokenFile(tok, path, None, 1),
+    "ids": lambda path, tok: TokenFile(tok, path, None, 1, ()),
     "text": lambda path, _: write_text(path, "a"),
     "tiktoken": lambda path, tok: tok.save_tiktoken(path),
 }
@@ -235,7 +235,7 @@ if sys.argv[2] == "python":
 else:
     tok = Tokenizer.train_from_iterator(["abab"] * 9, 258, progress=False)
     from bpe_llama._core import TokenFile
-    file = TokenFile(tok, str(folder / "ids.npy"), None, 1)
+    file = TokenFile(tok, str(folder / "ids.npy"), None, 1, ())
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -302,7 +302,7 @@ def save_text(path: Path) -> None:
 
 def save_ids(path: Path) -> None:
     tok = Tokenizer.train_from_iterator(["abab"] * 9, 258, progress=False)
-    file = TokenFile(tok, str(path), None, 1)
+    file = TokenFile(tok, str(path), None, 1, ())
     try:
         file.add_texts(["xy" * 100_000])
         file.finish()

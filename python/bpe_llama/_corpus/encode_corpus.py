@@ -87,6 +87,7 @@ class Corpus:
     field: str
     on_error: str
     shard_tokens: int
+    allowed_special: Iterable[str]
 
     @classmethod
     def of(
@@ -232,7 +233,7 @@ class Corpus:
     ) -> Generator[Batch, None, None]:
         """Yield the documents of the files, or of the data set, from `start` on."""
         reading = reading_of(self.separator, self.field, bad_rows)
-        around = (list(self.begins), list(self.ends), num_threads)
+        around = (list(self.begins), list(self.ends), num_threads, self.allowed_special)
         if self.dataset is not None:
             encoder = DocumentEncoder(self.tokenizer, [], reading, *around)
             for texts, row in self.dataset.texts(self.field, start.documents, bad_rows):
@@ -286,6 +287,7 @@ class Corpus:
             "field": self.field,
             "on_error": self.on_error,
             "shard_tokens": self.shard_tokens,
+            "allowed_special": self.allowed_special,
             "on_ray": on_ray,
             "dataset": None if self.dataset is None else self.dataset.described(),
             "files": files,

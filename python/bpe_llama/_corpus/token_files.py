@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from bpe_llama._arguments import path as checked_path
+from bpe_llama._arguments import strings
 from bpe_llama._core import TokenFile, shown
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
+from bpe_llama._corpus.shards import dtype_of
 from bpe_llama._files import PathLike, atomic_write
 from bpe_llama._progress import ProgressOption, reporting
 
@@ -32,6 +34,7 @@ def encode_files(
     bad_rows: BadRows,
     num_threads: int | None,
     progress: ProgressOption,
+    allowed_special: Iterable[str] = (),
 ) -> int:
     """Return the number of ids written: ``begins``, a document, ``ends``, and so on.
 
@@ -63,7 +66,7 @@ def encode_files(
                     done += sum(sizes[path] for path in group)
                     report_more("encode", 0, total)
 
-    return write_documents(tokenizer, Path(out), begins, ends, num_threads, write)
+    return write_documents(tokenizer, Path(out), begins, ends, num_threads, write, allowed_special)
 
 
 def begins_and_ends(tokenizer: CoreTokenizer) -> tuple[list[int], list[int]]:
@@ -80,6 +83,20 @@ def begins_and_ends(tokenizer: CoreTokenizer) -> tuple[list[int], list[int]]:
     return before, after
 
 
+def checked_specials(tokenizer: CoreTokenizer, allowed_special: Iterable[str] | str) -> list[str] | str:
+    """Return an `allowed_special` that can be used several times and written as JSON.
+
+    Raises:
+        TypeError: If it is no collection of texts.
+        ValueError: If it names no special token.
+    """
+    if not isinstance(allowed_special, str):
+        expected = '"all" or a collection of special tokens'
+        allowed_special = sorted(set(strings("allowed_special", allowed_special, expected)))
+    tokenizer.encode_batch([], allowed_special=allowed_special)
+    return allowed_special
+
+
 def write_documents(
     tokenizer: CoreTokenizer,
     out: Path,
@@ -87,30 +104,25 @@ def write_documents(
     ends: Sequence[int],
     num_threads: int | None,
     write: Callable[[TokenFile], None],
+    allowed_special: Iterable[str] = (),
 ) -> int:
     """Return the number of ids in a `.npy` file of the documents that `write` adds, with `begins` and `ends` around."""
     if not begins and len(ends) < 2:
-        return _write(tokenizer, out, ends[0] if ends else None, num_threads, write)
+        end = ends[0] if ends else None
+        return _write(TokenFile(tokenizer, out, end, num_threads, allowed_special), write)
     # The core appends one id to a document. Here it is a mark, an id that no text has, to be replaced by all of them.
-    mark = tokenizer.vocab_size if tokenizer.vocab_size != 1 << 16 else [*begins, *ends][0]
+    mark = tokenizer.vocab_size
     with atomic_write(out) as temporary:
         marked = temporary.with_suffix(".marked.npy")
         try:
-            if not _write(tokenizer, marked, mark, num_threads, write):
-                return _write(tokenizer, temporary, None, num_threads, lambda _: None)
+            if not _write(TokenFile(tokenizer, marked, mark, num_threads, allowed_special), write):
+                return _write(TokenFile(tokenizer, temporary, None, num_threads, ()), lambda _: None)
             return _replace_marks(marked, temporary, mark, begins, ends)
         finally:
             marked.unlink(missing_ok=True)
 
 
-def _write(
-    tokenizer: CoreTokenizer,
-    out: PathLike,
-    end: int | None,
-    num_threads: int | None,
-    write: Callable[[TokenFile], None],
-) -> int:
-    target = TokenFile(tokenizer, out, end, num_threads)
+def _write(target: TokenFile, write: Callable[[TokenFile], None]) -> int:
     try:
         write(target)
         return target.finish()
@@ -120,18 +132,19 @@ def _write(
 
 def _replace_marks(marked: Path, out: Path, mark: int, begins: Sequence[int], ends: Sequence[int]) -> int:
     ids = np.load(marked, mmap_mode="r")
-    between = np.array([*ends, *begins], ids.dtype)
+    dtype = np.dtype(dtype_of(mark))  # the mark is the size of the vocabulary
+    between = np.array([*ends, *begins], dtype)
     chunks = [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
     marks = sum(int((chunk == mark).sum()) for chunk in chunks)
     count = len(ids) + marks * (len(between) - 1)
     with open(out, "wb") as file:
-        header = {"descr": ids.dtype.str, "fortran_order": False, "shape": (count,)}
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
         np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
-        file.write(np.array(begins, ids.dtype).tobytes())
+        file.write(np.array(begins, dtype).tobytes())
         for number, chunk in enumerate(chunks, start=1):
             is_mark = chunk == mark
             sizes = np.where(is_mark, len(between), 1)
-            wider = np.repeat(chunk, sizes)
+            wider = np.repeat(chunk.astype(dtype), sizes)
             first = (np.cumsum(sizes) - sizes)[is_mark]
             wider[first[:, None] + np.arange(len(between))] = between
             last = len(wider) - (len(begins) if number == len(chunks) else 0)  # no document follows the last mark

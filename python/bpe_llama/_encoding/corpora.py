@@ -28,6 +28,7 @@ class CorpusTokenizer(CoreTokenizer):
         bos: bool | None = None,
         field: str = "text",
         on_error: str = "raise",
+        allowed_special: Iterable[str] | str = (),
         num_threads: int | None = None,
         progress: ProgressOption = None,
     ) -> int:
@@ -50,6 +51,8 @@ class CorpusTokenizer(CoreTokenizer):
             field: The field or column of `.jsonl` and `.parquet` files that holds the text.
             on_error: `"raise"` an error at the first row without text, or `"skip"` such rows and warn of their number;
                 see `WordCounts.from_files`.
+            allowed_special: Special tokens that stand for themselves in the documents, as in rendered chats, or
+                `"all"`; otherwise they are ordinary text.
             num_threads: `None` for all processors. The ids do not depend on it.
             progress: `None` shows a bar on a terminal, `False` none; a function gets `bpe_llama.training.Progress`.
 
@@ -60,7 +63,8 @@ class CorpusTokenizer(CoreTokenizer):
             FileNotFoundError: If nothing matches one of the paths.
             ValueError: If a row holds no text, a file is not of its format, or text is longer than the limits above,
                 naming file and place; if `out` does not
-                end in `.npy`, `on_error` is unknown, or `bos` is true without a `bos_id`. `out` then stays unchanged.
+                end in `.npy`, `on_error` is unknown, `allowed_special` names an unknown token, or `bos` is true without
+                a `bos_id`. `out` then stays unchanged.
 
         Examples:
             >>> import tempfile, pathlib
@@ -73,7 +77,7 @@ class CorpusTokenizer(CoreTokenizer):
             (2, array([256, 256], dtype=uint16))
         """
         from bpe_llama._corpus.bad_rows import BadRows
-        from bpe_llama._corpus.token_files import encode_files
+        from bpe_llama._corpus.token_files import checked_specials, encode_files
 
         bad_rows = BadRows(on_error)
         begins, ends = self.ids_around_documents(bos, eos)
@@ -88,6 +92,7 @@ class CorpusTokenizer(CoreTokenizer):
             bad_rows=bad_rows,
             num_threads=num_threads,
             progress=progress,
+            allowed_special=checked_specials(self, allowed_special),
         )
         bad_rows.warn(stacklevel=2)
         return count
@@ -106,6 +111,7 @@ class CorpusTokenizer(CoreTokenizer):
         field: str = "text",
         on_error: str = "raise",
         shard_tokens: int = 100_000_000,
+        allowed_special: Iterable[str] | str = (),
         num_threads: int | None = None,
         progress: ProgressOption = None,
     ) -> TokenShards:
@@ -126,6 +132,7 @@ class CorpusTokenizer(CoreTokenizer):
             field: See :meth:`encode_files`; also the column of a data set.
             on_error: See :meth:`encode_files`.
             shard_tokens: A shard ends with the document that reaches this number of ids.
+            allowed_special: See :meth:`encode_files`.
             num_threads: See :meth:`encode_files`.
             progress: See :meth:`encode_files`.
 
@@ -151,6 +158,7 @@ class CorpusTokenizer(CoreTokenizer):
         """
         from bpe_llama._corpus.bad_rows import BadRows
         from bpe_llama._corpus.encode_corpus import Corpus, encode_corpus
+        from bpe_llama._corpus.token_files import checked_specials
 
         bad_rows = BadRows(on_error)
         begins, ends = self.ids_around_documents(bos, eos)
@@ -165,6 +173,7 @@ class CorpusTokenizer(CoreTokenizer):
             field=field,
             on_error=on_error,
             shard_tokens=shard_tokens,
+            allowed_special=checked_specials(self, allowed_special),
         )
         shards = encode_corpus(corpus, num_threads, bad_rows, progress)
         bad_rows.warn(stacklevel=2)

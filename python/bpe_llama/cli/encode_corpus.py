@@ -45,6 +45,9 @@ def command(
             metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
         ),
     ] = "raise",
+    allow_special: Annotated[
+        bool, typer.Option(help="Encode special tokens in the documents as their ids, as in rendered chats.")
+    ] = False,
     shard_tokens: Annotated[int, integer_option("A shard ends with the document that reaches it.")] = 100_000_000,
     threads: Annotated[int | None, integer_option("Number of threads; default: one per core.")] = None,
     ray: Annotated[
@@ -61,6 +64,7 @@ def command(
         raise ValueError(f"{'--split' if config is None else '--config'} needs --dataset")
     started = time.perf_counter()
     loaded = open_tokenizer(tokenizer)
+    allowed = "all" if allow_special else ()
     if ray is not None:
         from bpe_llama import scale
 
@@ -75,6 +79,7 @@ def command(
                 field=field,
                 on_error=on_error,
                 shard_tokens=shard_tokens,
+                allowed_special=allowed,
             )
     else:
         shards = loaded.encode_corpus(
@@ -89,6 +94,7 @@ def command(
             field=field,
             on_error=on_error,
             shard_tokens=shard_tokens,
+            allowed_special=allowed,
             num_threads=threads,
         )
     seconds = time.perf_counter() - started

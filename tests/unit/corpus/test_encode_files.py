@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -106,6 +107,30 @@ def test_added_tokens_are_not_parted_from_their_neighbours(tok: Tokenizer, tmp_p
         text = unit * (700_000 // len(unit))
         (tmp_path / "a.txt").write_text(text)
         assert encoded(strict, tmp_path / "a.txt", tmp_path, eos=False) == strict.encode(text), unit
+
+
+def test_special_tokens_are_found_where_they_are_allowed(tok: Tokenizer, tmp_path: Path) -> None:
+    """Wherever a long file is divided, in lines and rows; `encode_corpus` writes the same ids."""
+    eos = tok.id_to_token(tok.eos_id)
+    documents = [f"{eos} one{eos}two\n {eos[:-1]}" * 60_000, eos, "none"]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(documents))
+    write_parquet(tmp_path / "b.parquet", documents[1:])
+    paths, rows = [tmp_path / "a.jsonl", tmp_path / "b.parquet"], [*documents, *documents[1:]]
+    for number, (allowed, count) in enumerate([("all", 120_007), ({eos}, 120_007), ([], 5)]):
+        expected = [i for text in rows for i in tok.encode(text, eos=True, allowed_special=allowed)]
+        assert expected.count(tok.eos_id) == count
+        assert encoded(tok, paths, tmp_path, allowed_special=allowed) == expected
+        shards = tok.encode_corpus(paths, tmp_path / f"{number}", allowed_special=iter(allowed) if number else allowed)
+        assert shards.read(0, len(shards)).tolist() == expected
+    for wrong, error, message in [
+        (eos, ValueError, f'allowed_special must be "all" or a collection of special tokens, got {eos!r}'),
+        ([eos[:-1]], ValueError, "which is no special token of this tokenizer"),
+        (1, TypeError, 'allowed_special must be "all" or a collection of special tokens, got 1'),
+    ]:
+        with pytest.raises(error, match=re.escape(message)):
+            encoded(tok, paths, tmp_path, allowed_special=wrong)
+    with pytest.raises(ValueError, match="allowed_special"):  # not as in the folder's first run
+        tok.encode_corpus(paths, tmp_path / "0")
 
 
 def test_ids_take_two_bytes_where_they_fit(tmp_path: Path) -> None:
@@ -319,6 +344,8 @@ def test_documents_begin_and_end_as_in_the_tokenizers_file(
     assert encoded(tok, paths, tmp_path, eos=False) == [i for ids in plain for i in [*begins, *ids]]
     assert encoded(tok, paths, tmp_path, bos=True) == [i for ids in plain for i in [0, *ids, *ends]]
     assert encoded(tok, paths, tmp_path, bos=False, eos=False) == [i for ids in plain for i in ids]
+    found = [tok.encode(text, allowed_special="all") for text in [*documents, "abab"]]
+    assert encoded(tok, paths, tmp_path, allowed_special="all") == [i for ids in found for i in [*begins, *ids, *ends]]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("a.jsonl", "b.txt", "ids.npy", "tokenizer.json", "tokenizer_config.json")
     ]

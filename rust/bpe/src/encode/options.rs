@@ -18,3 +18,10 @@ pub struct EncodeOptions<'a> {
     /// Checked every few milliseconds on the calling thread.
     pub interrupt: Interrupt<'a>,
 }
+
+impl EncodeOptions<'_> {
+    /// Returns the options for a part of a text.
+    pub(crate) fn without_ends(self) -> Self {
+        Self { bos: None, eos: None, after: After::default(), ..self }
+    }
+}

@@ -7,7 +7,6 @@ use bpe_llama_simd::threads::bounded;
 use super::definition::Tokenizer;
 use crate::corpus::{Chunk, CorpusReader};
 use crate::encode::EncodeOptions;
-use crate::interrupt::Interrupt;
 use crate::memory::with_capacity;
 use crate::{Error, Result};
 
@@ -32,12 +31,12 @@ pub struct EncodedDocuments {
 }
 
 /// Encodes the documents of files, each alone, with the same ids before and after it. Special tokens in them are
-/// ordinary text.
+/// ordinary text unless they are allowed and the reader knows them.
 ///
 /// ```
 /// use std::sync::Arc;
 /// use bpe_llama::corpus::{CorpusOptions, CorpusReader};
-/// use bpe_llama::{DocumentEncoder, Interrupt, Pretokenizer, Tokenizer, Vocab};
+/// use bpe_llama::{DocumentEncoder, EncodeOptions, Pretokenizer, Tokenizer, Vocab};
 ///
 /// let tokens = (0..=255u8).map(|byte| (vec![byte], u32::from(byte))).collect();
 /// let vocab = Vocab::from_merges(tokens, vec![], false)?;
@@ -47,7 +46,7 @@ pub struct EncodedDocuments {
 /// let options = CorpusOptions { separator: Some("|".to_owned()), ..CorpusOptions::default() };
 /// let corpus = CorpusReader::new(vec![path.clone()], tokenizer.pretokenizer().clone(), options)?;
 /// let mut documents = DocumentEncoder::new(Arc::new(tokenizer), corpus, vec![], vec![10], 1);
-/// let encoded = documents.next_batch(Interrupt::NEVER)?.expect("two documents");
+/// let encoded = documents.next_batch(EncodeOptions::default())?.expect("two documents");
 /// assert_eq!((encoded.ids, encoded.ends), (vec![97, 98, 10, 99, 10], vec![3, 5]));
 /// # std::fs::remove_file(&path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -95,12 +94,13 @@ impl DocumentEncoder {
         &self.corpus
     }
 
-    /// Returns the ids of the next documents, or `None` after the last. A batch may be empty.
+    /// Returns the ids of the next documents, or `None` after the last. A batch may be empty. `bos`, `eos` and `after` of
+    /// the options are ignored.
     ///
     /// # Errors
     /// As [`CorpusReader::next_chunk`] and [`Tokenizer::encode_batch`]. An error of the reader comes after the ids of
     /// all batches before it.
-    pub fn next_batch(&mut self, interrupt: Interrupt<'_>) -> Result<Option<EncodedDocuments>> {
+    pub fn next_batch(&mut self, options: EncodeOptions<'_>) -> Result<Option<EncodedDocuments>> {
         let limit = BATCH_BYTES.max(self.threads * BATCH_BYTES_PER_THREAD);
         let corpus = &mut self.corpus;
         let chunks = self.read_ahead.take().unwrap_or_else(|| read(corpus, limit))?;
@@ -108,8 +108,7 @@ impl DocumentEncoder {
             return Ok(None);
         }
         let texts: Vec<&str> = chunks.iter().map(|(chunk, _)| chunk.text.as_str()).collect();
-        let options = EncodeOptions { interrupt, ..EncodeOptions::default() };
-        let encode = || self.tokenizer.encode_batch(&texts, options, self.threads);
+        let encode = || self.tokenizer.encode_batch(&texts, options.without_ends(), self.threads);
         let encoded = if self.threads < 2 {
             encode()
         } else {
@@ -126,15 +125,14 @@ impl DocumentEncoder {
         Ok(Some(self.join(&chunks, &ids, &offsets)))
     }
 
-    /// Returns the ids of whole documents that the caller has, as of a file 0.
+    /// Returns the ids of whole documents that the caller has, as of a file 0, with the options of [`Self::next_batch`].
     ///
     /// # Errors
     /// As [`Tokenizer::encode_batch`].
-    pub fn encode_texts(&mut self, texts: Vec<String>, interrupt: Interrupt<'_>) -> Result<EncodedDocuments> {
+    pub fn encode_texts(&mut self, texts: Vec<String>, options: EncodeOptions<'_>) -> Result<EncodedDocuments> {
         let chunks: Vec<_> = texts.into_iter().map(|text| (Chunk { document: 0, text, is_last: true }, 0)).collect();
         let texts: Vec<&str> = chunks.iter().map(|(chunk, _)| chunk.text.as_str()).collect();
-        let options = EncodeOptions { interrupt, ..EncodeOptions::default() };
-        let (ids, offsets) = self.tokenizer.encode_batch(&texts, options, self.threads)?;
+        let (ids, offsets) = self.tokenizer.encode_batch(&texts, options.without_ends(), self.threads)?;
         Ok(self.join(&chunks, &ids, &offsets))
     }
 

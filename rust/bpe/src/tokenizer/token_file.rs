@@ -102,8 +102,8 @@ impl TokenFile {
 impl Tokenizer {
     /// Appends the ids of the next documents, a few megabytes of text, and returns whether there may be more.
     ///
-    /// Every document is encoded alone, with `options.eos` after it. Special tokens are ordinary text, and `options.bos` is
-    /// ignored.
+    /// Every document is encoded alone, with `options.eos` after it; `options.bos` is ignored. Special tokens are ordinary
+    /// text unless they are allowed and the reader knows them.
     ///
     /// # Errors
     /// As [`CorpusReader::next_chunk`], [`Tokenizer::encode_batch`] and [`TokenFile::push`].
@@ -140,8 +140,7 @@ impl Tokenizer {
         out: &mut TokenFile,
     ) -> Result<()> {
         let texts: Vec<&str> = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
-        let plain = EncodeOptions { interrupt: options.interrupt, ..EncodeOptions::default() };
-        let (ids, offsets) = self.encode_batch(&texts, plain, threads)?;
+        let (ids, offsets) = self.encode_batch(&texts, options.without_ends(), threads)?;
         for (chunk, row) in chunks.iter().zip(offsets.windows(2)) {
             out.push(&ids[row[0] as usize..row[1] as usize])?;
             if let (true, Some(eos)) = (chunk.is_last, options.eos) {

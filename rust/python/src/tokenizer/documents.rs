@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use bpe_llama::corpus::CorpusReader;
-use bpe_llama::{DocumentEncoder, EncodedDocuments, Interrupt};
+use bpe_llama::{DocumentEncoder, EncodeOptions, EncodedDocuments};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
 use super::PyTokenizer;
-use crate::arguments::{List, Threads, prepare_arrays, thread_count};
+use crate::arguments::{List, Specials, Threads, prepare_arrays, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
@@ -22,16 +22,23 @@ type Arrays<'py> =
 
 /// Documents of files to ids, with `begins` and `ends` around each; `Tokenizer.encode_corpus` drives it.
 #[pyclass(frozen, name = "DocumentEncoder", module = "bpe_llama._core")]
-pub(crate) struct PyDocumentEncoder(Mutex<DocumentEncoder>);
+pub(crate) struct PyDocumentEncoder {
+    encoder: Mutex<DocumentEncoder>,
+    allowed_special: Specials,
+}
 
 impl PyDocumentEncoder {
     /// Calls `work` with the encoder, without the GIL.
     fn with<R: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut DocumentEncoder, Interrupt<'_>) -> bpe_llama::Result<R> + Send,
+        work: impl FnOnce(&mut DocumentEncoder, EncodeOptions<'_>) -> bpe_llama::Result<R> + Send,
     ) -> PyResult<R> {
-        interruptible(py, |interrupt| work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner), interrupt))
+        interruptible(py, |interrupt| {
+            let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+            self.allowed_special
+                .view(|allowed| work(&mut encoder, EncodeOptions { allowed, interrupt, ..EncodeOptions::default() }))
+        })
     }
 }
 
@@ -46,13 +53,15 @@ impl PyDocumentEncoder {
         begins: List<u32>,
         ends: List<u32>,
         #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
     ) -> PyResult<Self> {
         prepare_arrays(py)?;
         let tokenizer = tokenizer.shared();
         let tokens = tokenizer.added_tokens();
         let options = reading.into_core(tokens.iter().map(|token| token.content.clone()).collect());
         let corpus = CorpusReader::new(paths.0, tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
-        Ok(Self(Mutex::new(DocumentEncoder::new(tokenizer, corpus, begins.0, ends.0, thread_count(num_threads)))))
+        let encoder = DocumentEncoder::new(tokenizer, corpus, begins.0, ends.0, thread_count(num_threads));
+        Ok(Self { encoder: Mutex::new(encoder), allowed_special })
     }
 
     /// Return the next documents as four arrays, or `None` after the last one.
@@ -72,7 +81,7 @@ impl PyDocumentEncoder {
         #[pyo3(from_py_with = named::texts)] texts: Texts,
     ) -> PyResult<Arrays<'py>> {
         let texts = texts.iter().map(str::to_owned).collect();
-        Ok(arrays(py, self.with(py, |encoder, interrupt| encoder.encode_texts(texts, interrupt))?))
+        Ok(arrays(py, self.with(py, |encoder, options| encoder.encode_texts(texts, options))?))
     }
 
     /// Read some of the next documents without encoding them, and return how many are left to skip.

@@ -9,7 +9,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::PyTokenizer;
-use crate::arguments::{List, Threads, thread_count};
+use crate::arguments::{List, Specials, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::{detached, to_py};
 use crate::interrupt::interruptible;
@@ -22,6 +22,7 @@ pub(crate) struct PyTokenFile {
     tokenizer: Arc<Tokenizer>,
     end: Option<u32>,
     threads: usize,
+    allowed_special: Specials,
     /// `None` once finished or abandoned.
     file: Mutex<Option<TokenFile>>,
 }
@@ -34,9 +35,11 @@ impl PyTokenFile {
         work: impl FnOnce(&mut TokenFile, EncodeOptions<'_>) -> bpe_llama::Result<R> + Send,
     ) -> PyResult<R> {
         let done = interruptible(py, |interrupt| {
-            let options = EncodeOptions { eos: self.end, interrupt, ..EncodeOptions::default() };
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            file.as_mut().map(|file| work(file, options)).transpose()
+            self.allowed_special.view(|allowed| {
+                let options = EncodeOptions { allowed, eos: self.end, interrupt, ..EncodeOptions::default() };
+                file.as_mut().map(|file| work(file, options)).transpose()
+            })
         })?;
         done.ok_or_else(|| PyValueError::new_err("the token file is closed"))
     }
@@ -56,10 +59,12 @@ impl PyTokenFile {
         #[pyo3(from_py_with = named::path)] path: PathBuf,
         end: Option<u32>,
         #[pyo3(from_py_with = named::num_threads)] num_threads: Option<Threads>,
+        #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
     ) -> PyResult<Self> {
         let tokenizer = tokenizer.shared();
-        let file = detached(py, || TokenFile::create(&path, tokenizer.vocab_size()))?.map_err(to_py)?;
-        Ok(Self { tokenizer, end, threads: thread_count(num_threads), file: Mutex::new(Some(file)) })
+        let ids = tokenizer.vocab_size().max(end.map_or(0, |end| end as usize + 1));
+        let file = detached(py, || TokenFile::create(&path, ids))?.map_err(to_py)?;
+        Ok(Self { tokenizer, end, threads: thread_count(num_threads), allowed_special, file: Mutex::new(Some(file)) })
     }
 
     /// Append the documents of files; return how many rows were skipped, and what is wrong with the first.
