@@ -45,6 +45,7 @@ impl PyDocumentEncoder {
 #[pymethods]
 impl PyDocumentEncoder {
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "those of the Python class")]
     fn new(
         py: Python<'_>,
         tokenizer: &PyTokenizer,
