@@ -10,7 +10,7 @@ if __name__ == "model":  # the folder is shipped inside the package; see ARCHITE
 from importlib.util import find_spec
 
 if _missing := [name for name in ("torch", "safetensors", "regex") if find_spec(name) is None]:
-    raise ModuleNotFoundError(f"bpe_llama.model needs {_missing[0]}: pip install 'bpe-llama[model]'", name=_missing[0])
+    raise ModuleNotFoundError(f"bpe_llama.model needs {_missing[0]}: pip install 'bpe_llama[model]'", name=_missing[0])
 
 from bpe_llama.model import families
 from bpe_llama.model.adapters import lora

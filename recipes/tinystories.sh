@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A vocabulary and a LLaMA of 15 million parameters from a corpus, to a GGUF file:
 #
-#     recipes/tinystories.sh                 TinyStories from the Hugging Face Hub (needs `pip install 'bpe-llama[hub]'`)
+#     recipes/tinystories.sh                 TinyStories from the Hugging Face Hub (needs `pip install 'bpe_llama[hub]'`)
 #     recipes/tinystories.sh my/texts        any folder, file or glob of .txt, .jsonl, .parquet, .gz, .zst
 #
 # Seen: 8 MB of English prose with STEPS=80 BATCH=8 LENGTH=256, two cores of a Zen 5 server: 2 minutes in all, 163,840 tokens

@@ -132,7 +132,7 @@ def check_installed() -> None:
     try:
         from gguf import quants  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ImportError(f"the weights of GGUF files need {error.name}: pip install 'bpe-llama[model]'") from error
+        raise ImportError(f"the weights of GGUF files need {error.name}: pip install 'bpe_llama[model]'") from error
 
 
 def read_tensor(info: TensorInfo, dtype: torch.dtype) -> Tensor:

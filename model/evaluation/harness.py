@@ -31,7 +31,7 @@ try:
     from lm_eval.tasks import TaskManager
     from tqdm import tqdm
 except ModuleNotFoundError as error:
-    raise ImportError(f"tasks need {error.name}: pip install 'bpe-llama[eval]'") from error
+    raise ImportError(f"tasks need {error.name}: pip install 'bpe_llama[eval]'") from error
 
 DEFAULT_NEW_TOKENS = 256
 """The new tokens of a task that states no number, as in HFLM."""

@@ -99,7 +99,7 @@ class Grammars:
         try:
             from llguidance import LLMatcher, LLParserLimits
         except ImportError as error:
-            raise ImportError(f"{option} needs llguidance: pip install 'bpe-llama[structured]'") from error
+            raise ImportError(f"{option} needs llguidance: pip install 'bpe_llama[structured]'") from error
         if option in ("json_schema", "json_object"):
             # Never lenient, even if the schema's "x-guidance" says so: lenient ignores unknown keywords silently.
             try:

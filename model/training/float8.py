@@ -39,7 +39,7 @@ def use_float8(model: Pretrained, device: torch.device, *, emulate: bool = False
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise ImportError("float8 training needs torchao: pip install 'bpe-llama[float8]'") from error
+        raise ImportError("float8 training needs torchao: pip install 'bpe_llama[float8]'") from error
 
     def converts(module: nn.Module, name: str) -> bool:
         sizes = (module.in_features, module.out_features) if isinstance(module, nn.Linear) else ()

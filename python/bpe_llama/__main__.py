@@ -15,7 +15,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "bpe_llama":
             raise
-        print(f"bpe-llama: the command line needs {error.name}: pip install 'bpe-llama[cli]'", file=sys.stderr)
+        print(f"bpe-llama: the command line needs {error.name}: pip install 'bpe_llama[cli]'", file=sys.stderr)
         return 2
     return run()
 

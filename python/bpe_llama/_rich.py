@@ -5,7 +5,7 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ModuleNotFoundError as error:
-    message = "progress bars, tables and colours need rich: pip install 'bpe-llama[cli]'"
+    message = "progress bars, tables and colours need rich: pip install 'bpe_llama[cli]'"
     raise ModuleNotFoundError(message, name="rich") from error
 
 __all__ = ["Console", "Group", "Table", "Text"]

@@ -368,7 +368,7 @@ class Tokenizer(EncodingTokenizer):
             from bpe_llama._transformers import build
         except (ImportError, AttributeError) as error:  # the latter from transformers 4, which lacks the class
             raise ImportError(
-                f"as_transformers needs transformers 5, pip install 'bpe-llama[transformers]': {error}"
+                f"as_transformers needs transformers 5, pip install 'bpe_llama[transformers]': {error}"
             ) from error
 
         self.encode_batch([], num_threads)  # refuses what is no number of threads

@@ -28,7 +28,7 @@ PACKAGE_FILES = {path.name for path in (ROOT / "python" / "bpe_llama").glob("*.p
 def _maturin(folder: Path, *arguments: str) -> None:
     program = shutil.which("maturin", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if program is None:
-        pytest.fail("maturin not found: install bpe-llama[dev]")
+        pytest.fail("maturin not found: install bpe_llama[dev]")
     quick = {"CARGO_INCREMENTAL": "0", "CARGO_PROFILE_DEV_OPT_LEVEL": "0"}
     environment = {**os.environ, **quick, "CARGO_TARGET_DIR": str(ROOT / "target")}
     if arguments[0] == "build":

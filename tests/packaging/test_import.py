@@ -78,13 +78,13 @@ def test_the_tokenizer_needs_numpy_alone(tmp_path: Path) -> None:
     [
         (
             "tok.apply_chat_template([{'role': 'user', 'content': 'a'}], chat_template='a')",
-            "jinja2: pip install 'bpe-llama[chat]'",
+            "jinja2: pip install 'bpe_llama[chat]'",
         ),
-        ("Tokenizer.train_from_iterator(['ab'], vocab_size=257, progress=True)", "rich: pip install 'bpe-llama[cli]'"),
-        ("import bpe_llama.compare", "rich: pip install 'bpe-llama[cli]'"),
-        ("import bpe_llama.model", "torch: pip install 'bpe-llama[model]'"),
-        ("from bpe_llama.model import LlamaForCausalLM", "torch: pip install 'bpe-llama[model]'"),
-        ("tok(['a'], return_tensors='pt')", "torch: pip install 'bpe-llama[model]'"),
+        ("Tokenizer.train_from_iterator(['ab'], vocab_size=257, progress=True)", "rich: pip install 'bpe_llama[cli]'"),
+        ("import bpe_llama.compare", "rich: pip install 'bpe_llama[cli]'"),
+        ("import bpe_llama.model", "torch: pip install 'bpe_llama[model]'"),
+        ("from bpe_llama.model import LlamaForCausalLM", "torch: pip install 'bpe_llama[model]'"),
+        ("tok(['a'], return_tensors='pt')", "torch: pip install 'bpe_llama[model]'"),
         ("from bpe_llama import scale; scale.count_files('README.md')", "Ray: pip install 'bpe_llama[scale]'"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_missing_extra_is_named(script: str, said: str) -> None:
 def test_the_command_without_its_extra_says_how_to_install_it() -> None:
     done = _without_extras("from bpe_llama.__main__ import main; sys.exit(main())")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "bpe-llama: the command line needs typer: pip install 'bpe-llama[cli]'\n"
+    assert done.stderr == "bpe-llama: the command line needs typer: pip install 'bpe_llama[cli]'\n"
 
 
 def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
@@ -120,13 +120,13 @@ def test_a_command_of_the_model_names_its_extra(command: str, extra: str) -> Non
         "from bpe_llama.__main__ import main; sys.exit(main())"
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"bpe-llama: {command} needs torch: pip install 'bpe-llama[{extra}]'\n"
+    assert done.stderr == f"bpe-llama: {command} needs torch: pip install 'bpe_llama[{extra}]'\n"
 
 
 def test_the_model_names_each_package_that_it_cannot_do_without() -> None:
     for package in ("torch", "safetensors", "regex"):
         done = _python(f"import sys; sys.modules['{package}'] = None; import bpe_llama.model")
-        assert done.stderr.endswith(f"bpe_llama.model needs {package}: pip install 'bpe-llama[model]'\n"), done.stderr
+        assert done.stderr.endswith(f"bpe_llama.model needs {package}: pip install 'bpe_llama[model]'\n"), done.stderr
 
 
 def test_the_package_is_a_program() -> None:
@@ -142,7 +142,7 @@ def test_the_model_folder_refuses_to_be_a_global_package() -> None:
 
 
 def test_the_model_imports_under_its_own_name() -> None:
-    pytest.importorskip("torch", reason="needs bpe-llama[model]")
+    pytest.importorskip("torch", reason="needs bpe_llama[model]")
     done = _python("import bpe_llama.model; print(bpe_llama.model.__name__)")
     assert done.stdout == "bpe_llama.model\n", done.stderr
 

@@ -303,7 +303,7 @@ def test_collators_pipelines_and_trainers(gpt2: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 def test_forked_workers_of_datasets(gpt2: Pair, capfd: pytest.CaptureFixture[str]) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs bpe-llama[hub]")
+    datasets = pytest.importorskip("datasets", reason="needs bpe_llama[hub]")
     ours, theirs = gpt2
     texts = [f"the naïve {number} 日本語" for number in range(400)]
     before = datasets.fingerprint.Hasher.hash(ours)
@@ -342,5 +342,5 @@ def test_a_missing_transformers_is_named(module: ModuleType | None, monkeypatch:
     monkeypatch.setitem(sys.modules, "transformers", module)
     monkeypatch.delitem(sys.modules, "bpe_llama._transformers", raising=False)
     tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
-    with pytest.raises(ImportError, match=r"needs transformers 5, pip install 'bpe-llama\[transformers\]'"):
+    with pytest.raises(ImportError, match=r"needs transformers 5, pip install 'bpe_llama\[transformers\]'"):
         tok.as_transformers()

@@ -14,7 +14,7 @@ import pytest
 
 from bpe_llama import Tokenizer
 
-datasets = pytest.importorskip("datasets", reason="needs bpe-llama[hub]")
+datasets = pytest.importorskip("datasets", reason="needs bpe_llama[hub]")
 
 TEXTS = ["the quick", "fox", "", "brown the fox quick</s> the", "naïve 日本語 " * 9] * 40
 
@@ -87,7 +87,7 @@ def test_refusals(tok: Tokenizer, rows: Any, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(error, match=message):
             tok.encode_dataset(data, **options)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'bpe-llama\[hub\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'bpe_llama\[hub\]'"):
         tok.encode_dataset(rows)
 
 

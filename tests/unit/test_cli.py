@@ -56,7 +56,7 @@ def test_help_lists_every_command_without_torch() -> None:
 
 
 def test_every_listed_model_command_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch", reason="needs bpe-llama[model]")
+    pytest.importorskip("torch", reason="needs bpe_llama[model]")
     from bpe_llama.model.cli import app
 
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}

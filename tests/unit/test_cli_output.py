@@ -200,7 +200,7 @@ def test_the_shell_completes_commands_and_options(line: str, completed: list[str
 
 
 def test_the_shell_completes_options_of_the_models_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch", reason="needs bpe-llama[model]")
+    pytest.importorskip("torch", reason="needs bpe_llama[model]")
     from bpe_llama.cli import model_commands
 
     monkeypatch.setenv("BPE_LLAMA_CACHE", str(tmp_path))

@@ -82,4 +82,4 @@ def _imported(extra: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"logging to {extra} needs its package: pip install 'bpe-llama[{extra}]'") from error
+        raise ImportError(f"logging to {extra} needs its package: pip install 'bpe_llama[{extra}]'") from error

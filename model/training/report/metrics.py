@@ -95,7 +95,7 @@ def plot_loss(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError("a plot needs matplotlib: pip install 'bpe-llama[plot]'") from error
+        raise ImportError("a plot needs matplotlib: pip install 'bpe_llama[plot]'") from error
 
     path = Path(path)
     figure = Figure(figsize=(7, 4), layout="constrained")

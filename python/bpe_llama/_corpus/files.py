@@ -165,7 +165,7 @@ def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[di
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("reading .parquet files needs pyarrow: pip install 'bpe-llama[parquet]'") from error
+        raise ImportError("reading .parquet files needs pyarrow: pip install 'bpe_llama[parquet]'") from error
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

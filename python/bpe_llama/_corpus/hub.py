@@ -33,7 +33,7 @@ class HubDataset:
         try:
             import datasets
         except ImportError as error:
-            message = "data sets of the Hugging Face Hub need datasets: pip install 'bpe-llama[hub]'"
+            message = "data sets of the Hugging Face Hub need datasets: pip install 'bpe_llama[hub]'"
             raise ImportError(message) from error
         self.name, self.config, self.split = name, config, split
         parsed = None if Path(name).exists() else parse_name(name)

@@ -223,7 +223,7 @@ class Batches:
         try:
             import torch
         except ModuleNotFoundError as error:
-            raise ImportError("return_tensors='pt' needs torch: pip install 'bpe-llama[model]'") from error
+            raise ImportError("return_tensors='pt' needs torch: pip install 'bpe_llama[model]'") from error
 
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -100,7 +100,7 @@ def encode_dataset(dataset: Any, encode: EncodeColumn, batch_size: int) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("encode_dataset needs datasets: pip install 'bpe-llama[hub]'") from error
+        raise ImportError("encode_dataset needs datasets: pip install 'bpe_llama[hub]'") from error
     if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         return type(dataset)({name: encode_dataset(split, encode, batch_size) for name, split in dataset.items()})
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):

@@ -91,7 +91,7 @@ def fetched(name: HubName, needed: Needed, missing: MissingPath = NO_PATH, **opt
     except ImportError as error:
         raise FileNotFoundError(
             f"{name.repo}: {missing.absent}looking it up on the Hugging Face Hub needs huggingface-hub, "
-            f"pip install 'bpe-llama[hub]' ({error}){missing.nearest}"
+            f"pip install 'bpe_llama[hub]' ({error}){missing.nearest}"
         ) from error
     cache, subfolder = options.get("cache_dir"), (options.get("subfolder") or "").strip("/")
     repository = Repository(

@@ -18,7 +18,7 @@ import numpy as np
 try:
     from jinja2 import meta, nodes
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("chat templates need jinja2: pip install 'bpe-llama[chat]'", name="jinja2") from error
+    raise ModuleNotFoundError("chat templates need jinja2: pip install 'bpe_llama[chat]'", name="jinja2") from error
 
 from bpe_llama._arguments import check_surrogates
 from bpe_llama.chat.limits import LimitError, Limits, Meter

@@ -67,7 +67,7 @@ def forward(context: typer.Context) -> None:
         if error.name is not None and error.name.startswith("bpe_llama"):
             raise
         extra = "serve" if context.info_name == "serve" else "model"  # it holds the other, too
-        message = f"{context.info_name} needs {error.name}: pip install 'bpe-llama[{extra}]'"
+        message = f"{context.info_name} needs {error.name}: pip install 'bpe_llama[{extra}]'"
         raise ValueError(message) from error
     try:
         code = model_app(args=[str(context.info_name), *context.args], prog_name="bpe-llama", standalone_mode=False)

@@ -67,14 +67,14 @@ def check_plot(path: Path) -> None:
 
     Raises:
         ValueError: If the file's name does not end in .png, .svg or .pdf, or matplotlib, which comes with
-            ``bpe-llama[plot]``, is not installed.
+            ``bpe_llama[plot]``, is not installed.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"{path}: a plot's file ends in {path.suffix!r}; expected one of {', '.join(_SUFFIXES)}")
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError("a plot needs matplotlib: pip install 'bpe-llama[plot]'") from error
+        raise ValueError("a plot needs matplotlib: pip install 'bpe_llama[plot]'") from error
 
 
 def save_plot(comparison: Comparison, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Pictures of what a tokenizer and a model do, each a function that returns a `matplotlib.figure.Figure`.
 
-The functions take arrays or tensors, and need ``pip install 'bpe-llama[plot]'``. ``figure.savefig("name.svg")`` writes
+The functions take arrays or tensors, and need ``pip install 'bpe_llama[plot]'``. ``figure.savefig("name.svg")`` writes
 a figure; a notebook shows it after ``%matplotlib inline``.
 """
 

@@ -27,7 +27,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError("bpe_llama.draw needs matplotlib: pip install 'bpe-llama[plot]'") from error
+        raise ImportError("bpe_llama.draw needs matplotlib: pip install 'bpe_llama[plot]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -231,7 +231,7 @@ def test_the_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch
     save_gguf(model, tmp_path / "m.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
     for call in (lambda: load_gguf(tmp_path / "m.gguf"), lambda: save_gguf(model, tmp_path / "again.gguf")):
-        with pytest.raises(ImportError, match=r"need gguf: pip install 'bpe-llama\[model\]'"):
+        with pytest.raises(ImportError, match=r"need gguf: pip install 'bpe_llama\[model\]'"):
             call()
 
 

@@ -31,7 +31,7 @@ from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 from tests.small_models import tiny_model
 
-pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
+pytest.importorskip("llguidance", reason="needs bpe_llama[structured]")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = '{"name": "Ada", "age": 36, "kind": "mathematician"} aba abb aba abb bb bb ba the quick brown fox ' * 3
@@ -393,7 +393,7 @@ def test_what_does_not_support_grammars_says_so(generator: TextGenerator) -> Non
 
 def test_a_missing_extra_is_named(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(ImportError, match=r"regex needs llguidance: pip install 'bpe-llama\[structured\]'"):
+    with pytest.raises(ImportError, match=r"regex needs llguidance: pip install 'bpe_llama\[structured\]'"):
         generator.generate("Say ", regex="not compiled yet")
 
 

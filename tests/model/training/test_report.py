@@ -228,7 +228,7 @@ def test_unknown_and_missing_loggers_are_named(monkeypatch: pytest.MonkeyPatch) 
         logger_named("mlflow")
     for name in LOGGERS:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
-        with pytest.raises(ImportError, match=rf"pip install 'bpe-llama\[{name}\]'"):
+        with pytest.raises(ImportError, match=rf"pip install 'bpe_llama\[{name}\]'"):
             logger_named(name)
 
 

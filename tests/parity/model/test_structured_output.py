@@ -19,7 +19,7 @@ from bpe_llama.model.sampling.constraint import ConstraintState, constraint_bias
 from tests.parity.tokenizer.sentencepiece_models import train
 from tests.small_models import tiny_model
 
-llguidance = pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
+llguidance = pytest.importorskip("llguidance", reason="needs bpe_llama[structured]")
 jsonschema = pytest.importorskip("jsonschema", reason="validates the outputs")
 pydantic = pytest.importorskip("pydantic", reason="validates the outputs")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -113,7 +113,7 @@ def test_the_command_prints_a_table_and_draws_a_plot(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("matplotlib", reason="a plot needs matplotlib: pip install 'bpe-llama[plot]'")
+    pytest.importorskip("matplotlib", reason="a plot needs matplotlib: pip install 'bpe_llama[plot]'")
     a, b, one, two = files
     plot = tmp_path / f"plot{suffix}"
     assert cli.main(["compare", a, b, "--text", one, "--text", two, "--plot", str(plot)]) == 0
@@ -163,4 +163,4 @@ def test_a_plot_that_cannot_be_drawn_is_one_line(
     assert not list(tmp_path.glob("plot*"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
     assert cli.main(["compare", a, b, "--text", one, "--plot", str(tmp_path / "plot.png")]) == 2
-    assert capsys.readouterr().err == "bpe-llama: a plot needs matplotlib: pip install 'bpe-llama[plot]'\n"
+    assert capsys.readouterr().err == "bpe-llama: a plot needs matplotlib: pip install 'bpe_llama[plot]'\n"

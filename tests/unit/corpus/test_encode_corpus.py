@@ -137,7 +137,7 @@ def test_progress_goes_up_to_the_size_of_the_files(tok: Tokenizer, tmp_path: Pat
 def test_a_data_set_by_name(
     tok: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    datasets = pytest.importorskip("datasets", reason="data sets of the Hub need bpe-llama[hub]")
+    datasets = pytest.importorskip("datasets", reason="data sets of the Hub need bpe_llama[hub]")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "data").mkdir()
     for split, texts in [("train", DOCUMENTS * 100), ("test", [*DOCUMENTS[:2], None])]:
@@ -184,7 +184,7 @@ def test_a_data_set_needs_the_hub_extra(
     tok.save(tmp_path / "tokenizer.json")
     arguments = ["encode-corpus", "--dataset", "some/name", "-o", str(tmp_path / "out")]
     assert cli.main([*arguments, "-t", str(tmp_path / "tokenizer.json")]) == 2
-    assert "pip install 'bpe-llama[hub]'" in capsys.readouterr().err
+    assert "pip install 'bpe_llama[hub]'" in capsys.readouterr().err
 
 
 SCRIPT = """

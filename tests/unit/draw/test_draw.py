@@ -95,5 +95,5 @@ def test_rotations_that_cannot_be_drawn(frequencies, positions, message):
 
 def test_matplotlib_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'bpe-llama\[plot\]'"):
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'bpe_llama\[plot\]'"):
         draw_rotation([1.0])

@@ -257,7 +257,7 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "bpe_llama._hub.repository", raising=False)
     with pytest.raises(
-        FileNotFoundError, match=r"org/name: no such file or folder here; .* pip install 'bpe-llama\[hub\]'"
+        FileNotFoundError, match=r"org/name: no such file or folder here; .* pip install 'bpe_llama\[hub\]'"
     ):
         Tokenizer.from_pretrained("org/name")
 

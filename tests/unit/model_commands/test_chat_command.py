@@ -94,7 +94,7 @@ def test_a_template_that_does_not_compile_is_refused_before_the_first_question(
 def test_a_chat_answers_in_a_grammar(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
+    pytest.importorskip("llguidance", reason="needs bpe_llama[structured]")
     lines = iter(["Hi", "And?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     assert main(["chat", "--model", str(talker), "--regex", "(yes|no)[.]", "--device", "cpu"]) == 0

@@ -103,7 +103,7 @@ def test_missing_harness_is_named(made: Path, capsys: Any, monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "bpe_llama.model.evaluation.harness", raising=False)
     monkeypatch.delattr(evaluation, "harness", raising=False)
     assert main(["eval", str(made / "run" / "model"), "--tasks", "hellaswag"]) == 2
-    assert "pip install 'bpe-llama[eval]'" in capsys.readouterr().err
+    assert "pip install 'bpe_llama[eval]'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="tasks need lm-evaluation-harness installed")

@@ -287,7 +287,7 @@ def test_generate_has_several_answers_beams_and_random_seeds(made: Path, capsys:
 
 
 def test_structured_output_by_flags(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("llguidance", reason="needs bpe-llama[structured]")
+    pytest.importorskip("llguidance", reason="needs bpe_llama[structured]")
     schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
     schema.write_text('{"enum": ["été", 5]}', "utf-8")
     grammar.write_text('start: "(" /[a-z]{2}/ ")"', "utf-8")

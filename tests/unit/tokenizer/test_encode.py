@@ -140,7 +140,7 @@ def test_the_call_pads_and_truncates_as_transformers_does(tok: Tokenizer) -> Non
 
 
 def test_the_call_makes_torch_tensors(tok: Tokenizer) -> None:
-    torch = pytest.importorskip("torch", reason="needs bpe-llama[model]")
+    torch = pytest.importorskip("torch", reason="needs bpe_llama[model]")
     batch = tok(["one", "one two"], padding=True, return_tensors="pt")
     assert batch["input_ids"].dtype == torch.int64
     assert batch["input_ids"].shape == batch["attention_mask"].shape

@@ -352,5 +352,5 @@ def test_parquet_without_pyarrow_names_the_extra(
 ) -> None:
     path = write_rows(tmp_path / "a.parquet", [SAME["messages"]])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"pip install 'bpe-llama\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'bpe_llama\[parquet\]'"):
         read_conversations([path], tokenizer, 100)
