@@ -10,7 +10,8 @@ use crate::{Error, Result};
 /// Returns the files that `path` names, sorted: the file itself, all files below a folder, or the matches of a glob
 /// pattern.
 ///
-/// Hidden files and folders below a folder are omitted. In a pattern, `**` matches any number of folders.
+/// Hidden files and folders below a folder are omitted. In a pattern, `**` matches any number of folders. A name that is
+/// not UTF-8 matches no pattern; it is found by itself or below its folder.
 ///
 /// # Errors
 /// [`Error::Io`] of kind `NotFound`, naming the pattern, if there is no such file; [`Error::InvalidArgument`] for a bad

@@ -79,8 +79,8 @@ impl Tokenizer {
     /// Returns the ids of any bytes.
     ///
     /// The longest prefix that is UTF-8 is encoded as text; its last piece and the remaining bytes are one piece. So text
-    /// has the ids of [`Tokenizer::encode_ordinary`], and [`Tokenizer::decode_bytes`] returns the bytes (except `▁`, which
-    /// SentencePiece treats as a space).
+    /// has the ids of [`Tokenizer::encode_ordinary`], and [`Tokenizer::decode_bytes`] returns the bytes, except `▁`, which
+    /// SentencePiece treats as a space, and text that the tokenizer's file normalizes.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_ordinary`]; what the interrupt check returns.
