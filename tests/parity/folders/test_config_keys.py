@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "quantized": (
         "llama",
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        "quantization_config is {'quant_method': 'gptq', 'bits': 4}; quantized Hugging Face weights are not read",
+        "quantization_config is {'bits': 4, 'quant_method': 'gptq'}; quantized Hugging Face weights are not read",
     ),
     "unknown": ("llama", {"logit_scale": 0.5}, "logit_scale is 0.5, a key that is not known here"),
     "softcapping": ("mistral", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0"),
