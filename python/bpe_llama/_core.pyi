@@ -263,8 +263,8 @@ class Tokenizer:
         r"""Return the ids of any bytes, such that `decode_bytes` gives them back.
 
         The longest valid UTF-8 start is encoded as text; the rest is one piece with the last piece of that text, as in
-        tiktoken. SentencePiece takes `▁` for a space, so that a space comes back for it. A normalizer of the tokenizer's
-        file, such as Qwen's to NFC, changes text here as in `encode`, and changed text comes back.
+        tiktoken. SentencePiece takes `▁` for a space, so that a space comes back for it. A normalizer of the file, such
+        as Qwen's to NFC, changes text here as in `encode`, and changed text comes back.
 
         Example:
             >>> from bpe_llama import Tokenizer
