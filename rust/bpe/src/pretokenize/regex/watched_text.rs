@@ -1,8 +1,9 @@
 //! A text in which a search of `fancy-regex` can be stopped.
 
-use fancy_regex::Input;
 use std::cell::Cell;
 use std::panic::resume_unwind;
+
+use fancy_regex::Input;
 
 use super::patience::{Patience, SLOW};
 
@@ -12,7 +13,8 @@ const STEPS_PER_CHECK: u32 = 64;
 /// The bytes of a text of which 64 steps may take noticeable time.
 const LONG: usize = 1 << 20;
 
-/// A text that `fancy-regex` asks for its bytes in each step; a search is stopped there, by unwinding with [`Stopped`](super::patience::Stopped).
+/// A text that `fancy-regex` asks for its bytes in each step; a search is stopped there, by unwinding with
+/// [`Stopped`](super::patience::Stopped).
 pub(super) struct WatchedText<'a> {
     text: &'a str,
     patience: &'a Patience<'a>,
