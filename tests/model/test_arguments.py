@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,31 +23,13 @@ from bpe_llama.model.quantization.quantize import bytes_saved
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.training import Example, TrainConfig
 from tests.small_models import tiny_model
-
-
-class Long(list):  # type: ignore[type-arg]
-    """A list that lies about its length."""
-
-    def __len__(self) -> int:
-        return 1 << 62
-
+from tests.wrong_values import COMMON, RAISED, Long
 
 WRONG: dict[str, Any] = {
-    "None": None,
-    "True": True,
-    "-1": -1,
+    **COMMON,
     "0": 0,
-    "2**64": 2**64,
-    "10**5000": 10**5000,  # Python shows no int of more than 4300 digits
-    "1.5": 1.5,
-    "nan": float("nan"),
     "signaling nan": Decimal("sNaN"),
     "fraction": Fraction(10**400, 3),
-    "text": "no such thing",
-    "long text": "y" * 100_000,
-    "bytes": b"\xff",
-    "object": object(),
-    "deep": reduce(lambda inner, _: [inner], range(5000), []),  # its `repr` raises RecursionError
     "long": Long([1]),
     "list": [],
     "ids": [1],
@@ -57,9 +39,7 @@ WRONG: dict[str, Any] = {
     "negative": torch.tensor(-1),
     "tensor": torch.zeros(1, 3),
     "flag": torch.tensor([True]),
-    "no numbers": torch.zeros(2, device="meta"),
 }
-RAISED = (ValueError, TypeError, MemoryError, KeyError, OSError)
 
 
 def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,19 @@ import torch
 from bpe_llama import Sampler, Tokenizer, WordCounts, chat, tiktoken
 from bpe_llama._core import Linear, attend
 from bpe_llama.educational import EducationalTokenizer
+from tests.wrong_values import COMMON, RAISED, Long
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 RANKS = {bytes([byte]): byte for byte in range(256)}
 ROW, EYE, NONE = np.zeros(8, np.float32), np.eye(2, dtype=np.float32), np.zeros((1, 0), np.float32)
 
 
-class Long(list):  # type: ignore[type-arg]
-    """A list that lies about its length."""
-
-    def __len__(self) -> int:
-        return 1 << 62
-
-
 WRONG: dict[str, Any] = {
-    "None": None,
-    "True": True,
-    "-1": -1,
-    "2**64": 2**64,
+    **COMMON,
     "-2**70": -(2**70),
-    "10**5000": 10**5000,  # Python shows no int of more than 4300 digits
-    "1.5": 1.5,
-    "nan": float("nan"),
-    "bytes": b"\xff",
-    "text": "no such thing",
     "empty": "",
     "surrogate": "\ud800",
     "zero": "\0",
-    "object": object(),
     "type": int,
     "nested": [[["x"]]],
     "nones": [None],
@@ -57,12 +42,8 @@ WRONG: dict[str, Any] = {
     "nan mapping": {1: float("nan")},
     "matrix": np.zeros((2, 2)),
     "object array": np.array([None]),
-    "deep": reduce(lambda inner, _: [inner], range(5000), []),  # its `repr` raises RecursionError
-    "long text": "y" * 100_000,
-    "no numbers": torch.zeros(2, device="meta"),
     "sparse": torch.eye(2).to_sparse(),
 }
-RAISED = (ValueError, TypeError, MemoryError, KeyError, OSError)
 # An argument that a message calls by another name, or a message that says what is wrong without a name.
 NAMED = {
     "name": "called",
