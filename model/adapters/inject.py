@@ -84,7 +84,7 @@ def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: st
         ValueError: If a new adapter cannot have this ``init_lora_weights``, or the rows to train do not exist.
     """
     bases = dict(base_modules(model))
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     parts: dict[str, ModuleTensors] = {}
     if config.init_lora_weights not in (True, False, "gaussian", *OFFSET_INITS):
         raise ValueError(
