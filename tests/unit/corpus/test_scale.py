@@ -195,11 +195,14 @@ def test_token_shards_are_those_of_one_machine(dataset, tmp_path):
         (corpus / f"{index}.txt").write_text("|".join([text] * 30), encoding="utf-8")
     with gzip.open(corpus / "lines.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (corpus / "special.txt").write_text("a</s>b")
     tok = Tokenizer.train_from_iterator(TEXTS, 300, special_tokens=["</s>"], progress=False)
-    alone = tok.encode_corpus(corpus, tmp_path / "alone", separator="|", shard_tokens=400, progress=False)
+    options = {"separator": "|", "shard_tokens": 400, "allowed_special": "all"}
+    alone = tok.encode_corpus(corpus, tmp_path / "alone", progress=False, **options)
+    assert alone.read(0, alone.tokens).tolist().count(tok.eos_id) == alone.documents + 1
     seen = []
     shards = scale.encode_corpus(
-        corpus, tok, tmp_path / "ray", separator="|", shard_tokens=400, progress=lambda progress: seen.append(progress)
+        corpus, tok, tmp_path / "ray", progress=lambda progress: seen.append(progress), **options
     )
     assert (shards.tokens, shards.documents, shards.bytes) == (alone.tokens, alone.documents, alone.bytes)
     assert np.array_equal(shards.read(0, shards.tokens), alone.read(0, alone.tokens))
@@ -224,15 +227,15 @@ def test_token_shards_are_those_of_one_machine(dataset, tmp_path):
     tok.save(tmp_path / "tokenizer.json")
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "bpe_llama.cli", "encode-corpus", str(corpus), "--ray", address]
-    options = ["--separator", "|", "--shard-tokens", "400", "-t", str(tmp_path / "tokenizer.json"), "-o"]
-    done = subprocess.run([*command, *options, str(out)], capture_output=True, text=True, timeout=300)
+    command += ["--separator", "|", "--shard-tokens", "400", "--allow-special", "-t", str(tmp_path / "tokenizer.json")]
+    done = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"{shards.tokens:,} tokens in" in done.stdout
     assert open_shards(out) == shards
     again = {path for path in before if path.stat().st_mtime_ns != before[path]}
     assert again and all(path.name.startswith(parts[-1]) for path in again)
     with pytest.raises(ValueError, match="on_ray is False, but was True"):
-        tok.encode_corpus(corpus, out, separator="|", shard_tokens=400)
+        tok.encode_corpus(corpus, out, **options)
 
     (corpus / "bad.jsonl").write_text('{"text": 3}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: .* at column"):
