@@ -1,6 +1,5 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
@@ -631,9 +630,6 @@ class WordCounts:
         """Return the counts of the words that occur `min_count` times or more."""
     def most_common(self, n: int | None) -> list[tuple[bytes, int]]:
         """Return the `n` most frequent words, or all, with their counts; ties by bytes."""
-
-def expand_paths(path: str) -> list[Path]:
-    """Return the files of a path: the file, the files below a folder, or those that match a glob pattern; sorted."""
 
 def train_merges(counts: WordCounts, options: Mapping[str, object], on_progress: _OnProgress | None) -> _Vocabulary:
     """Return the tokens and merges learned from counts; `bpe_llama.training` calls this."""

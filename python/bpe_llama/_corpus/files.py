@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from bpe_llama._arguments import iterator
 from bpe_llama._arguments import path as checked_path
-from bpe_llama._core import FileLines, expand_paths
+from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._files import PathLike
 from bpe_llama._files.read_write import LARGEST_TEXT
@@ -20,13 +21,14 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     """Return the files that match ``paths``, each once.
 
     Args:
-        paths: A file; a folder, for all files below it that are not hidden; a glob pattern, in which ``**`` matches
-            any number of folders; or several of these. The files of each are sorted.
+        paths: A file; a folder, for all files below it; a glob pattern; or several of these. The files of each are
+            sorted. In a pattern, ``**`` matches any number of folders, and all files below where it stands last.
+            Hidden files and folders are left out unless they are named: by ``.*``, say.
 
     Raises:
         FileNotFoundError: If nothing matches; the message names the path or pattern.
         OSError: If a symbolic link leads back to a folder that holds it: there would be no end of files.
-        ValueError: If ``paths`` is empty or a pattern is broken.
+        ValueError: If ``paths`` is empty, or ``**`` is only a part of a name in a pattern.
 
     Examples:
         >>> [path.name for path in find_files([__file__, __file__])]
@@ -38,60 +40,84 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     if not patterns:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}
-    for place, pattern in enumerate(patterns):
-        checked_path(f"paths[{place}]", pattern)
-        if str(pattern).startswith("hf://"):
-            raise ValueError(f"{pattern}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
-        try:
-            found.update(dict.fromkeys(_matching(os.path.expanduser(os.fspath(pattern)))))
-        except FileNotFoundError:
-            if os.path.isdir(os.path.expanduser(pattern)):
+    for place, given in enumerate(patterns):
+        checked_path(f"paths[{place}]", given)
+        if str(given).startswith("hf://"):
+            raise ValueError(f"{given}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
+        pattern = os.path.expanduser(os.fspath(given))
+        files = [Path(path) for path in _matching(pattern)]
+        if not files:
+            if os.path.isdir(pattern):
                 why = "the folder holds no files; hidden ones do not count"
-            elif set("*?[") & set(os.fspath(pattern)):
+            elif _is_magic(pattern):
                 why = "no file matches this pattern"
             else:
                 why = "no such file or folder"
-            raise FileNotFoundError(errno.ENOENT, why, os.fspath(pattern)) from None
+            raise FileNotFoundError(errno.ENOENT, why, os.fspath(given))
+        found.update(dict.fromkeys(sorted(files, key=lambda path: [os.fsencode(part) for part in path.parts])))
     return list(found)
 
 
-def _matching(pattern: str) -> list[Path]:
-    """Return the sorted files of a path or pattern; a file of this name takes precedence over the pattern."""
-    if not os.path.exists(pattern):
-        before, any_depth, _ = pattern.partition("**")
-        if any_depth:  # the folder that is searched, which exists, or nothing is found
-            folder = before if not before or before.endswith(os.sep) else os.path.dirname(before)
-            if not set("*?[") & set(folder) and os.path.isdir(folder or os.curdir):
-                for _ in _files_below(folder or os.curdir, hidden=True):
-                    pass
-        return [Path(path) for path in expand_paths(pattern)]
-    files = [Path(path) for path in _files_below(pattern)] if os.path.isdir(pattern) else [Path(pattern)]
-    if not files:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
-    return sorted(files, key=lambda path: [os.fsencode(part) for part in path.parts])
+def _is_magic(text: str) -> bool:
+    return not set("*?[").isdisjoint(text)
 
 
-def _files_below(folder: str, hidden: bool = False) -> Iterator[str]:
-    """Yield the paths of the files below a folder. Links to folders are followed.
+def _matching(pattern: str) -> Iterable[str]:
+    """Return the files of a path or pattern, in any order; a file of this name takes precedence over the pattern."""
+    if os.path.exists(pattern):
+        return _files_below(pattern, ["**"]) if os.path.isdir(pattern) else [pattern]
+    first, *parts = Path(pattern).parts or ("",)
+    if _is_magic(first):
+        first, parts = "", [first, *parts]
+    for part in parts:
+        if "**" in part and part != "**":
+            raise ValueError(f"{pattern}: ** stands for folders; expected it alone between separators, not in {part!r}")
+    # Of several ** in a row, each would find the same files again.
+    parts = [part for part, after in zip(parts, [*parts[1:], ""], strict=True) if not part == after == "**"]
+    return _files_below(first, parts) if parts else []
+
+
+def _files_below(start: str, parts: Sequence[str]) -> Iterator[str]:
+    """Yield the paths of all but folders below a folder whose names match ``parts``. Links to folders are followed.
 
     Raises:
         OSError: If a link leads back to a folder that holds it.
     """
-    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
-    while folders:
-        path, above = folders.pop()
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in above:
-            raise OSError(errno.ELOOP, "a symbolic link leads back to a folder that holds it", path)
-        within = above | {(status.st_dev, status.st_ino)}
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") and not hidden:
-                    continue
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                    folders.append((entry.path, within))
-                else:
-                    yield entry.path
+    # Folders with what is to be matched in them, and for ** the folders above, as devices and inodes.
+    waiting: list[tuple[str, Sequence[str], frozenset[tuple[int, int]]]] = [(start, parts, frozenset())]
+    while waiting:
+        folder, parts, above = waiting.pop()
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            status = os.stat(folder or os.curdir)
+            if (status.st_dev, status.st_ino) in above:
+                raise OSError(errno.ELOOP, "a symbolic link leads back to a folder that holds it", folder)
+            above |= {(status.st_dev, status.st_ino)}
+            if rest:
+                waiting.append((folder, rest, frozenset()))
+        for path, is_folder in _entries(folder, part):
+            if not is_folder:
+                if not rest:
+                    yield path
+            elif part == "**":
+                waiting.append((path, parts, above))
+            elif rest:
+                waiting.append((path, rest, frozenset()))
+
+
+def _entries(folder: str, part: str) -> Iterator[tuple[str, bool]]:
+    """Yield the paths in a folder whose names match a part of a pattern, and whether they are folders."""
+    if not _is_magic(part):
+        path = os.path.join(folder, part)
+        if os.path.lexists(path):
+            yield path, os.path.isdir(path)
+        return
+    with os.scandir(folder or os.curdir) as entries:
+        for entry in entries:
+            hidden = entry.name.startswith(".") and not part.startswith(".")
+            if not hidden and fnmatch(entry.name, part):
+                path = os.path.join(folder, entry.name)
+                yield path, os.path.isdir(path) if entry.is_symlink() else entry.is_dir()
 
 
 def read_whole(path: Path, largest: int = LARGEST_TEXT) -> bytearray:

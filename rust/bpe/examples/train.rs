@@ -2,21 +2,19 @@
 //!
 //! `cargo run --release --example train -- 32000 cl100k 2 corpus/*.txt`
 
+use std::path::PathBuf;
 use std::time::Instant;
 
-use bpe_llama::corpus::{CorpusOptions, CorpusReader, expand_paths};
+use bpe_llama::corpus::{CorpusOptions, CorpusReader};
 use bpe_llama::pretokenize::Pretokenizer;
 use bpe_llama::train::{TrainOptions, count_files, train_owned};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [vocab_size, pattern, num_threads, patterns @ ..] = &arguments[..] else {
+    let [vocab_size, pattern, num_threads, paths @ ..] = &arguments[..] else {
         return Err("usage: train VOCAB_SIZE PATTERN THREADS FILES".into());
     };
-    let mut paths = Vec::new();
-    for pattern in patterns {
-        paths.extend(expand_paths(pattern)?);
-    }
+    let paths = paths.iter().map(PathBuf::from).collect();
     let start = Instant::now();
     let mut corpus = CorpusReader::new(paths, Pretokenizer::new(pattern)?, CorpusOptions::default())?;
     let counts = count_files(&mut corpus, num_threads.parse()?, &mut |_| Ok(()))?;

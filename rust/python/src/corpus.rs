@@ -1,15 +1,15 @@
-//! Files as documents, lines and paths.
+//! Files as documents and lines.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use bpe_llama::Interrupt;
-use bpe_llama::corpus::{CorpusOptions, FileLines, OnError, Skipped, expand_paths as expand};
+use bpe_llama::corpus::{CorpusOptions, FileLines, OnError, Skipped};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::arguments::new_bytes;
-use crate::error::{detached, to_py};
+use crate::error::to_py;
 use crate::interrupt::interruptible;
 use crate::named::{self, item};
 
@@ -69,14 +69,7 @@ impl PyFileLines {
     }
 }
 
-/// Return the files of a path: the file, the files below a folder, or those that match a glob pattern; sorted.
-#[pyfunction]
-fn expand_paths(py: Python<'_>, #[pyo3(from_py_with = named::path)] path: &str) -> PyResult<Vec<PathBuf>> {
-    detached(py, || expand(path))?.map_err(to_py)
-}
-
 /// Adds the names of this file to the module.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PyFileLines>()?;
-    module.add_function(wrap_pyfunction!(expand_paths, module)?)
+    module.add_class::<PyFileLines>()
 }

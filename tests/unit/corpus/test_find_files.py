@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,47 @@ def folder(tmp_path: Path) -> Path:
 def test_files_of_a_folder_are_sorted_and_hidden_ones_left_out(folder: Path) -> None:
     assert find_files(folder) == [folder / "a.txt", folder / "b.txt", folder / "sub/c.txt"]
     assert find_files(folder / ".e.txt") == [folder / ".e.txt"]
-    assert find_files(f"{folder}/**/c*.txt") == [folder / "sub/c.txt"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.txt", ["a.txt", "b.txt"]),
+        ("[!b].txt", ["a.txt"]),
+        ("?.txt", ["a.txt", "b.txt"]),
+        ("sub/../*.txt", ["sub/../a.txt", "sub/../b.txt"]),
+        ("*/*.txt", ["sub/c.txt"]),
+        ("*/c.txt", ["sub/c.txt"]),
+        ("**", ["a.txt", "b.txt", "sub/c.txt"]),
+        ("**/**/*", ["a.txt", "b.txt", "sub/c.txt"]),
+        ("s*/**", ["sub/c.txt"]),
+        ("**/c*.txt", ["sub/c.txt"]),
+        ("**/.hidden/*", ["sub/.hidden/d.txt"]),
+        ("**/.h*/**", ["sub/.hidden/d.txt"]),
+        (".*", [".e.txt"]),
+    ],
+)
+def test_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]) -> None:
+    assert find_files(folder / pattern) == [folder / name for name in names]
+    monkeypatch.chdir(folder)
+    assert find_files(pattern) == [Path(name) for name in names]
+    assert {*find_files(pattern)} == {Path(path) for path in glob(pattern, recursive=True) if Path(path).is_file()}
+
+
+def test_a_pattern_is_refused_where_two_stars_are_part_of_a_name(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\*\*\.txt: \*\* stands for folders; .* not in 'a\*\*\.txt'"):
+        find_files(folder / "a**.txt")
+    with pytest.raises(FileNotFoundError, match="no file matches this pattern"):
+        find_files(folder / "none*" / "**")
+
+
+def test_a_file_takes_precedence_over_the_pattern_of_its_name(folder: Path) -> None:
+    (folder / "[ab].txt").write_text("low")
+    assert find_files(folder / "[ab].txt") == [folder / "[ab].txt"]
 
 
 @needs_links
-@pytest.mark.parametrize("pattern", ["", "/", "/**", "/**/*.txt"])
+@pytest.mark.parametrize("pattern", ["", "/", "/**", "/**/*.txt", "/s*/**", "/s*/**/o*/*"])
 def test_links_to_the_folder_itself_end_in_an_error(folder: Path, pattern: str) -> None:
     """Two of them made 2**40 paths, in which no Ctrl-C was seen."""
     for name in ("one", "two"):
@@ -51,5 +88,5 @@ def test_links_to_other_folders_are_followed(folder: Path, tmp_path_factory: pyt
 def test_a_name_that_is_no_unicode_is_one_of_a_file(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt"))
     path.write_text("low")
-    assert find_files(path) == find_files(tmp_path) == [path]
+    assert find_files(path) == find_files(tmp_path) == find_files(tmp_path / "*.txt") == [path]
     assert WordCounts.from_files(path, progress=False).most_common() == [(b"low", 1)]

@@ -14,7 +14,6 @@
 //! | `json_lines.rs` | one file of JSON Lines |
 //! | `decompress.rs` | the bytes of a file, decompressed |
 //! | `lines.rs`, `file_lines.rs` | lines of bounded length |
-//! | `paths.rs` | the files that a path or a pattern names |
 
 mod boundaries;
 mod decompress;
@@ -22,7 +21,6 @@ mod file_lines;
 mod json_lines;
 mod lines;
 mod options;
-mod paths;
 mod reader;
 mod skipped;
 #[cfg(test)]
@@ -33,6 +31,5 @@ mod utf8_scan;
 pub(crate) use self::boundaries::special_matcher;
 pub use self::file_lines::FileLines;
 pub use self::options::{CorpusOptions, OnError};
-pub use self::paths::expand_paths;
 pub use self::reader::{Chunk, CorpusReader};
 pub use self::skipped::Skipped;
