@@ -154,22 +154,20 @@ class Tokenizer:
         """
     def to_own_json(self) -> str:
         """Return a `tokenizer.json` for `build_from_own_json` alone, which can hold any tokenizer."""
-    def save_huggingface(self, path: _PathLike) -> None:
-        """Write a `tokenizer.json`, atomically; `Tokenizer.save` calls this for a path that ends in `.json`.
-
-        Raises:
-            ValueError: As `to_huggingface`.
-        """
     def check_tiktoken(self) -> None:
         """Raise `ValueError` if tiktoken cannot express this tokenizer; the message names why."""
-    def save_tiktoken(self, path: _PathLike) -> None:
-        """Write a list of ranks, atomically; `Tokenizer.save` calls this for a path that ends in `.tiktoken`.
+    def to_tiktoken(self) -> str:
+        """Return tiktoken's list of ranks: a line with a token's bytes in base64 and its rank, in order.
 
         Raises:
             ValueError: As `check_tiktoken`.
         """
-    def save_sentencepiece(self, path: _PathLike) -> None:
-        """Write a SentencePiece model; `Tokenizer.save` calls this for a path that ends in `.model`."""
+    def to_sentencepiece(self) -> bytes:
+        """Return the bytes of a SentencePiece model.
+
+        Raises:
+            ValueError: If this tokenizer keeps none; the message names why.
+        """
     def sentencepiece_model(self) -> bytes | None:
         """Return the SentencePiece model that encodes, where byte-level merging cannot express it; else `None`."""
     def encode(
@@ -607,11 +605,9 @@ class WordCounts:
         """Return the counts that `to_bytes` returned."""
     @staticmethod
     def load(path: _PathLike) -> WordCounts:
-        """Return the counts that `save` wrote."""
+        """Return the counts in a file of the bytes of `to_bytes`."""
     def to_bytes(self) -> bytes:
-        """Return what `save` writes."""
-    def save(self, path: _PathLike) -> None:
-        """Write the counts to a file, atomically."""
+        """Return the counts in their file format."""
     def __add__(self, other: WordCounts, /) -> WordCounts: ...
     def __radd__(self, other: WordCounts, /) -> WordCounts: ...
     def __len__(self) -> int: ...
@@ -1223,33 +1219,6 @@ def cross_entropy(
         >>> losses, logits
         (array([0.6931472], dtype=float32), array([[ 0.5, -0.5]], dtype=float32))
     """
-
-@final
-class TokenFile:
-    """A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it."""
-
-    def __new__(
-        cls,
-        tokenizer: Tokenizer,
-        path: _PathLike,
-        end: int | None,
-        num_threads: int | None,
-        allowed_special: Iterable[str],
-    ) -> Self: ...
-    def add_files(
-        self,
-        paths: Sequence[_PathLike],
-        reading: Mapping[str, object],
-        on_progress: Callable[[str, int, int | None], object] | None,
-    ) -> _SkippedRows:
-        """Append the documents of files; return how many rows were skipped, and what is wrong with the first."""
-    def add_texts(self, texts: Iterable[str]) -> None:
-        """Append texts, each of which is one document."""
-    def finish(self) -> int:
-        """Return the number of ids, now that the file stands at its path."""
-
-    def abandon(self) -> None:
-        """Remove what was written."""
 
 _EncodedDocuments: TypeAlias = tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 

@@ -13,7 +13,7 @@ from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import WordCounts as CoreWordCounts
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, is_parquet, read_parquet, reading_of
-from bpe_llama._files import PathLike
+from bpe_llama._files import PathLike, write_bytes
 from bpe_llama._progress import ProgressOption, reporting
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class WordCounts:
 
     def save(self, path: PathLike) -> None:
         """Write the counts to a file, atomically. Equal counts give equal files."""
-        self._counts.save(checked_path("path", path))
+        write_bytes(checked_path("path", path), self._counts.to_bytes())
 
     def merge(self, other: WordCounts) -> Self:
         """Return the sum, as ``+`` does.

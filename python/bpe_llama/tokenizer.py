@@ -10,7 +10,7 @@ from bpe_llama._arguments import instance
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.tokenizer import EncodingTokenizer
-from bpe_llama._files import PathLike
+from bpe_llama._files import PathLike, write_bytes, write_text
 from bpe_llama._loading.ends import ends_of, ids_around
 
 if TYPE_CHECKING:
@@ -284,14 +284,14 @@ class Tokenizer(EncodingTokenizer):
         """
         path = checked_path("path", path)
         if path.suffix == ".json":
-            self.save_huggingface(path)
+            write_text(path, self.to_huggingface())
         elif path.suffix == ".tiktoken":
             from bpe_llama._loading.tiktoken import write_attributes
 
-            self.save_tiktoken(path)
+            write_text(path, self.to_tiktoken())
             write_attributes(path, self.pattern, self.special_tokens)
         elif path.suffix == ".model":
-            self.save_sentencepiece(path)
+            write_bytes(path, self.to_sentencepiece())
         elif not path.suffix or path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
             is_model = self.sentencepiece_model() is not None

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bpe_llama import _core
-from bpe_llama._core import FileLines
+from bpe_llama._core import DocumentEncoder, FileLines
 from bpe_llama._corpus.bad_rows import BadRows
-from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet, read_whole
+from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet, read_whole, reading_of
 from bpe_llama._corpus.rows import check_text, has_lines, has_rows, read_rows
-from bpe_llama._corpus.token_files import begins_and_ends, write_documents
-from bpe_llama._files import atomic_write
+from bpe_llama._corpus.shards import dtype_of
+from bpe_llama._corpus.token_files import begins_and_ends
+from bpe_llama._files.arrays import begin_array
 from bpe_llama.model.training.finetuning.formats import read_row
 from bpe_llama.tokenizer import Tokenizer
 
@@ -57,12 +57,12 @@ def write_tokens(
         bad_rows.warn(stacklevel=3)
         return
     if any(has_rows(path) and not has_lines(path) and not is_parquet(path) for path in paths):
-
-        def write(target: _core.TokenFile) -> None:
+        before, after = begins_and_ends(tokenizer)
+        encoder = DocumentEncoder(tokenizer, [], reading_of(None, "text", bad_rows), before, after, None, ())
+        with begin_array(out, dtype_of(tokenizer.vocab_size)) as array:
             for texts in in_batches(_texts(paths, bad_rows)):
-                target.add_texts(texts)
-
-        write_documents(tokenizer, out, *begins_and_ends(tokenizer), None, write)
+                ids, *_ = encoder.encode_texts(texts)
+                array.append(ids)
         bad_rows.warn(stacklevel=3)
     else:
         tokenizer.encode_files(paths, out, eos=True, on_error=on_error, progress=progress)
@@ -99,28 +99,17 @@ def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
 
 
 def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_rows: BadRows) -> None:
-    """Write the ids to a raw file first, as the header of a `.npy` file holds their count."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    before, after = begins_and_ends(tokenizer)
-    begin, end = np.array(before, dtype), np.array(after, dtype)
-    with atomic_write(out) as temporary:
-        raw = temporary.with_suffix(".ids")
-        try:
-            with open(raw, "wb") as file:
-                for texts in in_batches(_texts(paths, bad_rows)):
-                    ids, begins = tokenizer.encode_batch_to_numpy(texts, allowed_special="all")
-                    for first, next_first in itertools.pairwise(begins.tolist()):
-                        row = ids[first:next_first].astype(dtype)
-                        parts = (
-                            begin[: 0 if np.array_equal(row[: len(begin)], begin) else None],
-                            row,
-                            end[: 0 if np.array_equal(row[len(row) - len(end) :], end) else None],
-                        )
-                        file.write(np.concatenate(parts).tobytes())
-            empty = raw.stat().st_size == 0
-            np.save(temporary, np.empty(0, dtype) if empty else np.memmap(raw, dtype=dtype, mode="r"))
-        finally:
-            raw.unlink(missing_ok=True)
+    begin, end = (np.array(ids, np.uint32) for ids in begins_and_ends(tokenizer))
+    with begin_array(out, dtype_of(tokenizer.vocab_size)) as array:
+        for texts in in_batches(_texts(paths, bad_rows)):
+            ids, begins = tokenizer.encode_batch_to_numpy(texts, allowed_special="all")
+            for first, next_first in itertools.pairwise(begins.tolist()):
+                row = ids[first:next_first]
+                if not np.array_equal(row[: len(begin)], begin):
+                    array.append(begin)
+                array.append(row)
+                if not np.array_equal(row[len(row) - len(end) :], end):
+                    array.append(end)
 
 
 class SpecialLookalikes:

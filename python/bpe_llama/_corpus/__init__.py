@@ -1,5 +1,5 @@
-"""Corpora: find and read texts (`files`, `hub`, `rows`, `bad_rows`); encode them (`token_files`, `encode_corpus`).
+"""Corpora: find and read texts (`files`, `hub`, `rows`, `bad_rows`), and encode them (`encode_documents`).
 
-`shards` is the format of folders of ids, and `corpus` opens what was encoded. `worker_errors` raises in a program on
-Ray what a worker raised.
+`token_files` writes one file of ids, `encode_corpus` a folder of shards in the format of `shards`; `corpus` opens both.
+`worker_errors` raises in a program on Ray what a worker raised.
 """

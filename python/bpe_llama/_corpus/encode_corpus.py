@@ -7,16 +7,15 @@ second. `index.json` completes the folder.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,8 @@ from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import DocumentEncoder, shown
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
-from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
+from bpe_llama._corpus.encode_documents import Batch, Place, encode_documents
+from bpe_llama._corpus.files import find_files, reading_of
 from bpe_llama._corpus.hub import HubDataset
 from bpe_llama._corpus.shards import (
     INDEX,
@@ -46,22 +46,6 @@ from bpe_llama._progress import ProgressOption, Report, reporting
 _SOURCES = "sources.json"
 _FORMAT = {"format": "bpe_llama.token_shards.sources", "version": 1}
 _BYTES_PER_TOKEN = 4  # of English prose, about
-
-
-class Place(NamedTuple):
-    """How far the inputs are encoded: `documents` of the file with this number, and all files before it."""
-
-    file: int = 0
-    documents: int = 0
-
-
-class Batch(NamedTuple):
-    """Encoded documents: see `DocumentEncoder`."""
-
-    ids: npt.NDArray[np.uint32]
-    ends: npt.NDArray[np.int64]
-    bytes: npt.NDArray[np.int64]
-    files: npt.NDArray[np.int64]
 
 
 def encode_corpus(corpus: Corpus, num_threads: int | None, bad_rows: BadRows, progress: ProgressOption) -> TokenShards:
@@ -221,7 +205,7 @@ class Corpus:
                 with begin_shard(self.out, file, dtype) as target:
                     while documents.fill() and not (target.tokens >= self.shard_tokens and target.is_between_documents):
                         target.add(*documents.take(self.shard_tokens - target.tokens))
-                shards.append(Shard(file, target.tokens, len(target.offsets()) - 1, target.bytes))
+                shards.append(Shard(file, target.tokens, target.documents, target.bytes))
                 log.add(shards[-1], documents.place)
         finally:
             batches.close()
@@ -232,46 +216,24 @@ class Corpus:
         self, start: Place, part: range, num_threads: int | None, bad_rows: BadRows, report: Report | None
     ) -> Generator[Batch, None, None]:
         """Yield the documents of the files, or of the data set, from `start` on."""
-        reading = reading_of(self.separator, self.field, bad_rows)
-        around = (list(self.begins), list(self.ends), num_threads, self.allowed_special)
-        if self.dataset is not None:
-            encoder = DocumentEncoder(self.tokenizer, [], reading, *around)
-            for texts, row in self.dataset.texts(self.field, start.documents, bad_rows):
-                yield Batch(*encoder.encode_texts(texts))
-                if report:
-                    report("encode rows", row, self.dataset.rows)
-            if report:
-                report("encode rows", self.dataset.rows, self.dataset.rows)
+        encoder = partial(
+            DocumentEncoder,
+            self.tokenizer,
+            reading=reading_of(self.separator, self.field, bad_rows),
+            begins=list(self.begins),
+            ends=list(self.ends),
+            num_threads=num_threads,
+            allowed_special=self.allowed_special,
+        )
+        if self.dataset is None:
+            yield from encode_documents(encoder, self.files, part, start, self.field, bad_rows, report)
             return
-        sizes = {number: self.files[number].stat().st_size for number in part}
-        done, total = sum(sizes[number] for number in range(part.start, start.file)), sum(sizes.values())
-        skip = start.documents
-        numbers = range(start.file, part.stop)
-        for is_rows, alike in itertools.groupby(numbers, lambda number: is_parquet(self.files[number])):
-            group = list(alike)
-            paths = [self.files[number] for number in group]
-            encoder = DocumentEncoder(self.tokenizer, [] if is_rows else paths, reading, *around)
-            if is_rows:
-                for number, path in zip(group, paths, strict=True):
-                    texts_of_file = itertools.islice(read_parquet([path], self.field, bad_rows), skip, None)
-                    for texts in in_batches(texts_of_file):
-                        batch = Batch(*encoder.encode_texts(texts))
-                        yield batch._replace(files=batch.files + number)
-                    done, skip = done + sizes[number], 0
-                    if report:
-                        report("encode", done, total)
-                continue
-            while skip:
-                skip = encoder.skip(skip)
-            while (found := encoder.next_batch()) is not None:
-                batch = Batch(*found)
-                yield batch._replace(files=batch.files + group[0])
-                if report:
-                    report("encode", done + encoder.bytes_read(), total)
-            bad_rows.add(*encoder.skipped())
-            done += sum(sizes[number] for number in group)
+        for texts, row in self.dataset.texts(self.field, start.documents, bad_rows):
+            yield Batch(*encoder([]).encode_texts(texts))
             if report:
-                report("encode", done, total)
+                report("encode rows", row, self.dataset.rows)
+        if report:
+            report("encode rows", self.dataset.rows, self.dataset.rows)
 
     def _sources(self, on_ray: bool) -> dict[str, Any]:
         files = []

@@ -69,12 +69,14 @@ def _matching(pattern: str) -> Iterable[str]:
     first, *parts = Path(pattern).parts or ("",)
     if _is_magic(first):
         first, parts = "", [first, *parts]
+    if not parts or not os.path.isdir(first or os.curdir):
+        return []
     for part in parts:
         if "**" in part and part != "**":
             raise ValueError(f"{pattern}: ** stands for folders; expected it alone between separators, not in {part!r}")
     # Of several ** in a row, each would find the same files again.
     parts = [part for part, after in zip(parts, [*parts[1:], ""], strict=True) if not part == after == "**"]
-    return _files_below(first, parts) if parts else []
+    return _files_below(first, parts)
 
 
 def _files_below(start: str, parts: Sequence[str]) -> Iterator[str]:

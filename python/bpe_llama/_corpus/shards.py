@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._files import PathLike, atomic_write, open_regular, read_json_object
+from bpe_llama._files.arrays import ArrayFile, begin_array
 
 __all__ = ["Shard", "TokenShards", "fingerprint", "open_shards"]
 
@@ -329,49 +330,40 @@ class ShardFile:
     """A shard that grows; `begin_shard` makes one.
 
     Attributes:
-        tokens: The number of ids so far.
+        bytes: The number of UTF-8 bytes of its text so far.
         is_between_documents: Whether the last document has ended.
     """
 
-    def __init__(self, file: IO[bytes], dtype: str) -> None:
-        """Write to an open file."""
-        self._file, self._dtype = file, _DTYPES[dtype]
-        self._offsets = [np.zeros(1, _OFFSETS)]
-        self.tokens = self.bytes = 0
+    def __init__(self, ids: ArrayFile, offsets: ArrayFile) -> None:
+        """Write ids to one file, and where documents begin to another."""
+        self._ids, self._offsets, self.bytes = ids, offsets, 0
         self.is_between_documents = True
+        offsets.append(np.zeros(1, _OFFSETS))
+
+    @property
+    def tokens(self) -> int:
+        """The number of ids so far."""
+        return self._ids.size
+
+    @property
+    def documents(self) -> int:
+        """The number of documents that have ended."""
+        return self._offsets.size - 1
 
     def add(self, ids: npt.NDArray[np.uint32], ends: npt.NDArray[np.int64], text_bytes: int) -> None:
         """Append ids, in which documents end at `ends`."""
-        self._file.write(ids.astype(self._dtype, copy=False).data)
-        if len(ends):
-            self._offsets.append(ends + self.tokens)
-            self.is_between_documents = int(ends[-1]) == len(ids)
-        elif len(ids):
-            self.is_between_documents = False
-        self.tokens += len(ids)
+        self._offsets.append(ends + self.tokens)
+        self._ids.append(ids)
+        if len(ids) or len(ends):
+            self.is_between_documents = len(ends) > 0 and int(ends[-1]) == len(ids)
         self.bytes += text_bytes
-
-    def offsets(self) -> npt.NDArray[np.int64]:
-        """Return where each document begins, and the number of ids."""
-        return np.concatenate(self._offsets)
 
 
 @contextmanager
 def begin_shard(folder: Path, name: str, dtype: str) -> Iterator[ShardFile]:
     """Yield a shard to write; both of its files are complete under their names at the end, or not there."""
-    with atomic_write(folder / name) as temporary, atomic_write(folder / _documents_of(name)) as documents:
-        with temporary.open("wb") as file:
-            _write_header(file, _DTYPES[dtype], 0)
-            shard = ShardFile(file, dtype)
-            yield shard
-            file.seek(0)
-            _write_header(file, _DTYPES[dtype], shard.tokens)  # it has room for any count
-        offsets = shard.offsets()
-        with documents.open("wb") as file:
-            _write_header(file, _OFFSETS, len(offsets))
-            file.write(offsets.data)
-
-
-def _write_header(file: IO[bytes], dtype: np.dtype[Any], count: int) -> None:
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+    with (
+        begin_array(folder / name, _DTYPES[dtype]) as ids,
+        begin_array(folder / _documents_of(name), _OFFSETS) as offsets,
+    ):
+        yield ShardFile(ids, offsets)

@@ -11,6 +11,7 @@ from bpe_llama._files.read_write import (
     read_json,
     read_json_object,
     read_text,
+    write_bytes,
     write_text,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "read_json_object",
     "read_text",
     "remove_abandoned",
+    "write_bytes",
     "write_text",
     "write_together",
 ]

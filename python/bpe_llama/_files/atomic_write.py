@@ -36,8 +36,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     write beside it: a lock tells the folder of a running process from that of a killed one.
 
     Raises:
-        OSError: If the file cannot be written, as on a full disk, or ``path`` is a device or a named pipe, which a
-            rename would replace by a file; it names ``path``.
+        OSError: If the file cannot be written, as on a full disk, or ``path`` is a folder, or a device or a named
+            pipe, which a rename would replace by a file; it names ``path``.
 
     Examples:
         >>> import tempfile
@@ -47,7 +47,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         >>> path.read_text(), len(list(path.parent.iterdir()))
         ('hello', 1)
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "a named pipe or a device; expected a regular file", os.fspath(path))
     with _temporary_folder(path, "tmp") as (folder, mode):
         temporary = folder / path.name

@@ -89,6 +89,12 @@ def append_bytes(file: io.FileIO, data: bytes, *, flush: bool = False) -> None:
         raise OSError(error.errno, error.strerror, os.fspath(file.name)) from None
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes to a file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to a file atomically, line ends unchanged."""
     with atomic_write(path) as temporary:

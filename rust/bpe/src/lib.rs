@@ -97,12 +97,11 @@ mod vocab;
 pub use decode::{DecodeStream, Utf8Stream};
 pub use encode::EncodeOptions;
 pub use error::{Error, Result};
-pub use files::write_atomically;
 pub use interrupt::Interrupt;
 pub use normalize::{After, SpacePrefix, Spaces};
 pub use pretokenize::Pretokenizer;
 pub use special::{AddedToken, SpecialSet};
-pub use tokenizer::{DocumentEncoder, EncodedDocuments, Offsets, SpecialIds, TokenFile, Tokenizer};
+pub use tokenizer::{DocumentEncoder, EncodedDocuments, Offsets, SpecialIds, Tokenizer};
 pub use vocab::{SentencePieceTokens, Vocab};
 
 /// Tests the example of the crate's page on crates.io.

@@ -43,7 +43,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     training::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<tokenizer::decode_stream::DecodeStream>()?;
-    module.add_class::<tokenizer::token_file::PyTokenFile>()?;
     module.add_class::<tokenizer::documents::PyDocumentEncoder>()?;
     corpus::register(module)
 }

@@ -193,20 +193,15 @@ impl WordCounts {
         interruptible(py, |interrupt| Counts::from_bytes(data, interrupt)).map(Self)
     }
 
-    /// Return the counts that `save` wrote.
+    /// Return the counts in a file of the bytes of `to_bytes`.
     #[staticmethod]
     fn load(py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<Self> {
         interruptible(py, |interrupt| Counts::load(&path, interrupt)).map(Self)
     }
 
-    /// Return what `save` writes.
+    /// Return the counts in their file format.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         interruptible(py, |interrupt| self.0.to_bytes(interrupt)).and_then(|bytes| new_bytes(py, &bytes))
-    }
-
-    /// Write the counts to a file, atomically.
-    fn save(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
-        interruptible(py, |interrupt| self.0.save(&path, interrupt))
     }
 
     fn __add__(&self, py: Python<'_>, other: &Self) -> PyResult<Self> {

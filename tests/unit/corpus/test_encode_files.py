@@ -256,12 +256,12 @@ def _child(text: Path, out: Path, pattern: str = "cl100k", times: int = 1) -> su
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports a process's own peak, VmHWM")
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     peaks = []
-    for name, size in [("3.txt.gz", 3_000_000), ("60.txt.gz", 60_000_000)]:
+    for name, size in [("30.txt.gz", 30_000_000), ("90.txt.gz", 90_000_000)]:
         text = b"".join(b"some %d words, more or less \n" % i for i in range(1000))
         (tmp_path / name).write_bytes(gzip.compress(text * (size // len(text)), 1))
         with _child(tmp_path / name, tmp_path / "ids.npy") as child:
             peaks.append(int(child.communicate(timeout=300)[0]))
-    assert peaks[1] - peaks[0] < 30_000, f"{peaks} KiB at peak for 3 and 60 MB"  # 57 MB more if it were held
+    assert peaks[1] - peaks[0] < 30_000, f"{peaks} KiB at peak for 30 and 90 MB"  # 60 MB more if it were held
 
 
 @pytest.fixture(scope="module")
@@ -359,12 +359,3 @@ def test_no_documents_have_neither_begin_nor_end_and_a_missing_bos_raises(tmp_pa
     with pytest.raises(ValueError, match="bos=True, but this tokenizer has no bos token"):
         bare.encode_files(tmp_path / "a.jsonl", tmp_path / "none.npy", bos=True)
     assert not (tmp_path / "none.npy").exists()
-
-
-def test_documents_begin_and_end_at_any_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tok, _ = with_post_processor(["<s>"], ["</s>"], 300, tmp_path)
-    (tmp_path / "a.jsonl").write_bytes(jsonl(["a", "", "bab"]) * 7)
-    whole = encoded(tok, tmp_path / "a.jsonl", tmp_path)
-    for ids_at_once in (1, 3, 10, 50):
-        monkeypatch.setattr("bpe_llama._corpus.token_files._CHUNK", ids_at_once)
-        assert encoded(tok, tmp_path / "a.jsonl", tmp_path) == whole

@@ -56,8 +56,17 @@ def test_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, n
 def test_a_pattern_is_refused_where_two_stars_are_part_of_a_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"a\*\*\.txt: \*\* stands for folders; .* not in 'a\*\*\.txt'"):
         find_files(folder / "a**.txt")
-    with pytest.raises(FileNotFoundError, match="no file matches this pattern"):
-        find_files(folder / "none*" / "**")
+
+
+@pytest.mark.parametrize("pattern", ["none*/**", "none/*", "a.txt/*", "*/none", "sub/none/*", "*.txt/*"])
+def test_a_pattern_without_files_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    monkeypatch.chdir(folder)
+    for path in (pattern, folder / pattern):
+        with pytest.raises(FileNotFoundError, match="no file matches this pattern"):
+            find_files(path)
+    for path in ("none", "none/a.txt", "a.txt/b", ""):
+        with pytest.raises(FileNotFoundError, match="no such file or folder"):
+            find_files(path)
 
 
 def test_a_file_takes_precedence_over_the_pattern_of_its_name(folder: Path) -> None:

@@ -6,7 +6,7 @@
 //! | `parts.rs` | a text that comes in parts |
 //! | `batch.rs` | many texts, on many threads |
 //! | `offsets.rs` | ids with character offsets; truncation |
-//! | `documents.rs`, `token_file.rs` | documents of files to ids, to one file of ids |
+//! | `documents.rs` | documents of files to ids |
 //! | `lookup.rs` | tokens by id, bytes and name |
 //! | `special_ids.rs`, `template.rs` | BOS, EOS, padding; the post-processor |
 //! | `definition.rs` | the parts of a tokenizer |
@@ -20,10 +20,8 @@ mod offsets;
 mod parts;
 mod special_ids;
 mod template;
-mod token_file;
 
 pub use self::definition::Tokenizer;
 pub use self::documents::{DocumentEncoder, EncodedDocuments};
 pub use self::offsets::Offsets;
 pub use self::special_ids::SpecialIds;
-pub use self::token_file::TokenFile;

@@ -10,7 +10,6 @@ mod ids;
 pub(crate) mod pretokenize;
 mod properties;
 mod save;
-pub(crate) mod token_file;
 
 use std::sync::Arc;
 

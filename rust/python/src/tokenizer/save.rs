@@ -1,21 +1,21 @@
-//! Tokenizers to files, and their parts as JSON.
+//! Tokenizers in the formats of files, and their parts as JSON.
 
-use std::path::PathBuf;
-
-use bpe_llama::write_atomically;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::PyTokenizer;
+use crate::arguments::new_bytes;
 use crate::error::{detached, to_py};
 use crate::named;
 
 #[pymethods]
 impl PyTokenizer {
-    /// Write a SentencePiece model; `Tokenizer.save` calls this for a path that ends in `.model`.
-    fn save_sentencepiece(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
-        let save = || write_atomically(&path, self.inner.to_sentencepiece()?);
-        detached(py, save)?.map_err(to_py)
+    /// Return the bytes of a SentencePiece model.
+    ///
+    /// Raises:
+    ///     ValueError: If this tokenizer keeps none; the message names why.
+    fn to_sentencepiece<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        new_bytes(py, self.inner.to_sentencepiece().map_err(to_py)?)
     }
 
     /// Return the SentencePiece model that encodes, where byte-level merging cannot express it; else `None`.
@@ -66,26 +66,16 @@ impl PyTokenizer {
         detached(py, || self.inner.to_huggingface())?.map_err(to_py)
     }
 
-    /// Write a `tokenizer.json`, atomically; `Tokenizer.save` calls this for a path that ends in `.json`.
-    ///
-    /// Raises:
-    ///     ValueError: As `to_huggingface`.
-    fn save_huggingface(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
-        let save = || write_atomically(&path, self.inner.to_huggingface()?.as_bytes());
-        detached(py, save)?.map_err(to_py)
-    }
-
     /// Raise `ValueError` if tiktoken cannot express this tokenizer; the message names why.
     fn check_tiktoken(&self, py: Python<'_>) -> PyResult<()> {
         detached(py, || self.inner.check_tiktoken())?.map_err(to_py)
     }
 
-    /// Write a list of ranks, atomically; `Tokenizer.save` calls this for a path that ends in `.tiktoken`.
+    /// Return tiktoken's list of ranks: a line with a token's bytes in base64 and its rank, in order.
     ///
     /// Raises:
     ///     ValueError: As `check_tiktoken`.
-    fn save_tiktoken(&self, py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<()> {
-        let save = || write_atomically(&path, self.inner.to_tiktoken()?.as_bytes());
-        detached(py, save)?.map_err(to_py)
+    fn to_tiktoken(&self, py: Python<'_>) -> PyResult<String> {
+        detached(py, || self.inner.to_tiktoken())?.map_err(to_py)
     }
 }

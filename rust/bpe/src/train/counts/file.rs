@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::sort::sort;
 use super::word_counts::WordCounts;
-use crate::files::{read_with_magic, write_atomically};
+use crate::files::read_with_magic;
 use crate::{Error, Interrupt, Result};
 
 const MAGIC: &[u8; 8] = b"BPEWORDS";
@@ -33,15 +33,7 @@ const LEAST_LIMIT: usize = 64 << 20;
 const CHECK_WORDS: usize = 1 << 16;
 
 impl WordCounts {
-    /// Writes the counts to a file, atomically: to a temporary file beside it, which is renamed.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if it cannot be written; the error of the interrupt check.
-    pub fn save(&self, path: &Path, interrupt: Interrupt<'_>) -> Result<()> {
-        write_atomically(path, &self.to_bytes(interrupt)?)
-    }
-
-    /// Reads counts that [`WordCounts::save`] wrote.
+    /// Reads a file of the bytes of [`WordCounts::to_bytes`].
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or of another format; the error of
