@@ -125,6 +125,7 @@ impl Tokenizer {
 
 #[cfg(test)]
 mod tests {
+    use crate::sentencepiece::{Piece, PieceKind};
     use crate::{AddedToken, SpecialSet, Tokenizer};
 
     fn tokens() -> Vec<String> {
@@ -146,6 +147,27 @@ mod tests {
         // `tokenizers` drops unknown characters.
         assert_eq!(read.encode_ordinary("語").ok(), Some(Vec::new()));
         assert_eq!(read.decode_bytes(&[4, 2]).ok(), Some("語ab".as_bytes().to_vec()));
+    }
+
+    #[test]
+    fn a_special_character_is_saved_only_where_text_does_not_become_it() {
+        let piece = |text: String, kind| Piece { text, score: 0.0, kind };
+        let bytes = (0..=255u8).map(|byte| piece(format!("<0x{byte:02X}>"), PieceKind::Byte));
+        for (line, is_saved) in [("c\n", false), ("c", true)] {
+            let others = ["\u{2581}", line].map(|text| piece(text.to_owned(), PieceKind::Normal));
+            let pieces = [piece("b".to_owned(), PieceKind::Control)].into_iter().chain(others).chain(bytes.clone());
+            let added = vec![AddedToken::special("b", 0)];
+            let tokenizer = Tokenizer::from_gguf_characters(pieces.collect(), vec![], added).expect("a tokenizer");
+            let ids = tokenizer.encode_ordinary("b").expect("its byte");
+            assert_eq!(ids, [3 + u32::from(b'b')]);
+            match tokenizer.to_huggingface() {
+                Ok(saved) => {
+                    let read = Tokenizer::from_huggingface(saved.as_bytes()).expect("a tokenizer");
+                    assert!(is_saved && read.encode_ordinary("b").ok() == Some(ids));
+                }
+                Err(error) => assert!(!is_saved && error.to_string().contains("its special token \"b\""), "{error}"),
+            }
+        }
     }
 
     #[test]

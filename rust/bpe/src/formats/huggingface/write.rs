@@ -95,7 +95,29 @@ impl Tokenizer {
                 as_sentencepiece: self.decodes_as_sentencepiece(),
             }),
         };
-        serde_json::to_string(&file).map_err(|error| Error::Format(error.to_string()))
+        let written = serde_json::to_string(&file).map_err(|error| Error::Format(error.to_string()))?;
+        self.check_characters(&entries, &written)?;
+        Ok(written)
+    }
+
+    /// Refuses a special token of one character that text never becomes here, but does in the tokenizer of the file: a
+    /// general model takes every character for its token.
+    fn check_characters(&self, entries: &[(String, u32)], written: &str) -> Result<()> {
+        if self.spaces().is_none() {
+            return Ok(());
+        }
+        let is_character = |token: &&AddedToken| {
+            token.special
+                && token.content.chars().nth(1).is_none()
+                && entries.iter().any(|(entry, id)| *id == token.id && *entry == token.content)
+        };
+        match self.added_tokens().iter().find(is_character) {
+            Some(token) if Self::from_huggingface(written.as_bytes())?.general_because().is_some() => Err(invalid!(
+                "text never becomes its special token {:?}, which a tokenizer.json cannot express for a single character",
+                token.content
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the components of a tokenizer that was not read from a `tokenizer.json`.
