@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from bpe_llama._core import DocumentEncoder
 from bpe_llama._corpus.bad_rows import BadRows
-from bpe_llama._corpus.files import find_files
-from bpe_llama._corpus.token_files import encode_files
-from bpe_llama._files import PathLike, open_regular
-from bpe_llama._progress import Progress, ProgressOption, reporting
+from bpe_llama._corpus.encode_documents import Place, encode_documents
+from bpe_llama._corpus.files import find_files, reading_of
+from bpe_llama._files import PathLike
+from bpe_llama._progress import ProgressOption, reporting
 from bpe_llama._rich import Group, Table, Text
 from bpe_llama.display import visible
 from bpe_llama.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ def report(
         ValueError: If a row holds no text or a file is not of its format.
 
     Cost:
-        All text is encoded, in bounded memory. A temporary file holds the ids of one row at a time.
+        All text is encoded, in bounded memory.
 
     Examples:
         >>> tok = Tokenizer.train(__file__, vocab_size=300, progress=False)
@@ -116,33 +116,31 @@ def report(
     groups = [(name, [path]) for name, path in zip(_names(files), files[:_FILES_SHOWN], strict=False)]
     if others := files[_FILES_SHOWN:]:
         groups.append((f"{len(others):,} more", others))
+    encoder = partial(
+        DocumentEncoder,
+        tokenizer,
+        reading=reading_of(separator, field, bad_rows),
+        begins=[],
+        ends=[],
+        num_threads=num_threads,
+        allowed_special=(),
+    )
     rows: list[FileRow] = []
     total = np.zeros(tokenizer.vocab_size, np.int64)
     done = 0
-    with reporting(progress) as show, tempfile.TemporaryDirectory() as folder:
+    with reporting(progress) as show:
 
-        def show_more(update: Progress) -> None:
+        def show_more(stage: str, more: int, _total: int | None) -> None:
             if show:
-                show(update.stage, done + update.done, sum(sizes.values()))
+                show(stage, done + more, sum(sizes.values()))
 
         for name, group in groups:
-            out = Path(folder) / "ids.npy"
-            encode_files(
-                tokenizer,
-                group,
-                out,
-                begins=(),
-                ends=(),
-                separator=separator,
-                field=field,
-                bad_rows=bad_rows,
-                num_threads=num_threads,
-                progress=show_more,
-            )
-            counts = _occurrences(out, tokenizer.vocab_size)
-            num_bytes = sum(int(counts[i]) * len(tokenizer.id_to_bytes(int(i))) for i in np.flatnonzero(counts))
-            rows.append(FileRow(name, num_bytes, int(counts.sum())))
-            total += counts
+            num_bytes = num_tokens = 0
+            for batch in encode_documents(encoder, group, range(len(group)), Place(), field, bad_rows, show_more):
+                total += np.bincount(batch.ids, minlength=len(total))
+                num_bytes += int(batch.bytes.sum())
+                num_tokens += len(batch.ids)
+            rows.append(FileRow(name, num_bytes, num_tokens))
             done += sum(sizes[path] for path in group)
     rows.append(FileRow("total", sum(row.num_bytes for row in rows), sum(row.num_tokens for row in rows)))
 
@@ -169,18 +167,6 @@ def _names(files: list[Path]) -> list[str]:
         return [os.path.relpath(path, folder) for path in files]
     except ValueError:  # Windows: files on several drives
         return [str(path) for path in files]
-
-
-def _occurrences(path: Path, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Return the number of occurrences of each id in a file of ids."""
-    counts = np.zeros(vocab_size, np.int64)
-    file_format: Any = np.lib.format  # typed in some versions of NumPy only
-    with open_regular(path) as file:
-        file_format.read_magic(file)
-        _, _, dtype = file_format.read_array_header_1_0(file)
-        while len(ids := np.fromfile(file, dtype, 1 << 20)):
-            counts += np.bincount(ids, minlength=vocab_size)
-    return counts
 
 
 def _splits_a_character(token: bytes) -> bool:

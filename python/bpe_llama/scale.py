@@ -11,13 +11,14 @@ import logging
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import reduce
 from importlib.util import find_spec
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama._arguments import path as checked_path
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._corpus.shards import Shard
@@ -340,13 +341,21 @@ def encode_corpus(
 
     all_bad_rows = BadRows(on_error)
     begins, ends = tokenizer.ids_around_documents(bos, eos)
-    files = [path.absolute() for path in find_files(paths)]
-    allowed = checked_specials(tokenizer, allowed_special)
-    corpus = Corpus(
-        tokenizer, files, None, Path(out).absolute(), begins, ends, separator, field, on_error, shard_tokens, allowed
+    corpus = Corpus.of(
+        tokenizer,
+        paths,
+        checked_path("out", out).absolute(),
+        begins=begins,
+        ends=ends,
+        separator=separator,
+        field=field,
+        on_error=on_error,
+        shard_tokens=shard_tokens,
+        allowed_special=checked_specials(tokenizer, allowed_special),
     )
+    corpus = replace(corpus, files=[path.absolute() for path in corpus.files])  # workers may have another folder
     parts = corpus.parts()
-    sizes = [sum(files[number].stat().st_size for number in part) for part in parts]
+    sizes = [sum(corpus.files[number].stat().st_size for number in part) for part in parts]
 
     def write_parts(block: pa.Table) -> pa.Table:
         import pyarrow as pa

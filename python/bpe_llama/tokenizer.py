@@ -63,7 +63,7 @@ class Tokenizer(EncodingTokenizer):
         from bpe_llama import training
 
         core = training.train(paths, vocab_size, **options)
-        return cls(core, chat_template=_chat_template(options.get("base")))
+        return cls(core, **_attributes_of(options.get("base")))
 
     @classmethod
     def train_from_iterator(cls, texts: Iterable[str], vocab_size: int, **options: Unpack[TextOptions]) -> Self:
@@ -84,7 +84,7 @@ class Tokenizer(EncodingTokenizer):
         from bpe_llama import training
 
         core = training.train_from_iterator(texts, vocab_size, **options)
-        return cls(core, chat_template=_chat_template(options.get("base")))
+        return cls(core, **_attributes_of(options.get("base")))
 
     @classmethod
     def train_from_counts(
@@ -109,7 +109,7 @@ class Tokenizer(EncodingTokenizer):
         from bpe_llama import training
 
         core = training.train_from_counts(counts, vocab_size, special_tokens=special_tokens, **options)
-        return cls(core, chat_template=_chat_template(options.get("base")))
+        return cls(core, **_attributes_of(options.get("base")))
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
@@ -375,8 +375,9 @@ class Tokenizer(EncodingTokenizer):
         return build(self.save, num_threads)
 
 
-def _chat_template(base: CoreTokenizer | None) -> str | dict[str, str] | None:
-    return base.chat_template if isinstance(base, Tokenizer) else None
+def _attributes_of(base: CoreTokenizer | None) -> dict[str, Any]:
+    """Return what a tokenizer that is trained further keeps: chat template, roles, end ids and settings."""
+    return vars(base._attributes) if isinstance(base, Tokenizer) else {}
 
 
 # The fields of a token, in the order of `with_added_tokens`.

@@ -270,6 +270,7 @@ def test_counting_on_ray_needs_ray(
         (["count", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),
         (["inspect", "-t", "SAVED"], "no text"),
         (["inspect", "-t", "SAVED", "--port", "many"], "'many'"),
+        (["inspect", "text", "-t", "SAVED", "--vocabulary"], "--vocabulary takes no text, --file or --ids"),
         (["generate", "text", "--max-new-tokens", "many"], "'many'"),
         (["generate", "text", "--ban", "1", "--ban", "many"], "'many'"),
         (["pretrain", "ids.npy", "-t", "SAVED", "-o", "run", "--learning-rate", "fast"], "'fast'"),

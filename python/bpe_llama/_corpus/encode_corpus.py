@@ -80,15 +80,20 @@ class Corpus:
         paths: PathLike | Iterable[PathLike],
         out: PathLike,
         *,
-        dataset: tuple[str, str | None, str] | None = None,
+        dataset: str | None = None,
+        config: str | None = None,
+        split: str = "train",
         **options: Any,
     ) -> Corpus:
-        """Return the corpus of the files that match `paths`, or of a data set: its name, configuration and split."""
+        """Return the corpus of the files that match `paths`, or of a data set."""
         checked_path("out", out)
-        for name, value in zip(("dataset", "config", "split"), dataset or (), strict=False):
+        for name, value in (("dataset", dataset), ("config", config), ("split", split)):
             if value is not None or name == "split":
                 string(name, value)
         if dataset is None:
+            if config is not None or split != "train":
+                name, value = ("config", config) if config is not None else ("split", split)
+                raise ValueError(f"{name} is {shown(value)}, and there is no dataset; give both or neither")
             inside = os.path.abspath(out) + os.sep
             files = [path for path in find_files(paths) if not os.path.abspath(path).startswith(inside)]
             if not files:
@@ -96,9 +101,9 @@ class Corpus:
             return cls(tokenizer, files, None, Path(out), **options)
         if isinstance(paths, (str, os.PathLike)) or list(paths):
             raise ValueError(
-                f"dataset is {shown(dataset[0])}, and paths are given; expected paths or a data set, not both"
+                f"dataset is {shown(dataset)}, and paths are given; expected paths or a data set, not both"
             )
-        return cls(tokenizer, [], HubDataset(*dataset), Path(out), **options)
+        return cls(tokenizer, [], HubDataset(dataset, config, split), Path(out), **options)
 
     def __post_init__(self) -> None:
         """Check the options.

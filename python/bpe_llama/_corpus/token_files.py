@@ -55,14 +55,29 @@ def encode_files(
     return array.size
 
 
+def place_of_text(texts: Sequence[str | None]) -> int:
+    """Return where a template has its text, of its places: ``None`` is a special token.
+
+    Raises:
+        ValueError: If the text is there never, or more than once.
+    """
+    places = [place for place, text in enumerate(texts) if text is not None]
+    if len(places) != 1:
+        raise ValueError(f"the post_processor of this tokenizer has a text {len(places)} times; expected it once")
+    return places[0]
+
+
 def begins_and_ends(tokenizer: CoreTokenizer) -> tuple[list[int], list[int]]:
     """Return the ids before and after a document in training data.
 
     The post-processor of the tokenizer's file names them. If it appends nothing, ``eos_id`` is appended, if there is
     one.
+
+    Raises:
+        ValueError: If the post-processor repeats the text, or drops it.
     """
     items = tokenizer.template(False)
-    place = next(number for number, (_, text, _) in enumerate(items) if text is not None)
+    place = place_of_text([text for _, text, _ in items])
     before, after = ([token for token, _, _ in part if token is not None] for part in (items[:place], items[place:]))
     if not after and tokenizer.eos_id is not None:
         after = [tokenizer.eos_id]

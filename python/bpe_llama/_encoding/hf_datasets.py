@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama._corpus.token_files import place_of_text
 from bpe_llama._encoding.batches import Batches, Item
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class EncodeColumn:
         ids, offsets = self.tokenizer.encode_batch_to_numpy(
             texts, self.num_threads, allowed_special=self.allowed_special
         )
-        at = next((place for place, item in enumerate(self.template) if item.text == "A"), len(self.template))
+        at = place_of_text([item.text for item in self.template])
         special = [item.special for item in self.template if item.special is not None]
         before, after = special[:at], special[at:]
         lengths = np.diff(offsets)

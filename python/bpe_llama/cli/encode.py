@@ -10,7 +10,8 @@ import numpy as np
 import typer
 
 from bpe_llama._by_name import open_tokenizer
-from bpe_llama._files import atomic_write
+from bpe_llama._corpus.shards import dtype_of
+from bpe_llama._files.arrays import begin_array
 from bpe_llama._progress import note
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
 
@@ -41,7 +42,5 @@ def command(
 
 
 def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
-    """Write ids as .npy, atomically: uint16 if the vocabulary allows, else uint32."""
-    array = np.asarray(ids, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-    with atomic_write(out) as temporary, temporary.open("wb") as handle:
-        np.save(handle, array)
+    with begin_array(out, dtype_of(vocab_size)) as array:
+        array.append(np.array(ids, np.uint32))

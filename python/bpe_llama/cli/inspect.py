@@ -36,6 +36,8 @@ def command(
         return
     if compare or port:
         raise ValueError("--compare and --port need --open")
+    if vocabulary and (text is not None or file is not None or ids):
+        raise ValueError("--vocabulary takes no text, --file or --ids: it describes the tokenizer alone")
     from rich.console import Console
 
     from bpe_llama import display

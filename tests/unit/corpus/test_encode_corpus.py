@@ -134,6 +134,14 @@ def test_progress_goes_up_to_the_size_of_the_files(tok: Tokenizer, tmp_path: Pat
 # -- data sets of the Hub ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [{"split": "dev"}, {"config": "small"}])
+def test_a_split_needs_a_data_set(tok: Tokenizer, tmp_path: Path, options: dict[str, str]) -> None:
+    (tmp_path / "a.txt").write_text("ab")
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} is '{value}', and there is no dataset"):
+        tok.encode_corpus(tmp_path / "a.txt", tmp_path / "shards", **options)
+
+
 def test_a_data_set_by_name(
     tok: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

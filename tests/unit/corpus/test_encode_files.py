@@ -351,6 +351,20 @@ def test_documents_begin_and_end_as_in_the_tokenizers_file(
     ]
 
 
+@pytest.mark.parametrize(("single", "times"), [(["<s>"], 0), (["$A", "<s>", "$A"], 2)])
+def test_a_template_that_drops_or_repeats_the_text_is_refused(single: list[str], times: int, tmp_path: Path) -> None:
+    tok, theirs = with_post_processor([], [], 300, tmp_path)
+    names = [("<s>", theirs.token_to_id("<s>"))]
+    theirs.post_processor = pytest.importorskip("tokenizers").processors.TemplateProcessing(single, None, names)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("ab")
+    tok = Tokenizer.from_file(tmp_path)
+    with pytest.raises(ValueError, match=f"post_processor .* has a text {times} times; expected it once"):
+        encoded(tok, tmp_path / "a.txt", tmp_path)
+    assert tok(["ab"])["input_ids"] == [theirs.encode("ab").ids]
+    assert not (tmp_path / "ids.npy").exists()
+
+
 def test_no_documents_have_neither_begin_nor_end_and_a_missing_bos_raises(tmp_path: Path) -> None:
     tok, _ = with_post_processor(["<s>"], [], 300, tmp_path)
     (tmp_path / "a.jsonl").write_bytes(b"")

@@ -46,6 +46,18 @@ def test_a_report_equals_encoding(tok: Tokenizer, tmp_path: Path, corpus: list[s
     assert 0 < found.cut_share < 1
 
 
+def test_bytes_are_those_of_the_text_and_not_of_its_tokens(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    theirs.train_from_iterator(["ab"], tokenizers.trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet))
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("ab")
+    found = report(Tokenizer.from_file(tmp_path / "tokenizer.json"), tmp_path / "a.txt", progress=False)
+    assert (found.rows[0].num_bytes, found.rows[0].num_tokens) == (2, 3)
+
+
 def test_no_text(tok: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     found = report(tok, tmp_path / "empty.txt", progress=False)

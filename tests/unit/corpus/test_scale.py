@@ -202,17 +202,18 @@ def test_token_shards_are_those_of_one_machine(dataset, tmp_path):
     assert alone.read(0, alone.tokens).tolist().count(tok.eos_id) == alone.documents + 1
     seen = []
     shards = scale.encode_corpus(
-        corpus, tok, tmp_path / "ray", progress=lambda progress: seen.append(progress), **options
+        corpus, tok, corpus / "ray", progress=lambda progress: seen.append(progress), **options
     )
     assert (shards.tokens, shards.documents, shards.bytes) == (alone.tokens, alone.documents, alone.bytes)
     assert np.array_equal(shards.read(0, shards.tokens), alone.read(0, alone.tokens))
     documents = range(0, alone.documents, 7)
     assert all(np.array_equal(shards.document(number), alone.document(number)) for number in documents)
     assert len({shard.file[:11] for shard in shards.shards}) > 2, "several workers"
-    assert seen[-1].done == seen[-1].total == sum(path.stat().st_size for path in corpus.iterdir())
+    assert seen[-1].done == seen[-1].total == sum(path.stat().st_size for path in corpus.glob("*.*"))
 
-    # A run that lost the index, one part and the end of another goes on; the command line is another process.
-    out = tmp_path / "ray"
+    # Its folder, which lies in the corpus, is no part of that. A run that lost the index,
+    # one part and the end of another goes on; the command line is another process.
+    out = corpus / "ray"
     parts = sorted({shard.file[:11] for shard in shards.shards})
     (out / "index.json").unlink()
     for part in parts:
@@ -239,4 +240,4 @@ def test_token_shards_are_those_of_one_machine(dataset, tmp_path):
 
     (corpus / "bad.jsonl").write_text('{"text": 3}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: .* at column"):
-        scale.encode_corpus(corpus, tok, tmp_path / "bad", separator="|", shard_tokens=400)
+        scale.encode_corpus(corpus / "bad.jsonl", tok, tmp_path / "bad", separator="|", shard_tokens=400)

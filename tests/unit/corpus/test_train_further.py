@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 
 from bpe_llama import Tokenizer, WordCounts, cli
+from bpe_llama.chat import with_chat_template
 from bpe_llama.training import SUPERWORD_PATTERN
 
 TEXTS = ["low lower lowest newer newest, by the way", "wide wider widest <|end|> low low by the way"] * 5
@@ -184,6 +185,22 @@ def test_what_the_file_of_the_base_says_goes_on(tmp_path):
             assert ids == theirs.encode(text).ids
             assert tok.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
     assert "high" in tok.decode(tok.encode("low"))
+
+
+def test_what_stands_beside_the_file_of_the_base_goes_on(tmp_path):
+    base = with_chat_template(train(special_tokens=["<mask>"]), "chatml", add_tokens=True)
+    base.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_token": "<mask>", "model_max_length": 5}))
+    base = Tokenizer.from_file(tmp_path)
+    assert base.end_ids and base.mask_id is not None
+    counts = WordCounts.from_iterator(TEXTS, special_tokens=list(base.added_tokens), progress=False)
+    for tok in (
+        train(vocab_size=280, base=base),
+        Tokenizer.train_from_counts(counts, 280, base=base, special_tokens=(), progress=False),
+    ):
+        assert (tok.end_ids, tok.mask_id, tok.chat_template) == (base.end_ids, base.mask_id, base.chat_template)
+        assert tok(TEXTS[0], truncation=True)["input_ids"] == tok(TEXTS[0], max_length=5)["input_ids"]
 
 
 def test_a_base_that_drops_bytes_still_drops_them_when_extended(tmp_path):

@@ -15,7 +15,7 @@ from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 
-from bpe_llama._files import atomic_write, read_bytes
+from bpe_llama._files import read_bytes, write_bytes
 from bpe_llama._hub.fetching import fetched
 from bpe_llama._hub.names import HubName
 from bpe_llama._loading.published.vocabularies import Published
@@ -121,8 +121,7 @@ def _fetch(url: str, sha256: str, target: Path) -> Path:
     if found != sha256:
         raise ValueError(f"{url}: its content has the SHA-256 {found}, expected {sha256}; it was not kept")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(target, content)
     return target
 
 
