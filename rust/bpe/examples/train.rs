@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bpe_llama::corpus::{CorpusOptions, CorpusReader};
 use bpe_llama::pretokenize::Pretokenizer;
-use bpe_llama::train::{TrainOptions, count_files, train_owned};
+use bpe_llama::train::{TrainOptions, count_files, train};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let counts = count_files(&mut corpus, num_threads.parse()?, &mut |_| Ok(()))?;
     let (words, counted) = (counts.len(), start.elapsed());
     let options = TrainOptions { vocab_size: vocab_size.parse()?, ..TrainOptions::default() };
-    let trained = train_owned(counts, &options, &mut |_| Ok(()))?;
+    let trained = train(counts, &options, &mut |_| Ok(()))?;
     let merged = start.elapsed().saturating_sub(counted);
     println!("{} bytes, {words} distinct words: counted in {counted:.2?}", corpus.total_bytes());
     println!("{} merges in {merged:.2?}", trained.merges.len());

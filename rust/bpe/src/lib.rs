@@ -11,7 +11,7 @@
 //! let mut counter = Counter::new(Pretokenizer::new("cl100k")?, &[])?;
 //! counter.add("low lower lowest low")?;
 //! let options = TrainOptions { vocab_size: 260, special_tokens: 1, ..TrainOptions::default() };
-//! let trained = train(&counter.finish(), &options, &mut |_| Ok(()))?;
+//! let trained = train(counter.finish(), &options, &mut |_| Ok(()))?;
 //!
 //! let tokens = trained.tokens.into_iter().zip(0..).collect();
 //! let vocab = Vocab::from_merges(tokens, trained.merges, false)?;

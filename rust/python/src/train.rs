@@ -6,7 +6,7 @@ use bpe_llama::Result;
 use bpe_llama::corpus::{CorpusReader, Skipped};
 use bpe_llama::pretokenize::Pretokenizer;
 use bpe_llama::train::{Batch, OnProgress, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
-use bpe_llama::train::{count_batches, count_files, train, train_owned};
+use bpe_llama::train::{count_batches, count_files, train};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyTuple};
 
@@ -281,7 +281,7 @@ fn train_from_files(
 ) -> PyResult<(Vocabulary<'_>, SkippedRows)> {
     let options = options.into_core()?;
     let (counts, skipped) = from_files(py, paths.0, splitting, reading, on_progress.as_ref())?;
-    let trained = run(py, on_progress.as_ref(), |on_progress, _| train_owned(counts, &options, on_progress))?;
+    let trained = run(py, on_progress.as_ref(), |on_progress, _| train(counts, &options, on_progress))?;
     Ok((vocabulary(py, trained)?, skipped_rows(&skipped)))
 }
 
@@ -296,7 +296,7 @@ fn train_from_iterator<'py>(
     let options = options.into_core()?;
     let py = texts.py();
     let counts = from_iterator(texts, &splitting, on_progress.as_ref())?;
-    let trained = run(py, on_progress.as_ref(), |on_progress, _| train_owned(counts, &options, on_progress))?;
+    let trained = run(py, on_progress.as_ref(), |on_progress, _| train(counts, &options, on_progress))?;
     vocabulary(py, trained)
 }
 

@@ -11,7 +11,7 @@
 //! let mut counter = Counter::new(Pretokenizer::new("cl100k")?, &["<|end|>".to_owned()])?;
 //! counter.add("low lower lowest<|end|>low")?;
 //! let options = TrainOptions { vocab_size: 260, ..TrainOptions::default() };
-//! let trained = train(&counter.finish(), &options, &mut |_| Ok(()))?;
+//! let trained = train(counter.finish(), &options, &mut |_| Ok(()))?;
 //! assert_eq!(trained.tokens[256..259], [b"lo".to_vec(), b"low".to_vec(), b" low".to_vec()]);
 //! # Ok::<(), bpe_llama::Error>(())
 //! ```
@@ -43,5 +43,5 @@ pub use self::counts::WordCounts;
 pub use self::options::{TieOrder, TrainOptions, Trained};
 pub use self::parallel::{count_batches, count_files};
 pub use self::progress::{OnProgress, Progress};
-pub use self::trainer::{train, train_owned};
+pub use self::trainer::train;
 pub use crate::byte_alphabet::byte_order;

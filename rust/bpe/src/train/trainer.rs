@@ -1,5 +1,6 @@
 //! The training loop: word counts to merges.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 
 use super::counts::WordCounts;
@@ -11,7 +12,8 @@ use crate::Result;
 use crate::byte_alphabet::byte_order;
 use crate::interrupt::Interrupt;
 
-/// Returns the vocabulary that byte-pair encoding learns from `counts`.
+/// Returns the vocabulary that byte-pair encoding learns from `counts`, which are freed before the merges if they are given
+/// by value: that lowers the peak of memory.
 ///
 /// # Errors
 /// [`crate::Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no
@@ -23,21 +25,10 @@ use crate::interrupt::Interrupt;
 ///
 /// # Source
 /// Sennrich et al. 2016, arXiv:1508.07909, algorithm 1.
-pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
+pub fn train(counts: impl Borrow<WordCounts>, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
     let reporter = Reporter::new(on_progress);
-    let symbols = symbols_of(counts, options, Interrupt::new(&|| reporter.tick(|| options.progress(0))))?;
-    merge(symbols, options, &reporter)
-}
-
-/// Trains like [`train`], but frees the counts before the merges, which lowers the peak of memory.
-///
-/// # Errors
-/// As [`train`].
-pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
-    options.check()?;
-    let reporter = Reporter::new(on_progress);
-    let symbols = symbols_of(&counts, options, Interrupt::new(&|| reporter.tick(|| options.progress(0))))?;
+    let symbols = symbols_of(counts.borrow(), options, Interrupt::new(&|| reporter.tick(|| options.progress(0))))?;
     drop(counts);
     merge(symbols, options, &reporter)
 }

@@ -154,7 +154,7 @@ fn a_base_needs_every_byte() {
     let tokens = |skip: u8| (0..=255).filter(move |&byte| byte != skip).map(|byte| (vec![byte], u32::from(byte)));
     let base = Vocab::from_ranks(tokens(b'b').collect()).expect("valid");
     let mut options = TrainOptions { vocab_size: 300, base: Some(base), ..TrainOptions::default() };
-    let error = train(&counts_of(&[("ab".to_owned(), 1)]), &options, &mut |_| Ok(())).expect_err("no b");
+    let error = train(counts_of(&[("ab".to_owned(), 1)]), &options, &mut |_| Ok(())).expect_err("no b");
     assert!(error.to_string().contains("0x62"), "{error}");
     options.tie_order = TieOrder::ByteValues;
     let error = options.check().expect_err("no b");
@@ -163,7 +163,7 @@ fn a_base_needs_every_byte() {
 
 #[test]
 fn errors_count_the_new_merges_only() {
-    let base = train(&counts_of(&[("abc".to_owned(), 3)]), &options(2, 0, None), &mut |_| Ok(())).expect("valid");
+    let base = train(counts_of(&[("abc".to_owned(), 3)]), &options(2, 0, None), &mut |_| Ok(())).expect("valid");
     let error = vocab_of(&base).extended(&[], 258, &[(0, 999)]).expect_err("no id 999").to_string();
     assert!(error.contains("merge 0 names id 999"), "{error}");
 }
@@ -185,7 +185,7 @@ fn every_long_step_checks_for_an_interrupt() {
 
 #[test]
 fn stops_when_no_pair_is_left() {
-    let trained = train(&counts_of(&[("ab".to_owned(), 3)]), &options(10, 0, None), &mut |_| Ok(())).expect("valid");
+    let trained = train(counts_of(&[("ab".to_owned(), 3)]), &options(10, 0, None), &mut |_| Ok(())).expect("valid");
     assert_eq!(trained.merges.len(), 1);
 }
 
@@ -195,7 +195,7 @@ fn refuses_too_small_a_vocabulary_and_no_text() {
     let options = TrainOptions { vocab_size: 257, special_tokens: 2, ..TrainOptions::default() };
     let error = train(&counts, &options, &mut |_| Ok(())).expect_err("257 < 256 + 2");
     assert!(error.to_string().contains("at least 258"), "{error}");
-    let error = train(&counts_of(&[]), &self::options(1, 0, None), &mut |_| Ok(())).expect_err("no words");
+    let error = train(counts_of(&[]), &self::options(1, 0, None), &mut |_| Ok(())).expect_err("no words");
     assert!(error.to_string().contains("no text"), "{error}");
 }
 
