@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import is_parquet, read_parquet, read_whole
-
-_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from bpe_llama._corpus.rows import BYTE_ORDER_MARK, check_text, has_lines, read_rows
 
 
 def read_documents(
@@ -40,34 +35,29 @@ def read_documents(
     for path in paths:
         if is_parquet(path):
             yield from read_parquet([path], field, bad_rows)
-        elif _LINES.search(path.name):
+        elif has_lines(path):
             yield from _rows(path, field, bad_rows)
         else:
             yield from _parts(path, separator, bad_rows)
 
 
 def _rows(path: Path, field: str, bad_rows: BadRows) -> Iterator[str]:
-    for number, line in enumerate(FileLines(path), start=1):
-        place = f"{path}, line {number}"
-        line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-        if not line.strip():
-            continue
+    for place, row in read_rows(path, bad_rows):
         try:
-            row = json.loads(line.decode("utf-8"))
             if not isinstance(row, dict) or field not in row:
                 raise ValueError(f"no field {field!r}")
             text = row[field]
             if not isinstance(text, str):
                 raise ValueError(f"field {field!r} is {text!r:.40}, where a string was expected")
-            text.encode()  # a lone surrogate is no text
-        except (ValueError, RecursionError) as error:
+            check_text(text, field)
+        except ValueError as error:
             bad_rows.skip_or_raise(f"{place}: {error}", error)
         else:
             yield text
 
 
 def _parts(path: Path, separator: str | None, bad_rows: BadRows) -> Iterator[str]:
-    content = read_whole(path).removeprefix(_BYTE_ORDER_MARK)
+    content = read_whole(path).removeprefix(BYTE_ORDER_MARK)
     parts = [content] if separator is None else content.split(separator.encode())
     if len(parts) > 1 and not parts[-1]:  # nothing follows the last separator
         parts.pop()

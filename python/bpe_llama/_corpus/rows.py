@@ -12,6 +12,7 @@ from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import is_parquet, parquet_rows, read_whole
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
 _TABLES = re.compile(
     r"\.(csv|tsv|tab|psv|jsonlines|ldjson|xlsx?|xlsm|ods|arrow|feather|orc|avro)(\.gz|\.zst)?$", re.IGNORECASE
@@ -68,12 +69,12 @@ def check_text(value: Any, field: str) -> None:
 def _lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(FileLines(path), start=1):
         place = f"{path}, line {number}"
+        # A byte-order mark at the start of a file is not text.
+        line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+        if not line.strip():
+            continue
         try:
-            # A byte-order mark at the start of a file is not text.
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if not text.strip():
-                continue
-            value = json.loads(text)
+            value = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             bad_rows.skip_or_raise(f"{place}: not UTF-8 ({error.reason})", error)
         except (ValueError, RecursionError) as error:
