@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.metrics import Metrics
@@ -105,11 +106,23 @@ class Job:
             )
             raise bad(message, self.param, "context_length_exceeded")
         most = room - min(map(len, self.ids))
-        self.options["max_new_tokens"] = min(self.options.get("max_new_tokens", most), most)
+        if "max_new_tokens" not in self.options:
+            self.options["max_new_tokens"] = self._limit_of_file(longest, most)
+        self.options["max_new_tokens"] = min(self.options["max_new_tokens"], most)
         least = self.options.get("min_new_tokens", 0)
         if least > self.options["max_new_tokens"]:
             message = f"min_tokens is {least}; expected at most the {self.options['max_new_tokens']} new tokens"
             raise bad(message, "min_tokens")
+
+    def _limit_of_file(self, longest: int, most: int) -> int:
+        """Return the new tokens that the model's ``generation_config.json`` allows; ``most`` if it says nothing."""
+        config = self.generator.model.generation_config
+        if config.max_length is None and config.values.get("max_new_tokens") is None:
+            return most
+        try:
+            return GenerationOptions.for_model(self.generator.model, longest).max_new_tokens
+        except ValueError as error:
+            raise bad(str(error), self.param) from None
 
 
 @dataclass

@@ -224,6 +224,55 @@ def test_responses(client, server):
         client.responses.create(model="small", input="the fox", previous_response_id="resp_1")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_have_the_log_probabilities_of_all_tokens(client, stream):
+    """Also of those whose text is held: half a character, or the beginning of a stop string."""
+    asked = {"model": "small", "input": "the fox", "max_output_tokens": 20, "temperature": 0}
+    found = client.responses.create(
+        **asked, include=["message.output_text.logprobs"], stream=stream, extra_body={"stop": ["zq", "a fo"]}
+    )
+    if stream:
+        events = list(found)
+        found = events[-1].response
+        deltas = [entry for event in events if event.type == "response.output_text.delta" for entry in event.logprobs]
+        closed = next(event for event in events if event.type == "response.output_text.done")
+        assert [entry.token for entry in closed.logprobs][: len(deltas)] == [entry.token for entry in deltas]
+    (item,) = found.output
+    assert len(item.content[0].logprobs) == 20 == found.usage.output_tokens
+    assert (found.status, item.status) == ("incomplete", "incomplete")
+
+
+def test_the_files_limit_of_new_tokens_holds(client, server):
+    config = server.generator.model.generation_config
+    try:
+        for values, count in [({"max_new_tokens": 7}, 7), ({"max_length": 60}, None)]:
+            server.generator.model.generation_config = type(config)(config.values | values)
+            answer = client.chat.completions.create(model="small", messages=MESSAGES, temperature=0)
+            assert answer.usage.completion_tokens == (count or 60 - answer.usage.prompt_tokens)
+            assert answer.choices[0].finish_reason == "length"
+    finally:
+        server.generator.model.generation_config = config
+
+
+def test_a_files_repetition_penalty_counts_the_prompt(client, server):
+    config = server.generator.model.generation_config
+    asked = {"model": "small", "messages": MESSAGES, "max_tokens": 1, "presence_penalty": 0.5}
+    try:
+        server.generator.model.generation_config = type(config)(config.values | {"repetition_penalty": 1.05})
+        with pytest.raises(openai.BadRequestError, match="give one kind, or penalty_scope for all"):
+            client.chat.completions.create(**asked)
+        client.chat.completions.create(**asked, extra_body={"repetition_penalty": 1})
+    finally:
+        server.generator.model.generation_config = config
+
+
+def test_filters_that_an_order_leaves_out_need_no_value(client):
+    asked = {"model": "small", "prompt": "the", "max_tokens": 4, "seed": 1}
+    order = {"filter_order": ["top_k", "temperature"], "top_k": 5}
+    found = client.completions.create(**asked, extra_body=order)
+    assert found.choices[0].text == client.completions.create(**asked, extra_body={"top_k": 5}).choices[0].text
+
+
 def test_errors_have_the_clients_classes(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="small", messages=MESSAGES, temperature=-1)

@@ -19,6 +19,7 @@ SCHEMA = {
     "required": ["dog", "jumps"],
     "additionalProperties": False,
 }
+FINE = {"type": "json_schema", "json_schema": {"name": "fox", "schema": SCHEMA}}
 TOOLS = [
     {"type": "function", "function": {"name": "add", "parameters": SCHEMA}},
     {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "maxProperties": 0}}},
@@ -82,6 +83,8 @@ def test_an_error_names_the_field_with_the_schema(client):
         ("chat/completions", "structured_outputs", {"structured_outputs": {"regex": "(a"}}),
         ("completions", "structured_outputs", {"structured_outputs": {"grammar": "start: ("}}),
         ("completions", "structured_outputs.json", {"structured_outputs": {"json": "[1]"}}),
+        ("completions", "response_format", {"response_format": FINE, "structured_outputs": {"json": SCHEMA}}),
+        ("chat/completions", "response_format", {"response_format": FINE, "structured_outputs": {"json": SCHEMA}}),
     ]
     prompts = {
         "chat/completions": {"messages": MESSAGES},

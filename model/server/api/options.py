@@ -39,9 +39,10 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
     if request.top_k is not None:
         given["top_k"] = max(request.top_k, 0)
     model_defaults = generator.model.generation_config.sampling_defaults
-    options = {name: value for name, value in DEFAULTS.items() if name not in model_defaults} | given
+    acting = DEFAULTS if request.filter_order is None else request.filter_order
+    options = {name: DEFAULTS[name] for name in DEFAULTS if name in acting and name not in model_defaults} | given
     options["seed"] = None if request.seed is None else request.seed & ((1 << 63) - 1)
-    options["penalty_scope"] = _penalty_scope(request)
+    options["penalty_scope"] = _penalty_scope(request, model_defaults.get("repetition_penalty", 1.0))
     if request.logit_bias:
         options["logit_bias"] = _biases(request.logit_bias, generator.model.config.vocab_size)
     _check_ids(request, generator.model.config.vocab_size)
@@ -56,10 +57,11 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
     return options
 
 
-def _penalty_scope(request: Sampling) -> str:
+def _penalty_scope(request: Sampling, repetition_penalty: float) -> str:
     """Return which tokens penalties count.
 
-    Presence and frequency penalty count the new tokens, as OpenAI's; the repetition penalty counts the prompt too.
+    Presence and frequency penalty count the new tokens, as OpenAI's; the repetition penalty, by default that of the
+    model's files, counts the prompt too.
 
     Raises:
         ApiError: If the request has both kinds and no ``penalty_scope``.
@@ -67,7 +69,9 @@ def _penalty_scope(request: Sampling) -> str:
     if request.penalty_scope is not None:
         return request.penalty_scope
     of_output = bool(request.presence_penalty or request.frequency_penalty)
-    if of_output and request.repetition_penalty not in (None, 1):
+    if request.repetition_penalty is not None:
+        repetition_penalty = request.repetition_penalty
+    if of_output and repetition_penalty != 1:
         message = "repetition_penalty counts the prompt, presence_penalty and frequency_penalty do not; "
         raise bad(message + "give one kind, or penalty_scope for all", "repetition_penalty")
     return "output" if of_output else "context"
@@ -160,3 +164,15 @@ def format_options(given: ResponseFormat | TextFormat | None, limits: Limits, fi
         raise bad(f"{where} is missing", where, "missing_field")
     check_size(schema, limits, where)
     return {"json_schema": schema}
+
+
+def add_format(options: dict[str, Any], given: ResponseFormat | TextFormat | None, limits: Limits, field: str) -> None:
+    """Add the option of `format_options`.
+
+    Raises:
+        ApiError: As `format_options`; if ``structured_outputs`` has given a schema too.
+    """
+    found = format_options(given, limits, field)
+    if options.keys() & found.keys():
+        raise bad(f"structured_outputs and {field} each give a schema; expected one of them", field)
+    options |= found

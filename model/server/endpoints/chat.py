@@ -17,7 +17,7 @@ from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts, finish_reason
 from bpe_llama.model.server.api.errors import as_api_error
-from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
+from bpe_llama.model.server.api.options import add_format, constraint_field, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
@@ -33,7 +33,7 @@ async def answer(service: Service, request: ChatRequest, http: Request) -> Respo
     talk = conversation(service, request)
     options = sampling_options(request, generator, service.config.limits)
     options |= _logprobs(request, service.config.limits.top_logprobs)
-    options |= format_options(request.response_format, service.config.limits, "response_format")
+    add_format(options, request.response_format, service.config.limits, "response_format")
     most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if most is not None:
         options["max_new_tokens"] = most

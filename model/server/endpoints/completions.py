@@ -15,7 +15,7 @@ from starlette.responses import Response
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
-from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
+from bpe_llama.model.server.api.options import add_format, constraint_field, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
 from bpe_llama.playground.errors import JsonResponse, bad
@@ -39,7 +39,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
     if request.logprobs is not None and request.logprobs > limits.top_logprobs:
         raise bad(f"logprobs is {request.logprobs}; expected at most {limits.top_logprobs}", "logprobs")
     options = sampling_options(request, generator, limits)
-    options |= format_options(request.response_format, limits, "response_format")
+    add_format(options, request.response_format, limits, "response_format")
     options["max_new_tokens"] = DEFAULT_TOKENS if request.max_tokens is None else max(request.max_tokens, 1)
     if request.logprobs is not None:
         options |= {"logprobs": True, "top_logprobs": request.logprobs, "prompt_logprobs": bool(request.echo)}

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts
-from bpe_llama.model.server.api.options import constraint_field, format_options, sampling_options
+from bpe_llama.model.server.api.options import add_format, constraint_field, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import InputItem, NamedFunction, ResponseRequest, ResponseTool
 from bpe_llama.model.server.endpoints.chat import chat_job
@@ -35,7 +35,7 @@ async def answer(service: Service, request: ResponseRequest, http: Request) -> R
     if len(talk.messages) > limits.messages:
         raise bad(f"input has {len(talk.messages)} items; expected at most {limits.messages}", "input")
     options = sampling_options(request, generator, limits)
-    options |= format_options(request.text.format if request.text else None, limits, "text.format")
+    add_format(options, request.text.format if request.text else None, limits, "text.format")
     count = request.top_logprobs or 0
     if count > limits.top_logprobs:
         raise bad(f"top_logprobs is {count}; expected at most {limits.top_logprobs}", "top_logprobs")
@@ -117,8 +117,8 @@ class ResponseStream:
         self.created = int(time.time())
         self.output: list[dict[str, Any]] = []
         self.status = "in_progress"
-        self.logprobs: list[dict[str, Any]] = []
-        """The log-probabilities of the text, if the request asks for them."""
+        self._waiting: list[dict[str, Any]] = []
+        """The log-probabilities, if the request asks for them, of tokens whose text is still held."""
         self._open: dict[str, Any] | None = None
         """The item that is being written."""
         self._number = -1
@@ -137,14 +137,14 @@ class ResponseStream:
             reason = update.finish_reason
             for event in self._of_update(update):
                 yield event
-        for event in self._close():
-            yield event
         self.status = "incomplete" if reason == "length" else "completed"
+        for event in self._close(self.status):
+            yield event
         yield self._event(f"response.{self.status}", response=self.response())
 
     def _of_update(self, update: Update) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
-        logprobs = self._logprobs(update)
+        self._waiting += self._logprobs(update)
         for delta in self.answer.feed(update.text, finished=update.finish_reason is not None):
             if delta.call is None:
                 if self._open is None or self._open["type"] != "message":
@@ -153,12 +153,13 @@ class ResponseStream:
                 assert item is not None
                 item["content"][0]["text"] += delta.content
                 where = self._where(item) | {"content_index": 0}
+                logprobs, self._waiting = self._waiting, []
                 events.append(
                     self._event("response.output_text.delta", delta=delta.content, logprobs=logprobs, **where)
                 )
                 item["content"][0]["logprobs"] += logprobs
-                logprobs = []
             else:
+                self._waiting = []  # of tokens that are a call, not text
                 if delta.name is not None:
                     events += [*self._close(), *self._open_call(delta.name, self.answer.calls[delta.call]["id"])]
                 item = self._open
@@ -187,16 +188,18 @@ class ResponseStream:
         self._open = item
         return self._event("response.output_item.added", item=dict(item), output_index=len(self.output) - 1)
 
-    def _close(self) -> list[dict[str, Any]]:
+    def _close(self, status: str = "completed") -> list[dict[str, Any]]:
         """Return the events that complete the item that is being written."""
         item, self._open = self._open, None
         if item is None:
             return []
-        item["status"] = "completed"
+        item["status"] = status
         where = self._where(item)
         events = []
         if item["type"] == "message":
             part = item["content"][0]
+            part["logprobs"] += self._waiting
+            self._waiting = []
             inner = where | {"content_index": 0}
             text, logprobs = part["text"], part["logprobs"]
             events = [
