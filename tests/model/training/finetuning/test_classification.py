@@ -182,6 +182,9 @@ def test_texts_that_do_not_fit_the_model(text: LabelledText, changes: Any, messa
 def test_scores_need_texts_and_padding() -> None:
     with pytest.raises(ValueError, match="no texts to evaluate on"):
         evaluate_classifier(judge(), [])
+    for batch_size in (-1, 0):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; expected at least 1"):
+            evaluate_classifier(judge(), texts(3), batch_size=batch_size)
     with pytest.raises(ValueError, match="label 4 is not among the 3 labels"):
         evaluate_classifier(judge(), [LabelledText(np.array([5]), 4)])
     bare = LlamaForSequenceClassification(CONFIG.replace(num_labels=3))
