@@ -131,11 +131,11 @@ def evaluate_classifier(
             label is out of range.
     """
     batch_size = integer("batch_size", batch_size, 1)
-    if not texts:
-        raise ValueError("no texts to evaluate on")
-    padding, labels = checked_padding(model.config, texts), model.config.num_labels
-    confusion, total = np.zeros((labels, labels), dtype=np.int64), 0.0
     ordered = sorted(texts, key=lambda text: -len(text.ids))
+    if not ordered:
+        raise ValueError("no texts to evaluate on")
+    padding, labels = checked_padding(model.config, ordered), model.config.num_labels
+    confusion, total = np.zeros((labels, labels), dtype=np.int64), 0.0
     was_training = model.training
     model.eval()
     try:
@@ -148,4 +148,4 @@ def evaluate_classifier(
                 report(len(labels_B))
     finally:
         model.train(was_training)
-    return ClassifierScore(total / len(texts), confusion)
+    return ClassifierScore(total / len(ordered), confusion)

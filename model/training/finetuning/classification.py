@@ -234,6 +234,7 @@ def train_classifier(
         >>> score.accuracy  # doctest: +SKIP
         0.93
     """
+    texts, eval_texts = list(texts), list(eval_texts)
     padding, context = checked_padding(model.config, [*texts, *eval_texts]), model.config.context_length
     for text in [*texts, *eval_texts]:
         if (text.ids == padding).all():

@@ -233,6 +233,12 @@ def test_a_custom_loss_and_callbacks_see_the_run(token_file: Path, tmp_path: Pat
     assert events[:2] == [("start", 0), ("step", pytest.approx(2 * first))]
     assert [name for name, _ in events[2:]] == ["step", "eval", "step-00000002", "end", "close"]
 
+    events.clear()
+    texts = [training.Example(np.arange(2, 8), np.arange(2, 8))] * 5
+    once = {"eval_examples": iter(texts[4:]), "callbacks": iter([Record()])}  # each can be read once
+    training.train_on_examples(fresh(), iter(texts[:4]), config, tmp_path / "once", progress=False, **once)
+    assert [name for name, _ in events] == ["start", "step", "step", "eval", "step-00000002", "end", "close"]
+
     class Failing(Record):
         def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
             raise RuntimeError("mine")
