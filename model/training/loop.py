@@ -182,13 +182,20 @@ class Trainer:
     def optimizer_step(self, rate: float, interrupted: threading.Event) -> StepResult | None:
         """Accumulate the gradient over micro-batches, update the weights if it is finite, and return loss and norm.
 
-        Returns None and changes nothing if the run is interrupted before the last micro-batch.
+        Returns None and changes nothing if the run is interrupted before the last micro-batch. A `ValueError` says if
+        no token of the step is learned.
         """
         config = self.config
         batches = self.ahead.take(config.gradient_accumulation, interrupted if self.ranks.world == 1 else None)
         if len(batches) < config.gradient_accumulation:
             return None
         learned = sum(batch.learned for batch in batches)
+        if not learned:  # the loss would be 0 / 0
+            first, more = self.step * len(batches), len(batches) - 1
+            raise ValueError(
+                f"batch {first}{f' to {first + more}' if more else ''}, all of step {self.step + 1}, has no token to "
+                "learn; expected a label besides -100 after the first of a row. The last checkpoint stays"
+            )
         sums = torch.zeros(2, device=self.device)  # the loss; the nats of text
         with seeded(config.seed, self.step, self.device, self.ranks.rank):
             for index, batch in enumerate(batches):

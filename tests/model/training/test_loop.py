@@ -231,6 +231,24 @@ def test_evaluation_is_the_mean_over_windows() -> None:
         model(rows[:1], labels=rows[:1]).loss.item(), rel=1e-5
     )
     assert not model.training
+    with pytest.raises(ValueError, match="max_windows is 0; expected at least 1"):
+        training.evaluate(model, tokens, window=16, max_windows=0)
+    nothing = training.Example(np.array([5, 6]), np.array([5, -100]))
+    with pytest.raises(ValueError, match="no token of the held-out data is learned"):
+        training.evaluate_examples(model, [nothing])
+
+
+@pytest.mark.parametrize(("accumulation", "which"), [(1, "batch 3"), (2, "batch 6 to 7")])
+def test_a_step_without_a_learned_token_ends_the_run(tmp_path: Path, accumulation: int, which: str) -> None:
+    ids = np.arange(2, 18).reshape(2, 8)
+    prompt = np.where(np.arange(8) == 0, ids, -100)  # the first token of a row has no prediction
+    learned = 2 * accumulation + 1  # of two micro-batches of step 3, one is learned
+    data = [(ids, ids)] * learned + [(ids, prompt)] * (4 * accumulation - learned)
+    config = training.TrainConfig(max_steps=5, save_every=1, gradient_accumulation=accumulation, **SETTINGS)
+    with pytest.raises(ValueError, match=f"{which}, all of step 4, has no token to learn"):
+        training.train(fresh(), data, config, tmp_path, progress=False)
+    kept = find_checkpoint(tmp_path)
+    assert kept is not None and kept.name == "step-00000003"
 
 
 @pytest.mark.parametrize(
