@@ -26,13 +26,13 @@ from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.beam import EarlyStopping, beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import (
-    check_model,
     check_tensors,
     inferred_padding_id,
     padding_id,
     unpad,
 )
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 from bpe_llama.model.sampling.checks import read_once
 from bpe_llama.model.sampling.params import DRAWING_OPTIONS, GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence

@@ -12,9 +12,10 @@ from bpe_llama._arguments import check_surrogates, integer, iterator, string, wr
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
-from bpe_llama.model.generation.prompts import check_model, check_vocabulary, whole_ids
+from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
 from bpe_llama.model.generation.text_options import OF_TEXT, TextOptions, check_keywords, check_prompt, stop_strings
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
 from bpe_llama.model.sampling.checks import read_once
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
