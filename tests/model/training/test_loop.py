@@ -26,9 +26,7 @@ from bpe_llama.model.layers.loss import linear_cross_entropy
 from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint
 from bpe_llama.model.training.config import learning_rate_at
 from bpe_llama.model.training.data.examples import ExampleBatches
-from bpe_llama.model.training.optimizers.adamw import (
-    adamw,
-)
+from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.step import batch_loss
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 
@@ -197,7 +195,8 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes(token_file: Path, tmp
     assert result.checkpoint == find_checkpoint(out)
     assert signal.getsignal(number) is usual
     model = fresh()
-    assert load_checkpoint(result.checkpoint, model, adamw(model, learning_rate=1.0)).step == result.step
+    optimizer = optimizer_for(model, training.TrainConfig())
+    assert load_checkpoint(result.checkpoint, model, optimizer).step == result.step
 
 
 def test_a_run_limited_by_time_ends_on_time_at_the_lowest_learning_rate(token_file: Path, tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def test_muon_does_not_update_norms_that_are_matrices() -> None:
     fields = TINY | {"model_type": "cohere", "eos_token_id": 1, "use_qk_norm": True}
     model = LlamaForCausalLM(LlamaConfig.from_dict(fields))
     norms = [weight for name, weight in model.named_parameters() if "q_norm" in name or "k_norm" in name]
-    optimizer = MuonAdamW(model, learning_rate=0.1)
+    optimizer = MuonAdamW(model, training.TrainConfig(learning_rate=0.1))
     assert norms and all(weight.dim() == 2 and weight.eq(1).all() for weight in norms)
     assert not any(optimizer.is_hidden(weight) for weight in norms)
 
 
 def test_muon_updates_the_layers_and_adamw_the_rest() -> None:
     model = fresh()
-    optimizer = MuonAdamW(model, learning_rate=0.1, weight_decay=0.0)
+    optimizer = MuonAdamW(model, training.TrainConfig(learning_rate=0.1, weight_decay=0.0))
     names = {id(weight): name for name, weight in model.named_parameters()}
     by_muon = {names[id(weight)] for weight in model.parameters() if optimizer.is_hidden(weight)}
     assert by_muon == {name for name in names.values() if name.endswith("_proj.weight")}
