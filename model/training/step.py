@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -69,37 +68,19 @@ LossFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
 the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
 
-class StepResult(NamedTuple):
-    """The figures of a step.
+class Recent(NamedTuple):
+    """Sums over steps, such as those since the last line of metrics, or one alone.
 
     Attributes:
-        loss: Mean over all learned tokens of the step, in nats per token.
-        grad_norm: 2-norm of the gradient of `loss`, before clipping.
-        text_nats: Sum of the cross-entropies of the learned tokens with bytes, of which there are `bytes`, if known.
+        loss: Of the losses, each the mean over all learned tokens of its step, in nats per token.
+        steps: How many.
+        nats: Of the cross-entropies of the learned tokens with bytes, of which there are `bytes`, if known.
     """
-
-    loss: float
-    grad_norm: float
-    text_nats: float = 0.0
-    bytes: int = 0
-
-    @property
-    def finite(self) -> bool:
-        """Return whether both are finite; otherwise the step is skipped."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
-
-
-class Recent(NamedTuple):
-    """Sums over the steps since the last line of metrics: of the fields of `StepResult`, and the number of steps."""
 
     loss: float = 0.0
     steps: int = 0
     nats: float = 0.0
     bytes: int = 0
-
-    def with_step(self, result: StepResult) -> Recent:
-        """Return the sums with one more step."""
-        return Recent(self.loss + result.loss, self.steps + 1, self.nats + result.text_nats, self.bytes + result.bytes)
 
 
 def hidden_states(model: LlamaForCausalLM, batch: TensorBatch) -> tuple[Tensor, Tensor | None]:
