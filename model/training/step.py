@@ -91,20 +91,17 @@ def hidden_states(model: LlamaForCausalLM, batch: TensorBatch) -> tuple[Tensor, 
         return model.model(batch.ids, mask, document_ids=batch.document_ids), mask
 
 
-def batch_loss(
-    model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-) -> Tensor:
-    """Return the summed cross-entropy of a micro-batch divided by the learned tokens of its step, float32.
-
-    `label_smoothing` and `z_loss` are those of `TrainConfig`.
-    """
-    return batch_score(model, batch, learned, label_smoothing=label_smoothing, z_loss=z_loss).loss
+def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:
+    """Return the summed cross-entropy of a micro-batch divided by the learned tokens of its step, float32."""
+    return batch_score(model, batch, learned).loss
 
 
 def batch_score(
     model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Scored:
     """Return `batch_loss`; with `batch.without_bytes` and a plain cross-entropy also its `text_nats`, float32.
+
+    `label_smoothing` and `z_loss` are those of `TrainConfig`.
 
     Cost: that of `model.loss`, and the head once more for the labels without bytes.
     """
