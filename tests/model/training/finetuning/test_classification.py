@@ -20,7 +20,7 @@ from bpe_llama.model.evaluation.classification import LabelledText, evaluate_cla
 from bpe_llama.model.training.finetuning import classification
 from bpe_llama.model.training.finetuning.classification import (
     LabelledBatches,
-    classification_loss,
+    classification_score,
     padding_for,
     read_labelled,
     split_texts,
@@ -29,6 +29,7 @@ from bpe_llama.model.training.finetuning.classification import (
 from bpe_llama.model.training.report import metrics as report
 from bpe_llama.model.training.report.loggers import logger_named
 from bpe_llama.model.training.report.metrics import plot_loss
+from bpe_llama.model.training.step import Scored
 from tests.model.training.helpers import CONFIG, SETTINGS, losses
 
 LABELS = ["no", "yes", "unsure"]
@@ -135,11 +136,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def sometimes(model: Any, *arguments: Any) -> torch.Tensor:
+    def sometimes(model: Any, *arguments: Any) -> Scored:
         calls.append(1)
-        return classification_loss(model, *arguments) * (float("nan") if len(calls) == 2 else 1.0)
+        found = classification_score(model, *arguments)
+        return found._replace(loss=found.loss * (float("nan") if len(calls) == 2 else 1.0))
 
-    monkeypatch.setattr(classification, "classification_loss", sometimes)
+    monkeypatch.setattr(classification, "classification_score", sometimes)
     model = judge()
     config = training.TrainConfig(max_steps=4, **SETTINGS)
     result, score = train_classifier(model, texts(), config, tmp_path, progress=False)
