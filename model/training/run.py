@@ -125,7 +125,7 @@ def train(
         FileNotFoundError: If a token file or shard is missing.
         ValueError: If the data or a weight is invalid or does not fit the model; if there are more ranks than rows in a
             micro-batch; if `out` holds another run's checkpoint, or its options or data differ, or it is locked; if too
-            many consecutive steps were skipped. The last checkpoint stays.
+            many consecutive steps were skipped, or a step has no token to learn. The last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
