@@ -56,14 +56,15 @@ def ours(config: dict[str, Any], dtype: str) -> Step:
     import torch
 
     from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+    from bpe_llama.model.training.config import TrainConfig
     from bpe_llama.model.training.memory import keep_freed_memory
-    from bpe_llama.model.training.optimizers.adamw import adamw
+    from bpe_llama.model.training.optimizers.state import optimizer_for
     from bpe_llama.model.training.step import TensorBatch, batch_loss, clip_gradients, gradient_norm
 
     keep_freed_memory()
     model = LlamaForCausalLM(LlamaConfig(**config)).train()
     draw(model)
-    optimizer = adamw(model, learning_rate=1e-3)
+    optimizer = optimizer_for(model, TrainConfig(learning_rate=1e-3))
     parameters = list(model.parameters())
 
     def step(ids: Any) -> float:

@@ -8,6 +8,7 @@ the same weights and read the same batches.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def main() -> None:
         )
         for name, optimizer in (("AdamW", "adamw"), ("Muon", "muon")):
             out = folder / f"{optimizer}-{seed}"
-            changed = training.TrainConfig.from_dict(config.to_dict() | {"optimizer": optimizer})
+            changed = dataclasses.replace(config, optimizer=optimizer)
             training.train(model_of(tokenizer, seed), folder / "tokens.npy", changed, out, progress=False)
             lines = training.read_metrics(out / "metrics.jsonl")
             curves[name].append([line["eval_loss"] for line in lines if "eval_loss" in line])

@@ -87,9 +87,6 @@ class Pretrained(nn.Module):
         self.to(dtype)
         self.tie_weights()
         if device.type != "meta":
-            size = sum({id(weight): weight.nbytes for weight in self.parameters()}.values())
-            what = f"a model with weights in {str(self.dtype).removeprefix('torch.')}"
-            check_memory(size, device, what, "use a dtype of fewer bits, or a smaller model")
             self.allocate(device)
             self.reset_parameters(seed)
 
@@ -104,7 +101,13 @@ class Pretrained(nn.Module):
         """Allocate uninitialized weights on a device, as `nn.Module.to_empty` does, without its slow imports.
 
         Buffers of a checkpoint are zeros. Weights that are tied stay tied.
+
+        Raises:
+            ValueError: If the weights exceed the device's free memory.
         """
+        size = sum(weight.nbytes for weight in self.parameters())
+        what = f"a model with weights in {str(self.dtype).removeprefix('torch.')}"
+        check_memory(size, device, what, "use a dtype of fewer bits, or a smaller model")
         allocated: dict[nn.Parameter, nn.Parameter] = {}
         for module in self.modules():
             for name, weight in module.named_parameters(recurse=False):

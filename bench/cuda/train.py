@@ -25,8 +25,9 @@ from bench import measure
 from bench.cuda.bars import about, beside_bar, product_rate, random_model, require_cuda
 from bench.cuda.decode import SHAPES
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.float8 import use_float8
-from bpe_llama.model.training.optimizers.adamw import adamw
+from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.report.throughput import flops_per_token
 from bpe_llama.model.training.step import TensorBatch, batch_loss, gradient_norm
 
@@ -43,7 +44,7 @@ def our_step(model: LlamaForCausalLM, case: str, device: str) -> Callable[[Tenso
     if "compiled" in case:
         for layer in model.model.layers:
             layer.compile()
-    optimizer = adamw(model, learning_rate=1e-4)
+    optimizer = optimizer_for(model, TrainConfig(learning_rate=1e-4))
     parameters = list(model.parameters())
 
     def step(ids: Tensor) -> Tensor:

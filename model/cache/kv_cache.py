@@ -299,8 +299,3 @@ class KVCache:
 
     def _copy_lengths(self, source: int, target: int) -> None:
         self.lengths[target], self.prompt_lengths[target] = self.lengths[source], self.prompt_lengths[source]
-
-    def move(self, source: int, target: int) -> None:
-        """Copy one slot to another and empty the first (continuous batching fills the slot of a finished request)."""
-        self.copy(source, target)
-        self.lengths[source] = 0

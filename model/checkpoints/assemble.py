@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.device import check_memory
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Model, Pretrained
 
@@ -40,9 +39,6 @@ def empty_model(
     model = model_class(config, device="meta", dtype=dtype)
     if check is not None:
         check(model, device)
-    weights = {id(weight): weight.nbytes for weight in model.parameters()}
-    what = f"a model with weights in {str(dtype).removeprefix('torch.')}"
-    check_memory(sum(weights.values()), device, what, "use a dtype of fewer bits, or a smaller model")
     model.allocate(device)
     return model.eval()
 
@@ -95,7 +91,9 @@ def check_counts(names: Iterable[str], config: LlamaConfig, source: Path) -> Non
             raise ValueError(f"{source}: {name} is {stated:,}; expected {found:,}, the {kind} that have tensors")
 
 
-def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tuple[int, ...]], source: Path) -> None:
+def check_shapes(
+    found: Mapping[str, Iterable[int]], expected: Mapping[str, tuple[int, ...]], source: Path | str
+) -> None:
     """Check the shapes of a checkpoint's tensors against the model's, before any tensor is read.
 
     Raises:

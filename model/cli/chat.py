@@ -23,7 +23,6 @@ from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama chat --model SmolLM2-135M-Instruct.Q4_1.gguf --system 'Answer briefly.'"
@@ -38,8 +37,16 @@ HELP = """/system TEXT  set the system prompt and clear the conversation
 A message of several lines begins and ends with \"\"\", or its lines end with \\."""
 COMMANDS = ("/system", "/reset", "/retry", "/save", "/stats", "/help", "/quit", "/exit")
 HISTORY_LINES = 1000
+DEFAULTS = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
 
 
+@sampling.sampling_flags(
+    DEFAULTS,
+    without=(
+        *("min_new_tokens", "typical_p", "mirostat_tau", "mirostat_eta", "filter_order"),
+        *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    ),
+)
 def command(
     model: Annotated[
         str,
@@ -48,45 +55,23 @@ def command(
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of tokens per answer.", 512)] = None,
-    temperature: Annotated[float | None, sampling.temperature(0.7)] = None,
-    top_k: sampling.TopK = None,
-    top_p: Annotated[float | None, sampling.top_p(0.9)] = None,
-    min_p: sampling.MinP = None,
-    repetition_penalty: sampling.RepetitionPenalty = None,
-    presence_penalty: sampling.PresencePenalty = None,
-    frequency_penalty: sampling.FrequencyPenalty = None,
-    penalty_scope: sampling.PenaltyScope = None,
-    no_repeat_ngram_size: sampling.NoRepeatNgramSize = None,
-    bad_words: sampling.BadWords = None,
-    dry_multiplier: sampling.DryMultiplier = None,
-    xtc_probability: sampling.XtcProbability = None,
-    xtc_threshold: sampling.XtcThreshold = None,
-    top_n_sigma: sampling.TopNSigma = None,
-    mirostat: sampling.Mirostat = None,
-    json_schema: sampling.JsonSchema = None,
-    regex: sampling.Regex = None,
-    choice: sampling.Choice = None,
-    grammar: sampling.GrammarFile = None,
-    seed: sampling.Seed = None,
+    *,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
     group_size: GroupSizeOption = None,
     verbose: sampling.Verbose = False,
+    **flags: Any,
 ) -> None:
     """Chat with an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
-    given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
-    given["seed"] = sampling.read_seed(seed)
-    given |= sampling.structured(json_schema, regex, choice, grammar)
+    given = sampling.read_flags(flags)
     sampling.check_values(given)
-    if seed == "random":
+    if flags["seed"] == "random":
         typer.echo(f"seed: {given['seed']}", err=True)
     generator = load_generator(
         model, tokenizer, dtype, device, adapter, quantized, group_size, check_tokenizer=check_template
     )
-    defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
-    options = sampling.with_defaults(generator, given, defaults)
+    options = sampling.with_defaults(generator, given, DEFAULTS)
     generator.options(**options)  # raises before the first question
     conversation = Conversation(generator, system, options)
     if verbose:

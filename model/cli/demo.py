@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import sysconfig
 import time
@@ -149,9 +150,7 @@ def _train(
     where = "CUDA" if on_cuda else _plural(torch.get_num_threads(), "CPU thread")
     _say(f"3. A LLaMA of {parameters:,} parameters, trained for {seconds:.0f} s on {where}")
     for old in (out / "run").glob("step-*"):
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
+        shutil.rmtree(old)
     result = training.train(model, tokens, settings, out / "run", token_bytes=token_bytes(tokenizer))
     (out / "run" / "loss.png").replace(out / "loss.png")
     if not result.interrupted:

@@ -34,17 +34,7 @@ from bpe_llama.model.cli.options.common import (
     GroupSizeOption,
     ResizeOption,
 )
-from bpe_llama.model.cli.options.run import (
-    LoggerOption,
-    ResultJsonOption,
-    SamplePromptOption,
-    TeacherOption,
-    TeacherTemperatureOption,
-    TeacherWeightOption,
-    run_keywords,
-    say_if_nothing_to_resume,
-    say_result,
-)
+from bpe_llama.model.cli.options.run import RunFlags, run_keywords, say_if_nothing_to_resume, say_result
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
@@ -149,13 +139,7 @@ def command(
         bool,
         typer.Option("--checkpoint-activations", help="As --checkpoint-layers 1: less memory, slower."),
     ] = False,
-    sample_prompt: SamplePromptOption = None,
-    logger: LoggerOption = None,
-    teacher: TeacherOption = None,
-    teacher_temperature: TeacherTemperatureOption = None,
-    teacher_weight: TeacherWeightOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
-    as_json: ResultJsonOption = False,
+    run: RunFlags,
     **settings: Any,
 ) -> int:
     """Fine-tune a model on your own text, with a LoRA adapter unless --full.
@@ -182,7 +166,7 @@ def command(
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
     files = find_files(texts)
     check_task(task, label_field, text_field, data, show_example)
-    of_text = {"--sample-prompt": sample_prompt, "--teacher": teacher, "--teacher-weight": teacher_weight}
+    of_text = {"--sample-prompt": run.sample_prompt, "--teacher": run.teacher, "--teacher-weight": run.teacher_weight}
     of_text |= {
         "--chat-template": chat_template,
         "--z-loss": settings["z_loss"],
@@ -191,7 +175,7 @@ def command(
     for name, value in of_text.items():
         if task == "classification" and value:
             raise ValueError(f"{name} is {value!r}; it is for --task text")
-    checkpoint_to_resume(out, resume)
+    checkpoint_to_resume(out, run.resume)
     vocabulary = with_template(vocabulary_of(tokenizer, model), chat_template, add_tokens=full and resize)
     labelled: LabelledTexts | None = None
     path = checkpoint_path(model)
@@ -214,7 +198,7 @@ def command(
     config = training.finetune_config(full=full, **chosen)
     ranks = start(config.device, config.parallel)
     if ranks.is_main:
-        say_if_nothing_to_resume(out, resume)
+        say_if_nothing_to_resume(out, run.resume)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
     loaded: LlamaForCausalLM | LlamaForSequenceClassification
     weights_dtype = config.weights_dtype if full else "bfloat16" if half else "float32"
@@ -252,23 +236,13 @@ def command(
         assert isinstance(loaded, LlamaForSequenceClassification)
         if config.sequence_length < (settings["sequence_length"] or 512):
             labelled = read_texts(config.sequence_length)
-        callbacks = [logger_named(name) for name in logger or ()]
+        callbacks = [logger_named(name) for name in run.logger or ()]
         result, score = finetune_classifier(
-            loaded, labelled, config, out, epochs=epochs, resume=resume, callbacks=callbacks
+            loaded, labelled, config, out, epochs=epochs, resume=run.resume, callbacks=callbacks
         )
     else:
         assert isinstance(loaded, LlamaForCausalLM)
-        keywords = run_keywords(
-            loaded,
-            vocabulary,
-            config,
-            resume=resume,
-            sample_prompt=sample_prompt,
-            logger=logger,
-            teacher=teacher,
-            teacher_temperature=teacher_temperature,
-            teacher_weight=teacher_weight,
-        )
+        keywords = run_keywords(loaded, vocabulary, config, run)
         result = training.finetune(
             loaded,
             vocabulary,
@@ -283,7 +257,7 @@ def command(
         score = None
     unit = "token" if labelled is None else "text"
     if result.interrupted:
-        say_result(result, as_json, unit)
+        say_result(result, run.as_json, unit)
         return EXIT_INTERRUPTED
     model_flags = f"--model {out / 'model'}"
     if not full:
@@ -303,9 +277,9 @@ def command(
     }
     if labelled is not None and score is not None:
         found["evaluation"] = score.to_dict(labelled.labels)
-    say_result(result, as_json, unit, **found)
+    say_result(result, run.as_json, unit, **found)
     if labelled is not None:
-        report_score(score, labelled.labels, out, on_stdout=not as_json)
+        report_score(score, labelled.labels, out, on_stdout=not run.as_json)
         fields = "".join(
             f" {flag} {field}"
             for flag, field in (("--text-field", text_field), ("--label-field", label_field))
@@ -313,11 +287,11 @@ def command(
         )
         note(
             f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}",
-            on_stdout=not as_json,
+            on_stdout=not run.as_json,
         )
     else:
         what = "generate 'Once upon a time'" if vocabulary.chat_template is None else "chat"
-        note(f"try: bpe-llama {what} {model_flags}", on_stdout=not as_json)
+        note(f"try: bpe-llama {what} {model_flags}", on_stdout=not run.as_json)
     return 0
 
 

@@ -16,14 +16,13 @@ from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.cli.speed import describe_speed
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
-from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence as Generated
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama generate 'def main():' --model demo-out/model --max-new-tokens 200"
-_DEFAULTS = GenerationOptions
 
 
+@sampling.sampling_flags()
 def command(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
     model: Annotated[
@@ -32,33 +31,7 @@ def command(
     ] = ".",
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[
-        int | None, sampling.max_new_tokens("Maximum number of new tokens.", _DEFAULTS.max_new_tokens)
-    ] = None,
-    min_new_tokens: sampling.MinNewTokens = None,
-    temperature: Annotated[float | None, sampling.temperature(_DEFAULTS.temperature)] = None,
-    top_k: sampling.TopK = None,
-    top_p: Annotated[float | None, sampling.top_p(_DEFAULTS.top_p)] = None,
-    min_p: sampling.MinP = None,
-    typical_p: sampling.TypicalP = None,
-    repetition_penalty: sampling.RepetitionPenalty = None,
-    presence_penalty: sampling.PresencePenalty = None,
-    frequency_penalty: sampling.FrequencyPenalty = None,
-    penalty_scope: sampling.PenaltyScope = None,
-    no_repeat_ngram_size: sampling.NoRepeatNgramSize = None,
-    bad_words: sampling.BadWords = None,
-    dry_multiplier: sampling.DryMultiplier = None,
-    dry_base: sampling.DryBase = None,
-    dry_allowed_length: sampling.DryAllowedLength = None,
-    dry_penalty_last_n: sampling.DryPenaltyLastN = None,
-    dry_sequence_breakers: sampling.DryBreaker = None,
-    top_n_sigma: sampling.TopNSigma = None,
-    xtc_probability: sampling.XtcProbability = None,
-    xtc_threshold: sampling.XtcThreshold = None,
-    mirostat: sampling.Mirostat = None,
-    mirostat_tau: sampling.MirostatTau = None,
-    mirostat_eta: sampling.MirostatEta = None,
-    filter_order: sampling.FilterOrder = None,
+    *,
     logit_bias: Annotated[
         list[str] | None, typer.Option(help="ID=NUMBER, added to the logit of an id; repeatable.")
     ] = None,
@@ -66,13 +39,8 @@ def command(
     preset: Annotated[
         str, typer.Option(help="Semantics of the filters: exact, meta, transformers or llama_cpp.")
     ] = "exact",
-    json_schema: sampling.JsonSchema = None,
-    regex: sampling.Regex = None,
-    choice: sampling.Choice = None,
-    grammar: sampling.GrammarFile = None,
     num_beams: Annotated[int, typer.Option(help="Above 1: beam search instead of sampling.")] = 1,
     answers: Annotated[int | None, typer.Option("--n", help="Number of continuations, each with its own seed.")] = None,
-    seed: sampling.Seed = None,
     logprobs: Annotated[
         int | None,
         typer.Option(
@@ -93,11 +61,10 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: prompt, and text, seed and end of each continuation.")
     ] = False,
+    **flags: Any,
 ) -> None:
     """Print a prompt and stream its continuation."""
-    given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
-    given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
-    given |= sampling.structured(json_schema, regex, choice, grammar)
+    given = sampling.read_flags(flags) | {"logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
     given["preset"] = None if preset == "exact" else preset
     given |= {"logprobs": logprobs is not None or None, "top_logprobs": logprobs or None}
     sampling.check_values(given)
@@ -108,7 +75,7 @@ def command(
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized, group_size)
     options = sampling.with_defaults(generator, given, {})
     generator.options(**options)  # raises before anything is printed
-    if num_beams != 1 and seed is None:
+    if num_beams != 1 and flags["seed"] is None:
         del options["seed"]  # a search draws nothing
     if verbose:
         for line in sampling.describe_options(generator, generator.encode(text), options):
@@ -137,9 +104,9 @@ def command(
         if generator.last is not None:
             print_logprobs(generator, generator.last)
     sys.stdout.flush()
-    if seed == "random":
+    if flags["seed"] == "random":
         note(f"seed: {options['seed']}")
-    say_if_the_context_is_full(generator, max_new_tokens)
+    say_if_the_context_is_full(generator, flags["max_new_tokens"])
     if generator.last is not None and verbose:
         typer.echo(f"finish_reason: {generator.last.finish_reason} after {len(generator.last.new_ids)} ids", err=True)
     if speed and generator.last is not None:

@@ -12,17 +12,7 @@ from bpe_llama._progress import note
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import end_turns, load_model, resize_embeddings, with_template
 from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ChatTemplateOption, ResizeOption
-from bpe_llama.model.cli.options.run import (
-    LoggerOption,
-    ResultJsonOption,
-    SamplePromptOption,
-    TeacherOption,
-    TeacherTemperatureOption,
-    TeacherWeightOption,
-    run_keywords,
-    say_if_nothing_to_resume,
-    say_result,
-)
+from bpe_llama.model.cli.options.run import RunFlags, run_keywords, say_if_nothing_to_resume, say_result
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -59,13 +49,7 @@ def command(
     eval_file: Annotated[
         Path | None, typer.Option(help="Ids to evaluate on; default: the last 1 % of each DATA.")
     ] = None,
-    sample_prompt: SamplePromptOption = None,
-    logger: LoggerOption = None,
-    teacher: TeacherOption = None,
-    teacher_temperature: TeacherTemperatureOption = None,
-    teacher_weight: TeacherWeightOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
-    as_json: ResultJsonOption = False,
+    run: RunFlags,
     **settings: Any,
 ) -> int:
     """Train a LLaMA on token files or shards. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
@@ -82,8 +66,8 @@ def command(
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)
-    if ranks.is_main and (resume or start_from is not None):
-        say_if_nothing_to_resume(out, resume)
+    if ranks.is_main and (run.resume or start_from is not None):
+        say_if_nothing_to_resume(out, run.resume)
     if start_from is not None:
         model = load_model(start_from, train_config.weights_dtype, "cpu" if ranks.sharded else train_config.device)
         if resize:
@@ -110,20 +94,10 @@ def command(
     if chat_template is not None or (start_from is None and config is None):
         end_turns(model, vocabulary)
     note(f"{sum(weight.numel() for weight in model.parameters()):,} parameters")
-    keywords = run_keywords(
-        model,
-        vocabulary,
-        train_config,
-        resume=resume,
-        sample_prompt=sample_prompt,
-        logger=logger,
-        teacher=teacher,
-        teacher_temperature=teacher_temperature,
-        teacher_weight=teacher_weight,
-    )
+    keywords = run_keywords(model, vocabulary, train_config, run)
     result = training.train(model, source, train_config, out, eval_file=eval_file, tokenizer=vocabulary, **keywords)
-    say_result(result, as_json, model=None if result.interrupted else str(out / "model"))
+    say_result(result, run.as_json, model=None if result.interrupted else str(out / "model"))
     if result.interrupted:
         return EXIT_INTERRUPTED
-    note(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}", on_stdout=not as_json)
+    note(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}", on_stdout=not run.as_json)
     return 0

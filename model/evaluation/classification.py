@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from bpe_llama._arguments import integer
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.config import LlamaConfig
 
@@ -126,13 +127,15 @@ def evaluate_classifier(
         report: Called after each batch with the number of its texts.
 
     Raises:
-        ValueError: If there is no text, the config has no ``pad_token_id``, or an id or label is out of range.
+        ValueError: If there is no text, the config has no ``pad_token_id``, ``batch_size`` is below 1, or an id or
+            label is out of range.
     """
-    if not texts:
-        raise ValueError("no texts to evaluate on")
-    padding, labels = checked_padding(model.config, texts), model.config.num_labels
-    confusion, total = np.zeros((labels, labels), dtype=np.int64), 0.0
+    batch_size = integer("batch_size", batch_size, 1)
     ordered = sorted(texts, key=lambda text: -len(text.ids))
+    if not ordered:
+        raise ValueError("no texts to evaluate on")
+    padding, labels = checked_padding(model.config, ordered), model.config.num_labels
+    confusion, total = np.zeros((labels, labels), dtype=np.int64), 0.0
     was_training = model.training
     model.eval()
     try:
@@ -145,4 +148,4 @@ def evaluate_classifier(
                 report(len(labels_B))
     finally:
         model.train(was_training)
-    return ClassifierScore(total / len(texts), confusion)
+    return ClassifierScore(total / len(ordered), confusion)

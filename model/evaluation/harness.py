@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bpe_llama._arguments import integer
 from bpe_llama.model.evaluation.scoring import Row, score_rows
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -60,8 +61,7 @@ class LM(TemplateLM):  # type: ignore[misc]  # the harness publishes no types
 
     def __init__(self, generator: TextGenerator, batch_size: int = 8) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        batch_size = integer("batch_size", batch_size, 1)
         self.generator, self.batch_size = generator, batch_size
         self.tokenizer = generator.tokenizer
         self.max_length = generator.model.config.max_position_embeddings

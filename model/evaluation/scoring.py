@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bpe_llama._arguments import integer
 from bpe_llama.model.layers.rope import RotaryEmbedding
 from bpe_llama.model.llama import LlamaForCausalLM
 
@@ -77,8 +78,7 @@ def score_rows(
         >>> round(score.nats, 4)  # 2 * ln(32)
         6.9315
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    batch_size = integer("batch_size", batch_size, 1)
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index].ids), rows[index].ids.tobytes()))
     scores: list[Score] = [Score(0.0, True)] * len(rows)
     was_training = model.training

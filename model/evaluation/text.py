@@ -10,6 +10,7 @@ import numpy as np
 
 from bpe_llama._arguments import instance, integer
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._corpus.token_files import begins_and_ends
 from bpe_llama._progress import ProgressOption, reporting
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.evaluation.perplexity import check_windows, exponential, windows_of
@@ -121,7 +122,7 @@ def evaluate_text(
     batch_size = integer("batch_size", batch_size, 1)
     check_vocabulary(tokenizer, model.config.vocab_size)
     window, stride = check_windows(window, stride, model.config.context_length)
-    before = _before_a_text(tokenizer)
+    before, _ = begins_and_ends(tokenizer)
     rows: list[Row] = []
     count = size = 0
     for text in documents:
@@ -144,10 +145,3 @@ def evaluate_text(
 
         nats = sum(score.nats for score in score_rows(model, rows, batch_size, advance))
     return TextScore(nats, total, size, count)
-
-
-def _before_a_text(tokenizer: Tokenizer) -> list[int]:
-    """Return the special tokens that the tokenizer's files put before a text."""
-    items = tokenizer.template(False)
-    place = next(number for number, (_, text, _) in enumerate(items) if text is not None)
-    return [token for token, _, _ in items[:place] if token is not None]

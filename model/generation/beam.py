@@ -15,10 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpe_llama._arguments import boolean, instance, integer, iterator, number
+from bpe_llama._arguments import boolean, instance, integer, number
 from bpe_llama._core import shown
 from bpe_llama.model.backends.forward import decoder_for, forward_for, prefill_padded
 from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
 from bpe_llama.model.layers.rope_scaling import recompute_length
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -88,12 +89,8 @@ def beam_search(
         raise ValueError(f"length_penalty is {length_penalty}; expected {-LARGEST_PENALTY} to {LARGEST_PENALTY}")
     if not (isinstance(early_stopping, bool) or (isinstance(early_stopping, str) and early_stopping == "never")):
         raise ValueError(f"early_stopping is {shown(early_stopping)}; expected True, False or 'never'")
-    prompt = [integer("an id of the prompt", token_id) for token_id in iterator("prompt", prompt, "a list of ids")]
-    if not prompt:
-        raise ValueError("the prompt is empty; expected at least one id")
     context = model.config.context_length
-    if len(prompt) >= context:
-        raise ValueError(f"the prompt has {len(prompt)} ids, which leaves no room in a context of {context}")
+    (prompt,) = checked_prompts([prompt], context)
     limit = min(options.max_new_tokens, context - len(prompt))
     ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
     cache = KVCache(model.config, num_beams, len(prompt) + limit, dtype=model.dtype, device=model.device)

@@ -26,13 +26,14 @@ from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.beam import EarlyStopping, beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import (
-    check_model,
     check_tensors,
     inferred_padding_id,
     padding_id,
     unpad,
 )
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
+from bpe_llama.model.sampling.checks import read_once
 from bpe_llama.model.sampling.params import DRAWING_OPTIONS, GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 
@@ -99,7 +100,7 @@ def generate(
     num_return_sequences = integer("num_return_sequences", num_return_sequences, 1)
     if cuda_graph and num_beams != 1:
         raise ValueError(f"cuda_graph is True and num_beams {num_beams}, but a beam search does not use one")
-    given = with_do_sample(model, dict(options), do_sample)
+    given = with_do_sample(model, read_once(options), do_sample)
     why_not = unsupported_by_cuda_graph(model, cache) if cuda_graph else None
     if cuda_graph and why_not is None:
         why_not = options_unsupported_by_cuda_graph(GenerationOptions.for_model(model, **given))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from operator import index
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from bpe_llama._arguments import instance, iterator, wrong
+from bpe_llama._arguments import instance, iterator
 from bpe_llama._core import shown
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -94,12 +94,6 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None, padding: int 
             )
         rows.append(ids[len(ids) - length :])
     return rows
-
-
-def check_model(model: object) -> None:
-    """Raise `TypeError` for what is no causal LM, such as a tokenizer in its place."""
-    if not (isinstance(model, nn.Module) and hasattr(model, "generation_config")):
-        raise TypeError(wrong("model", model, "a LlamaForCausalLM"))
 
 
 def check_tensors(**tensors: object) -> None:

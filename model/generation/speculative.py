@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bpe_llama._arguments import integer, iterator, wrong
 from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama.model.cache.prefix_cache import prefix_length
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -113,9 +114,7 @@ class ModelDraft:
         count = min(count, self.cache.capacity - len(proposal.ids))
         for _ in range(count):
             ids = proposal.ids
-            pairs = zip(self._cached_ids, ids)  # noqa: B905
-            same = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), len(self._cached_ids))
-            same = min(same, len(ids) - 1, self.cache.lengths[0])
+            same = min(prefix_length(self._cached_ids, ids), len(ids) - 1, self.cache.lengths[0])
             self.cache.truncate([same])
             new_1T = torch.tensor([ids[same:]], device=self.draft.device)
             logits_1V = self.draft(new_1T, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]

@@ -12,9 +12,11 @@ from bpe_llama._arguments import check_surrogates, integer, iterator, string, wr
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
-from bpe_llama.model.generation.prompts import check_model, check_vocabulary, whole_ids
+from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
 from bpe_llama.model.generation.text_options import OF_TEXT, TextOptions, check_keywords, check_prompt, stop_strings
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import check_model
+from bpe_llama.model.sampling.checks import read_once
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 
@@ -94,6 +96,8 @@ class TextGenerator:
         """
         check_surrogates("the prompt", string("text", text))
         begin = self.tokenizer.bos_id
+        if isinstance(allowed_special, Iterator):  # which can be read only once
+            allowed_special = tuple(allowed_special)
         if bos is not None:
             return whole_ids(self.tokenizer.encode(text, bos=bos, allowed_special=allowed_special))
         ids = whole_ids(self.tokenizer(text, allowed_special=allowed_special)["input_ids"])
@@ -122,7 +126,7 @@ class TextGenerator:
             n: How many answers: a list of as many, with the seeds ``seed``, ``seed + 1`` ...; the best of a search.
             **options: As of `stream`.
         """
-        given: dict[str, Any] = dict(options)
+        given = read_once(options)
         if integer("num_beams", given.get("num_beams", 1), 1) != 1:
             return self._search(prompt, n, given)
         given = with_do_sample(self.model, given, given.pop("do_sample", None))
@@ -193,7 +197,7 @@ class TextGenerator:
         """
         prompts = list(iterator("prompts", prompts, "a list of texts or of ids; generate takes one prompt"))
         slots = integer("slots", slots, 1)
-        given: dict[str, Any] = dict(options)
+        given = read_once(options)
         seeds = given.get("seed", 0)
         if isinstance(seeds, abc.Sequence) and not isinstance(seeds, str):
             if len(seeds) != len(prompts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from operator import index
 from typing import Any
@@ -41,6 +41,11 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
     if not is_in_range:
         expected = f"a finite number of at least {least}" if math.isinf(most) else f"{least} to {most}"
         raise ValueError(f"{name} is {shown(value)}; expected {expected}")
+
+
+def read_once(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with a tuple for each iterator, such as a generator: it can be read only once, options again."""
+    return {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
 
 
 def sequences_of_ids(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:

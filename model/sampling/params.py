@@ -34,6 +34,7 @@ from bpe_llama.model.sampling.checks import (
     check_names,
     check_number,
     check_whole,
+    read_once,
     sequences_of_ids,
 )
 from bpe_llama.model.sampling.constraint import Constraint
@@ -145,6 +146,7 @@ class SamplingParams(SamplerParams):
     filter_order: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        vars(self).update(read_once(vars(self)))
         for name in ("no_repeat_ngram_size", "dry_allowed_length"):
             check_count(name, getattr(self, name), 0)
         check_count("dry_penalty_last_n", self.dry_penalty_last_n, -1)
@@ -293,6 +295,7 @@ class GenerationOptions(SamplingParams):
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("max_new_tokens", self.max_new_tokens, 1)
         check_count("min_new_tokens", self.min_new_tokens, 0)
         if self.min_new_tokens > self.max_new_tokens:
@@ -311,7 +314,6 @@ class GenerationOptions(SamplingParams):
             check_ending_ids(self.eos_id)
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise TypeError(f"constraint is {shown(self.constraint)}; expected a Constraint or None")
-        super().__post_init__()
 
     @classmethod
     def for_model(
@@ -340,6 +342,7 @@ class GenerationOptions(SamplingParams):
             >>> GenerationOptions.for_model(model).temperature
             0.0
         """
+        options = read_once(options)  # type: ignore[assignment]
         defaults = {name: o for name, o in model.generation_config.sampling_defaults.items() if name not in options}
         check_whole("mirostat", options.get("mirostat", 0), "0 (off), 1 or 2")
         order = () if options.get("mirostat") else options.get("filter_order")

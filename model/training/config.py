@@ -198,14 +198,6 @@ class TrainConfig:
         """Return the fields as a dictionary that JSON can hold."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Return the config that `to_dict` wrote; a `ValueError` names unknown keys."""
-        unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown training options: {', '.join(unknown)}")
-        return cls(**values)
-
 
 def _plain(value: float) -> float:
     """Return a number that JSON knows, as checkpoints store the options."""

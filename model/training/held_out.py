@@ -55,11 +55,12 @@ def evaluate(
         max_windows: Evaluate only the first `max_windows` windows.
 
     Raises:
-        ValueError: If there are fewer than 2 tokens, or a token is outside the model's vocabulary.
+        ValueError: If there are fewer than 2 tokens, a token is outside the model's vocabulary, or an argument is out
+            of range.
     """
     check_model(model)
     window, batch_size = integer("window", window, 2), integer("batch_size", batch_size, 1)
-    max_windows = None if max_windows is None else integer("max_windows", max_windows, 0)
+    max_windows = None if max_windows is None else integer("max_windows", max_windows, 1)
     if not hasattr(tokens, "astype"):
         raise TypeError(wrong("tokens", tokens, "an array of ids"))
     if len(tokens) < 2:
@@ -72,7 +73,7 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
     """Return `evaluate` of the learned tokens of `examples`, of which `batch_size` share a forward pass.
 
     Raises:
-        ValueError: If there is no example.
+        ValueError: If there is no example, or none has a token to learn.
     """
     check_model(model)
     batch_size, examples = integer("batch_size", batch_size, 1), checked_examples(examples)
@@ -92,7 +93,7 @@ def held_out_loss(
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
 
     The model's training mode is restored. `token_bytes` has the bytes of each id, `(V,)`. The rows of each batch are
-    split over the ranks, all of which call this function.
+    split over the ranks, all of which call this function. If no token is learned, a `ValueError` says so.
     """
     device, ranks = next(model.parameters()).device, ranks or Ranks()
     was_training, sums, learned, size = model.training, np.zeros(len(Scored._fields)), 0, 0
@@ -105,5 +106,7 @@ def held_out_loss(
             size += batch.bytes(token_bytes)
     finally:
         model.train(was_training)
+    if not learned:
+        raise ValueError("no token of the held-out data is learned; expected one at least, besides the first of a row")
     loss, text_nats, correct = ranks.sum(*sums.tolist())
     return HeldOutLoss(loss / learned, bits_per_byte(text_nats, size), correct / learned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import threading
 import time
 from collections.abc import Sequence
@@ -31,7 +32,6 @@ from bpe_llama.model.training.step import (
     LossFunction,
     Recent,
     Scored,
-    StepResult,
     TensorBatch,
     batch_loss,
     batch_score,
@@ -117,7 +117,7 @@ class Trainer:
                 if result is None:
                     break
                 self._agree(stop)
-                last = self._count(result, rate)
+                last = self._count(*result, rate)
                 if self.step % config.log_every == 0 or last:
                     self._log(rate)
                 if len(self.held_out) and (last or _is_due(self.step, config.eval_every)):
@@ -179,16 +179,23 @@ class Trainer:
         """Return whether steps and time are left."""
         return self.done < 1
 
-    def optimizer_step(self, rate: float, interrupted: threading.Event) -> StepResult | None:
-        """Accumulate the gradient over micro-batches, update the weights if it is finite, and return loss and norm.
+    def optimizer_step(self, rate: float, interrupted: threading.Event) -> tuple[Recent, float] | None:
+        """Accumulate the gradient over micro-batches, and update the weights if loss and gradient are finite.
 
-        Returns None and changes nothing if the run is interrupted before the last micro-batch.
+        Returns the figures of the step and the 2-norm of the gradient before clipping, or None if the run is
+        interrupted before the last micro-batch: nothing is changed then. A `ValueError` says if no token is learned.
         """
         config = self.config
         batches = self.ahead.take(config.gradient_accumulation, interrupted if self.ranks.world == 1 else None)
         if len(batches) < config.gradient_accumulation:
             return None
         learned = sum(batch.learned for batch in batches)
+        if not learned:  # the loss would be 0 / 0
+            first, more = self.step * len(batches), len(batches) - 1
+            raise ValueError(
+                f"batch {first}{f' to {first + more}' if more else ''}, all of step {self.step + 1}, has no token to "
+                "learn; expected a label besides -100 after the first of a row. The last checkpoint stays"
+            )
         sums = torch.zeros(2, device=self.device)  # the loss; the nats of text
         with seeded(config.seed, self.step, self.device, self.ranks.rank):
             for index, batch in enumerate(batches):
@@ -205,8 +212,7 @@ class Trainer:
         sums, norm = self.ranks.reduce(sums, gradient_norm(self.parameters))
         size = 0 if scored.text_nats is None else sum(batch.bytes(self.token_bytes) for batch in batches)
         loss_value, nats, norm_value = torch.cat([sums, norm[None]]).tolist()
-        result = StepResult(loss_value, norm_value, nats, size)
-        if result.finite:
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
             if config.gradient_clip and norm_value + 1e-6 > config.gradient_clip:  # else the factor is 1
                 clip_gradients(self.parameters, config.gradient_clip, norm)
             for group in self.optimizer.param_groups:
@@ -215,7 +221,7 @@ class Trainer:
             if self.average:
                 self.average.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        return result
+        return Recent(loss_value, 1, nats, size), norm_value
 
     def _accumulating(self, index: int) -> contextlib.AbstractContextManager[None]:
         """Return the context of a micro-batch: with DDP all but the last of a step exchange no gradients."""
@@ -234,22 +240,22 @@ class Trainer:
         """Return whether to stop; several ranks stop after the same step."""
         return self._agreed[0] if self._agreed else stop.is_set()
 
-    def _count(self, result: StepResult, rate: float) -> bool:
+    def _count(self, figures: Recent, norm: float, rate: float) -> bool:
         """Count a step, skipped or not, and return whether it was the last of the run; too many skipped ones raise."""
         self.step += 1
-        if result.finite:
-            self._recent = self._recent.with_step(result)
-            self.grad_norm, self.consecutive_skips = result.grad_norm, 0
+        if math.isfinite(figures.loss) and math.isfinite(norm):
+            self._recent = Recent(*map(operator.add, self._recent, figures))
+            self.grad_norm, self.consecutive_skips = norm, 0
         else:
             self.skipped, self.consecutive_skips = self.skipped + 1, self.consecutive_skips + 1
         last = not self.unfinished()
         if self.consecutive_skips > self.config.max_skipped_steps or (last and self.consecutive_skips == self.step):
             raise ValueError(
-                f"the loss is {result.loss} and the gradient norm {result.grad_norm} at step {self.step}, learning "
+                f"the loss is {figures.loss} and the gradient norm {norm} at step {self.step}, learning "
                 f"rate {rate:.3g}, as at the {self.consecutive_skips - 1} steps before: all of them were skipped; "
                 "try a lower learning rate. The last checkpoint stays"
             )
-        step: Metrics = {"step": self.step, "loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate}
+        step: Metrics = {"step": self.step, "loss": figures.loss, "grad_norm": norm, "learning_rate": rate}
         self._call("on_step", step)
         return last
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
 from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
-from bpe_llama.model.training.data.examples import Example, ExampleBatches
+from bpe_llama.model.training.data.examples import Example, ExampleBatches, checked_examples
 from bpe_llama.model.training.data.sources import DataSource, open_data
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.held_out import held_out_examples
@@ -72,17 +72,18 @@ class RunOptions(ReportOptions, total=False):
     token_bytes: npt.NDArray[np.int64] | None
 
 
-def check_run(model: object, config: object, out: object, options: Mapping[str, Any], known: type = RunOptions) -> None:
-    """Raise `TypeError` for an argument of a run that is of another type, or an option that is none of ``known``."""
+def check_run(model: object, config: object, out: object, options: RunOptions) -> None:
+    """Raise `TypeError` for an argument of a run that is of another type; callbacks become a list, to be read again."""
     if not (isinstance(model, torch.nn.Module) and hasattr(model, "config")):
         raise TypeError(wrong("model", model, "a model"))
     instance("config", config, TrainConfig, "a TrainConfig")
     checked_path("out", out)
-    check_keywords("train", options, keywords_of(known))
+    check_keywords("train", options, keywords_of(RunOptions))
     for name in ("resume", "progress"):
         if options.get(name) is not None:
             boolean(name, options[name])
-    for place, callback in enumerate(iterator("callbacks", options.get("callbacks", ()), "a list of Callbacks")):
+    options["callbacks"] = list(iterator("callbacks", options.get("callbacks", ()), "a list of Callbacks"))
+    for place, callback in enumerate(options["callbacks"]):
         instance(f"callbacks[{place}]", callback, Callback, "a Callback, which has the methods on_step, close ...")
     if not callable(options.get("loss_fn", batch_loss)):
         raise TypeError(wrong("loss_fn", options["loss_fn"], "a function"))
@@ -124,7 +125,7 @@ def train(
         FileNotFoundError: If a token file or shard is missing.
         ValueError: If the data or a weight is invalid or does not fit the model; if there are more ranks than rows in a
             micro-batch; if `out` holds another run's checkpoint, or its options or data differ, or it is locked; if too
-            many consecutive steps were skipped. The last checkpoint stays.
+            many consecutive steps were skipped, or a step has no token to learn. The last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -159,9 +160,7 @@ def train_on_examples(
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
     """
     check_run(model, config, out, options)
-    for name, several in (("examples", examples), ("eval_examples", eval_examples)):
-        for place, example in enumerate(iterator(name, several, "a list of Examples")):
-            instance(f"{name}[{place}]", example, Example, "an Example")
+    examples, eval_examples = checked_examples(examples), checked_examples(eval_examples, name="eval_examples")
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
@@ -227,7 +226,7 @@ def train_on_batches(
             return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
         last = ranks.on_main(open_reports)
-        callbacks = [each for each in options.get("callbacks", ()) if ranks.is_main or each.on_every_rank]
+        callbacks = [each for each in options["callbacks"] if ranks.is_main or each.on_every_rank]
         trainer = Trainer(
             trained,
             optimizer,

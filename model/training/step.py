@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -69,37 +68,19 @@ LossFunction = Callable[[Any, TensorBatch, int], Tensor | Scored]
 the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
 
-class StepResult(NamedTuple):
-    """The figures of a step.
+class Recent(NamedTuple):
+    """Sums over steps, such as those since the last line of metrics, or one alone.
 
     Attributes:
-        loss: Mean over all learned tokens of the step, in nats per token.
-        grad_norm: 2-norm of the gradient of `loss`, before clipping.
-        text_nats: Sum of the cross-entropies of the learned tokens with bytes, of which there are `bytes`, if known.
+        loss: Of the losses, each the mean over all learned tokens of its step, in nats per token.
+        steps: How many.
+        nats: Of the cross-entropies of the learned tokens with bytes, of which there are `bytes`, if known.
     """
-
-    loss: float
-    grad_norm: float
-    text_nats: float = 0.0
-    bytes: int = 0
-
-    @property
-    def finite(self) -> bool:
-        """Return whether both are finite; otherwise the step is skipped."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
-
-
-class Recent(NamedTuple):
-    """Sums over the steps since the last line of metrics: of the fields of `StepResult`, and the number of steps."""
 
     loss: float = 0.0
     steps: int = 0
     nats: float = 0.0
     bytes: int = 0
-
-    def with_step(self, result: StepResult) -> Recent:
-        """Return the sums with one more step."""
-        return Recent(self.loss + result.loss, self.steps + 1, self.nats + result.text_nats, self.bytes + result.bytes)
 
 
 def hidden_states(model: LlamaForCausalLM, batch: TensorBatch) -> tuple[Tensor, Tensor | None]:
@@ -110,20 +91,17 @@ def hidden_states(model: LlamaForCausalLM, batch: TensorBatch) -> tuple[Tensor, 
         return model.model(batch.ids, mask, document_ids=batch.document_ids), mask
 
 
-def batch_loss(
-    model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-) -> Tensor:
-    """Return the summed cross-entropy of a micro-batch divided by the learned tokens of its step, float32.
-
-    `label_smoothing` and `z_loss` are those of `TrainConfig`.
-    """
-    return batch_score(model, batch, learned, label_smoothing=label_smoothing, z_loss=z_loss).loss
+def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:
+    """Return the summed cross-entropy of a micro-batch divided by the learned tokens of its step, float32."""
+    return batch_score(model, batch, learned).loss
 
 
 def batch_score(
     model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Scored:
     """Return `batch_loss`; with `batch.without_bytes` and a plain cross-entropy also its `text_nats`, float32.
+
+    `label_smoothing` and `z_loss` are those of `TrainConfig`.
 
     Cost: that of `model.loss`, and the head once more for the labels without bytes.
     """

@@ -85,13 +85,13 @@ def test_slots_of_different_lengths(tiny_model: Make, ids: Tensor) -> None:
     assert cache.lengths == [5, 11, 16]
 
 
-def test_truncate_and_move(tiny_model: Make, ids: Tensor) -> None:
+def test_truncate_copy_and_reorder(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     cache = KVCache(model.config, batch_size=3, max_length=32)
     model(ids, past_key_values=cache)
     cache.truncate([4, 20, 10])
-    cache.move(2, 0)
-    assert cache.lengths == [10, 20, 0]
+    cache.copy(2, 0)
+    assert cache.lengths == [10, 20, 10]
     cache.reorder([1, 0, 1])
     assert cache.lengths == [20, 10, 20]
     logits = model(ids[:, :1], past_key_values=cache).logits

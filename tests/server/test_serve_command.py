@@ -140,11 +140,12 @@ def test_the_missing_extra_is_named(monkeypatch, capsys, folder):
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folder, capsys, monkeypatch, free, arguments, says):
-    from bpe_llama.model.checkpoints import assemble, huggingface
+    from bpe_llama.model import pretrained
+    from bpe_llama.model.checkpoints import huggingface
 
     monkeypatch.setattr("bpe_llama.model.server.scheduler.memory.free_memory", lambda device: free)
     monkeypatch.setattr(huggingface, "fill", lambda *_: pytest.fail("weights are read"))
-    monkeypatch.setattr(assemble, "check_memory", lambda *_: pytest.fail("the server's own check has passed"))
+    monkeypatch.setattr(pretrained, "check_memory", lambda *_: pytest.fail("the server's own check has passed"))
     assert main(["serve", str(folder), *arguments]) == 2
     error = capsys.readouterr().err
     assert "the model does not fit" in error and says in error and error.count("\n") == 1

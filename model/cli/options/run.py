@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,26 +27,31 @@ from bpe_llama.model.training.run import RunOptions
 from bpe_llama.model.training.step import LossFunction
 from bpe_llama.tokenizer import Tokenizer
 
-SamplePromptOption = Annotated[
-    list[str] | None,
-    typer.Option("--sample-prompt", help="Continue this text after each evaluation, into samples.jsonl; repeatable."),
-]
-LoggerOption = Annotated[
-    list[str] | None,
-    typer.Option("--logger", help="Also send metrics there; repeatable.", metavar="|".join(LOGGERS)),
-]
-TeacherOption = Annotated[
-    str | None, typer.Option(help="Distillation: also learn the next-token distribution of this model.")
-]
-TeacherTemperatureOption = Annotated[
-    float | None, typer.Option(help="Temperature of both distributions.  [default: 2]")
-]
-TeacherWeightOption = Annotated[
-    float | None, typer.Option(help="Weight of the teacher's part of the loss, 0 to 1.  [default: 0.5]")
-]
-ResultJsonOption = Annotated[
-    bool, typer.Option("--json", help="At the end, print the result as one JSON object; notes go to stderr.")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """The flags themselves: `training_flags` adds them to a command, which gets them as `run`."""
+
+    sample_prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Continue this text after each evaluation, into samples.jsonl; repeatable."),
+    ] = None
+    logger: Annotated[
+        list[str] | None, typer.Option(help="Also send metrics there; repeatable.", metavar="|".join(LOGGERS))
+    ] = None
+    teacher: Annotated[
+        str | None, typer.Option(help="Distillation: also learn the next-token distribution of this model.")
+    ] = None
+    teacher_temperature: Annotated[
+        float | None, typer.Option(help="Temperature of both distributions.  [default: 2]")
+    ] = None
+    teacher_weight: Annotated[
+        float | None, typer.Option(help="Weight of the teacher's part of the loss, 0 to 1.  [default: 0.5]")
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="At the end, print the result as one JSON object; notes go to stderr.")
+    ] = False
 
 
 def say_result(result: TrainResult, as_json: bool, unit: str = "token", **more: Any) -> None:
@@ -78,27 +83,16 @@ def say_if_nothing_to_resume(out: Path, resume: bool) -> None:
         typer.echo(f"--resume: {out} holds no checkpoint; the run starts at step 0", err=True)
 
 
-def run_keywords(
-    model: LlamaForCausalLM,
-    vocabulary: Tokenizer,
-    config: TrainConfig,
-    *,
-    resume: bool,
-    sample_prompt: Sequence[str] | None,
-    logger: Sequence[str] | None,
-    teacher: str | None,
-    teacher_temperature: float | None,
-    teacher_weight: float | None,
-) -> RunOptions:
-    """Return the arguments of a run that these options name."""
-    callbacks: list[Callback] = [logger_named(name) for name in logger or ()]
-    if sample_prompt:
-        callbacks.append(Samples(vocabulary, sample_prompt))
+def run_keywords(model: LlamaForCausalLM, vocabulary: Tokenizer, config: TrainConfig, flags: RunFlags) -> RunOptions:
+    """Return the arguments of a run that its flags name."""
+    callbacks: list[Callback] = [logger_named(name) for name in flags.logger or ()]
+    if flags.sample_prompt:
+        callbacks.append(Samples(vocabulary, flags.sample_prompt))
     sizes = np.zeros(model.config.vocab_size, dtype=np.int64)
     known = token_bytes(vocabulary)[: len(sizes)]
     sizes[: len(known)] = known
-    loss_fn = loss_function(teacher, teacher_temperature, teacher_weight, vocabulary, config)
-    return {"resume": resume, "loss_fn": loss_fn, "callbacks": callbacks, "token_bytes": sizes}
+    loss_fn = loss_function(flags.teacher, flags.teacher_temperature, flags.teacher_weight, vocabulary, config)
+    return {"resume": flags.resume, "loss_fn": loss_fn, "callbacks": callbacks, "token_bytes": sizes}
 
 
 def loss_function(

@@ -5,10 +5,11 @@ Without a flag, an option has the model's default (`generation_config.json`), or
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
@@ -19,102 +20,107 @@ from bpe_llama.model.sampling.params import GenerationOptions
 if TYPE_CHECKING:
     from bpe_llama.model.generation.text_generator import TextGenerator
 
-_DEFAULT = "  [default: the model's own, else {}]"
-
-
-def _flag(help_: str, default: object = None, *names: str) -> Any:
-    return typer.Option(*names, help=help_ if default is None else help_ + _DEFAULT.format(default))
-
-
-def max_new_tokens(help_: str, default: int) -> Any:
-    """Return the flag for a command with this default."""
-    return _flag(help_, default, "--max-new-tokens", "-n")
-
-
-def temperature(default: float) -> Any:
-    """Return the flag for a command with this default."""
-    return _flag("Sampling temperature; 0 is greedy decoding.", default)
-
-
-def top_p(default: float) -> Any:
-    """Return the flag for a command with this default."""
-    return _flag("Nucleus sampling: the most likely tokens whose probabilities sum to this.", default)
-
-
-MinNewTokens: TypeAlias = Annotated[
-    int | None, _flag("Ignore end ids and --stop before this many.", None, "--min-new-tokens")
-]
-TopK: TypeAlias = Annotated[int | None, _flag("Sample from this many most likely tokens; 0: all.", 0)]
-MinP: TypeAlias = Annotated[float | None, _flag("Least probability relative to the most likely token.", 0)]
-TypicalP: TypeAlias = Annotated[
-    float | None, _flag("Locally typical sampling: the most typical tokens whose probabilities sum to this.", 1)
-]
-RepetitionPenalty: TypeAlias = Annotated[float | None, _flag("Above 1 penalizes repetition.", 1)]
-PresencePenalty: TypeAlias = Annotated[
-    float | None, _flag("Subtracted from the logit of each token that has occurred.")
-]
-FrequencyPenalty: TypeAlias = Annotated[
-    float | None, _flag("Subtracted from a logit once per occurrence of its token.")
-]
-PenaltyScope: TypeAlias = Annotated[
-    str | None, _flag("Tokens that penalties count: context, or output only, as in OpenAI's API.")
-]
-NoRepeatNgramSize: TypeAlias = Annotated[int | None, _flag("Generate no n-gram of this many tokens twice; 0: off.", 0)]
-BadWords: TypeAlias = Annotated[list[str] | None, _flag("Text that is never generated; repeatable.")]
-DryMultiplier: TypeAlias = Annotated[float | None, _flag("DRY: penalty for extending a repetition; 0: off.")]
-DryBase: TypeAlias = Annotated[float | None, _flag("DRY: growth of the penalty per further token; 1.75.")]
-DryAllowedLength: TypeAlias = Annotated[int | None, _flag("DRY: longest repetition without a penalty; 2 tokens.")]
-DryPenaltyLastN: TypeAlias = Annotated[
-    int | None,
-    _flag("DRY: number of last tokens that count; -1, the default: all.", None, "--dry-penalty-last-n"),
-]
-DryBreaker: TypeAlias = Annotated[
-    list[str] | None,
-    _flag("DRY: text that ends a repetition, instead of llama.cpp's four; repeatable.", None, "--dry-sequence-breaker"),
-]
-TopNSigma: TypeAlias = Annotated[
-    float | None,
-    _flag("Sample from logits within this many standard deviations of the largest; 0: all.", None, "--top-n-sigma"),
-]
-XtcProbability: TypeAlias = Annotated[float | None, _flag("XTC: probability of excluding the most likely tokens.")]
-XtcThreshold: TypeAlias = Annotated[float | None, _flag("XTC: probability from which tokens are excluded; 0.1.")]
-Mirostat: TypeAlias = Annotated[int | None, _flag("1 or 2: mirostat sampling instead of other filters.")]
-MirostatTau: TypeAlias = Annotated[float | None, _flag("Mirostat: target surprise in bits; 5.")]
-MirostatEta: TypeAlias = Annotated[float | None, _flag("Mirostat: learning rate; 0.1.")]
-FilterOrder: TypeAlias = Annotated[str | None, _flag("Order of the filters, such as top_k,top_p,temperature.")]
-JsonSchema: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--json-schema", metavar="FILE|JSON", help="Generate JSON that this schema accepts; {}: any object."),
-]
-Regex: TypeAlias = Annotated[str | None, typer.Option(help="Generate text that this whole regex matches.")]
-Choice: TypeAlias = Annotated[list[str] | None, typer.Option(help="Generate one of these texts; repeatable.")]
-GrammarFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--grammar", help="Generate text of the grammar in this file, in llguidance's Lark.")
-]
-Seed: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NUMBER|random", help="Random seed, for the same text again; random: a new one, which is printed."
-    ),
-]
 Verbose: TypeAlias = Annotated[
     bool, typer.Option("--verbose", help="Print the first prompt ids, the end ids and all options on stderr.")
 ]
 
 
-def structured(
-    json_schema: str | None, regex: str | None, choice: list[str] | None, grammar: Path | None
-) -> dict[str, Any]:
-    """Return the options of structured output that these flags name, files read.
+class Flag(NamedTuple):
+    """A flag's type, its help text, the default that it tells, its names if they are not the option's, its metavar."""
+
+    kind: Any
+    help: str
+    default: object = None
+    names: tuple[str, ...] = ()
+    metavar: str | None = None
+
+
+FLAGS = {
+    "max_new_tokens": Flag(
+        int, "Maximum number of new tokens.", GenerationOptions.max_new_tokens, ("--max-new-tokens", "-n")
+    ),
+    "min_new_tokens": Flag(int, "Ignore end ids and --stop before this many."),
+    "temperature": Flag(float, "Sampling temperature; 0 is greedy decoding.", GenerationOptions.temperature),
+    "top_k": Flag(int, "Sample from this many most likely tokens; 0: all.", 0),
+    "top_p": Flag(
+        float, "Nucleus sampling: the most likely tokens whose probabilities sum to this.", GenerationOptions.top_p
+    ),
+    "min_p": Flag(float, "Least probability relative to the most likely token.", 0),
+    "typical_p": Flag(float, "Locally typical sampling: the most typical tokens whose probabilities sum to this.", 1),
+    "repetition_penalty": Flag(float, "Above 1 penalizes repetition.", 1),
+    "presence_penalty": Flag(float, "Subtracted from the logit of each token that has occurred."),
+    "frequency_penalty": Flag(float, "Subtracted from a logit once per occurrence of its token."),
+    "penalty_scope": Flag(str, "Tokens that penalties count: context, or output only, as in OpenAI's API."),
+    "no_repeat_ngram_size": Flag(int, "Generate no n-gram of this many tokens twice; 0: off.", 0),
+    "bad_words": Flag(list[str], "Text that is never generated; repeatable."),
+    "dry_multiplier": Flag(float, "DRY: penalty for extending a repetition; 0: off."),
+    "dry_base": Flag(float, "DRY: growth of the penalty per further token; 1.75."),
+    "dry_allowed_length": Flag(int, "DRY: longest repetition without a penalty; 2 tokens."),
+    "dry_penalty_last_n": Flag(int, "DRY: number of last tokens that count; -1, the default: all."),
+    "dry_sequence_breakers": Flag(
+        list[str],
+        "DRY: text that ends a repetition, instead of llama.cpp's four; repeatable.",
+        names=("--dry-sequence-breaker",),
+    ),
+    "top_n_sigma": Flag(float, "Sample from logits within this many standard deviations of the largest; 0: all."),
+    "xtc_probability": Flag(float, "XTC: probability of excluding the most likely tokens."),
+    "xtc_threshold": Flag(float, "XTC: probability from which tokens are excluded; 0.1."),
+    "mirostat": Flag(int, "1 or 2: mirostat sampling instead of other filters."),
+    "mirostat_tau": Flag(float, "Mirostat: target surprise in bits; 5."),
+    "mirostat_eta": Flag(float, "Mirostat: learning rate; 0.1."),
+    "filter_order": Flag(str, "Order of the filters, such as top_k,top_p,temperature."),
+    "json_schema": Flag(str, "Generate JSON that this schema accepts; {}: any object.", metavar="FILE|JSON"),
+    "regex": Flag(str, "Generate text that this whole regex matches."),
+    "choice": Flag(list[str], "Generate one of these texts; repeatable."),
+    "grammar": Flag(Path, "Generate text of the grammar in this file, in llguidance's Lark."),
+    "seed": Flag(
+        str, "Random seed, for the same text again; random: a new one, which is printed.", metavar="NUMBER|random"
+    ),
+}
+
+
+def sampling_flags(
+    defaults: Mapping[str, object] | None = None, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds the flags of `FLAGS` to a command, before its keyword-only parameters.
+
+    The command receives their values as `**flags`, None for those not given.
+
+    Args:
+        defaults: The command's own defaults, by option, which help texts name; it applies them itself.
+        without: Options for which the command has no flag.
+    """
+
+    def parameter(option: str, flag: Flag) -> inspect.Parameter:
+        default = (defaults or {}).get(option, flag.default)
+        told = "" if default is None else f"  [default: the model's own, else {default}]"
+        info = typer.Option(*flag.names, help=flag.help + told, metavar=flag.metavar)
+        kind = flag.kind | None
+        return inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, info])
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [found for name, found in signature.parameters.items() if name != "flags"]
+        flags = [parameter(option, flag) for option, flag in FLAGS.items() if option not in without]
+        place = sum(found.kind is not inspect.Parameter.KEYWORD_ONLY for found in own)
+        command.__signature__ = signature.replace(parameters=own[:place] + flags + own[place:])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that these flags name: the seed read or drawn, the files of structured output read.
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If it is not UTF-8.
+        ValueError: If it is not UTF-8, or the seed no number.
     """
-    if json_schema is not None and not json_schema.lstrip().startswith("{"):
-        json_schema = read_text(Path(json_schema))
+    schema, grammar = flags["json_schema"], flags["grammar"]
+    if schema is not None and not schema.lstrip().startswith("{"):
+        schema = read_text(Path(schema))
     text = None if grammar is None else read_text(grammar)
-    return {"json_schema": json_schema, "regex": regex, "choice": choice, "grammar": text}
+    return {**flags, "seed": read_seed(flags["seed"]), "json_schema": schema, "grammar": text}
 
 
 def read_seed(text: str | None) -> int:

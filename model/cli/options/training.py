@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
+from bpe_llama.model.cli.options.run import RunFlags
 from bpe_llama.model.training import TrainConfig
 from bpe_llama.model.training.config import CHOICES
 from bpe_llama.model.training.parallel import start
@@ -73,17 +75,23 @@ FIELDS_WITHOUT_FLAG = (
 def training_flags(
     *, without: Sequence[str] = (), defaults: Mapping[str, Any] | None = None, helps: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Return a decorator that adds the flags of `TRAINING_FLAGS` to a command, before its keyword-only parameters.
+    """Return a decorator that adds the flags of `TRAINING_FLAGS` and `RunFlags` around a command's keyword-only ones.
 
-    The command receives their values as `**settings`, by the names of `TrainConfig`'s fields. Under `torchrun` it runs
-    on every rank, but only rank 0 prints.
+    The command receives the former as `**settings`, by the names of `TrainConfig`'s fields, and the latter as `run`.
+    Under `torchrun` it runs on every rank, but only rank 0 prints.
 
     Args:
         without: Fields for which the command has no flag.
         defaults: The command's own defaults, by field.
         helps: The command's own help texts, by field.
     """
-    hints = get_type_hints(TrainConfig)
+    hints, run_hints = get_type_hints(TrainConfig), get_type_hints(RunFlags, include_extras=True)
+    of_run = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=run_hints[field.name]
+        )
+        for field in dataclasses.fields(RunFlags)
+    ]
 
     def parameter(field: str, flag: Flag) -> inspect.Parameter:
         default = (defaults or {}).get(field, getattr(TrainConfig, field))
@@ -95,19 +103,20 @@ def training_flags(
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         signature = inspect.signature(command, eval_str=True)
-        own = [found for found in signature.parameters.values() if found.kind is not inspect.Parameter.VAR_KEYWORD]
+        own = [found for name, found in signature.parameters.items() if name not in ("run", "settings")]
         flags = [parameter(field, flag) for field, flag in TRAINING_FLAGS.items() if field not in without]
         place = sum(found.kind is not inspect.Parameter.KEYWORD_ONLY for found in own)
 
         @functools.wraps(command)
         def on_ranks(**values: Any) -> int:
             ranks = start(values["device"], values["parallel"])
+            run = RunFlags(**{parameter.name: values.pop(parameter.name) for parameter in of_run})
             with ranks.only_main_prints():
-                code = command(**values)
+                code = command(run=run, **values)
             ranks.finish()
             return code
 
-        on_ranks.__signature__ = signature.replace(parameters=own[:place] + flags + own[place:])  # type: ignore[attr-defined]
+        on_ranks.__signature__ = signature.replace(parameters=own[:place] + flags + own[place:] + of_run)  # type: ignore[attr-defined]
         return on_ranks
 
     return decorate

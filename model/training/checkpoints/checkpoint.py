@@ -27,7 +27,8 @@ from torch import Tensor
 from bpe_llama._core import shown
 from bpe_llama._files import flush, read_json_object, write_text
 from bpe_llama.model.adapters import lora
-from bpe_llama.model.checkpoints.tensor_files import read_all
+from bpe_llama.model.checkpoints.assemble import check_shapes, fill
+from bpe_llama.model.checkpoints.tensor_files import read, read_all, stored_in
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
@@ -154,9 +155,7 @@ def _write(
         for adapter, place in _adapter_folders(model, folder).items():
             lora.save(model, place, adapter)
         if not lora.names(model):
-            # A checkpoint may use options that transformers does not support.
-            options = {"portable": False} if model.config.unknown_to_transformers else {}
-            model.save_pretrained(folder, **options)
+            model.save_pretrained(folder, portable=not model.config.unknown_to_transformers)
         if shards is None:
             save_tensors(tensors, folder / f"{_OPTIMIZER}.safetensors")
         else:
@@ -266,15 +265,12 @@ def load_weights(folder: Path, model: Pretrained) -> None:
         lora.restore(model, place, name)
     if lora.names(model):
         return
+    path, tied = folder / "model.safetensors", {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     with _reading(folder):
-        weights = read_all(folder / "model.safetensors")
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
-    found = {name: tensor.shape for name, tensor in weights.items() if name not in tied}
-    if expected != found:
-        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise ValueError(f"{folder}: the checkpoint is of another model: {', '.join(different[:8])} differ")
-    model.load_state_dict(weights, strict=False)
+        found = {name: tensor.shape for name, tensor in stored_in(path).items() if name not in tied}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    check_shapes(found, expected, f"{folder}: the checkpoint is of another model")
+    fill(model, read(path, found))
 
 
 def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:

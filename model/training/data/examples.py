@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -44,16 +44,16 @@ class Example:
         check_ids(self.ids, vocab_size)
 
 
-def checked_examples(examples: Sequence[Example], kind: type = Example) -> Sequence[Example]:
-    """Return the argument ``examples``, a list of them for another iterable; all must be of a class.
+def checked_examples(examples: Iterable[Example], kind: type = Example, name: str = "examples") -> Sequence[Example]:
+    """Return the argument `name`, a list of examples for another iterable; all must be of a class.
 
     Raises:
         TypeError: If it is something else, or holds something else.
     """
     expected = f"a list of {kind.__name__}"
-    found = examples if isinstance(examples, list | tuple) else list(iterator("examples", examples, expected))
-    for example in found:
-        instance("examples", example, kind, expected)
+    found = examples if isinstance(examples, list | tuple) else list(iterator(name, examples, expected))
+    for place, example in enumerate(found):
+        instance(f"{name}[{place}]", example, kind, f"an {kind.__name__}" if kind is Example else None)
     return found
 
 

@@ -261,7 +261,6 @@ class TokenBatches(RowBatches):
     def __init__(self, tokens: Tokens, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
         seed, batch_size = integer("seed", seed), integer("batch_size", batch_size, 1)
         super().__init__(Windows(tokens, window=window, vocab_size=vocab_size, seed=seed), batch_size)
-        self.windows_per_epoch = self.data.rows_per_epoch
 
 
 def first_windows(tokens: Tokens, window: int, batch_size: int, most: int, vocab_size: int) -> Iterator[Batch]:

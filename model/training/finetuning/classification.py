@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama._core import shown
@@ -188,16 +187,11 @@ class LabelledBatches(ExampleBatches):
         return Batch(*pad_texts(self.rows(index), self.padding))  # type: ignore[arg-type]
 
 
-def classification_loss(model: LlamaForSequenceClassification, batch: TensorBatch, learned: int) -> Tensor:
-    """Return the summed cross-entropy of the labels, divided by `learned`, the texts of the step, float32.
+def classification_score(model: LlamaForSequenceClassification, batch: TensorBatch, learned: int) -> Scored:
+    """Return the summed cross-entropy of the labels over `learned`, the texts of the step, and how many are right.
 
     The config's `pad_token_id` tells what is padding, as in transformers.
     """
-    return classification_score(model, batch, learned).loss
-
-
-def classification_score(model: LlamaForSequenceClassification, batch: TensorBatch, learned: int) -> Scored:
-    """Return `classification_loss`, and the number of texts that were given their label."""
     logits_BL = model(batch.ids).logits.float()
     loss = functional.cross_entropy(logits_BL, batch.labels, reduction="sum") / learned
     return Scored(loss, correct=(logits_BL.argmax(-1) == batch.labels).sum())
@@ -234,6 +228,7 @@ def train_classifier(
         >>> score.accuracy  # doctest: +SKIP
         0.93
     """
+    texts, eval_texts = list(texts), list(eval_texts)
     padding, context = checked_padding(model.config, [*texts, *eval_texts]), model.config.context_length
     for text in [*texts, *eval_texts]:
         if (text.ids == padding).all():
@@ -253,7 +248,7 @@ def train_classifier(
         config,
         out,
         held_out=[Batch(*pad_texts(eval_texts[i : i + size], padding)) for i in range(0, len(eval_texts), size)],
-        loss_fn=classification_loss,
+        loss_fn=classification_score,
         score_fn=classification_score,
         **options,
     )

@@ -1,4 +1,4 @@
-"""AdamW in three forms, by the dtype of the weights; weight decay is on matrices only."""
+"""AdamW for bfloat16 weights in two forms; which parameters are trained, and which decay."""
 
 from __future__ import annotations
 
@@ -12,31 +12,6 @@ from torch.optim.adamw import adamw as update
 from bpe_llama.model.training.optimizers.sharded import local
 
 _CHUNK = 1 << 23  # elements per block of an update
-
-
-def adamw(
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    weight_decay: float = 0.1,
-    master_weights: bool = False,
-    seed: int = 0,
-) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters of `model`, of which there is at least one.
-
-    Parameters of two or more dimensions decay; biases and the weights of norms do not. If some are bfloat16, the
-    optimizer is `MasterAdamW` with `master_weights` and else `StochasticAdamW`; `seed` is that of its rounding.
-
-    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
-    """
-    parameters = list(trainable(model).values())
-    groups = decay_groups(parameters, weight_decay)
-    if any(parameter.dtype == torch.bfloat16 for parameter in parameters):
-        if master_weights:
-            return MasterAdamW(groups, lr=learning_rate, betas=betas)
-        return StochasticAdamW(groups, lr=learning_rate, betas=betas, seed=seed)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=can_fuse(parameters))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.optimizers.adamw import can_fuse, check_no_closure, decay_groups, trainable
 
 _NOT_HIDDEN = ("embed_tokens", "lm_head", "score")
@@ -23,26 +24,20 @@ class MuonAdamW(torch.optim.Optimizer):
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982 (scale).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        learning_rate: float,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.1,
-    ) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         hidden: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, weight in trainable(model).items():
             other = any(part in _NOT_HIDDEN or part.endswith("norm") for part in name.split("."))
             (hidden if weight.dim() == 2 and not other else others).append(weight)
         self._parts: list[torch.optim.Optimizer] = []
+        rate, decay = config.learning_rate, config.weight_decay
         if hidden:
-            muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            muon = torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
             self._parts.append(muon)
         if others:
-            groups = decay_groups(others, weight_decay)
-            self._parts.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=can_fuse(others)))
+            groups = decay_groups(others, decay)
+            self._parts.append(torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=can_fuse(others)))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         # The parts use the groups and the state of this optimizer.
         rest = list(self.param_groups)

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.optimizers.adamw import MasterAdamW, adamw, trainable
+from bpe_llama.model.training.optimizers.adamw import (
+    MasterAdamW,
+    StochasticAdamW,
+    can_fuse,
+    decay_groups,
+    trainable,
+)
 from bpe_llama.model.training.optimizers.muon import MuonAdamW
 
 _AVERAGE = "ema"
 
 
 def optimizer_for(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer that `config` names, over the trainable parameters of `model`."""
-    options: dict[str, Any] = {name: getattr(config, name) for name in ("learning_rate", "betas", "weight_decay")}
+    """Return the optimizer that `config` names, over the trainable parameters of `model`; there must be one.
+
+    Parameters of two or more dimensions decay; biases and the weights of norms do not.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
     if config.optimizer == "muon":
-        return MuonAdamW(model, **options)
-    return adamw(model, **options, master_weights=config.master_weights, seed=config.seed)
+        return MuonAdamW(model, config)
+    parameters = list(trainable(model).values())
+    groups, rate, betas = decay_groups(parameters, config.weight_decay), config.learning_rate, config.betas
+    if not any(parameter.dtype == torch.bfloat16 for parameter in parameters):
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=can_fuse(parameters))
+    if config.master_weights:
+        return MasterAdamW(groups, rate, betas)
+    return StochasticAdamW(groups, rate, betas=betas, seed=config.seed)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

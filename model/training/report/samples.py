@@ -16,22 +16,13 @@ class Samples(Callback):
     """Continues each prompt after every evaluation and appends the text to `samples.jsonl`.
 
     Sampling has a seed of its own, so training goes on as without samples. With `ema_decay` the averaged weights are
-    sampled from. With `shown` the texts are printed on stderr, too.
+    sampled from. The texts are printed on stderr, too.
     """
 
     on_every_rank = True
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.8,
-        shown: bool = True,
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
         self.tokenizer, self.prompts = tokenizer, list(prompts)
-        self.max_new_tokens, self.temperature, self.shown = max_new_tokens, temperature, shown
         self._file: MetricsFile | None = None
 
     def on_start(self, run: Run) -> None:
@@ -51,12 +42,9 @@ class Samples(Callback):
         try:
             generator = TextGenerator(model, self.tokenizer)
             for prompt in self.prompts:
-                text = generator.generate(
-                    prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=0.95, seed=0
-                )
+                text = generator.generate(prompt, max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)
                 self._file.write(step=run.step, prompt=prompt, text=text)
-                if self.shown:
-                    note(f"step {run.step:,}: {prompt}{text}")
+                note(f"step {run.step:,}: {prompt}{text}")
         finally:
             model.train(was_training)
 

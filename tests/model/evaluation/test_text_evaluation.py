@@ -119,6 +119,8 @@ def test_quantized_models_are_scored_and_bad_requests_named() -> None:
         evaluate_text(model, tokenizer, DOCUMENTS, window=33)
     with pytest.raises(ValueError, match="batch_size is 0"):
         evaluate_text(model, tokenizer, DOCUMENTS, batch_size=0)
+    with pytest.raises(TypeError, match="batch_size must be an int, got '8'"):
+        score_rows(model, [], "8")  # type: ignore[arg-type]
     reports: list[Any] = []
     evaluate_text(model, tokenizer, DOCUMENTS, progress=reports.append)
     assert reports[-1].stage == "score" and reports[-1].done == reports[-1].total == exact.tokens

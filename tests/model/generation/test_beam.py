@@ -102,6 +102,6 @@ def test_a_model_that_computes_no_numbers_is_refused(tiny_model: Make, ids: Tens
 def test_prompts_that_do_not_fit_are_refused(tiny_model: Make, ids: Tensor) -> None:
     with pytest.raises(ValueError, match="20 ids, which leaves no room in a context of 20"):
         tiny_model(max_position_embeddings=20).generate(ids, num_beams=2)
-    with pytest.raises(ValueError, match="the prompt is empty"):
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
         beam_search(tiny_model(), [], GenerationOptions())
     assert tiny_model(max_position_embeddings=23).generate(ids, num_beams=2, eos_id=()).shape == (3, 23)

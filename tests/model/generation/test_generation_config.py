@@ -94,6 +94,7 @@ def test_a_rendered_chat_gets_no_second_beginning() -> None:
     assert ids == [256, *b"hi", 258]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert generator.encode(text, allowed_special="all") == ids
+    assert generator.encode(text, allowed_special=iter(generator.tokenizer.special_tokens)) == ids  # read once
     conversation = Conversation(generator, options={"max_new_tokens": 1})
     list(conversation.answer("hi"))
     assert generator.last is not None

@@ -282,6 +282,38 @@ def test_n_answers_have_a_seed_each(writer: TextGenerator) -> None:
         writer.generate_batch(["x", "y"], seed=[1])
 
 
+def test_options_may_be_iterators_that_are_read_once(writer: TextGenerator, ids: Tensor) -> None:
+    several: dict[str, Any] = {
+        "stop": ["z", "y"],
+        "bad_words": ["no", "a"],
+        "dry_sequence_breakers": ["b", [97]],
+        "logits_processor": [halved],
+        "allowed_ids": list(range(97, 123)),
+        "eos_id": [98],
+    }
+    plain: dict[str, Any] = {"max_new_tokens": 12, "temperature": 2.0, "dry_multiplier": 0.5}
+
+    def once(*names: str) -> dict[str, Any]:
+        return plain | {name: (each for each in several[name]) for name in names}
+
+    asked = plain | several
+    assert writer.generate_batch(["x", "q"], n=3, **once(*several)) == writer.generate_batch(["x", "q"], n=3, **asked)
+    assert writer.generate("x", n=8, **once(*several)) == writer.generate("x", n=8, **asked)
+    assert writer.generate_batch(["x", "q"], choice=iter(["yes", "no"])) == writer.generate_batch(
+        ["x", "q"], choice=["yes", "no"]
+    )
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    of_ids = ("logits_processor", "allowed_ids", "eos_id")
+    for more in ({"num_return_sequences": 3}, beams | {"do_sample": True}):
+        listed = plain | {name: several[name] for name in of_ids}
+        found = generate(writer.model, ids[:2], **more, **once(*of_ids))
+        assert torch.equal(found, generate(writer.model, ids[:2], **more, **listed))
+        assert not torch.equal(found, generate(writer.model, ids[:2], **more, **plain))
+    with pytest.raises(TypeError, match="logits_processor holds 5; expected callables"):
+        writer.model.generation_config = GenerationConfig({"top_k": 20})
+        writer.generate("x", logits_processor=iter([5]))
+
+
 def test_bad_words_may_be_text(writer: TextGenerator) -> None:
     options: dict[str, Any] = {"allowed_ids": [257, 258, ord("z")], "max_new_tokens": 60, "temperature": 1.0}
     assert "no" in writer.generate("x", **options)

@@ -26,9 +26,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     find_checkpoint,
     save_checkpoint,
 )
-from bpe_llama.model.training.optimizers.adamw import (
-    adamw,
-)
+from bpe_llama.model.training.optimizers.state import optimizer_for
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 
 
@@ -98,7 +96,7 @@ def test_a_state_that_is_not_finite_never_replaces_a_checkpoint(token_file: Path
     config = training.TrainConfig(max_steps=1, **SETTINGS)
     model = fresh()
     kept = training.train(model, token_file, config, tmp_path / "run", progress=False).checkpoint
-    optimizer = adamw(model, learning_rate=1.0)
+    optimizer = optimizer_for(model, training.TrainConfig())
     load_checkpoint(kept, model, optimizer)
     for tensor, name in ((model.model.norm.weight.data, "model.norm.weight"), (None, "model.norm.weight.exp_avg_sq")):
         spoilt = optimizer.state[model.model.norm.weight]["exp_avg_sq"] if tensor is None else tensor
@@ -115,7 +113,7 @@ def test_a_full_disk_is_one_clear_line(token_file: Path, tmp_path: Path) -> None
     out = tmp_path / "run"
     config = training.TrainConfig(max_steps=2, save_every=1, **SETTINGS)
     model = fresh()
-    optimizer = adamw(model, learning_rate=1.0)
+    optimizer = optimizer_for(model, training.TrainConfig())
     kept = training.train(model, token_file, config, out, progress=False).checkpoint
     load_checkpoint(kept, model, optimizer)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -250,7 +248,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(
     config = training.TrainConfig(max_steps=1, **SETTINGS)
     training.train(fresh(), token_file, config, tmp_path / "run")
     model = fresh()
-    optimizer = adamw(model, learning_rate=1.0)
+    optimizer = optimizer_for(model, training.TrainConfig())
     load_checkpoint(tmp_path / "run" / "step-00000001", model, optimizer)
     state = TrainState(step, 7.0, config.to_dict())
     survivors = set()
@@ -264,14 +262,14 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(
             done = not killed()
         found = find_checkpoint(out)
         assert found is not None
-        left = load_checkpoint(found, fresh(), adamw(fresh(), learning_rate=1.0))
+        left = load_checkpoint(found, fresh(), optimizer_for(fresh(), training.TrainConfig()))
         survivors.add(left.elapsed == 7.0)
         last = save_checkpoint(out, model, optimizer, TrainState(step, 9.0, config.to_dict()), keep=keep)
         kept = ["step-00000001"] if step == keep == 2 else []
         assert sorted(folder.name for folder in out.glob("*step*")) == [*kept, last.name]
         assert not list(out.glob(".saving-*"))
         for folder in out.glob("step-*"):  # no part of a checkpoint
-            load_checkpoint(folder, fresh(), adamw(fresh(), learning_rate=1.0))
+            load_checkpoint(folder, fresh(), optimizer_for(fresh(), training.TrainConfig()))
         if done:
             break
     assert moment > 8 and survivors == {False, True}

@@ -26,9 +26,7 @@ from bpe_llama.model.layers.loss import linear_cross_entropy
 from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint
 from bpe_llama.model.training.config import learning_rate_at
 from bpe_llama.model.training.data.examples import ExampleBatches
-from bpe_llama.model.training.optimizers.adamw import (
-    adamw,
-)
+from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.step import batch_loss
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 
@@ -197,7 +195,8 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes(token_file: Path, tmp
     assert result.checkpoint == find_checkpoint(out)
     assert signal.getsignal(number) is usual
     model = fresh()
-    assert load_checkpoint(result.checkpoint, model, adamw(model, learning_rate=1.0)).step == result.step
+    optimizer = optimizer_for(model, training.TrainConfig())
+    assert load_checkpoint(result.checkpoint, model, optimizer).step == result.step
 
 
 def test_a_run_limited_by_time_ends_on_time_at_the_lowest_learning_rate(token_file: Path, tmp_path: Path) -> None:
@@ -231,6 +230,24 @@ def test_evaluation_is_the_mean_over_windows() -> None:
         model(rows[:1], labels=rows[:1]).loss.item(), rel=1e-5
     )
     assert not model.training
+    with pytest.raises(ValueError, match="max_windows is 0; expected at least 1"):
+        training.evaluate(model, tokens, window=16, max_windows=0)
+    nothing = training.Example(np.array([5, 6]), np.array([5, -100]))
+    with pytest.raises(ValueError, match="no token of the held-out data is learned"):
+        training.evaluate_examples(model, [nothing])
+
+
+@pytest.mark.parametrize(("accumulation", "which"), [(1, "batch 3"), (2, "batch 6 to 7")])
+def test_a_step_without_a_learned_token_ends_the_run(tmp_path: Path, accumulation: int, which: str) -> None:
+    ids = np.arange(2, 18).reshape(2, 8)
+    prompt = np.where(np.arange(8) == 0, ids, -100)  # the first token of a row has no prediction
+    learned = 2 * accumulation + 1  # of two micro-batches of step 3, one is learned
+    data = [(ids, ids)] * learned + [(ids, prompt)] * (4 * accumulation - learned)
+    config = training.TrainConfig(max_steps=5, save_every=1, gradient_accumulation=accumulation, **SETTINGS)
+    with pytest.raises(ValueError, match=f"{which}, all of step 4, has no token to learn"):
+        training.train(fresh(), data, config, tmp_path, progress=False)
+    kept = find_checkpoint(tmp_path)
+    assert kept is not None and kept.name == "step-00000003"
 
 
 @pytest.mark.parametrize(
@@ -257,9 +274,7 @@ def test_options_out_of_range_are_refused_by_name(field: str, value: Any) -> Non
 
 def test_a_config_survives_json() -> None:
     config = training.TrainConfig(max_steps=7, betas=(0.8, 0.9), max_seconds=1.5)
-    assert training.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match="unknown training options: stpes"):
-        training.TrainConfig.from_dict({"stpes": 3})
+    assert training.TrainConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_tokens_outside_the_vocabulary_are_found(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bpe_llama.model import LlamaForCausalLM, training
-from bpe_llama.model.training.optimizers.adamw import StochasticAdamW, adamw, round_stochastically
-from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.optimizers.adamw import StochasticAdamW, round_stochastically
+from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_for, optimizer_tensors
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
 
 
@@ -24,19 +24,19 @@ def test_adamw_matches_the_paper_and_decays_matrices_only() -> None:
     with torch.no_grad():
         layer.weight.fill_(1.0)
         layer.bias.fill_(1.0)
-    optimizer = adamw(layer, learning_rate=0.1, weight_decay=0.5)
+    optimizer = optimizer_for(layer, training.TrainConfig(learning_rate=0.1, weight_decay=0.5))
     layer(torch.zeros(1, 3)).sum().backward()  # no gradient on the weight, 1 on the bias
     optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), torch.full((2, 3), 1 - 0.1 * 0.5))
     torch.testing.assert_close(layer.bias.detach(), torch.full((2,), 1 - 0.1))  # the first step's size is the rate
     layer.requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
-        adamw(layer, learning_rate=0.1)
+        optimizer_for(layer, training.TrainConfig(learning_rate=0.1))
 
 
 def test_optimizer_state_of_another_model_is_refused() -> None:
     model, optimizer = nn.Linear(3, 2), None
-    optimizer = adamw(model, learning_rate=0.1)
+    optimizer = optimizer_for(model, training.TrainConfig(learning_rate=0.1))
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     state = {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
@@ -45,7 +45,7 @@ def test_optimizer_state_of_another_model_is_refused() -> None:
     )
     other = nn.Linear(4, 2)
     with pytest.raises(ValueError, match=r"does not fit the model: .*weight\.exp_avg"):
-        load_optimizer_tensors(other, adamw(other, learning_rate=0.1), state)
+        load_optimizer_tensors(other, optimizer_for(other, training.TrainConfig(learning_rate=0.1)), state)
     del state["bias.step"]
     with pytest.raises(ValueError, match=r"bias\.step \(absent\)"):
         load_optimizer_tensors(model, optimizer, state)

@@ -68,14 +68,14 @@ def test_muon_does_not_update_norms_that_are_matrices() -> None:
     fields = TINY | {"model_type": "cohere", "eos_token_id": 1, "use_qk_norm": True}
     model = LlamaForCausalLM(LlamaConfig.from_dict(fields))
     norms = [weight for name, weight in model.named_parameters() if "q_norm" in name or "k_norm" in name]
-    optimizer = MuonAdamW(model, learning_rate=0.1)
+    optimizer = MuonAdamW(model, training.TrainConfig(learning_rate=0.1))
     assert norms and all(weight.dim() == 2 and weight.eq(1).all() for weight in norms)
     assert not any(optimizer.is_hidden(weight) for weight in norms)
 
 
 def test_muon_updates_the_layers_and_adamw_the_rest() -> None:
     model = fresh()
-    optimizer = MuonAdamW(model, learning_rate=0.1, weight_decay=0.0)
+    optimizer = MuonAdamW(model, training.TrainConfig(learning_rate=0.1, weight_decay=0.0))
     names = {id(weight): name for name, weight in model.named_parameters()}
     by_muon = {names[id(weight)] for weight in model.parameters() if optimizer.is_hidden(weight)}
     assert by_muon == {name for name in names.values() if name.endswith("_proj.weight")}
@@ -232,6 +232,12 @@ def test_a_custom_loss_and_callbacks_see_the_run(token_file: Path, tmp_path: Pat
     first = losses(tmp_path / "plain")[1]
     assert events[:2] == [("start", 0), ("step", pytest.approx(2 * first))]
     assert [name for name, _ in events[2:]] == ["step", "eval", "step-00000002", "end", "close"]
+
+    events.clear()
+    texts = [training.Example(np.arange(2, 8), np.arange(2, 8))] * 5
+    once = {"eval_examples": iter(texts[4:]), "callbacks": iter([Record()])}  # each can be read once
+    training.train_on_examples(fresh(), iter(texts[:4]), config, tmp_path / "once", progress=False, **once)
+    assert [name for name, _ in events] == ["start", "step", "step", "eval", "step-00000002", "end", "close"]
 
     class Failing(Record):
         def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:

@@ -160,7 +160,7 @@ def test_samples_are_written_and_change_no_loss(
     (tmp_path / "a.txt").write_text("what is up, and why is it so " * 40)
     config = training.TrainConfig(**(FINETUNE_SETTINGS | {"eval_every": 2, "eval_fraction": 0.2}))
     training.finetune(fresh_for_text(), tokenizer, tmp_path / "a.txt", config, tmp_path / "plain", progress=False)
-    samples = Samples(tokenizer, ["what", "is"], max_new_tokens=5)
+    samples = Samples(tokenizer, ["what", "is"])
     training.finetune(
         fresh_for_text(), tokenizer, tmp_path / "a.txt", config, tmp_path / "run", callbacks=[samples], progress=False
     )

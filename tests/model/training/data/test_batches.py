@@ -60,8 +60,8 @@ def test_an_epoch_visits_each_window_once(count: int, window: int, seed: int) ->
         return
     batches = training.TokenBatches(tokens, window=window, batch_size=1, vocab_size=count, seed=seed)
     for epoch in (0, 1):
-        first = epoch * batches.windows_per_epoch
-        rows = [batches.batch(first + index).ids[0] for index in range(batches.windows_per_epoch)]
+        first = epoch * batches.data.rows_per_epoch
+        rows = [batches.batch(first + index).ids[0] for index in range(batches.data.rows_per_epoch)]
         assert all(np.array_equal(row, np.arange(row[0], row[0] + window)) for row in rows)
         begins = sorted(int(row[0]) for row in rows)
         assert all(later - earlier == window for earlier, later in pairwise(begins))

@@ -20,7 +20,7 @@ from bpe_llama.model.evaluation.classification import LabelledText, evaluate_cla
 from bpe_llama.model.training.finetuning import classification
 from bpe_llama.model.training.finetuning.classification import (
     LabelledBatches,
-    classification_loss,
+    classification_score,
     padding_for,
     read_labelled,
     split_texts,
@@ -29,6 +29,7 @@ from bpe_llama.model.training.finetuning.classification import (
 from bpe_llama.model.training.report import metrics as report
 from bpe_llama.model.training.report.loggers import logger_named
 from bpe_llama.model.training.report.metrics import plot_loss
+from bpe_llama.model.training.step import Scored
 from tests.model.training.helpers import CONFIG, SETTINGS, losses
 
 LABELS = ["no", "yes", "unsure"]
@@ -53,7 +54,8 @@ def texts(count: int = 30, seed: int = 0) -> list[LabelledText]:
 def test_a_classifier_learns_labels_and_its_held_out_score_is_that_of_its_predictions(tmp_path: Path) -> None:
     model, held_out = judge(), texts(21, seed=1)
     config = training.TrainConfig(max_steps=60, eval_every=20, **SETTINGS)
-    result, score = train_classifier(model, texts(), config, tmp_path, eval_texts=held_out, progress=False)
+    once = iter(held_out)  # can be read once
+    result, score = train_classifier(model, iter(texts()), config, tmp_path, eval_texts=once, progress=False)  # type: ignore[arg-type]
     assert score is not None and score.accuracy > 0.7  # chance: 0.33
     assert result.eval_loss == pytest.approx(score.loss, rel=1e-6)
     confusion, total = np.zeros((3, 3), dtype=int), 0.0
@@ -134,11 +136,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def sometimes(model: Any, *arguments: Any) -> torch.Tensor:
+    def sometimes(model: Any, *arguments: Any) -> Scored:
         calls.append(1)
-        return classification_loss(model, *arguments) * (float("nan") if len(calls) == 2 else 1.0)
+        found = classification_score(model, *arguments)
+        return found._replace(loss=found.loss * (float("nan") if len(calls) == 2 else 1.0))
 
-    monkeypatch.setattr(classification, "classification_loss", sometimes)
+    monkeypatch.setattr(classification, "classification_score", sometimes)
     model = judge()
     config = training.TrainConfig(max_steps=4, **SETTINGS)
     result, score = train_classifier(model, texts(), config, tmp_path, progress=False)
@@ -181,7 +184,10 @@ def test_texts_that_do_not_fit_the_model(text: LabelledText, changes: Any, messa
 
 def test_scores_need_texts_and_padding() -> None:
     with pytest.raises(ValueError, match="no texts to evaluate on"):
-        evaluate_classifier(judge(), [])
+        evaluate_classifier(judge(), iter(()))  # type: ignore[arg-type]
+    for batch_size in (-1, 0):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size}; expected at least 1"):
+            evaluate_classifier(judge(), texts(3), batch_size=batch_size)
     with pytest.raises(ValueError, match="label 4 is not among the 3 labels"):
         evaluate_classifier(judge(), [LabelledText(np.array([5]), 4)])
     bare = LlamaForSequenceClassification(CONFIG.replace(num_labels=3))
