@@ -142,8 +142,8 @@ _NOT_OF_SEARCH = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mi
 def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> dict[str, Any]:
     """Return options with the temperature and top-p that ``do_sample`` implies, as in transformers.
 
-    False is a temperature of 0. True takes the generation config's temperature and top-p, or 1, even if its own
-    ``do_sample`` is false. None changes nothing.
+    False is a temperature of 0, with a warning if another is given. True takes the generation config's temperature and
+    top-p, or 1, even if its own ``do_sample`` is false. None changes nothing.
 
     Raises:
         ValueError: If ids are to be drawn at a temperature of 0.
@@ -152,7 +152,10 @@ def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: 
         return options
     boolean("do_sample", do_sample, "True, False or None")
     if not do_sample:
-        return {"temperature": 0.0, **options}
+        if options.get("temperature"):
+            given = shown(options["temperature"])
+            warnings.warn(f"temperature is {given}, but do_sample=False draws nothing", UserWarning, stacklevel=3)
+        return {**options, "temperature": 0.0}
     said = model.generation_config.values
     of_file = {name: 1.0 if said.get(name) is None else said[name] for name in ("temperature", "top_p")}
     options = {**of_file, **options}
@@ -216,7 +219,8 @@ def stream_ids(
         step += 1
         if all(len(sequence.new_ids) <= step and sequence.finish_reason for sequence in sequences):
             return
-        if any(len(sequence.new_ids) <= step and not sequence.finish_reason for sequence in sequences):
+        # Several steps where a sequence computes its keys anew, or reads the rest of its prompt.
+        while any(len(sequence.new_ids) <= step and not sequence.finish_reason for sequence in sequences):
             engine.step()
 
 

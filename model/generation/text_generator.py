@@ -369,6 +369,8 @@ class TextRequest:
             text = text[: min(found)]
             if engine and not self.sequence.finish_reason:
                 engine.abort(self.sequence)
+            elif self.sequence.finish_reason == "length":  # the last token there was room for completed it
+                self.sequence.finish_reason = "stop"
         self.done = bool(found or self.sequence.finish_reason)
         keep = 0 if self.done else _may_become_stop(text, self._stops)
         self._held = text[len(text) - keep :]

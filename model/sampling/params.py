@@ -212,7 +212,12 @@ class SamplingParams(SamplerParams):
     @cached_property
     def adjusts_scores(self) -> bool:
         """Return whether biases, bans or penalties change the scores."""
-        return bool(self.penalises or self.logit_bias or self.banned_ids or self.allowed_ids is not None)
+        return bool(self.penalises or self.logit_bias or self.bans)
+
+    @property
+    def bans(self) -> bool:
+        """Return whether ids are banned, or only some allowed."""
+        return self.allowed_ids is not None or (self.banned_ids is not None and len(self.banned_ids) > 0)
 
     @property
     def filter_values(self) -> dict[str, Any]:
@@ -373,8 +378,8 @@ class GenerationOptions(SamplingParams):
     @cached_property
     def fast_forwards(self) -> bool:
         """Return whether forced ids need no sampling: no option may ban, count or record them."""
-        bans = self.banned_ids or self.allowed_ids is not None or self.processes_scores or self.mirostat
-        return not (bans or self.logprobs or self.top_logprobs)
+        changes = self.bans or self.processes_scores or self.mirostat
+        return not (changes or self.logprobs or self.top_logprobs)
 
     def ending_ids(self, config: LlamaConfig, more: Sequence[int] = ()) -> tuple[int, ...]:
         """Return the ids that end a sequence, without any that the model cannot write.

@@ -341,6 +341,30 @@ def test_dry_breakers_are_all_ids_that_hold_them(writer: TextGenerator) -> None:
     assert (free, kept) == (":", "q")
 
 
+def test_banned_ids_may_be_a_tensor(model: LlamaForCausalLM, ids: Tensor) -> None:
+    for others in ({"no_repeat_ngram_size": 2}, {"num_beams": 2}, {"num_return_sequences": 2}, {"logprobs": True}):
+        listed = generate(model, ids, max_new_tokens=6, temperature=0.0, banned_ids=[3, 40], **others)
+        found = generate(model, ids, max_new_tokens=6, temperature=0.0, banned_ids=torch.tensor([3, 40]), **others)
+        assert torch.equal(found, listed)
+
+
+def test_no_padding_where_keys_are_computed_anew(tiny_model: Make) -> None:
+    """Beyond the original length LongRoPE turns all keys by other angles: several steps that draw no id."""
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    scaling["original_max_position_embeddings"] = 600
+    model = tiny_model(max_position_embeddings=1200, rope_scaling=scaling)
+    ids = torch.arange(2 * 595).reshape(2, 595) % (model.config.vocab_size - 1) + 1
+    options = {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
+    alone = []
+    for row in ids:
+        engine = Engine(model, 1, 620)
+        (sequence,) = engine.prefill([row.tolist()], [GenerationOptions(**options)])
+        while engine.step() or not sequence.finish_reason:
+            pass
+        alone.append(sequence.new_ids)
+    assert generate(model, ids, **options)[:, 595:].tolist() == alone
+
+
 def test_defaults_of_the_model_hold_where_the_caller_gives_none(model: LlamaForCausalLM, ids: Tensor) -> None:
     greedy = generate(model, ids, max_new_tokens=8, temperature=0.0)
     model.generation_config = GenerationConfig({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20})
@@ -349,6 +373,8 @@ def test_defaults_of_the_model_hold_where_the_caller_gives_none(model: LlamaForC
     assert torch.equal(stated, generate(model, ids, temperature=0.6, top_p=0.9, top_k=20, **same))
     assert torch.equal(greedy, generate(model, ids, temperature=0.0, **same))
     assert torch.equal(greedy, generate(model, ids, do_sample=False, **same))
+    with pytest.warns(UserWarning, match=r"temperature is 0\.9, but do_sample=False draws nothing"):
+        assert torch.equal(greedy, generate(model, ids, do_sample=False, temperature=0.9, **same))
     model.generation_config = GenerationConfig({"do_sample": True})
     defaults = GenerationOptions.for_model(model)
     assert (defaults.temperature, defaults.top_p, defaults.top_k) == (1.0, 1.0, 0)

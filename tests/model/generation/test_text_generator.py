@@ -83,6 +83,15 @@ def test_a_stop_string_inside_a_token_cuts_the_token(
     assert list(wordy.stream("x", stop="lohe", max_new_tokens=6)) == ["s", "o", " ", "hel"]
 
 
+@pytest.mark.parametrize(("tokens", "reason"), [(3, "length"), (4, "stop"), (5, "stop")])
+def test_a_stop_string_that_the_last_token_completes_ends_the_text(
+    generator: TextGenerator, scripted: Callable[[list[int]], None], tokens: int, reason: str
+) -> None:
+    scripted([*b"a</s>"])
+    assert generator.generate("x", stop="</s", max_new_tokens=tokens) == ("a</" if tokens == 3 else "a")
+    assert generator.last is not None and generator.last.finish_reason == reason
+
+
 def test_a_batch_gives_what_each_prompt_gives_alone(generator: TextGenerator) -> None:
     prompts = ["a", "Once upon a time", "de nouveau", "x" * 70, "end"]
     options = {"max_new_tokens": 30, "temperature": 0.9, "seed": 5, "stop": ["e", "\n"]}
