@@ -81,6 +81,20 @@ def test_steps_count_calls() -> None:
     assert sampler.step == 4
 
 
+def test_an_error_takes_no_step() -> None:
+    sampler, logits = Sampler(), np.zeros(1000, np.float32)
+    with pytest.raises(ValueError, match="top_n is 1001, but the vocabulary has 1000 ids"):
+        sampler.sample_with_logprobs(logits, top_n=1001)
+    assert sampler.step == 0
+
+
+@pytest.mark.parametrize("call", ["sample", "sample_with_logprobs", "probs"])
+def test_rows_beyond_memory_are_an_error(call: str) -> None:
+    """Of an array that itself takes 4 bytes: the process was aborted."""
+    with pytest.raises(MemoryError, match="logits"):
+        getattr(Sampler(), call)(np.broadcast_to(np.zeros((1, 1), np.float32), (1 << 45, 1)))
+
+
 def test_seeds_let_equal_rows_differ() -> None:
     rows = np.broadcast_to(ROW, (50, 1000))
     assert len(set(Sampler().sample(rows).tolist())) == 1

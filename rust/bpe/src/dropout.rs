@@ -33,7 +33,9 @@ impl Tokenizer {
         let mut drops = || uniform(&mut state) < dropout;
         let mut ids = Vec::new();
         let added = (&self.added, allowed);
-        pipeline.encode(text, added, interrupt, Some(&mut drops), &mut |new| ids.extend_from_slice(new))?;
+        // 0 is no dropout, with which `ignore_merges` holds.
+        let drops: Option<&mut dyn FnMut() -> bool> = if dropout > 0.0 { Some(&mut drops) } else { None };
+        pipeline.encode(text, added, interrupt, drops, &mut |new| ids.extend_from_slice(new))?;
         Ok(ids)
     }
 

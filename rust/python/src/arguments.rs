@@ -43,6 +43,15 @@ pub(crate) fn reserve<T>(name: &str, items: &mut Vec<T>, more: usize) -> PyResul
     })
 }
 
+/// Returns that many zeros for what `name` asks for.
+///
+/// # Errors
+/// `MemoryError`, naming the argument.
+pub(crate) fn zeros<T: Clone + Default>(name: &str, count: usize) -> PyResult<Vec<T>> {
+    reserve(name, &mut Vec::<T>::new(), count)?;
+    Ok(vec![T::default(); count]) // of fresh pages, which nothing touches first
+}
+
 /// A list of what `T` extracts. Unlike for a `Vec`, no memory is reserved for the length that an object claims.
 pub(crate) struct List<T>(pub(crate) Vec<T>);
 

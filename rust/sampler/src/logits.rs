@@ -95,6 +95,17 @@ impl<'a> LogitsView<'a> {
         self.vocab_size
     }
 
+    /// Returns an error if a row has fewer than `top_n` logits.
+    ///
+    /// # Errors
+    /// [`crate::Error`], naming both numbers.
+    pub fn check_top_n(&self, top_n: usize) -> Result<()> {
+        if top_n > self.vocab_size {
+            return Err(invalid!("top_n is {top_n}, but the vocabulary has {} ids", self.vocab_size));
+        }
+        Ok(())
+    }
+
     /// Returns a row without a copy, if it is contiguous float32.
     pub(crate) fn contiguous_row(&self, row: usize) -> Option<&'a [f32]> {
         match self.data {

@@ -129,10 +129,8 @@ impl Sampler {
     /// vocabulary.
     pub fn log_probs(logits: &LogitsView<'_>, ids: &[i64], top_n: usize) -> Result<Vec<LogProbs>> {
         check_one_per_row("ids", ids.len(), logits)?;
+        logits.check_top_n(top_n)?;
         let vocab_size = logits.vocab_size();
-        if top_n > vocab_size {
-            return Err(invalid!("top_n is {top_n}, but the vocabulary has {vocab_size} ids"));
-        }
         let mut log_probs = vec![LogProbs::default(); ids.len()];
         for_each_row(&mut log_probs, vocab_size, 1, None, |row, out, scratch| {
             out[0] = row_log_probs(logits, row, ids[row], top_n, scratch)?;

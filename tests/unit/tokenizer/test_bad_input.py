@@ -392,3 +392,53 @@ def test_a_message_quotes_the_ends_of_a_long_value(tmp_path: Path, field: str, m
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     assert len(str(caught.value)) < 1000
+
+
+def test_bytes_that_are_no_text_where_a_piece_alone_has_other_ids(tmp_path: Path) -> None:
+    """An index fell below zero: where a normalizer, a look-behind or an added token reads over the start of a piece."""
+    bytes_of = {bytes([byte]): byte for byte in range(256)}
+    behind = Tokenizer.from_ranks({**bytes_of, b"bcdef": 256}, pattern=r"(?<=a)bcdef|.", special_tokens={})
+    ids = behind.encode_bytes(b"abcdef\xff")
+    assert ids == list(b"abcdef\xff") == behind.as_tiktoken()._encode_bytes(b"abcdef\xff")
+    assert behind.encode_ordinary("abcdef") == [ord("a"), 256]
+    added = Tokenizer.from_ranks(bytes_of, pattern="cl100k", special_tokens={}).with_tokens(["a zqx"])
+    assert added.encode_bytes(b"a zqx\xff") == [256, 0xFF]
+    composed = Tokenizer.train_from_iterator(["\u00e9 \u00e9"] * 9, 258, progress=False)
+    composed.save(tmp_path / "t.json")
+    file = json.loads((tmp_path / "t.json").read_text("utf-8"))
+    (tmp_path / "t.json").write_text(json.dumps(file | {"normalizer": {"type": "NFC"}}), encoding="utf-8")
+    normal = Tokenizer.from_file(tmp_path / "t.json")
+    ids = normal.encode_bytes("x e\u0301".encode() + b"\xff")
+    assert normal.decode_bytes(ids) == "x \u00e9".encode() + b"\xff"
+
+
+def test_a_stream_goes_on_after_an_unknown_id(tmp_path: Path) -> None:
+    theirs = pytest.importorskip("tokenizers").Tokenizer.from_str(
+        json.dumps(
+            {
+                "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}, "merges": []},
+                "decoder": {"type": "Fuse"},
+                "added_tokens": [],
+            }
+        )
+    )
+    theirs.save(str(tmp_path / "t.json"))
+    stream = Tokenizer.from_file(tmp_path / "t.json").decode_stream()
+    assert stream.push(0) == "a"
+    with pytest.raises(KeyError, match="id 99"):
+        stream.push(99)
+    assert [stream.push(1), stream.push(2)] == ["b", "c"]
+
+
+def test_ids_around_a_text_may_have_the_same_text() -> None:
+    tok = Tokenizer.from_ranks({bytes([byte]): byte for byte in range(256)}, pattern="cl100k", special_tokens={})
+    framed = Tokenizer(tok.with_template(0x80, 0x81))
+    assert framed(["A"])["input_ids"] == [[0x80, ord("A"), 0x81]]
+
+
+def test_a_dropout_of_zero_is_none() -> None:
+    """Also where merges do not reach a token, which `ignore_merges` finds."""
+    ranks = {**{bytes([byte]): byte for byte in range(256)}, b"abc": 300}
+    tok = Tokenizer.from_ranks(ranks, pattern="cl100k", special_tokens={})
+    assert tok.encode("abc") == tok.encode_with_dropout("abc", dropout=0.0, seed=1) == [300]
+    assert tok.encode_with_dropout("abc", dropout=1.0, seed=1) == [97, 98, 99]

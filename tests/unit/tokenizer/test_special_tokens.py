@@ -186,3 +186,14 @@ def test_names_and_ids_are_one_to_one(tmp_path: Path) -> None:
         assert tok.token_to_id(name) == theirs.token_to_id(name)
     assert tok.token_to_id(" low") == tok.token_to_id(b" low") == tok.token_to_id("Ġlow")  # text, where no name is
     assert tok.token_to_id("no such token") is tok.token_to_id(b"no such token") is None
+
+
+def test_an_allowed_token_may_begin_inside_one_that_is_not() -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks, specials = {bytes([byte]): byte for byte in range(256)}, {"<a><b>": 300, "<b>": 301, "><": 302}
+    tok = Tokenizer.from_ranks(ranks, pattern="cl100k", special_tokens=specials)
+    theirs = tiktoken.Encoding("t", pat_str=tok.pattern, mergeable_ranks=ranks, special_tokens=specials)
+    for text in ("<a><b>", "<a><b><b>", "é<a><b", "<a><a><b>"):
+        for allowed in ({"<b>"}, {"><"}, {"<a><b>"}, set()):
+            expected = theirs.encode(text, allowed_special=allowed, disallowed_special=())
+            assert tok.encode(text, allowed_special=allowed) == expected, (text, allowed)

@@ -96,7 +96,11 @@ impl Window {
             }
         }
         self.ids.push(id);
-        let text = tokenizer.decode_text(&self.ids, skip_special)?;
+        let decoded = tokenizer.decode_text(&self.ids, skip_special);
+        if decoded.is_err() {
+            self.ids.pop(); // an unknown id: the next ones are decoded without it
+        }
+        let text = decoded?;
         let new = self.new_part(&text)?.to_owned();
         if new.is_empty() || new.ends_with('\u{fffd}') {
             return Ok(String::new());

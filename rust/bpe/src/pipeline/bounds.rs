@@ -35,14 +35,14 @@ pub(super) fn check_items(field: &str, items: usize) -> Result<()> {
 
 /// The most bytes that a component may make of a text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Growth {
+pub(crate) struct Growth {
     component: &'static str,
     length: usize,
 }
 
 impl Growth {
     /// Returns the bound for a text of `length` bytes.
-    pub(super) fn new(component: &'static str, length: usize) -> Self {
+    pub(crate) fn new(component: &'static str, length: usize) -> Self {
         Self { component, length }
     }
 
@@ -50,7 +50,7 @@ impl Growth {
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] naming the component.
-    pub(super) fn check(self, length: usize) -> Result<()> {
+    pub(crate) fn check(self, length: usize) -> Result<()> {
         // Short texts may grow more: a prefix is put before them.
         if length > (self.length + 64).saturating_mul(MOST_GROWTH) {
             return Err(invalid!(

@@ -16,7 +16,7 @@
 //!
 //! Source: Hugging Face `tokenizers` 0.23 defines the components.
 
-mod bounds;
+pub(crate) mod bounds;
 pub(crate) mod components;
 mod decoder;
 mod model;

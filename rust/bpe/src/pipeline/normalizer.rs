@@ -115,7 +115,7 @@ impl Step {
                 text.replace(&found, content, interrupt)?;
             }
             Self::Prepend(prefix) => text.prepend(prefix),
-            Self::Precompiled(charsmap) => precompiled(text, charsmap, interrupt)?,
+            Self::Precompiled(charsmap) => precompiled(text, charsmap, growth, interrupt)?,
             &Self::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase: lower } => {
                 if clean_text {
                     text.filter(|c| !(c == '\0' || c == '\u{fffd}' || is_control(c)), interrupt)?;
@@ -198,11 +198,12 @@ fn space_around_ideographs(text: &mut Aligned, interrupt: Interrupt<'_>) -> Resu
 }
 
 /// Applies SentencePiece's rules to grapheme clusters of less than six bytes, and to the characters of longer ones.
-fn precompiled(text: &mut Aligned, charsmap: &CharsMap, interrupt: Interrupt<'_>) -> Result<()> {
+fn precompiled(text: &mut Aligned, charsmap: &CharsMap, growth: Growth, interrupt: Interrupt<'_>) -> Result<()> {
     let mut changes: Vec<(char, isize)> = Vec::with_capacity(text.text.len());
     let mut changed = false;
     for (index, cluster) in text.text.graphemes(true).enumerate() {
         interrupt.check_at(index)?;
+        growth.check(changes.len())?;
         if cluster.len() < 6
             && let Some(new) = charsmap.shortest_match(cluster)
         {

@@ -3,6 +3,7 @@
 use super::prefix_trie::PrefixTrie;
 use crate::interrupt::Interrupt;
 use crate::normalize::CharsMap;
+use crate::pipeline::bounds::Growth;
 use crate::{Error, Result};
 
 /// An escaped space: U+2581.
@@ -75,6 +76,7 @@ impl Normalizer {
             return Ok(normal);
         }
         normal.bytes.reserve(text.len() + text.len() / 2);
+        let growth = Growth::new("normalizer", text.len());
         let space = self.space();
         if call.begins_with_space {
             normal.push(space, at, call.with_positions);
@@ -85,6 +87,7 @@ impl Normalizer {
                 break;
             }
             call.interrupt.check_at(iteration)?;
+            growth.check(normal.bytes.len())?;
             let (mut replaced, length) = self.first_step(&text[at..], call.protected);
             while after_space && let Some((b' ', rest)) = replaced.split_first() {
                 replaced = rest;

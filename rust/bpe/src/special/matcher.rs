@@ -91,6 +91,10 @@ impl Matcher {
             let token = &tokens[self.tokens[self.pattern_of(&found)]];
             let (mut start, mut end) = (found.start(), found.end());
             let is_refused = token.special && !allowed.contains(&token.content);
+            if is_refused && !allowed.is_none() {
+                // As in tiktoken, one that is allowed may begin inside it.
+                from = start + text[start..].chars().next().map_or(1, char::len_utf8);
+            }
             if is_refused || (token.single_word && touches_word(text, start, end)?) {
                 continue;
             }

@@ -80,7 +80,8 @@ impl Tokenizer {
     ///
     /// The longest prefix that is UTF-8 is encoded as text; its last piece and the remaining bytes are one piece. So text
     /// has the ids of [`Tokenizer::encode_ordinary`], and [`Tokenizer::decode_bytes`] returns the bytes, except `▁`, which
-    /// SentencePiece treats as a space, and text that the tokenizer's file normalizes.
+    /// SentencePiece treats as a space, and text that the tokenizer's file normalizes. A
+    /// SentencePiece model that encodes by its own rules takes bytes that are no text for U+FFFD, as SentencePiece does.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_ordinary`]; what the interrupt check returns.
@@ -120,7 +121,7 @@ impl Tokenizer {
         let mut ids = encode(text)?;
         let mut last = 0;
         self.pretokenizer.each_piece(text, interrupt, |start, _| last = start)?;
-        let mut unsettled = encode(&text[last..])?.len();
+        let mut unsettled = self.ids_of_end(&ids, &encode(&text[last..])?, text.len() - last);
         // A piece of white space may include the white space before it once more text follows.
         let is_whitespace =
             |id: u32| self.vocab.id_to_bytes(id).is_some_and(|bytes| bytes.iter().all(|byte| b" \n\t".contains(byte)));
@@ -132,6 +133,25 @@ impl Tokenizer {
         ids.truncate(ids.len() - unsettled);
         self.with_scratch(interrupt, |encoder, scratch| encoder.encode_bytes(&joined, scratch, &mut ids))?;
         Ok(ids)
+    }
+
+    /// Returns how many ids at the end are those of the last piece, which has so many bytes and, encoded alone, the ids `alone`.
+    ///
+    /// Alone it may have others: where a normalizer or a look-behind reads over its start, or an added token covers it, which
+    /// stands whatever follows.
+    fn ids_of_end(&self, ids: &[u32], alone: &[u32], mut bytes: usize) -> usize {
+        if ids.ends_with(alone) {
+            return alone.len();
+        }
+        if ids.last().is_some_and(|&id| self.added_tokens().iter().any(|token| token.id == id)) {
+            return 0;
+        }
+        let is_needed = |&&id: &&u32| {
+            let is_needed = bytes > 0;
+            bytes = bytes.saturating_sub(self.vocab.id_to_bytes(id).map_or(0, <[u8]>::len));
+            is_needed
+        };
+        ids.iter().rev().take_while(is_needed).count()
     }
 
     /// Returns the ids of bytes that are one piece: the token they are, if any, else what merging produces.

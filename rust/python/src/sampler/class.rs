@@ -1,7 +1,7 @@
 //! The class `Sampler`.
 
 use super::arguments::{Call, read_biases, read_count, read_ids, read_u64};
-use crate::arguments::Threads;
+use crate::arguments::{Threads, zeros};
 use crate::error::{caught, detached, value_error};
 use crate::named;
 use bpe_llama_sampler::{LogitsView, Options, Preset, Sampler};
@@ -133,7 +133,7 @@ impl PySampler {
             detach(py, &logits, || self.0.sample_batch(&logits, &options, &mut id))?;
             return Ok(id[0].into_pyobject(py)?.into_any());
         }
-        let mut ids = vec![0; logits.rows()];
+        let mut ids = zeros("logits", logits.rows())?;
         detach(py, &logits, || self.0.sample_batch(&logits, &options, &mut ids))?;
         Ok(PyArray1::from_vec(py, ids).into_any())
     }
@@ -177,7 +177,8 @@ impl PySampler {
         let call = Call::read(logits, history, step, seeds, None)?;
         let (logits, options) = (call.logits.view()?, call.batch_options());
         let top_n = read_count("top_n", top_n)?;
-        let mut ids = vec![0; logits.rows()];
+        logits.check_top_n(top_n).map_err(value_error)?; // before a step is taken
+        let mut ids = zeros("logits", logits.rows())?;
         let rows = detach(py, &logits, || {
             self.0.sample_batch(&logits, &options, &mut ids)?;
             Sampler::log_probs(&logits, &ids, top_n)
@@ -226,7 +227,7 @@ impl PySampler {
         let call = Call::read(logits, history, None, None, num_threads)?;
         let (logits, options) = (call.logits.view()?, call.batch_options());
         let shape = [logits.rows(), logits.vocab_size()];
-        let mut probs = vec![0.0; shape[0] * shape[1]];
+        let mut probs = zeros("logits", shape[0].saturating_mul(shape[1]))?;
         detach(py, &logits, || self.0.probs_batch(&logits, &options, &mut probs))?;
         let probs = PyArray1::from_vec(py, probs);
         if call.logits.is_batch { Ok(probs.reshape(shape)?.into_any()) } else { Ok(probs.into_any()) }

@@ -7,7 +7,7 @@ use pyo3::types::{PyBytes, PyList, PyString};
 
 use super::PyTokenizer;
 use super::decode_stream::DecodeStream;
-use crate::arguments::{Errors, IdRows, read_ids};
+use crate::arguments::{Errors, IdRows, new_bytes, read_ids};
 use crate::interrupt::interruptible_if_long;
 use crate::named;
 
@@ -81,7 +81,7 @@ impl PyTokenizer {
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let ids = self.read_ids(ids)?;
         let bytes = interruptible_if_long(py, ids.len() * 4, |interrupt| self.inner.decode(&ids, false, interrupt))?;
-        Ok(PyBytes::new(py, &bytes))
+        new_bytes(py, &bytes)
     }
 
     /// Return the text of each row of ids, as `decode` does.

@@ -254,7 +254,14 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NotFound`] for an id without a token.
     pub fn with_template(self, before: Option<u32>, after: Option<u32>) -> Result<Self> {
-        let name = |id: u32| Ok::<_, Error>(String::from_utf8_lossy(self.id_to_bytes(id)?).into_owned());
+        let name = |id: u32| {
+            let text = String::from_utf8_lossy(self.id_to_bytes(id)?);
+            // Two tokens may have one text, of bytes that are no text or of an added token and another.
+            let is_shared = before.into_iter().chain(after).any(|other| {
+                other != id && self.id_to_bytes(other).is_ok_and(|bytes| String::from_utf8_lossy(bytes) == text)
+            });
+            Ok::<_, Error>(if is_shared { format!("{text} {id}") } else { text.into_owned() })
+        };
         let special =
             |id: u32, type_id: u32| Ok::<_, Error>(json!({"SpecialToken": {"id": name(id)?, "type_id": type_id}}));
         let (mut single, mut pair, mut tokens) = (Vec::new(), Vec::new(), serde_json::Map::new());
