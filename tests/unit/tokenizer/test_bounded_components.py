@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,17 @@ def pre_tokenizers(*steps: dict[str, Any]) -> dict[str, Any]:
 def test_a_text_that_components_lengthen(parts: dict[str, Any], component: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"the {component} of this tokenizer makes \d+ bytes or more of"):
         loaded(tmp_path, **parts).encode("xaé" * 10_000)
+
+
+def test_rules_that_lengthen_each_letter_stop_before_they_take_the_memory(tmp_path: Path) -> None:
+    """Of one rule, `a` to a megabyte: 20,000 letters would take 320 GB."""
+    units = [0] * 256  # of the double-array trie: 0 -> `a` -> the value 0
+    units[0], units[0x60], units[0x62] = 1 << 10, 0x61 | 1 << 8 | 2 << 10, 1 << 31
+    rules = struct.pack("<I256I", 1024, *units) + b"b" * 1_000_000 + b"\0"
+    step = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(rules).decode()}
+    tok = loaded(tmp_path, **normalizers(step))
+    with pytest.raises(ValueError, match=r"the normalizer of this tokenizer makes \d+ bytes or more of 20000"):
+        tok.encode("a" * 20_000)
 
 
 def test_tokens_that_a_decoder_lengthens(tmp_path: Path) -> None:
