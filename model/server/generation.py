@@ -85,6 +85,8 @@ class Job:
     """The field of the request that holds the prompts, which errors name."""
     constraint: str = "response_format"
     """The field that holds the schema or grammar of the answer."""
+    continues: bool = False
+    """Whether the answer continues the text of ids, such as the last message of a chat."""
 
     def api_error(self, error: Exception) -> ApiError:
         """Return the answer for an error of the scheduler, which names the field at fault."""
@@ -179,6 +181,7 @@ class Generation:
                         n=self.job.n,
                         key=getattr(self.http.state, "key", ""),
                         timeout=self.service.config.timeout,
+                        continues=self.job.continues,
                         **self.job.options,
                     )
                 )

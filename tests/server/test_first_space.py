@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 
@@ -59,3 +60,12 @@ def test_offsets_are_where_tokens_begin_in_the_text(server, fields, text, offset
     choices = [json.loads(line)["choices"][0] for line in lines]
     assert "".join(choice["text"] for choice in choices) == text
     assert [place for choice in choices if choice["logprobs"] for place in choice["logprobs"]["text_offset"]] == offsets
+
+
+@pytest.mark.parametrize(("continues", "text"), [(False, "a a a"), (True, " a a a")])
+def test_an_answer_that_continues_the_text_of_ids_keeps_its_space(server, continues, text):
+    async def answer():
+        options = {"max_new_tokens": 3, "logit_bias": {A: 100.0}, "continues": continues}
+        return "".join([update.text async for update in server.scheduler.generate("spaces", [1, A], **options)])
+
+    assert asyncio.run(answer()) == text

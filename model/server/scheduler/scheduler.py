@@ -132,6 +132,7 @@ class Scheduler:
         n: int = 1,
         key: str = "",
         timeout: float | None = None,
+        continues: bool = False,
         **options: Any,
     ) -> Stream:
         """Check a request, queue it, and return its updates; arguments and errors are those of `generate`.
@@ -151,7 +152,7 @@ class Scheduler:
         )
         slow = any(options.get(name) for name in STRUCTURED)
         run = self._compiling.run if slow else in_thread
-        scheduled.choices += await run(partial(self._choices, scheduled, generator, prompt, n, options))
+        scheduled.choices += await run(partial(self._choices, scheduled, generator, prompt, n, continues, options))
         with self._thread.condition:
             self._check_open(model, n)
             self._thread.unfinished[model] += n
@@ -166,6 +167,7 @@ class Scheduler:
         n: int = 1,
         key: str = "",
         timeout: float | None = None,
+        continues: bool = False,
         **options: Any,
     ) -> AsyncIterator[Update]:
         """Yield an update for each step of each choice of one prompt.
@@ -178,6 +180,7 @@ class Scheduler:
             n: Choices; the seed of each is one more than that of the choice before. They share one prefill.
             key: Identifies the client: requests with the same key share cached prefixes.
             timeout: Seconds, after which unfinished choices end with ``finish_reason="timeout"``.
+            continues: Whether the text of an answer to ids begins within a text, so that it keeps its first space.
             **options: As of `TextGenerator.stream` (``stop``, ``seed``, ``logprobs``, ``json_schema`` ...).
 
         Raises:
@@ -189,7 +192,7 @@ class Scheduler:
             EngineError: If a step fails as a whole.
             Exception: Any error that sampling for this request raises.
         """
-        stream = await self.submit(model, prompt, n=n, key=key, timeout=timeout, **options)
+        stream = await self.submit(model, prompt, n=n, key=key, timeout=timeout, continues=continues, **options)
         try:
             async for update in stream:
                 yield update
@@ -276,18 +279,20 @@ class Scheduler:
         generator: TextGenerator,
         prompt: str | Sequence[int],
         n: int,
+        continues: bool,
         options: dict[str, Any],
     ) -> list[ScheduledChoice]:
         """Return the checked choices of a request."""
         vocab_size = generator.model.config.vocab_size
-        first = generator.request(prompt, options)
+        request = partial(generator.request, prompt, continues=continues)
+        first = request(options=options)
         checked_prompts([first.prompt], self.context(scheduled.model))
         outside = next((token_id for token_id in first.prompt if not 0 <= token_id < vocab_size), None)
         if outside is not None:
             raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
         seeds = range((first.options.seed or 0) + 1, (first.options.seed or 0) + n)
-        requests = [first, *(generator.request(prompt, options | {"seed": seed}) for seed in seeds)]
-        return [ScheduledChoice(scheduled, index, request) for index, request in enumerate(requests)]
+        requests = [first, *(request(options=options | {"seed": seed}) for seed in seeds)]
+        return [ScheduledChoice(scheduled, index, each) for index, each in enumerate(requests)]
 
     def _check_open(self, model: str, n: int) -> None:
         """Raise a ShuttingDownError or QueueFullError if ``n`` more choices of a model cannot be taken."""
