@@ -14,7 +14,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from bpe_llama._arguments import integer
+from bpe_llama._arguments import integer, number
+from bpe_llama._core import shown
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.structured import STRUCTURED
@@ -59,7 +60,8 @@ class Scheduler:
         compile_seconds: The time in which the schema or grammar of a request must be compiled.
 
     Raises:
-        ValueError: If a size is out of range, or there is too little memory; it names the model.
+        TypeError: If an argument has another type.
+        ValueError: If there is no model, a size is out of range, or there is too little memory; it names the model.
 
     Example:
         >>> scheduler = Scheduler({"small": generator})  # doctest: +SKIP
@@ -83,6 +85,10 @@ class Scheduler:
     ) -> None:
         slots, max_queue = integer("slots", slots, 1), integer("max_queue", max_queue, 0)
         self.generators = dict(generators)
+        if not self.generators:
+            raise ValueError("generators is {}; expected at least one model")
+        if not number("compile_seconds", compile_seconds) > 0:
+            raise ValueError(f"compile_seconds is {shown(compile_seconds)}; expected above 0")
         self.slots, self.max_queue, self.max_length = slots, max_queue, max_length
         self.share_prefixes = share_prefixes
         engines: dict[str, Engine] = {}
@@ -140,10 +146,11 @@ class Scheduler:
         A request that is not read to its end must be ended by `Stream.abort`.
         """
         generator = self.generators[model]
+        n = integer("n", n)
         if not 1 <= n <= self.slots + self.max_queue:
-            raise ValueError(f"n is {n}; expected 1 to {self.slots + self.max_queue} (slots and places to wait)")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout}; expected above 0 seconds")
+            raise ValueError(f"n is {shown(n)}; expected 1 to {self.slots + self.max_queue} (slots and places to wait)")
+        if timeout is not None and not number("timeout", timeout) > 0:
+            raise ValueError(f"timeout is {shown(timeout)}; expected above 0 seconds")
         self._check_open(model, n)  # before any work
         now = time.monotonic()
         deadline = math.inf if timeout is None else now + timeout
