@@ -154,12 +154,16 @@ class Conversation:
     def answer(self, text: str) -> Iterator[str]:
         """Yield the answer to a message, piece by piece.
 
-        If the caller stops early, the pieces so far are the answer in the conversation.
+        If the caller stops early, the pieces so far are the answer in the conversation. Until the first piece, and if
+        an error comes before it, the messages are unchanged.
 
         Raises:
-            ValueError: If the conversation no longer fits the model's context; the messages are then unchanged.
+            ValueError: If the conversation no longer fits the model's context.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
+        return self._answer([*self.messages, {"role": "user", "content": text}])
+
+    def _answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
+        """Yield the answer to the last of the messages, which then are those of the conversation."""
         ids = self.generator.tokenizer.apply_chat_template(messages)
         room = self.generator.model.config.context_length
         if len(ids) >= room:
@@ -167,14 +171,12 @@ class Conversation:
                 f"the conversation has {len(ids):,} tokens, which leave no room in the context of {room:,}; "
                 "/reset clears it"
             )
-        parts: list[str] = []
-        try:
-            for piece in self.generator.stream(ids, **{"reuse": True} | self.options):
-                parts.append(piece)
-                yield piece
-        finally:
-            if parts:
-                self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
+        answer = {"role": "assistant", "content": ""}
+        for piece in self.generator.stream(ids, **{"reuse": True} | self.options):
+            answer["content"] += piece
+            self.messages = [*messages, answer]
+            yield piece
+        self.messages = [*messages, answer]  # an answer may be empty
 
     def is_full(self) -> bool:
         """Return whether the last answer ended because the context was full."""
@@ -200,18 +202,16 @@ class Conversation:
         return f"{len(self.messages)} messages, {tokens:,} of {room:,} tokens; last answer: {self.last_answer()}"
 
     def retry(self) -> Iterator[str]:
-        """Yield another answer to the last message.
+        """Yield another answer to the last message; it replaces the one before once it has begun.
 
         Raises:
             ValueError: If there is no answer yet.
         """
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise ValueError("there is no answer yet")
-        last = self.messages[-2]["content"]
-        self.messages = self.messages[:-2]
         seed = self.options.get("seed", 0)
         self.options["seed"] = None if seed is None else int(seed) + 1
-        yield from self.answer(last)
+        yield from self._answer(self.messages[:-1])
 
 
 def repl(conversation: Conversation) -> None:

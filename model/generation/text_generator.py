@@ -302,8 +302,13 @@ class TextGenerator:
             engine.reserve(max(room, 2 * engine.cache.capacity))
         return engine
 
-    def request(self, prompt: Prompt, options: dict[str, Any], name: str = "the prompt") -> TextRequest:
-        """Return a prompt with its options, checked, as `stream` would run it; errors call the prompt ``name``."""
+    def request(
+        self, prompt: Prompt, options: dict[str, Any], name: str = "the prompt", *, continues: bool = False
+    ) -> TextRequest:
+        """Return a prompt with its options, checked, as `stream` would run it; errors call the prompt ``name``.
+
+        ``continues`` decodes the continuation of ids as that of a text, as where a chat continues its last message.
+        """
         of_ids = self._generation_options(options)
         stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
         by_default = () if of_ids.get("constraint") is not None else self.model.generation_config.stop_strings
@@ -317,9 +322,10 @@ class TextGenerator:
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
         request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
         # What continues a text keeps its first space, which a grammar counts in any case.
-        if (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
+        if continues or (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
             for known in options_of_ids.constraint.before if options_of_ids.constraint else ids:
-                request.decoder.push(known)
+                if has_token(self.tokenizer, known):
+                    request.decoder.push(known)
         return request
 
 

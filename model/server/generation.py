@@ -14,6 +14,7 @@ from starlette.requests import Request
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.server.api.errors import as_api_error
+from bpe_llama.model.server.api.schemas import Sampling
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.metrics import Metrics
 from bpe_llama.model.server.scheduler import Scheduler, Stream, Update
@@ -85,10 +86,17 @@ class Job:
     """The field of the request that holds the prompts, which errors name."""
     constraint: str = "response_format"
     """The field that holds the schema or grammar of the answer."""
+    continues: bool = False
+    """Whether the answer continues the text of ids, such as the last message of a chat."""
 
     def api_error(self, error: Exception) -> ApiError:
-        """Return the answer for an error of the scheduler, which names the field at fault."""
-        return as_api_error(error, self.param, self.constraint)
+        """Return the answer for an error of the scheduler, which names the field at fault.
+
+        Errors of options begin with the option's name, which is the field's.
+        """
+        name = str(error).partition(" ")[0]
+        is_option = name in self.options and name in Sampling.model_fields
+        return as_api_error(error, name if is_option else self.param, self.constraint)
 
     def check_room(self, room: int) -> None:
         """Set ``max_new_tokens`` to at most the tokens that the shortest prompt leaves.
@@ -179,6 +187,7 @@ class Generation:
                         n=self.job.n,
                         key=getattr(self.http.state, "key", ""),
                         timeout=self.service.config.timeout,
+                        continues=self.job.continues,
                         **self.job.options,
                     )
                 )

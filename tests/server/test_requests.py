@@ -80,7 +80,10 @@ def message(**fields):
         (TEXT, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "expected an id of 0 to 339"),
         (TEXT, {"prompt": "a", "logit_bias": {"400": 1}}, "logit_bias", "expected an id"),
         (TEXT, {"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias.1", "less than or equal to 100"),
-        (TEXT, {"prompt": "a", "filter_order": ["top_q"]}, "prompt", "filter_order names 'top_q'"),
+        (TEXT, {"prompt": "a", "filter_order": ["top_q"]}, "filter_order", "filter_order names 'top_q'"),
+        (TEXT, {"prompt": "a", "mirostat": 2, "top_k": 5}, "top_k", "but mirostat 2 takes the place"),
+        (TEXT, {"prompt": "a", "dry_multiplier": 1, "dry_sequence_breakers": [""]}, "dry_sequence_breakers", "empty"),
+        (CHAT, message() | {"bad_words": [""]}, "bad_words", "expected words"),
         (
             TEXT,
             {"prompt": "a", "repetition_penalty": 1.2, "presence_penalty": 1},

@@ -54,6 +54,13 @@ def test_answers_do_not_depend_on_who_joins_and_leaves(generator: TextGenerator)
 
 
 def test_sizes_out_of_range_are_named(generator: TextGenerator) -> None:
+    with pytest.raises(ValueError, match=r"generators is \{\}; expected at least one model"):
+        Scheduler({})
+    for seconds in (-1, 0, float("nan")):
+        with pytest.raises(ValueError, match=f"compile_seconds is {seconds}.*; expected above 0"):
+            Scheduler({"m": generator}, compile_seconds=seconds)
+    with pytest.raises(TypeError, match="compile_seconds must be a number, got '5'"):
+        Scheduler({"m": generator}, compile_seconds="5")  # type: ignore[arg-type]
     for options in ({"slots": 0}, {"slots": 10**400}, {"max_queue": -1}, {"prefix_cache_bytes": 10**400}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} is -?[0-9.]+; expected"):
             Scheduler({"small": generator}, **options)
@@ -118,6 +125,13 @@ def test_bad_requests_are_refused_before_they_wait(generator: TextGenerator) -> 
         ]:
             with pytest.raises(ValueError, match=message):
                 await read(scheduler, prompt, **options)  # type: ignore[arg-type]
+        for options, message in (
+            ({"n": "2"}, "n must be an int, got '2'"),
+            ({"n": 1.5}, r"n must be an int, got 1\.5"),
+            ({"timeout": "x"}, "timeout must be a number, got 'x'"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                await scheduler.submit("m", "abc", **options)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="holds 'x' at index 0"):
             await read(scheduler, ["x"])  # type: ignore[list-item]
         with pytest.raises(KeyError, match="other"):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bpe_llama.model.generation.structured import Grammars
 from bpe_llama.model.server.api.forced_calls import call_grammar
@@ -41,7 +44,23 @@ CASES = [
     (JSON, f' [{CALL}, {{"name": "sub", "arguments": {SUB[1]}}}]', "", [ADD, SUB]),
     (JSON, "[1, 2]", "[1, 2]", []),
     (JSON, f"{CALL} and more", "and more", [ADD]),
+    # Text after a marker that was none is searched for calls, and none of it is lost.
+    (HERMES, f"I use <tool_call> tags. <tool_call>{CALL}</tool_call>", "I use <tool_call> tags. ", [ADD]),
+    (HERMES, '<tool_call>\n{"a": 1}\n</tool_call>', '<tool_call>\n{"a": 1}\n</tool_call>', []),
+    (HERMES, f"<tool_call> \n</tool_call><tool_call>{CALL}</tool_call>", "<tool_call> \n</tool_call>", [ADD]),
+    (HERMES, f"<tool_call>{CALL}</tool_call><tool_call>no", "<tool_call>no", [ADD]),
+    (MISTRAL, f"[TOOL_CALLS] is it. [TOOL_CALLS][{CALL}]", "[TOOL_CALLS] is it. ", [ADD]),
+    (MISTRAL, f"[TOOL_CALLS][TOOL_CALLS] [{CALL}]", "[TOOL_CALLS]", [ADD]),
+    (MISTRAL, "[TOOL_CALLS] add", "[TOOL_CALLS] add", []),
+    (JSON, f'{CALL}, {{"b": 2}}', ', {"b": 2}', [ADD]),
+    # The first of two names and of two objects of arguments counts: they may have been streamed before the second.
+    (LLAMA3, '{"name": "add", "parameters": {"a": 1}, "name": "other", "arguments": {}}', "", [ADD]),
 ]
+FAMILIES = (HERMES, MISTRAL, LLAMA3, JSON)
+PARTS = [part for family in FAMILIES for part in (family.begin, family.end) if part]
+PARTS += ["[ARGS]", "[CALL_ID]", "add", "sub", "x9", "hello", *' \n\xa0,;:[]{}<"1', ", ", CALL, '{"name": "no"}']
+PARTS += ['{"name": "add", "parameters": {"s": "}{\\""}}', '{"arguments": {"a": [1]}, "name": "add"}']
+PARTS += ['{"name": "add", "arguments": "{\\"a\\": 2}"}', '{"name": "add", "arguments": 5, "name": "no"}', '{"a": {}}']
 
 
 def parse(family, text, sizes, parallel=True):
@@ -68,6 +87,21 @@ def test_a_call_is_found_wherever_the_text_is_cut(family, text, content, calls):
         assert parse(family, text, sizes) == (content, calls)
 
 
+def texts_of(family):
+    parts = st.one_of(st.sampled_from([family.begin, family.end]), st.sampled_from(PARTS))
+    return st.tuples(st.just(family), st.lists(parts, max_size=8).map("".join))
+
+
+@given(st.sampled_from(FAMILIES).flatmap(texts_of), st.lists(st.integers(1, 9), min_size=1), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_the_answer_does_not_depend_on_where_the_text_is_cut(answer, sizes, parallel):
+    family, text = answer
+    whole = parse(family, text, iter([10_000]), parallel)
+    assert parse(family, text, iter(lambda: 1, 0), parallel) == whole
+    assert parse(family, text, itertools.cycle(sizes), parallel) == whole
+    assert whole[1] or whole[0] == text  # without calls, all of the text is the answer's
+
+
 def test_one_call_at_most():
     text = f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>"
     assert parse(HERMES, text, iter(lambda: 3, 0), parallel=False) == ("", [ADD])
@@ -87,6 +121,7 @@ def test_arguments_are_streamed_in_pieces_after_the_name():
         (HERMES, '<tool_call>{"name": "add", "arguments": {"a": "', "c", 40_000, False),
         (MISTRAL, "[TOOL_CALLS]", "b", 2_000, True),
         (JSON, "[", "[", 40_000, False),
+        (MISTRAL, "", "[TOOL_CALLS]x ", 10_000, False),
     ],
 )
 def test_the_cost_is_linear_in_the_text(family, begin, rest, size, pieces):

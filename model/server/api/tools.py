@@ -26,6 +26,8 @@ _LONGEST_NAME = 256
 """Characters of a function's name, or of an id, before its arguments."""
 _BETWEEN = "[],; \t\r\n"
 """What may stand before, between and after calls."""
+_PIECE = 4096
+"""Characters that are read at once: what remains of them is copied at each marker."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,10 @@ class _Call:
             if character == ":" and outside:
                 self._key = _decoded("".join(self._string))
                 self._value = []
-                if self._key in _ARGUMENTS:
+                if self._key in _ARGUMENTS and self._arguments is None:
                     self._arguments = self._value
         elif outside and (self._depth == 0 or character == ","):
-            if self._key == "name":
+            if self._key == "name" and self.name is None:  # a second one would change a call that has begun
                 self.name = _decoded("".join(self._value))
                 self.failed = self.name is not None and self.known is not None and self.name not in self.known
             self._key = None
@@ -214,12 +216,15 @@ class ToolParser:
         self._after_call = False
         """Whether only white space came since the last call."""
         self._opened = ""
-        """The text before the call that is being read; it is text of the answer if the call turns out to be none."""
+        """The text since the last call, or from the marker on: text of the answer if no call follows."""
 
     def feed(self, text: str) -> list[Delta]:
         """Return what new text adds."""
-        self._pending += text
-        return _merged(self._run(final=False))
+        deltas: list[Delta] = []
+        for start in range(0, len(text), _PIECE):
+            self._pending += text[start : start + _PIECE]
+            deltas += _merged(self._run(final=False))
+        return _merged(iter(deltas))
 
     def finish(self) -> list[Delta]:
         """Return what remains once the answer is complete."""
@@ -273,45 +278,39 @@ class ToolParser:
     def _between_calls(self, final: bool) -> Iterator[Delta]:
         """Find the next call, or the end of calls."""
         text = self._pending.lstrip()
-        skipped = self._pending[: len(self._pending) - len(text)]
+        opened = self._opened + self._pending[: len(self._pending) - len(text)]
         begin, end = self.family.begin, self.family.end
-        if self.calls and begin and text.startswith(begin):
-            self._pending, self._opened = text[len(begin) :], begin
-        elif end and text.startswith(end):
+        marked = bool(begin) and opened.startswith(begin)  # a marker came, and no call since
+        kept = "" if self.calls and not marked else opened
+        if end and text.startswith(end) and not marked:
             self._in_calls, self._pending, self._opened = False, text[len(end) :], ""
-        elif not text or (not final and (end.startswith(text) or (self.calls and begin.startswith(text)))):
+        elif not text or (not final and (end.startswith(text) or begin.startswith(text))):
             if final:
-                yield from self._leave(self._opened if not self.calls else "", "")
+                yield from self._leave(kept, "")
         elif text[0] == "{":
-            self._call = _Call(None if begin and self._opened.startswith(begin) else self.names)
-            self._pending = text
-        elif text[0] in _BETWEEN and not (self.calls and begin.startswith(text)):
+            self._call = _Call(None if marked else self.names)
+            self._opened, self._pending = opened, text
+        elif text[0] in _BETWEEN and not begin.startswith(text) and not (begin and text.startswith(begin)):
             size = len(text) - len(text.lstrip(_BETWEEN))
-            if self.calls and begin:  # which may begin with one of these characters
+            if begin:  # which may begin with one of these characters
                 next_call = text.find(begin, 0, size + len(begin))
-                if next_call > 0:
-                    size = next_call
-                elif size == len(text):
-                    size -= _partial(text, begin)
-            self._opened += skipped + text[:size]
-            self._pending = text[size:]
+                size = next_call if next_call > 0 else min(size, len(text) - _partial(text, begin))
+            self._opened, self._pending = opened + text[:size], text[size:]
         elif self.family.named and (found := _leading_name(text)) is not None:
             name, rest = found
-            if rest is None:
-                if final:
-                    yield from self._leave(self._opened, text)
-                return
-            self._opened += text[: len(text) - len(rest)]
-            self._call, self._pending = _Call(None, name), rest
+            if rest is not None:
+                self._opened = opened + text[: len(text) - len(rest)]
+                self._call, self._pending = _Call(None, name), rest
+            elif final:
+                yield from self._leave(kept, text)
         else:
-            yield from self._leave("" if self.calls else self._opened + skipped, text)
+            yield from self._leave(kept, text)
 
-    def _leave(self, opened: str, text: str) -> Iterator[Delta]:
-        """Continue with text: what looked like the beginning of a call is none."""
+    def _leave(self, opened: str, rest: str) -> Iterator[Delta]:
+        """Yield what looked like the beginning of a call as text; calls may follow in the rest."""
         self._in_calls = self._bare = False
-        self._call, self._opened, self._pending = None, "", ""
-        if opened + text:
-            yield from self._text(opened + text)
+        self._call, self._opened, self._pending = None, "", rest
+        yield from self._text(opened)
 
     def _read_call(self, final: bool) -> Iterator[Delta]:
         call = self._call
@@ -329,7 +328,7 @@ class ToolParser:
             self._call, self._pending, self._opened = None, rest, ""
         elif final and call.started:
             self.calls += 1
-            self._call = None
+            self._call, self._opened = None, ""
         elif final:
             yield from self._leave(self._opened + call.raw, "")
 

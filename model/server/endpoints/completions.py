@@ -12,6 +12,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bpe_llama._core import DecodeStream
+from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
@@ -20,6 +22,7 @@ from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
 from bpe_llama.playground.errors import JsonResponse, bad
 from bpe_llama.playground.threads import in_thread
+from bpe_llama.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 16
 """OpenAI's default of ``max_tokens``."""
@@ -172,17 +175,21 @@ class CompletionStream:
         if self.request.logprobs is None:
             return None
         job = self.generation.job
-        offsets = self._offsets.setdefault(number, TextOffsets(job.generator))
+        prompt, prompt_ids = job.prompts[number // job.n], job.ids[number // job.n]
+        if number not in self._offsets:
+            continues = (isinstance(prompt, str) and prompt) or any(job.options.get(name) for name in STRUCTURED)
+            self._offsets[number] = TextOffsets(job.generator.tokenizer, prompt_ids if continues else ())
+        offsets = self._offsets[number]
         ids: list[int] = []
+        places: list[int] = []
         logprobs: list[float | None] = []
         top: list[list[tuple[int, float]]] = []
         if self.request.echo and first:
-            prompt = job.ids[number // job.n]
-            ids, logprobs = list(prompt), list(choice.prompt_logprobs)
+            ids, logprobs = list(prompt_ids), list(choice.prompt_logprobs)
             top = list(choice.prompt_top_logprobs) or [[] for _ in ids]
-            given = job.prompts[number // job.n]
-            offsets.hide(prompt, given)
+            places = offsets.of_prompt(ids, prompt, self._echo(number))
         if self.request.max_tokens != 0:
+            places += [offsets.next(token_id) for token_id in choice.ids]
             ids, logprobs = ids + choice.ids, logprobs + list(choice.logprobs)
             top = top + (choice.top_logprobs or [[] for _ in choice.ids])
         return {
@@ -191,7 +198,7 @@ class CompletionStream:
             "top_logprobs": [self._alternatives(*each) for each in zip(ids, logprobs, top, strict=True)]
             if self.request.logprobs
             else None,
-            "text_offset": [offsets.next(token_id) for token_id in ids],
+            "text_offset": places,
         }
 
     def _alternatives(
@@ -208,25 +215,40 @@ class CompletionStream:
 
 
 class TextOffsets:
-    """The character at which each token of an answer begins."""
+    """The character at which each token of an answer begins.
 
-    def __init__(self, generator: TextGenerator) -> None:
-        self.tokenizer = generator.tokenizer
-        self.decoder = generator.tokenizer.decode_stream()
+    Args:
+        tokenizer: The model's.
+        before: Ids before the answer, if its text continues theirs: a tokenizer may drop the first space of a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
         self.position = 0
-        self._hidden = 0
+        self._decoder = tokenizer.decode_stream()
+        for token_id in before:
+            self._decoder.push(token_id)
 
-    def hide(self, ids: list[int], prompt: str | list[int]) -> None:
-        """Count the ids before the text of a prompt, such as a beginning-of-text id: they take up no characters."""
-        if isinstance(prompt, str):
-            own = self.tokenizer.encode(prompt)
-            self._hidden = next((skip for skip in range(len(ids)) if ids[skip : skip + len(own)] == own), 0)
+    def of_prompt(self, ids: list[int], prompt: str | list[int], text: str) -> list[int]:
+        """Return the characters at which the ids of a prompt begin, whose text comes before the answer's.
+
+        Ids before those of the text, such as a beginning-of-text id, take up no characters.
+        """
+        own = self.tokenizer.encode(prompt) if isinstance(prompt, str) else ids
+        starts = (skip for skip in range(len(ids)) if ids[skip : skip + len(own)] == own)
+        hidden = next(starts, 0) if own else len(ids)
+        places, self.position, decoder = [0] * hidden, 0, self.tokenizer.decode_stream()
+        for token_id in ids[hidden:]:
+            places.append(self._advance(decoder, token_id))
+        self.position = len(text)
+        return places
 
     def next(self, token_id: int) -> int:
-        """Return the character at which the next token begins."""
+        """Return the character at which the next token of the answer begins."""
+        return self._advance(self._decoder, token_id)
+
+    def _advance(self, decoder: DecodeStream, token_id: int) -> int:
         place = self.position
-        if self._hidden:
-            self._hidden -= 1
-        elif has_token(self.tokenizer, token_id):
-            self.position += len(self.decoder.push(token_id))
+        if has_token(self.tokenizer, token_id):
+            self.position += len(decoder.push(token_id))
         return place

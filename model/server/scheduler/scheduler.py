@@ -14,7 +14,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from bpe_llama._arguments import integer
+from bpe_llama._arguments import integer, number
+from bpe_llama._core import shown
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
 from bpe_llama.model.generation.structured import STRUCTURED
@@ -59,7 +60,8 @@ class Scheduler:
         compile_seconds: The time in which the schema or grammar of a request must be compiled.
 
     Raises:
-        ValueError: If a size is out of range, or there is too little memory; it names the model.
+        TypeError: If an argument has another type.
+        ValueError: If there is no model, a size is out of range, or there is too little memory; it names the model.
 
     Example:
         >>> scheduler = Scheduler({"small": generator})  # doctest: +SKIP
@@ -83,6 +85,10 @@ class Scheduler:
     ) -> None:
         slots, max_queue = integer("slots", slots, 1), integer("max_queue", max_queue, 0)
         self.generators = dict(generators)
+        if not self.generators:
+            raise ValueError("generators is {}; expected at least one model")
+        if not number("compile_seconds", compile_seconds) > 0:
+            raise ValueError(f"compile_seconds is {shown(compile_seconds)}; expected above 0")
         self.slots, self.max_queue, self.max_length = slots, max_queue, max_length
         self.share_prefixes = share_prefixes
         engines: dict[str, Engine] = {}
@@ -132,6 +138,7 @@ class Scheduler:
         n: int = 1,
         key: str = "",
         timeout: float | None = None,
+        continues: bool = False,
         **options: Any,
     ) -> Stream:
         """Check a request, queue it, and return its updates; arguments and errors are those of `generate`.
@@ -139,10 +146,11 @@ class Scheduler:
         A request that is not read to its end must be ended by `Stream.abort`.
         """
         generator = self.generators[model]
+        n = integer("n", n)
         if not 1 <= n <= self.slots + self.max_queue:
-            raise ValueError(f"n is {n}; expected 1 to {self.slots + self.max_queue} (slots and places to wait)")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout}; expected above 0 seconds")
+            raise ValueError(f"n is {shown(n)}; expected 1 to {self.slots + self.max_queue} (slots and places to wait)")
+        if timeout is not None and not number("timeout", timeout) > 0:
+            raise ValueError(f"timeout is {shown(timeout)}; expected above 0 seconds")
         self._check_open(model, n)  # before any work
         now = time.monotonic()
         deadline = math.inf if timeout is None else now + timeout
@@ -151,7 +159,7 @@ class Scheduler:
         )
         slow = any(options.get(name) for name in STRUCTURED)
         run = self._compiling.run if slow else in_thread
-        scheduled.choices += await run(partial(self._choices, scheduled, generator, prompt, n, options))
+        scheduled.choices += await run(partial(self._choices, scheduled, generator, prompt, n, continues, options))
         with self._thread.condition:
             self._check_open(model, n)
             self._thread.unfinished[model] += n
@@ -166,6 +174,7 @@ class Scheduler:
         n: int = 1,
         key: str = "",
         timeout: float | None = None,
+        continues: bool = False,
         **options: Any,
     ) -> AsyncIterator[Update]:
         """Yield an update for each step of each choice of one prompt.
@@ -178,6 +187,7 @@ class Scheduler:
             n: Choices; the seed of each is one more than that of the choice before. They share one prefill.
             key: Identifies the client: requests with the same key share cached prefixes.
             timeout: Seconds, after which unfinished choices end with ``finish_reason="timeout"``.
+            continues: Whether the text of an answer to ids begins within a text, so that it keeps its first space.
             **options: As of `TextGenerator.stream` (``stop``, ``seed``, ``logprobs``, ``json_schema`` ...).
 
         Raises:
@@ -189,7 +199,7 @@ class Scheduler:
             EngineError: If a step fails as a whole.
             Exception: Any error that sampling for this request raises.
         """
-        stream = await self.submit(model, prompt, n=n, key=key, timeout=timeout, **options)
+        stream = await self.submit(model, prompt, n=n, key=key, timeout=timeout, continues=continues, **options)
         try:
             async for update in stream:
                 yield update
@@ -276,18 +286,20 @@ class Scheduler:
         generator: TextGenerator,
         prompt: str | Sequence[int],
         n: int,
+        continues: bool,
         options: dict[str, Any],
     ) -> list[ScheduledChoice]:
         """Return the checked choices of a request."""
         vocab_size = generator.model.config.vocab_size
-        first = generator.request(prompt, options)
+        request = partial(generator.request, prompt, continues=continues)
+        first = request(options=options)
         checked_prompts([first.prompt], self.context(scheduled.model))
         outside = next((token_id for token_id in first.prompt if not 0 <= token_id < vocab_size), None)
         if outside is not None:
             raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
         seeds = range((first.options.seed or 0) + 1, (first.options.seed or 0) + n)
-        requests = [first, *(generator.request(prompt, options | {"seed": seed}) for seed in seeds)]
-        return [ScheduledChoice(scheduled, index, request) for index, request in enumerate(requests)]
+        requests = [first, *(request(options=options | {"seed": seed}) for seed in seeds)]
+        return [ScheduledChoice(scheduled, index, each) for index, each in enumerate(requests)]
 
     def _check_open(self, model: str, n: int) -> None:
         """Raise a ShuttingDownError or QueueFullError if ``n`` more choices of a model cannot be taken."""

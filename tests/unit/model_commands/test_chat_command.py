@@ -48,6 +48,32 @@ def test_a_conversation_accumulates_messages_until_it_is_reset(talker: Path) -> 
     assert len(conversation.messages) == 1
 
 
+def test_an_answer_that_does_not_begin_changes_no_message(talker: Path) -> None:
+    from bpe_llama.model.cli.chat import Conversation
+    from bpe_llama.model.cli.loading import load_generator
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    conversation = Conversation(load_generator(talker, None, "auto", "cpu"), None, {"max_new_tokens": 3, "eos_id": ()})
+    "".join(conversation.answer("Hi"))
+    before, options = list(conversation.messages), conversation.options
+    for changes, error in (({"max_new_tokens": 0}, ValueError), ({"logits_processor": interrupt}, KeyboardInterrupt)):
+        for ask in (conversation.retry, lambda: conversation.answer("And then?")):
+            conversation.options = options | changes
+            with pytest.raises(error):
+                list(ask())
+            assert conversation.messages == before
+    conversation.options = options | {"eos_id": 5, "allowed_ids": [5]}  # the model ends at once
+    assert list(conversation.answer("And then?")) == []
+    assert conversation.messages == [
+        *before,
+        {"role": "user", "content": "And then?"},
+        {"role": "assistant", "content": ""},
+    ]
+    assert list(conversation.retry()) == [] and len(conversation.messages) == 4
+
+
 def test_chat_reads_lines_and_commands(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
