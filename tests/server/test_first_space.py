@@ -62,6 +62,15 @@ def test_offsets_are_where_tokens_begin_in_the_text(server, fields, text, offset
     assert [place for choice in choices if choice["logprobs"] for place in choice["logprobs"]["text_offset"]] == offsets
 
 
+def test_a_continued_message_keeps_its_space(server):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a b"}]
+    for content, text in (("a b", " a a a"), ("", "a a a")):
+        messages[1]["content"] = content
+        body = THREE | {"messages": messages, "continue_final_message": True}
+        answer = httpx.post(server.url + "/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["message"]["content"] == text
+
+
 @pytest.mark.parametrize(("continues", "text"), [(False, "a a a"), (True, " a a a")])
 def test_an_answer_that_continues_the_text_of_ids_keeps_its_space(server, continues, text):
     async def answer():

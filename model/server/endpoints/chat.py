@@ -112,7 +112,9 @@ async def chat_job(
         raise as_api_error(error, field) from error
     if not ids:
         raise bad(f"{field} gives an empty prompt", field)
-    job = Job(name, generator, [ids], [ids], options | forced, n, field, "tools" if forced else constraint)
+    continues = talk.continued and bool(talk.messages[-1]["content"])
+    held = "tools" if forced else constraint
+    job = Job(name, generator, [ids], [ids], options | forced, n, field, held, continues)
     job.check_room(service.scheduler.context(name))
     return job
 
