@@ -23,7 +23,7 @@ from bpe_llama._core import shown
 from bpe_llama._files import atomic_write
 from bpe_llama._gguf.token_types import end_ids
 from bpe_llama._gguf.writer import with_end_ids
-from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes, interleaved_rows
+from bpe_llama.model.checkpoints.assemble import check_plain, config_of_weights, expected_shapes, interleaved_rows
 from bpe_llama.model.checkpoints.gguf_config import (
     SAMPLING_KEYS,
     config_from_gguf,
@@ -79,7 +79,8 @@ def save_gguf(
         progress: Called after each tensor with the tensors written so far and their total.
 
     Warns:
-        UserWarning: If GGUF has no key for one of the EOS ids or generation defaults.
+        UserWarning: If GGUF has no key for one of the EOS ids or generation defaults, or the head differs from the
+            embedding although ``tie_word_embeddings`` is true; both are then written.
 
     Raises:
         ValueError: If the dtype is unknown, llama.cpp does not compute what the config says, or layers were replaced by
@@ -236,7 +237,8 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
     Raises:
         ValueError: If llama.cpp does not compute what the config says; it names the fields.
     """
-    metadata, tensors = _metadata_of(model.config), _tensors(model)
+    config = config_of_weights(model)
+    metadata, tensors = _metadata_of(config), _tensors(model, config)
     shapes = {name: tuple(parts[0].shape) for name, parts in tensors.items()}
     architecture = layout_of(model.config.family).architecture
     stated = {**metadata, "general.architecture": architecture}
@@ -244,24 +246,24 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
         again = config_from_gguf(Content("the file", stated, shapes, lambda name: tensors[name][0]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"a GGUF file of architecture {architecture} cannot express this config: {error}") from None
-    _check_config(model.config, again)
+    _check_config(config, again)
     return metadata, tensors
 
 
-def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
+def _tensors(model: LlamaForCausalLM, config: LlamaConfig) -> dict[str, list[Tensor]]:
     """Return the tensors of each GGUF name: one, or those of all numbers of a module in order."""
-    names, state = Names(layout_of(model.config.family)), model.state_dict()
-    if model.config.tie_word_embeddings:
+    names, state = Names(layout_of(config.family)), model.state_dict()
+    if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     tensors: dict[str, list[Tensor]] = {}
     for name, weight in state.items():
         if split := names.split(name):
-            parts = split[0].split(model.config, weight)
+            parts = split[0].split(config, weight)
             tensors |= {part: [tensor] for part, tensor in zip(split[1], parts, strict=True)}
             continue
         target, _ = names.gguf(name)
         tensors.setdefault(target, []).append(weight)
-    tensors |= {name: [tensor] for name, tensor in rope_tensors(model.config).items()}
+    tensors |= {name: [tensor] for name, tensor in rope_tensors(config).items()}
     return tensors
 
 
