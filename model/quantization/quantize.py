@@ -388,17 +388,32 @@ def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> Q
 
 
 def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
-    """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model."""
+    """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model.
+
+    Its weights are frozen if all other weights of the model are, adapters aside, as below an adapter.
+    """
     instance("model", model, nn.Module, "a torch.nn.Module")
     instance("dtype", dtype, torch.dtype, "a torch.dtype")
+    frozen = _is_frozen(model)
     for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-        plain.weight = nn.Parameter(module.dequantized().to(dtype))
-        if module.bias is not None:
-            plain.bias = nn.Parameter(module.bias.to(dtype))
+        plain.weight = nn.Parameter(module.dequantized().to(dtype), requires_grad=not frozen)
+        if module.bias is not None:  # an adapter may train it
+            plain.bias = nn.Parameter(module.bias.to(dtype), requires_grad=not frozen or module.bias.requires_grad)
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, plain)
     for path, experts in [(path, m) for path, m in model.named_modules() if isinstance(m, SplitExperts)]:
         parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, experts.fused())
+        setattr(model.get_submodule(parent), last, experts.fused().requires_grad_(not frozen))
     return model
+
+
+def _is_frozen(model: nn.Module) -> bool:
+    """Return whether no weight of a model is trained, adapters and quantized layers aside; False if it has no other."""
+    quantized = {id(bias) for m in model.modules() if isinstance(m, QuantizedLinear) for bias in m.parameters()}
+    others = [
+        weight.requires_grad
+        for path, weight in model.named_parameters()
+        if id(weight) not in quantized and ".adapters." not in path and ".replacements." not in path
+    ]
+    return bool(others) and not any(others)
