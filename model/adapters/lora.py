@@ -316,6 +316,8 @@ def add_weighted_adapter(
                 updates.append((update, weight))
         if updates:
             parts[path] = weighted.weighted_part(updates, kind, config.r)
+    if set(files.targeted(config, dict(base_modules(model)))) != parts.keys():
+        config = weighted.targeting(config, sorted(parts))
     _inject(model, adapter_name, config, inject.prepare(config, parts, model, "adapter"))
     return model
 

@@ -419,3 +419,24 @@ def test_a_folder_of_an_adapter_is_not_a_model(tiny_model: Make, tmp_path: Path)
     lora.save(lora.add(model, rank=2), tmp_path / "adapter")
     with pytest.raises(ValueError, match="adapter: holds an adapter and no model"):
         LlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"target_modules": "all-linear"}, {"target_modules": "all-linear"}),
+        ({"layers_to_transform": [0]}, {"layers_to_transform": [1]}),
+        ({"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"]}, {"target_modules": ["k_proj"]}),
+    ],
+    ids=["all-linear", "layers", "excluded"],
+)
+def test_a_weighted_sum_is_loaded_again(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """Before, the saved config named other layers than the tensors were of, and was refused."""
+    model = tiny_model()
+    lora.add(model, rank=2, name="first", init_lora_weights=False, **first)
+    lora.add(model, rank=2, name="second", init_lora_weights=False, **second)
+    lora.add_weighted_adapter(model, ["first", "second"], [0.7, -0.3], "both", "cat")
+    lora.save(model, tmp_path, "both")
+    assert_close(lora.load(tiny_model(), tmp_path)(ids).logits, model(ids).logits)
