@@ -81,6 +81,8 @@ class LlamaForSequenceClassification(Pretrained):
         classifier.model.config = config
         classifier.score.to_empty(device=model.device)
         classifier.reset_parameters(seed, only=cls.NEW_HEAD)
+        if "adapter_configs" in vars(model):  # of the adapters in its decoder
+            vars(classifier)["adapter_configs"] = dict(vars(model)["adapter_configs"])
         return classifier.train(model.training)
 
     def forward(

@@ -292,8 +292,8 @@ def quantize(
         skip: Last parts of the names of layers that are not quantized.
 
     Raises:
-        ValueError: If the kind is unknown or the group size does not divide a layer's inputs. The model is then
-            unchanged.
+        ValueError: If the kind is unknown, the group size does not divide a layer's inputs, or adapters are merged into
+            a layer. The model is then unchanged.
 
     Example:
         >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
@@ -310,6 +310,10 @@ def quantize(
         integer("group_size", group_size)
     skip = tuple(iterator("skip", skip, "a list of names"))
     layers = _layers(model, skip)
+    for path in layers:
+        if getattr(model.get_submodule(path.rpartition(".")[0]), "unmerged", None) is not None:
+            where = path.removesuffix(".base_layer")
+            raise ValueError(f"adapters are merged into {where}; expected them unmerged or removed before quantization")
     if group_size is None:
         group_size = _group_size(layers)
     if kind == "int4":

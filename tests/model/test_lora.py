@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, lora, quantize
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token
 from bpe_llama.model.generation.engine import Engine
@@ -231,6 +231,28 @@ def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) ->
     assert torch.equal(model(ids).logits, adapted)
     assert torch.equal(model.model.embed_tokens.weight, embedding)
     assert lora.shared_layers(lora.add(tiny_model(), target_modules=("lm_head",))) == []
+
+
+def test_merged_layers_are_not_quantized(tiny_model: Make, ids: Tensor) -> None:
+    """Before, the adapters could be neither unmerged nor activated afterwards."""
+    model = lora.add(tiny_model(), rank=2, init_lora_weights=False)
+    adapted = model(ids).logits
+    lora.merge(model)
+    with pytest.raises(
+        ValueError, match=r"adapters are merged into model\.layers\.0\.self_attn\.q_proj; expected them"
+    ):
+        quantize.quantize(model, "int8")
+    assert_close(lora.unmerge(model)(ids).logits, adapted)
+    quantize.quantize(lora.remove(lora.merge(model)), "int8")
+
+
+def test_a_classifier_keeps_the_adapters_of_its_decoder(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+    model = lora.add(tiny_model(), rank=2, init_lora_weights=False)
+    judge = LlamaForSequenceClassification.from_causal_lm(model, ["no", "yes"])
+    lora.activate(judge)
+    lora.activate(judge, "default")
+    lora.save(judge, tmp_path)
+    assert_close(lora.load(tiny_model(), tmp_path)(ids).logits, model(ids).logits)
 
 
 KINDS: dict[str, dict[str, Any]] = {
