@@ -26,7 +26,7 @@ class SequenceClassifierOutput:
 
 
 class LlamaForSequenceClassification(Pretrained):
-    """Classifies a sequence by the hidden state of its last token.
+    """Classifies a sequence by the hidden state of its last token that is not the config's ``pad_token_id``.
 
     ``from_pretrained`` also loads the folder of a causal LM; it then initializes the head, which needs training, and
     warns. ``num_labels=3`` sets the number of labels.
@@ -101,8 +101,8 @@ class LlamaForSequenceClassification(Pretrained):
                 shape or are out of range.
             TypeError: If labels of single-label classification are not int64.
         """
+        padding = self.config.pad_token_id
         if attention_mask is None:
-            padding = self.config.pad_token_id
             if padding is None and input_ids.shape[0] > 1:
                 raise ValueError("several texts need an attention_mask or a pad_token_id in the config")
             attention_mask = torch.ones_like(input_ids) if padding is None else (input_ids != padding).long()
@@ -111,6 +111,8 @@ class LlamaForSequenceClassification(Pretrained):
         if empty:
             raise ValueError(f"rows {empty} are all padding; there is no token to classify")
         hidden_BTD = self.model(input_ids, attention_mask)
+        if padding is not None:
+            present_BT = present_BT & (input_ids != padding)  # as in transformers, even if the mask keeps it
         last_B = (torch.arange(input_ids.shape[1], device=input_ids.device) * present_BT).argmax(-1)
         logits_BL = self.score(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
         return SequenceClassifierOutput(logits_BL, None if labels is None else self._loss(logits_BL, labels))
