@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama._arguments import instance, iterator
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM, LlamaModel
 from bpe_llama.model.pretrained import Pretrained
@@ -58,6 +59,7 @@ class LlamaForSequenceClassification(Pretrained):
             seed: Seed of the head.
 
         Raises:
+            TypeError: If the model is no `LlamaForCausalLM`, or ``labels`` is a text or no collection.
             ValueError: If there are fewer than 2 labels, or two of one name.
 
         Example:
@@ -68,8 +70,10 @@ class LlamaForSequenceClassification(Pretrained):
             >>> judge.score.weight.shape, judge.config.label_names
             (torch.Size([2, 16]), ['no', 'yes'])
         """
+        instance("model", model, LlamaForCausalLM)
+        labels = list(iterator("labels", labels, "a list of names"))
         if len(labels) < 2 or len(set(labels)) < len(labels):
-            raise ValueError(f"labels are {list(labels)!r:.200}; expected at least 2 different ones")
+            raise ValueError(f"labels are {labels!r:.200}; expected at least 2 different ones")
         config = model.config.replace(
             id2label=dict(enumerate(labels)),
             num_labels=len(labels),
@@ -99,8 +103,11 @@ class LlamaForSequenceClassification(Pretrained):
         Raises:
             ValueError: If a row is all padding, a batch has neither mask nor ``pad_token_id``, or labels have another
                 shape or are out of range.
-            TypeError: If labels of single-label classification are not int64.
+            TypeError: If an argument is no tensor, or labels of single-label classification are not int64.
         """
+        for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask), ("labels", labels)):
+            if tensor is not None or name == "input_ids":
+                instance(name, tensor, Tensor, "a tensor")
         padding = self.config.pad_token_id
         if attention_mask is None:
             if padding is None and input_ids.shape[0] > 1:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bpe_llama._arguments import instance
 from bpe_llama._core import shown
 from bpe_llama._files import atomic_write
 from bpe_llama._gguf.token_types import end_ids
@@ -83,6 +84,7 @@ def save_gguf(
             embedding although ``tie_word_embeddings`` is true; both are then written.
 
     Raises:
+        TypeError: If the model is no `LlamaForCausalLM`, such as a classifier.
         ValueError: If the dtype is unknown, llama.cpp does not compute what the config says, or layers were replaced by
             adapted or quantized ones.
         OSError: If the file cannot be written.
@@ -103,9 +105,12 @@ def save_gguf(
     import gguf
 
     path = Path(path)
-    stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
+    instance("model", model, LlamaForCausalLM)
+    chosen = str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype
+    stored = FORMATS.get(chosen)
     if stored is None:
-        raise ValueError(f"dtype is {shown(dtype)}; expected auto, {', '.join(FORMATS)}")
+        whose = ", the model's own" if dtype == "auto" else ""
+        raise ValueError(f"dtype is {shown(chosen)}{whose}; expected auto, {', '.join(FORMATS)}")
     expected = expected_shapes(model.config)
     check_plain(model, expected)
     tokenizer = dict(tokenizer or {})

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama._arguments import boolean, instance, integer, iterator, one_of
+from bpe_llama._arguments import boolean, instance, integer, iterator, one_of, wrong
 from bpe_llama._core import Linear, has_avx512
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.moe.fused import FusedExperts, SplitExperts
@@ -398,6 +398,8 @@ def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
     """
     instance("model", model, nn.Module, "a torch.nn.Module")
     instance("dtype", dtype, torch.dtype, "a torch.dtype")
+    if not dtype.is_floating_point:
+        raise ValueError(wrong("dtype", dtype, "a dtype of floats"))
     frozen = _is_frozen(model)
     for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")

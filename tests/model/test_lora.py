@@ -459,6 +459,7 @@ def test_a_weighted_sum_is_loaded_again(
     model = tiny_model()
     lora.add(model, rank=2, name="first", init_lora_weights=False, **first)
     lora.add(model, rank=2, name="second", init_lora_weights=False, **second)
-    lora.add_weighted_adapter(model, ["first", "second"], [0.7, -0.3], "both", "cat")
+    names, weights = iter(["first", "second"]), iter([0.7, -0.3])  # read once
+    lora.add_weighted_adapter(model, names, weights, "both", "cat")  # type: ignore[arg-type]
     lora.save(model, tmp_path, "both")
     assert_close(lora.load(tiny_model(), tmp_path)(ids).logits, model(ids).logits)

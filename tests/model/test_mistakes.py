@@ -13,9 +13,19 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama._arguments import keywords_of
-from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, TextGenerator, lora, perplexity, training
+from bpe_llama.model import (
+    KVCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    TextGenerator,
+    lora,
+    perplexity,
+    training,
+)
 from bpe_llama.model.adapters.arguments import AdapterFields
 from bpe_llama.model.adapters.config import AdapterConfig
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.evaluation.text import evaluate_text
 from bpe_llama.model.families.deepseek_v2 import DeepseekV2Config
 from bpe_llama.model.families.deepseek_v3 import DeepseekV3Config
@@ -63,6 +73,17 @@ MODEL = [
         "model(torch.cat([ids, ids]), torch.ones(1, 3))",
         ValueError,
         "attention_mask has shape (1, 3); expected (2, S), one row for each of input_ids",
+    ),
+    ("judge([[1, 5]])", TypeError, "input_ids must be a tensor, got [[1, 5]]"),
+    ("judge(ids, [[1, 1, 1]])", TypeError, "attention_mask must be a tensor, got [[1, 1, 1]]"),
+    ("judge(ids, labels=[1])", TypeError, "labels must be a tensor, got [1]"),
+    ("judge.from_causal_lm(model, 'yes')", TypeError, "labels must be a list of names, got 'yes'"),
+    ("judge.from_causal_lm('model', ['a', 'b'])", TypeError, "model must be a LlamaForCausalLM, got 'model'"),
+    ("save_gguf(judge, folder / 'm.gguf')", TypeError, "model must be a LlamaForCausalLM, got LlamaForSequenceCl"),
+    (
+        "save_gguf(LlamaForCausalLM(config, dtype='float64'), folder / 'm.gguf')",
+        ValueError,
+        "dtype is 'float64', the model's own; expected auto, float32",
     ),
     ("LlamaConfig(layers=2)", TypeError, "unexpected keyword argument 'layers'"),
     (
@@ -306,6 +327,7 @@ ADAPTERS = [
         "group_size is 7; expected 32, 64, 128 or 256, and a divisor",
     ),
     ("quantize(model, 'int8', skip='lm_head')", TypeError, "skip must be a list of names, got 'lm_head'"),
+    ("dequantize(model, torch.int8)", ValueError, "dtype must be a dtype of floats, got torch.int8"),
     ("dequantize(model, 'float32')", TypeError, "dtype must be a torch.dtype, got 'float32'"),
 ]
 MISTAKES = [*MODEL, *GENERATION, *TRAINING, *ADAPTERS]
@@ -333,7 +355,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         },
         **{"lora": lora, "perplexity": perplexity, "quantize": quantize, "dequantize": dequantize, "torch": torch},
         **{"training": training, "TrainConfig": TrainConfig},
-        "evaluate_text": evaluate_text,
+        **{"evaluate_text": evaluate_text, "save_gguf": save_gguf, "judge": LlamaForSequenceClassification(config)},
         "generator": TextGenerator(model, tok),
         "ids": torch.tensor([[1, 5, 7]]),
         "file": str(folder / "corpus.txt"),
