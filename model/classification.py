@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama._arguments import instance, iterator
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM, LlamaModel
 from bpe_llama.model.pretrained import Pretrained
@@ -26,7 +27,7 @@ class SequenceClassifierOutput:
 
 
 class LlamaForSequenceClassification(Pretrained):
-    """Classifies a sequence by the hidden state of its last token.
+    """Classifies a sequence by the hidden state of its last token that is not the config's ``pad_token_id``.
 
     ``from_pretrained`` also loads the folder of a causal LM; it then initializes the head, which needs training, and
     warns. ``num_labels=3`` sets the number of labels.
@@ -58,6 +59,7 @@ class LlamaForSequenceClassification(Pretrained):
             seed: Seed of the head.
 
         Raises:
+            TypeError: If the model is no `LlamaForCausalLM`, or ``labels`` is a text or no collection.
             ValueError: If there are fewer than 2 labels, or two of one name.
 
         Example:
@@ -68,8 +70,10 @@ class LlamaForSequenceClassification(Pretrained):
             >>> judge.score.weight.shape, judge.config.label_names
             (torch.Size([2, 16]), ['no', 'yes'])
         """
+        instance("model", model, LlamaForCausalLM)
+        labels = list(iterator("labels", labels, "a list of names"))
         if len(labels) < 2 or len(set(labels)) < len(labels):
-            raise ValueError(f"labels are {list(labels)!r:.200}; expected at least 2 different ones")
+            raise ValueError(f"labels are {labels!r:.200}; expected at least 2 different ones")
         config = model.config.replace(
             id2label=dict(enumerate(labels)),
             num_labels=len(labels),
@@ -81,6 +85,8 @@ class LlamaForSequenceClassification(Pretrained):
         classifier.model.config = config
         classifier.score.to_empty(device=model.device)
         classifier.reset_parameters(seed, only=cls.NEW_HEAD)
+        if "adapter_configs" in vars(model):  # of the adapters in its decoder
+            vars(classifier)["adapter_configs"] = dict(vars(model)["adapter_configs"])
         return classifier.train(model.training)
 
     def forward(
@@ -97,10 +103,13 @@ class LlamaForSequenceClassification(Pretrained):
         Raises:
             ValueError: If a row is all padding, a batch has neither mask nor ``pad_token_id``, or labels have another
                 shape or are out of range.
-            TypeError: If labels of single-label classification are not int64.
+            TypeError: If an argument is no tensor, or labels of single-label classification are not int64.
         """
+        for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask), ("labels", labels)):
+            if tensor is not None or name == "input_ids":
+                instance(name, tensor, Tensor, "a tensor")
+        padding = self.config.pad_token_id
         if attention_mask is None:
-            padding = self.config.pad_token_id
             if padding is None and input_ids.shape[0] > 1:
                 raise ValueError("several texts need an attention_mask or a pad_token_id in the config")
             attention_mask = torch.ones_like(input_ids) if padding is None else (input_ids != padding).long()
@@ -109,6 +118,8 @@ class LlamaForSequenceClassification(Pretrained):
         if empty:
             raise ValueError(f"rows {empty} are all padding; there is no token to classify")
         hidden_BTD = self.model(input_ids, attention_mask)
+        if padding is not None:
+            present_BT = present_BT & (input_ids != padding)  # as in transformers, even if the mask keeps it
         last_B = (torch.arange(input_ids.shape[1], device=input_ids.device) * present_BT).argmax(-1)
         logits_BL = self.score(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
         return SequenceClassifierOutput(logits_BL, None if labels is None else self._loss(logits_BL, labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,7 +324,8 @@ class LlamaConfig:
     def replace(self, **changes: Any) -> LlamaConfig:
         """Return a copy with some values changed; a RoPE field replaces the values of all three RoPE fields.
 
-        A new ``num_labels`` drops the labels' names.
+        A new ``num_labels`` drops the labels' names. ``head_dim`` and ``num_key_value_heads`` follow new values of
+        ``hidden_size`` and ``num_attention_heads`` if they have the values that a config without them gets.
 
         Example:
             >>> LlamaConfig().replace(rope_theta=500_000.0).rope_parameters["rope_theta"]
@@ -331,6 +333,13 @@ class LlamaConfig:
         """
         if changes.get("num_labels", self.num_labels) != self.num_labels:
             changes.setdefault("id2label", None)
+        derived = {"head_dim": self.hidden_size / self.num_attention_heads}
+        if "num_attention_heads" in changes:
+            derived["num_key_value_heads"] = self.num_attention_heads
+        if {"hidden_size", "num_attention_heads"} & changes.keys():
+            for name, value in derived.items():
+                if getattr(type(self), name) is None and getattr(self, name) == value:
+                    changes.setdefault(name, None)
         if "rope_theta" in changes:
             changes.setdefault("rope_scaling", self.rope_scaling)
         elif "rope_scaling" in changes:
@@ -359,6 +368,14 @@ class LlamaConfig:
         if not issubclass(config_class, cls):
             raise ValueError(f"model_type is {shown(values['model_type'])}; expected that of a {cls.__name__}")
         picked = fields_of(values, {field.name for field in dataclasses.fields(config_class)})
+        count, names = picked.get("num_labels"), picked.get("id2label")
+        if isinstance(count, int) and isinstance(names, Mapping) and names and len(names) != count:
+            warnings.warn(
+                f"num_labels is {count}, but id2label has {len(names)} names, which are dropped, as in transformers",
+                UserWarning,
+                stacklevel=3,
+            )
+            picked["id2label"] = None
         slices = picked.get("pretraining_tp")
         try:
             return config_class(**picked)

@@ -117,10 +117,13 @@ class LlamaModel(Pretrained):
         for name, tensor in (("position_ids", position_ids), ("document_ids", document_ids)):
             if tensor is not None:
                 instance(name, tensor, Tensor, "a tensor, (batch, length)")
-        if position_ids is not None and (position_ids.ndim != 2 or position_ids.shape[1] != length):
+        if position_ids is not None and tuple(position_ids.shape) not in ((batch, length), (1, length)):
             raise ValueError(
                 f"position_ids has shape {tuple(position_ids.shape)}; expected ({batch}, {length}) or (1, {length})"
             )
+        if isinstance(attention_mask, Tensor) and (attention_mask.ndim != 2 or attention_mask.shape[0] != batch):
+            found = tuple(attention_mask.shape)
+            raise ValueError(f"attention_mask has shape {found}; expected ({batch}, S), one row for each of input_ids")
         if past_key_values is not None:
             instance("past_key_values", past_key_values, KVCache)
         documents = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._arguments import boolean, check_keywords, instance, integer, keywords_of, torch_seed, wrong
+from bpe_llama._arguments import boolean, check_keywords, instance, integer, iterator, keywords_of, torch_seed, wrong
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import shown
 from bpe_llama._hub.fetching import HUB_OPTIONS, HubOptions, local_path
@@ -262,16 +262,14 @@ class Pretrained(nn.Module):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {shown(value)}; expected an integer of at least 1")
         size += -size % multiple
-        pieces = dict(pieces or {})
+        pieces = {new: list(iterator(f"pieces[{new}]", old, "a list of ids")) for new, old in (pieces or {}).items()}
         if size == before and not pieces:
             return embedding
         if pieces and not mean_resizing:
             raise ValueError("mean_resizing is false, but pieces are given, which are for means; expected one of them")
         for new, old in pieces.items():
             if not 0 <= new < size or not old or not all(0 <= piece < before for piece in old):
-                raise ValueError(
-                    f"pieces of id {new} are {list(old)}; expected ids below {before}, for an id below {size}"
-                )
+                raise ValueError(f"pieces of id {new} are {old}; expected ids below {before}, for an id below {size}")
         config = self.config.replace(vocab_size=size)  # raises for a special id without a row
         lost = [token_id for token_id in self.generation_config.eos_token_ids if size <= token_id < before]
         if lost:

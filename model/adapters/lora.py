@@ -138,7 +138,8 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
     Args:
         model: A model with adapters.
         names: Names of adapters, each once; without names no adapter is active.
-        weights: A factor of each adapter's update, 1 by default; peft's ``set_scale``.
+        weights: A factor of each adapter's low-rank update, 1 by default; peft's ``set_scale``. Trained rows, biases
+            and ``modules_to_save`` replace the model's whatever the factor, as in peft.
 
     Raises:
         ValueError: If there is no such adapter, adapters are merged, two of them replace the same module, or there is
@@ -296,13 +297,15 @@ def add_weighted_adapter(
     Raises:
         ValueError: If an adapter is unknown or not plain LoRA, the name is taken, or the combination type is unknown.
     """
-    for name in iterator("adapters", adapters, "a list of names"):
+    adapters = list(iterator("adapters", adapters, "a list of names"))
+    weights = list(iterator("weights", weights, "a list of numbers"))
+    for name in adapters:
         _check_known(model, name)
     _check_name(model, adapter_name)
     if combination_type not in weighted.KINDS:
         raise ValueError(f"combination_type is {shown(combination_type)}; expected one of {', '.join(weighted.KINDS)}")
     if not adapters or len(weights) != len(adapters) or not all(map(math.isfinite, weights)):
-        raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {list(adapters)}")
+        raise ValueError(f"weights are {weights}; expected a finite number for each of {adapters}")
     if svd_rank is not None and svd_rank < 1:
         raise ValueError(f"svd_rank is {svd_rank}; expected at least 1")
     kind = "linear" if len(adapters) == 1 else combination_type
@@ -316,6 +319,8 @@ def add_weighted_adapter(
                 updates.append((update, weight))
         if updates:
             parts[path] = weighted.weighted_part(updates, kind, config.r)
+    if set(files.targeted(config, dict(base_modules(model)))) != parts.keys():
+        config = weighted.targeting(config, sorted(parts))
     _inject(model, adapter_name, config, inject.prepare(config, parts, model, "adapter"))
     return model
 

@@ -60,6 +60,11 @@ def weighted_config(
     )
 
 
+def targeting(config: AdapterConfig, paths: Sequence[str]) -> AdapterConfig:
+    """Return a config whose target modules are these paths: adapters of other layers have no other config in common."""
+    return replace(config, target_modules=tuple(paths), exclude_modules=(), layers_to_transform=None, layers_pattern=())
+
+
 def weighted_part(updates: Sequence[tuple[Adapter | EmbeddingAdapter, float]], kind: str, rank: int) -> ModuleTensors:
     """Return a layer's matrices of a weighted sum of updates; see `lora.add_weighted_adapter` for ``kind``."""
     pairs = [_matrices(update) for update, _ in updates]

@@ -222,14 +222,20 @@ class KVCache:
         """Drop the tokens of each slot from the given length on (padding, rejected draft tokens).
 
         Raises:
+            TypeError: If a length is not an integer.
             ValueError: If there is not one length for each slot, or a slot is shorter than its new length.
         """
+        self.lengths[:] = self._new_lengths(lengths)
+
+    def _new_lengths(self, lengths: Sequence[int]) -> list[int]:
+        """Return the checked argument of `truncate`."""
         if len(lengths) != self.batch_size:
             raise ValueError(f"{len(lengths)} lengths for {self.batch_size} slots")
-        for slot, (length, present) in enumerate(zip(lengths, self.lengths, strict=True)):
+        checked = [integer(f"lengths[{slot}]", length) for slot, length in enumerate(lengths)]
+        for slot, (length, present) in enumerate(zip(checked, self.lengths, strict=True)):
             if not 0 <= length <= present:
                 raise ValueError(f"slot {slot} holds {present} tokens; it cannot be cut to {length}")
-        self.lengths[:] = lengths
+        return checked
 
     @torch.inference_mode(False)  # a tensor allocated in inference mode could not be written to outside of it
     @torch.no_grad()
@@ -270,8 +276,13 @@ class KVCache:
         Args:
             sources: One slot for each slot.
             start: The first column that differs between slots; earlier ones are not copied.
+
+        Raises:
+            TypeError: If a source is not an integer.
+            ValueError: If there is not one source for each slot, or one is not a slot.
         """
-        if list(sources) == list(range(self.batch_size)):
+        sources = self._checked_sources(sources)
+        if sources == list(range(self.batch_size)):
             return
         index = torch.tensor(sources, device=self.keys[0].device)
         end = max(self.lengths)
@@ -280,6 +291,16 @@ class KVCache:
         ):  # index_select copies before the write
             layers[..., start:end, :] = layers[..., start:end, :].index_select(1, index)
         self._reorder_lengths(sources)
+
+    def _checked_sources(self, sources: Sequence[int]) -> list[int]:
+        """Return the checked argument of `reorder`."""
+        checked = [integer(f"sources[{slot}]", source) for slot, source in enumerate(sources)]
+        if len(checked) != self.batch_size:
+            raise ValueError(f"sources is {checked}; expected one slot for each of {self.batch_size}")
+        for slot, source in enumerate(checked):
+            if not 0 <= source < self.batch_size:
+                raise ValueError(f"sources[{slot}] is {source}; expected 0 to {self.batch_size - 1}")
+        return checked
 
     def _reorder_lengths(self, sources: Sequence[int]) -> None:
         self.lengths[:] = [self.lengths[source] for source in sources]

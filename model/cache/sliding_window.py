@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from bpe_llama._arguments import instance, integer
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.windows import most_keys
@@ -51,16 +52,16 @@ class SlidingWindowCache(KVCache):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        instance("config", config, LlamaConfig)
         window = config.windows[0]
         if window is None or len(set(config.windows)) > 1:
             found = "this model has no sliding_window" if not any(config.windows) else "its layers differ in theirs"
             raise ValueError(f"a sliding-window cache needs a window that all layers share, but {found}")
-        if chunk < 1:
-            raise ValueError(f"chunk is {chunk}; expected at least 1")
-        self._limit = config.max_position_embeddings if max_length is None else max_length
-        self.chunk = chunk
+        self.chunk = chunk = integer("chunk", chunk, 1)
+        self._limit = config.max_position_embeddings if max_length is None else integer("max_length", max_length, 1)
         # A pass writes all its tokens before it attends: the first one's window must still be in the cache.
         super().__init__(config, batch_size, most_keys(window) + chunk - 1, dtype=dtype, device=device)
+        self._longest = [0] * self.batch_size  # tokens of each slot before `truncate`; views share the list
 
     @property
     def capacity(self) -> int:
@@ -83,15 +84,40 @@ class SlidingWindowCache(KVCache):
         positions_BS = last_B1 - (last_B1 - column_S) % count
         return CacheColumns(0, count, positions_BT % count, positions_BT, positions_BS)
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Drop the tokens of each slot from the given length on: the last ``chunk`` at most, or all, once a slot wraps.
+
+        Raises:
+            TypeError: If a length is not an integer.
+            ValueError: If there is not one length for each slot, a slot is shorter than its new length, or tokens that
+                the window covers were overwritten.
+        """
+        checked, longest = self._new_lengths(lengths), list(self._longest)
+        for slot, (length, present) in enumerate(zip(checked, self.lengths, strict=True)):
+            if length == present:
+                continue
+            place = self.first_slot + slot
+            most = longest[place] = max(present, longest[place]) if length else 0
+            if most > self.store.shape[4] and most - length > self.chunk:
+                raise ValueError(
+                    f"slot {slot} held {most} tokens; it cannot be cut to {length}: expected 0, or at least "
+                    f"{most - self.chunk}, since a sliding-window cache drops no more than its chunk of {self.chunk}"
+                )
+        self.lengths[:], self._longest[:] = checked, longest
+
     def copy(self, source: int, target: int) -> None:
         """Copy one slot to another (several sequences of one prompt)."""
         self.store[:, :, target] = self.store[:, :, source]
         self._copy_lengths(source, target)
+        self._longest[self.first_slot + target] = self._longest[self.first_slot + source]
 
     def reorder(self, sources: Sequence[int], start: int = 0) -> None:
         """Copy slot ``sources[slot]`` to each ``slot`` at once (beam search); all columns move."""
+        sources = self._checked_sources(sources)
         self.store.copy_(self.store.index_select(2, torch.tensor(sources, device=self.store.device)))
         self._reorder_lengths(sources)
+        first = self.first_slot
+        self._longest[first : first + len(sources)] = [self._longest[first + source] for source in sources]
 
     def widened(self, max_length: int) -> KVCache:
         """Return this cache, whose sequences may now have ``max_length`` tokens; its memory does not grow."""

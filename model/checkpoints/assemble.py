@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -56,6 +57,27 @@ def expected_shapes(
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
     return shapes
+
+
+def config_of_weights(model: Pretrained) -> LlamaConfig:
+    """Return the model's config, with ``tie_word_embeddings`` false and a warning if the head differs.
+
+    The head of a tied model gets a weight of its own if it is replaced: quantized and dequantized, or set by hand.
+    """
+    head, embedding = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "embed_tokens", None)
+    if not model.config.tie_word_embeddings or not isinstance(head, nn.Linear) or not isinstance(embedding, nn.Module):
+        return model.config
+    tied = embedding.weight
+    assert isinstance(tied, Tensor)  # for the type checker
+    if head.weight is tied or torch.equal(head.weight, tied.to(head.weight)):
+        return model.config
+    warnings.warn(
+        "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight; both are written, "
+        "with tie_word_embeddings false",
+        UserWarning,
+        stacklevel=4,
+    )
+    return model.config.replace(tie_word_embeddings=False)
 
 
 def check_counts(names: Iterable[str], config: LlamaConfig, source: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -68,7 +68,8 @@ def average(
         _check_alike(found[0], other)
     model = empty_model(found[0].config, found[0].dtype, resolve_device(device), model_class)
     model.generation_config = found[0].generation_config
-    return fill(model, _means(found, shares, progress))
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}  # of a router's bias always float32
+    return fill(model, _means(found, shares, dtypes, progress))
 
 
 def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
@@ -84,7 +85,10 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
 
 
 def _means(
-    found: Sequence[Checkpoint], shares: Sequence[float], progress: Callable[[int, int], None] | None
+    found: Sequence[Checkpoint],
+    shares: Sequence[float],
+    dtypes: Mapping[str, torch.dtype],
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, Tensor]]:
     for done, name in enumerate(found[0].tensors, start=1):
         total: Tensor | None = None
@@ -93,7 +97,7 @@ def _means(
             part = next(iter(read(stored.path, [theirs])))[1].double().mul_(share)
             total = part if total is None else total.add_(part)
         assert total is not None  # for the type checker
-        mean = total.div_(sum(shares)).to(found[0].dtype)
+        mean = total.div_(sum(shares)).to(dtypes[name])
         if not mean.isfinite().all():
             raise ValueError(f"{name}: the mean of {', '.join(str(one.folder) for one in found)} is not finite")
         yield name, mean

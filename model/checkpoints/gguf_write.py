@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bpe_llama._arguments import instance
 from bpe_llama._core import shown
 from bpe_llama._files import atomic_write
 from bpe_llama._gguf.token_types import end_ids
 from bpe_llama._gguf.writer import with_end_ids
-from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes, interleaved_rows
+from bpe_llama.model.checkpoints.assemble import check_plain, config_of_weights, expected_shapes, interleaved_rows
 from bpe_llama.model.checkpoints.gguf_config import (
     SAMPLING_KEYS,
     config_from_gguf,
@@ -79,9 +80,11 @@ def save_gguf(
         progress: Called after each tensor with the tensors written so far and their total.
 
     Warns:
-        UserWarning: If GGUF has no key for one of the EOS ids or generation defaults.
+        UserWarning: If GGUF has no key for one of the EOS ids or generation defaults, or the head differs from the
+            embedding although ``tie_word_embeddings`` is true; both are then written.
 
     Raises:
+        TypeError: If the model is no `LlamaForCausalLM`, such as a classifier.
         ValueError: If the dtype is unknown, llama.cpp does not compute what the config says, or layers were replaced by
             adapted or quantized ones.
         OSError: If the file cannot be written.
@@ -102,9 +105,12 @@ def save_gguf(
     import gguf
 
     path = Path(path)
-    stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
+    instance("model", model, LlamaForCausalLM)
+    chosen = str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype
+    stored = FORMATS.get(chosen)
     if stored is None:
-        raise ValueError(f"dtype is {shown(dtype)}; expected auto, {', '.join(FORMATS)}")
+        whose = ", the model's own" if dtype == "auto" else ""
+        raise ValueError(f"dtype is {shown(chosen)}{whose}; expected auto, {', '.join(FORMATS)}")
     expected = expected_shapes(model.config)
     check_plain(model, expected)
     tokenizer = dict(tokenizer or {})
@@ -236,7 +242,8 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
     Raises:
         ValueError: If llama.cpp does not compute what the config says; it names the fields.
     """
-    metadata, tensors = _metadata_of(model.config), _tensors(model)
+    config = config_of_weights(model)
+    metadata, tensors = _metadata_of(config), _tensors(model, config)
     shapes = {name: tuple(parts[0].shape) for name, parts in tensors.items()}
     architecture = layout_of(model.config.family).architecture
     stated = {**metadata, "general.architecture": architecture}
@@ -244,24 +251,24 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
         again = config_from_gguf(Content("the file", stated, shapes, lambda name: tensors[name][0]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"a GGUF file of architecture {architecture} cannot express this config: {error}") from None
-    _check_config(model.config, again)
+    _check_config(config, again)
     return metadata, tensors
 
 
-def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
+def _tensors(model: LlamaForCausalLM, config: LlamaConfig) -> dict[str, list[Tensor]]:
     """Return the tensors of each GGUF name: one, or those of all numbers of a module in order."""
-    names, state = Names(layout_of(model.config.family)), model.state_dict()
-    if model.config.tie_word_embeddings:
+    names, state = Names(layout_of(config.family)), model.state_dict()
+    if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     tensors: dict[str, list[Tensor]] = {}
     for name, weight in state.items():
         if split := names.split(name):
-            parts = split[0].split(model.config, weight)
+            parts = split[0].split(config, weight)
             tensors |= {part: [tensor] for part, tensor in zip(split[1], parts, strict=True)}
             continue
         target, _ = names.gguf(name)
         tensors.setdefault(target, []).append(weight)
-    tensors |= {name: [tensor] for name, tensor in rope_tensors(model.config).items()}
+    tensors |= {name: [tensor] for name, tensor in rope_tensors(config).items()}
     return tensors
 
 

@@ -18,6 +18,7 @@ from bpe_llama.model.checkpoints.assemble import (
     check_counts,
     check_plain,
     check_shapes,
+    config_of_weights,
     empty_model,
     expected_shapes,
     fill,
@@ -181,34 +182,38 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
             a ``model_type`` that transformers does not load.
 
     Warns:
-        UserWarning: If the model is a classifier of a family of which transformers has none.
+        UserWarning: If the model is a classifier of a family of which transformers has none, or its head differs from
+            the embedding although ``tie_word_embeddings`` is true; it is then written as untied.
 
     Raises:
         ValueError: If layers were adapted or quantized, or the model is not portable; it names the option.
         OSError: If the folder cannot be written.
     """
     folder = Path(folder)
-    config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
+    config = model.config
     if portable and config.unknown_to_transformers:
         name, value = next(iter(config.unknown_to_transformers.items()))
         raise ValueError(
             f"{name} is {shown(value)}, which transformers' {config.model_type} does not compute; "
             "save_pretrained(folder, portable=False) writes a folder that this package alone reads"
         )
-    expected = expected_shapes(config, type(model))
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in expected}
-    check_plain(model, expected)
+    check_plain(model, expected_shapes(config, type(model)))
+    config = config_of_weights(model)
+    left_out = {HEAD} if config.tie_word_embeddings else set()
+    tensors = {
+        name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name not in left_out
+    }
     with write_together(folder, "config.json", [FILE]) as temporary:
         save_tensors(tensors, temporary / WEIGHTS, {"format": "pt"})
-        write_config(model, temporary)
+        write_config(model, temporary, config)
         if model.generation_config.values:
             text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
             write_text(temporary / FILE, text)
 
 
-def write_config(model: Pretrained, folder: Path) -> None:
+def write_config(model: Pretrained, folder: Path, config: LlamaConfig | None = None) -> None:
     """Write the ``config.json`` of a model, with the dtype of its weights and its class in transformers."""
-    config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
+    config = (config or model.config).replace(dtype=str(model.dtype).removeprefix("torch."))
     described = config.to_dict() | {"architectures": [_architecture(model)]}
     write_text(folder / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
 

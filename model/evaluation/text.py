@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bpe_llama._arguments import instance, integer
+from bpe_llama._arguments import check_surrogates, instance, integer, iterator, string
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.token_files import begins_and_ends
 from bpe_llama._progress import ProgressOption, reporting
@@ -102,8 +102,9 @@ def evaluate_text(
         progress: Show a progress bar on stderr; None: only if stderr is a terminal.
 
     Raises:
-        ValueError: If no token can be scored, the tokenizer has more ids than the model, or ``window``, ``stride`` or
-            ``batch_size`` is out of range.
+        TypeError: If ``documents`` is one text, or a document is no ``str``.
+        ValueError: If no token can be scored, a document has a lone surrogate, the tokenizer has more ids than the
+            model, or ``window``, ``stride`` or ``batch_size`` is out of range.
 
     Cost: the ids of all documents in memory; one forward pass a batch.
 
@@ -125,7 +126,9 @@ def evaluate_text(
     before, _ = begins_and_ends(tokenizer)
     rows: list[Row] = []
     count = size = 0
-    for text in documents:
+    for text in iterator("documents", documents, "a list of texts"):
+        name = f"documents[{count}]"
+        check_surrogates(name, string(name, text))
         count += 1
         own = tokenizer.encode_ordinary(text)
         size += len(text.encode()) - (len(tokenizer.decode_bytes(own[:1])) if own and not before else 0)

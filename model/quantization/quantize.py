@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama._arguments import boolean, instance, integer, iterator, one_of
+from bpe_llama._arguments import boolean, instance, integer, iterator, one_of, wrong
 from bpe_llama._core import Linear, has_avx512
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.moe.fused import FusedExperts, SplitExperts
@@ -292,8 +292,8 @@ def quantize(
         skip: Last parts of the names of layers that are not quantized.
 
     Raises:
-        ValueError: If the kind is unknown or the group size does not divide a layer's inputs. The model is then
-            unchanged.
+        ValueError: If the kind is unknown, the group size does not divide a layer's inputs, or adapters are merged into
+            a layer. The model is then unchanged.
 
     Example:
         >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
@@ -310,6 +310,10 @@ def quantize(
         integer("group_size", group_size)
     skip = tuple(iterator("skip", skip, "a list of names"))
     layers = _layers(model, skip)
+    for path in layers:
+        if getattr(model.get_submodule(path.rpartition(".")[0]), "unmerged", None) is not None:
+            where = path.removesuffix(".base_layer")
+            raise ValueError(f"adapters are merged into {where}; expected them unmerged or removed before quantization")
     if group_size is None:
         group_size = _group_size(layers)
     if kind == "int4":
@@ -388,17 +392,34 @@ def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> Q
 
 
 def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
-    """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model."""
+    """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model.
+
+    Its weights are frozen if all other weights of the model are, adapters aside, as below an adapter.
+    """
     instance("model", model, nn.Module, "a torch.nn.Module")
     instance("dtype", dtype, torch.dtype, "a torch.dtype")
+    if not dtype.is_floating_point:
+        raise ValueError(wrong("dtype", dtype, "a dtype of floats"))
+    frozen = _is_frozen(model)
     for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-        plain.weight = nn.Parameter(module.dequantized().to(dtype))
-        if module.bias is not None:
-            plain.bias = nn.Parameter(module.bias.to(dtype))
+        plain.weight = nn.Parameter(module.dequantized().to(dtype), requires_grad=not frozen)
+        if module.bias is not None:  # an adapter may train it
+            plain.bias = nn.Parameter(module.bias.to(dtype), requires_grad=not frozen or module.bias.requires_grad)
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, plain)
     for path, experts in [(path, m) for path, m in model.named_modules() if isinstance(m, SplitExperts)]:
         parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, experts.fused())
+        setattr(model.get_submodule(parent), last, experts.fused().requires_grad_(not frozen))
     return model
+
+
+def _is_frozen(model: nn.Module) -> bool:
+    """Return whether no weight of a model is trained, adapters and quantized layers aside; False if it has no other."""
+    quantized = {id(bias) for m in model.modules() if isinstance(m, QuantizedLinear) for bias in m.parameters()}
+    others = [
+        weight.requires_grad
+        for path, weight in model.named_parameters()
+        if id(weight) not in quantized and ".adapters." not in path and ".replacements." not in path
+    ]
+    return bool(others) and not any(others)

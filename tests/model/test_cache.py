@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.testing import assert_close
 
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.cache import KVCache, QuantizedCache, SlidingWindowCache
@@ -109,6 +110,30 @@ def test_copy_and_reorder_in_every_form(tiny_model: Make) -> None:
         assert torch.equal(cache.store[:, :, 2, :, :2], before[0][:, :, 2, :, :2])
 
 
+def test_the_sliding_window_cache_drops_its_chunk_or_all(tiny_model: Make) -> None:
+    """Before, a deeper cut of a cache that had wrapped gave wrong logits."""
+    model = tiny_model(sliding_window=4)
+    ids = torch.arange(3, 23)[None]
+
+    def filled(length: int) -> SlidingWindowCache:
+        cache = SlidingWindowCache(model.config, 1, 60, chunk=3)
+        for token in ids[0, :length]:
+            model(token.view(1, 1), past_key_values=cache)
+        return cache
+
+    for before, after in [(6, 1), (17, 14), (17, 0)]:
+        cache = filled(before)
+        cache.truncate([after])
+        again = model(ids[:, after : after + 3], past_key_values=cache).logits
+        assert_close(again, model(ids[:, : after + 3]).logits[:, -3:])
+    cache = filled(17)
+    cache.rows(0, 1).truncate([16])
+    cache.truncate([15])
+    with pytest.raises(ValueError, match=r"slot 0 held 17 tokens; it cannot be cut to 13: expected 0, or at least 14"):
+        cache.truncate([13])
+    assert cache.lengths == [15]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_of_the_quantized_cache(tiny_model: Make, ids: Tensor, dtype: torch.dtype) -> None:
     model = tiny_model().to(dtype)
@@ -174,5 +199,15 @@ def test_refusals(tiny_model: Make, ids: Tensor) -> None:
         ring.place(1, 4)
     with pytest.raises(ValueError, match="chunk is 0"):
         SlidingWindowCache(tiny_model(sliding_window=4).config, chunk=0)
+    for value, error in ((0, ValueError), (-5, ValueError), ("a", TypeError)):
+        with pytest.raises(error, match="max_length"):
+            SlidingWindowCache(tiny_model(sliding_window=4).config, 1, value)
+    for cache in (KVCache(tiny_model().config, 2, 8), SlidingWindowCache(tiny_model(sliding_window=4).config, 2, 8)):
+        with pytest.raises(TypeError, match=r"lengths\[1\] must be an int, got 1\.5"):
+            cache.truncate([0, 1.5])
+        with pytest.raises(ValueError, match=r"sources is \[0\]; expected one slot for each of 2"):
+            cache.reorder([0])
+        with pytest.raises(ValueError, match=r"sources\[1\] is 5; expected 0 to 1"):
+            cache.reorder([0, 5])
     with pytest.raises(ValueError, match="takes no attention_mask"):
         tiny_model(sliding_window=4)(ids[:1, :3], torch.ones(1, 6), past_key_values=ring)

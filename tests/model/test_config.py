@@ -247,3 +247,23 @@ def test_llama3_factors_may_be_equal() -> None:
     at = 1 / (2 * torch.pi)
     rope = LLAMA3 | {"rope_theta": 1.0, "low_freq_factor": at, "high_freq_factor": at}
     assert inverse_frequencies(rope | {"original_max_position_embeddings": 1}, 4, 8, 8)[0] == [1.0, 1.0]
+
+
+def test_num_labels_of_a_file_decides_as_in_transformers() -> None:
+    """Before, the number of names did."""
+    values = {"num_labels": 5, "id2label": {"0": "no", "1": "yes"}}
+    with pytest.warns(UserWarning, match="num_labels is 5, but id2label has 2 names"):
+        config = LlamaConfig.from_dict(values)
+    assert config.num_labels == 5 and config.label_names[:2] == ["LABEL_0", "LABEL_1"]
+
+
+def test_derived_sizes_follow_replaced_ones() -> None:
+    """Before, they kept the value that followed from the old sizes."""
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4)
+    wide, few = config.replace(hidden_size=128), config.replace(num_attention_heads=2)
+    assert (wide.head_dim, wide.num_key_value_heads) == (32, 4)
+    assert (few.head_dim, few.num_key_value_heads) == (32, 2)
+    assert config.replace(hidden_size=128, head_dim=16).head_dim == 16
+    grouped = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    wide, many = grouped.replace(hidden_size=128), grouped.replace(num_attention_heads=8)
+    assert (wide.head_dim, many.num_key_value_heads) == (8, 2)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, lora, quantize
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token
 from bpe_llama.model.generation.engine import Engine
@@ -233,6 +233,28 @@ def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) ->
     assert lora.shared_layers(lora.add(tiny_model(), target_modules=("lm_head",))) == []
 
 
+def test_merged_layers_are_not_quantized(tiny_model: Make, ids: Tensor) -> None:
+    """Before, the adapters could be neither unmerged nor activated afterwards."""
+    model = lora.add(tiny_model(), rank=2, init_lora_weights=False)
+    adapted = model(ids).logits
+    lora.merge(model)
+    with pytest.raises(
+        ValueError, match=r"adapters are merged into model\.layers\.0\.self_attn\.q_proj; expected them"
+    ):
+        quantize.quantize(model, "int8")
+    assert_close(lora.unmerge(model)(ids).logits, adapted)
+    quantize.quantize(lora.remove(lora.merge(model)), "int8")
+
+
+def test_a_classifier_keeps_the_adapters_of_its_decoder(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+    model = lora.add(tiny_model(), rank=2, init_lora_weights=False)
+    judge = LlamaForSequenceClassification.from_causal_lm(model, ["no", "yes"])
+    lora.activate(judge)
+    lora.activate(judge, "default")
+    lora.save(judge, tmp_path)
+    assert_close(lora.load(tiny_model(), tmp_path)(ids).logits, model(ids).logits)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": ("q_proj", "down_proj")},
     "dora": {"target_modules": "all-linear", "use_dora": True, "dropout": 0.3},
@@ -419,3 +441,25 @@ def test_a_folder_of_an_adapter_is_not_a_model(tiny_model: Make, tmp_path: Path)
     lora.save(lora.add(model, rank=2), tmp_path / "adapter")
     with pytest.raises(ValueError, match="adapter: holds an adapter and no model"):
         LlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"target_modules": "all-linear"}, {"target_modules": "all-linear"}),
+        ({"layers_to_transform": [0]}, {"layers_to_transform": [1]}),
+        ({"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"]}, {"target_modules": ["k_proj"]}),
+    ],
+    ids=["all-linear", "layers", "excluded"],
+)
+def test_a_weighted_sum_is_loaded_again(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """Before, the saved config named other layers than the tensors were of, and was refused."""
+    model = tiny_model()
+    lora.add(model, rank=2, name="first", init_lora_weights=False, **first)
+    lora.add(model, rank=2, name="second", init_lora_weights=False, **second)
+    names, weights = iter(["first", "second"]), iter([0.7, -0.3])  # read once
+    lora.add_weighted_adapter(model, names, weights, "both", "cat")  # type: ignore[arg-type]
+    lora.save(model, tmp_path, "both")
+    assert_close(lora.load(tiny_model(), tmp_path)(ids).logits, model(ids).logits)

@@ -13,9 +13,20 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama._arguments import keywords_of
-from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, TextGenerator, lora, perplexity, training
+from bpe_llama.model import (
+    KVCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    TextGenerator,
+    lora,
+    perplexity,
+    training,
+)
 from bpe_llama.model.adapters.arguments import AdapterFields
 from bpe_llama.model.adapters.config import AdapterConfig
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
+from bpe_llama.model.evaluation.text import evaluate_text
 from bpe_llama.model.families.deepseek_v2 import DeepseekV2Config
 from bpe_llama.model.families.deepseek_v3 import DeepseekV3Config
 from bpe_llama.model.families.llama4 import Llama4TextConfig
@@ -48,6 +59,32 @@ MODEL = [
     ("SmolLM3Config(no_rope_layers=[ids] * 36)", ValueError, "no_rope_layers is [tensor([[1, 5, 7]]), "),
     ("DeepseekV3Config(head_dim=ids)", TypeError, "head_dim is tensor([[1, 5, 7]]); expected an integer"),
     ("DeepseekV2Config(topk_method=ids)", ValueError, "topk_method is tensor([[1, 5, 7]]); expected one of"),
+    (
+        "model(ids, position_ids=torch.tensor([[0, 1, 2]] * 2))",
+        ValueError,
+        "position_ids has shape (2, 3); expected (1, 3) or (1, 3)",
+    ),
+    (
+        "model(ids, torch.ones(2, 3))",
+        ValueError,
+        "attention_mask has shape (2, 3); expected (1, S), one row for each of input_ids",
+    ),
+    (
+        "model(torch.cat([ids, ids]), torch.ones(1, 3))",
+        ValueError,
+        "attention_mask has shape (1, 3); expected (2, S), one row for each of input_ids",
+    ),
+    ("judge([[1, 5]])", TypeError, "input_ids must be a tensor, got [[1, 5]]"),
+    ("judge(ids, [[1, 1, 1]])", TypeError, "attention_mask must be a tensor, got [[1, 1, 1]]"),
+    ("judge(ids, labels=[1])", TypeError, "labels must be a tensor, got [1]"),
+    ("judge.from_causal_lm(model, 'yes')", TypeError, "labels must be a list of names, got 'yes'"),
+    ("judge.from_causal_lm('model', ['a', 'b'])", TypeError, "model must be a LlamaForCausalLM, got 'model'"),
+    ("save_gguf(judge, folder / 'm.gguf')", TypeError, "model must be a LlamaForCausalLM, got LlamaForSequenceCl"),
+    (
+        "save_gguf(LlamaForCausalLM(config, dtype='float64'), folder / 'm.gguf')",
+        ValueError,
+        "dtype is 'float64', the model's own; expected auto, float32",
+    ),
     ("LlamaConfig(layers=2)", TypeError, "unexpected keyword argument 'layers'"),
     (
         "LlamaForCausalLM('folder')",
@@ -199,6 +236,9 @@ GENERATION = [
     ("list(generator.stream('low', n=2))", ValueError, "n is 2, but a stream is one answer"),
 ]
 TRAINING = [
+    ("evaluate_text(model, tok, 'low')", TypeError, "documents must be a list of texts, got 'low'"),
+    ("evaluate_text(model, tok, [b'low'])", TypeError, "documents[0] must be a str, got b'low'"),
+    ("evaluate_text(model, tok, ['low', 'a\\ud800'])", ValueError, "documents[1] holds '\\ud800' at character 1"),
     ("TrainConfig(max_steps='5')", TypeError, "max_steps must be an int, got '5'"),
     ("TrainConfig(max_steps=5.5)", TypeError, "max_steps must be an int, got 5.5"),
     ("TrainConfig(max_steps=0)", ValueError, "max_steps is 0, expected at least 1"),
@@ -287,6 +327,7 @@ ADAPTERS = [
         "group_size is 7; expected 32, 64, 128 or 256, and a divisor",
     ),
     ("quantize(model, 'int8', skip='lm_head')", TypeError, "skip must be a list of names, got 'lm_head'"),
+    ("dequantize(model, torch.int8)", ValueError, "dtype must be a dtype of floats, got torch.int8"),
     ("dequantize(model, 'float32')", TypeError, "dtype must be a torch.dtype, got 'float32'"),
 ]
 MISTAKES = [*MODEL, *GENERATION, *TRAINING, *ADAPTERS]
@@ -314,6 +355,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         },
         **{"lora": lora, "perplexity": perplexity, "quantize": quantize, "dequantize": dequantize, "torch": torch},
         **{"training": training, "TrainConfig": TrainConfig},
+        **{"evaluate_text": evaluate_text, "save_gguf": save_gguf, "judge": LlamaForSequenceClassification(config)},
         "generator": TextGenerator(model, tok),
         "ids": torch.tensor([[1, 5, 7]]),
         "file": str(folder / "corpus.txt"),

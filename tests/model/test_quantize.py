@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from bpe_llama.model import LlamaForCausalLM, quantize
+from bpe_llama.model import LlamaForCausalLM, lora, quantize
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.layers.moe.fused import FusedExperts
 
@@ -97,6 +97,18 @@ def test_a_quantized_model_trains_generates_and_round_trips(
     assert_close(model(ids).logits, out, atol=2e-4, rtol=1e-3)
     model.save_pretrained(tmp_path)
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("experts", [None, 2])
+def test_dequantized_weights_below_an_adapter_stay_frozen(tiny_model: Make, experts: int | None) -> None:
+    """Before, they were trained beside the adapter."""
+    model = quantize.quantize(tiny_model(**SHAPE, attention_bias=True, num_local_experts=experts), "int8")
+    lora.add(model, target_modules="all-linear", modules_to_save=["lm_head"], bias="all")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    quantize.dequantize(model)
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trained
+    plain = quantize.dequantize(quantize.quantize(tiny_model(**SHAPE), "int8"))
+    assert all(weight.requires_grad for weight in plain.parameters())
 
 
 @pytest.mark.parametrize("tied", [False, True])

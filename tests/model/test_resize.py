@@ -75,6 +75,16 @@ def test_an_earlier_optimizer_fails_instead_of_training_the_old_rows(tiny_model:
             optimizer.step()
 
 
+def test_pieces_may_come_from_an_iterator(tiny_model: Make) -> None:
+    """Before, a check read them, and the new row was NaN."""
+    one, other = tiny_model(), tiny_model()
+    one.resize_token_embeddings(98, pieces={97: iter([5, 7])})  # type: ignore[dict-item]
+    other.resize_token_embeddings(98, pieces={97: [5, 7]})
+    assert torch.equal(one.lm_head.weight, other.lm_head.weight)
+    with pytest.raises(TypeError, match=r"pieces\[97\] must be a list of ids, got 5"):
+        tiny_model().resize_token_embeddings(98, pieces={97: 5})  # type: ignore[dict-item]
+
+
 def test_numbers_are_rounded_up_and_none_changes_nothing(tiny_model: Make) -> None:
     model = tiny_model()
     weight = model.model.embed_tokens.weight.data_ptr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from collections.abc import Callable
@@ -402,3 +403,16 @@ def test_autocast_with_gradients_reads_a_float32_cache(tiny_model: Make, ids: Te
             logits.append([model(ids[:, a:b], past_key_values=cache).logits for a, b in [(0, 9), (9, 19), (19, 20)]])
     for without, with_gradients in zip(*logits, strict=True):
         assert torch.equal(without, with_gradients)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "llama4_text"])
+@torch.enable_grad()
+def test_a_model_with_experts_is_copied_after_a_pass_with_gradients(model_type: str) -> None:
+    """Before, the router's logits of the pass made `copy.deepcopy` raise."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+    values = {"model_type": model_type, "num_local_experts": 2, "num_experts_per_tok": 1, **sizes, **ends}
+    model, ids = LlamaForCausalLM(LlamaConfig.from_dict(values)), torch.tensor([[5, 6, 7]])
+    logits = model(ids).logits
+    close(copy.deepcopy(model)(ids).logits, logits)

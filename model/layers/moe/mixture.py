@@ -62,6 +62,9 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(self.expert_class(config) for _ in range(experts))
         self.router_logits: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "router_logits": None}  # a copy has made no pass, and torch copies no graph
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the weighted sum of the chosen experts' outputs, (B, T, D)."""
         x_MD = x_BTD.flatten(0, 1)

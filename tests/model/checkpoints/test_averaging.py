@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
 from bpe_llama.model.checkpoints import average
+from bpe_llama.model.families.deepseek_v3 import DeepseekV3Config
 from tests.model.checkpoints.test_huggingface import shard
 
 Make = Callable[..., LlamaForCausalLM]
@@ -55,6 +56,23 @@ def test_dtypes(tiny_model: Make, tmp_path: Path) -> None:
         assert mean.dtype == dtype and torch.equal(mean.lm_head.weight, (sum(parts) / 2).to(dtype))
     wide = average([tmp_path / "half", tmp_path / "single"], dtype="float64")
     assert torch.equal(wide.lm_head.weight, sum(parts) / 2)
+
+
+def test_float32_buffers_of_other_models_stay_float32(tmp_path: Path) -> None:
+    """Before, a router's bias was rounded to the dtype of the weights, which changes the experts that are chosen."""
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 97}
+    experts = {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    }
+    model = LlamaForCausalLM(DeepseekV3Config(**sizes, **experts), dtype=torch.bfloat16)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    model.get_buffer(name).copy_(torch.tensor([1.001, 2.002, 3.003, 4.004]))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(average([tmp_path]).get_buffer(name), model.get_buffer(name))
 
 
 def test_one_checkpoint_is_its_own_mean_and_tied_heads_stay_tied(tiny_model: Make, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
+from bpe_llama.model.quantization.quantize import dequantize, quantize
 from tests.small_models import tiny_model as tiny
 
 Make = Callable[..., LlamaForCausalLM]
@@ -252,3 +254,25 @@ def test_pickled_tensors_are_bounded_by_their_file(tmp_path: Path) -> None:
     (tmp_path / "new").replace(path)
     with pytest.raises(ValueError, match=r"model\.bin: damaged, or .*data\.pkl is compressed; expected it stored"):
         LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_a_head_that_differs_from_a_tied_embedding_is_saved(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, suffix: str
+) -> None:
+    """Before, it was left out, and the loaded model had the embedding in its place."""
+    model = tiny_model(tie_word_embeddings=True)
+    dequantize(quantize(model, "int8", skip=()))
+    path = tmp_path / f"model{suffix}"
+    with pytest.warns(UserWarning, match="tie_word_embeddings is true, but lm_head.weight differs"):
+        save_gguf(model, path) if suffix else model.save_pretrained(path)
+    loaded = LlamaForCausalLM.from_pretrained(path, device="cpu")
+    assert not loaded.config.tie_word_embeddings
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+
+
+def test_a_head_equal_to_a_tied_embedding_stays_tied(tiny_model: Make, tmp_path: Path) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(tmp_path)
+    assert LlamaForCausalLM.from_pretrained(tmp_path, device="cpu").config.tie_word_embeddings

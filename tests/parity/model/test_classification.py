@@ -44,3 +44,13 @@ def test_logits_and_loss(kind: str, side: str, tmp_path: Path) -> None:
     again = LlamaForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(again(ids).logits, ours(ids).logits)
     assert again.config.num_labels == config.num_labels
+
+
+def test_a_padding_id_that_the_mask_keeps_is_not_the_last_token(tmp_path: Path) -> None:
+    """As where EOS is the padding id: before, the text was classified at its EOS."""
+    ours = LlamaForSequenceClassification(small_config(num_labels=4, pad_token_id=2), seed=1).eval()
+    ours.save_pretrained(tmp_path)
+    theirs: Any = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[5, 6, 2, 7, 2], [5, 6, 7, 2, 2], [2, 2, 2, 2, 2]])
+    mask = torch.ones_like(ids)
+    assert_close(ours(ids, mask).logits, theirs(ids, attention_mask=mask).logits, atol=1e-4, rtol=0)
