@@ -60,6 +60,11 @@ def test_rows_are_those_of_a_call(tok: Tokenizer, rows: Any, options: dict[str, 
     assert [row["input_ids"] for row in lazy] == expected
 
 
+def test_special_tokens_that_can_be_read_once_hold_for_every_batch(tok: Tokenizer, rows: Any) -> None:
+    found = tok.encode_dataset(rows, batch_size=37, allowed_special=iter(["</s>"]))
+    assert found["input_ids"][:] == tok(TEXTS, allowed_special={"</s>"})["input_ids"]
+
+
 def test_splits_formats_and_generators(tok: Tokenizer, rows: Any) -> None:
     expected = tok(TEXTS)["input_ids"]
     for given in (datasets.DatasetDict(a=rows, b=rows.select([1])), datasets.IterableDatasetDict(a=rows)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from bpe_llama._arguments import boolean, integer, iterator, string, strings, wrong
+from bpe_llama._arguments import boolean, integer, iterator, reusable, string, strings, wrong
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._encoding.batches import Batches, Span, columns_of, template_of
@@ -167,6 +167,7 @@ class EncodingTokenizer(CountingTokenizer):
             raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
         if pad_id is not None and not 0 <= integer("pad_id", pad_id) < 2**32:
             raise ValueError(wrong("pad_id", pad_id, "an id from 0 to 2**32 - 1"))
+        allowed_special = reusable(allowed_special)
         settings = self._settings
         if truncation is None:
             truncation = max_length is not None and padding is False
@@ -262,6 +263,7 @@ class EncodingTokenizer(CountingTokenizer):
         side = self._settings.truncation_side if truncation_side is None else truncation_side
         if integer("batch_size", batch_size) < 1:
             raise ValueError(wrong("batch_size", batch_size, "at least 1"))
+        allowed_special = reusable(allowed_special)
         self.encode_batch([], num_threads, allowed_special=allowed_special)  # refuses what is no option
         encode = EncodeColumn(
             self,

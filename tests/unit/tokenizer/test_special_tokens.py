@@ -186,3 +186,13 @@ def test_names_and_ids_are_one_to_one(tmp_path: Path) -> None:
         assert tok.token_to_id(name) == theirs.token_to_id(name)
     assert tok.token_to_id(" low") == tok.token_to_id(b" low") == tok.token_to_id("Ġlow")  # text, where no name is
     assert tok.token_to_id("no such token") is tok.token_to_id(b"no such token") is None
+
+
+def test_special_tokens_that_can_be_read_once_hold_for_every_text() -> None:
+    tok = Tokenizer.train_from_iterator(["low lower"] * 3, vocab_size=258, special_tokens=["</s>"], progress=False)
+    texts, names = ["</s>low", "low</s>"], ["</s>"]
+    for offsets in (False, True):
+        found = tok(texts, texts, allowed_special=iter(names), return_offsets_mapping=offsets)
+        assert found == tok(texts, texts, allowed_special=names, return_offsets_mapping=offsets)
+    left = tok.truncate("low </s></s>", 2, side="left", allowed_special=(name for name in names))
+    assert left == "</s></s>" == tok.truncate("low </s></s>", 2, side="left", allowed_special=names)
