@@ -246,8 +246,8 @@ class EncodingTokenizer(CountingTokenizer):
         Raises:
             ImportError: If `datasets` is not installed.
             TypeError: If ``dataset`` is no data set of that library.
-            ValueError: If there is no such column, it holds no text, or an option is out of range. For an
-                `IterableDataset`, the first two are found while it is read.
+            ValueError: If there is no such column, it holds no text, a column has a name of the result, or an option is
+                out of range. For an `IterableDataset`, the first three may be found while it is read.
 
         Examples:
             >>> import datasets
