@@ -42,7 +42,7 @@ class EncodingTokenizer(CountingTokenizer):
     ) -> None:
         """Wrap a compiled tokenizer; users call the class methods instead."""
         super().__init__()
-        self.chat_template = chat_template
+        self.chat_template = dict(chat_template) if isinstance(chat_template, Mapping) else chat_template
         self._roles = dict(roles or {})
         self._extra = list(extra)
         self._settings = settings or Settings()

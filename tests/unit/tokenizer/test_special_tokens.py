@@ -196,3 +196,16 @@ def test_special_tokens_that_can_be_read_once_hold_for_every_text() -> None:
         assert found == tok(texts, texts, allowed_special=names, return_offsets_mapping=offsets)
     left = tok.truncate("low </s></s>", 2, side="left", allowed_special=(name for name in names))
     assert left == "</s></s>" == tok.truncate("low </s></s>", 2, side="left", allowed_special=names)
+
+
+def test_a_grown_tokenizer_has_templates_of_its_own() -> None:
+    tok = Tokenizer.train_from_iterator(["low lower"] * 3, vocab_size=258, progress=False)
+    tok.chat_template = {"default": "D"}
+    for grown in (
+        tok.with_special_tokens(["<a>"]),
+        tok.with_tokens(["b"]),
+        Tokenizer.train_from_iterator(["slow slower"] * 3, vocab_size=262, base=tok, progress=False),
+    ):
+        assert isinstance(grown.chat_template, dict)
+        grown.chat_template["default"] = "another"
+        assert tok.chat_template == {"default": "D"}
