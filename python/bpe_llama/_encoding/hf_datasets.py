@@ -127,7 +127,7 @@ def encode_dataset(dataset: Any, encode: EncodeColumn, batch_size: int) -> Any:
         if not len(dataset):  # `map` would call no function
             if dataset.features[encode.column] != datasets.Value("null"):
                 encode(dataset[:])  # refuses what is no text
-            nothing = {name: [] for name in options["features"]}
+            nothing: dict[str, list[Any]] = {name: [] for name in options["features"]}
             return datasets.Dataset.from_dict(nothing, options["features"], split=dataset.split)
         options["desc"] = "Encoding"
     return dataset.map(encode, **options).with_format(None)
