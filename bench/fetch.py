@@ -29,7 +29,7 @@ class DataUnavailable(RuntimeError):
 def cache_folder() -> Path:
     """Return the cache folder: ``$BPE_LLAMA_CACHE``, else ``~/.cache/bpe_llama``."""
     chosen = os.environ.get("BPE_LLAMA_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "bpe_llama"
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "bpe_llama"
 
 
 def cached(relative: str, make: Callable[[Path], None]) -> Path:

@@ -60,7 +60,7 @@ def command(
         resize_embeddings(loaded, source, vocabulary)
     check_vocabulary(vocabulary, loaded.config.vocab_size)
     if to_gguf:
-        metadata = tokenizer_metadata(vocabulary, vocabulary.chat_template)
+        metadata = tokenizer_metadata(vocabulary, vocabulary.chat_template, model_ends=loaded.end_ids)
         with reporting(None) as report:
             progress = None if report is None else partial(report, "save")
             save_gguf(loaded, out, dtype=dtype, tokenizer=metadata, progress=progress)

@@ -177,6 +177,11 @@ def iterator(name: str, values: Iterable[T], expected: str) -> Iterator[T]:
     raise TypeError(wrong(name, values, expected))
 
 
+def reusable(values: Iterable[T]) -> Iterable[T]:
+    """Return an argument that can be read several times: an iterator, which is spent after once, becomes a tuple."""
+    return tuple(value for value in values) if isinstance(values, Iterator) else values  # Ctrl-C ends an endless one
+
+
 def one_of(name: str, value: object, known: Collection[str]) -> str:
     """Return an argument that must be one of some names.
 

@@ -26,14 +26,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
 from bpe_llama._arguments import instance, integer, iterator, string, strings, wrong
 from bpe_llama._core import pattern_regex, shown
 from bpe_llama._rich import Console, Text
-from bpe_llama.counts import DEFAULT_PATTERN
+from bpe_llama.counts import DEFAULT_PATTERN, check_special_tokens
 from bpe_llama.display import coloured_tokens, visible
 from bpe_llama.tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ class EducationalTokenizer:
         Raises:
             ValueError: If `vocab_size` has no room for the bytes and special tokens, or there is no text.
         """
-        special = dict.fromkeys(strings("special_tokens", special_tokens), 0)
+        special = dict.fromkeys(check_special_tokens(special_tokens))
         num_merges = integer("vocab_size", vocab_size) - 256 - len(special)
         if num_merges < 0:
             least = 256 + len(special)
@@ -134,7 +134,7 @@ class EducationalTokenizer:
 
             changed = [tokens for tokens, _ in counted if best in pairwise(tokens)]
             for tokens in changed:
-                _merge(tokens, best)
+                _merge(tokens, best, tok.merges)
             if show is not None:
                 _draw_merge(show, len(tok.ids) - 1, best, pairs[best], changed[:_SHOWN])
 
@@ -247,7 +247,8 @@ class EducationalTokenizer:
     def merge_steps(self, piece: bytes) -> Iterator[list[bytes]]:
         """Yield the tokens of one pre-token: its bytes, then what each merge makes of them.
 
-        The best pair of neighbours merges until none is left; a merge acts on all its occurrences at once.
+        The best pair of neighbours merges until none is left. One step merges it from left to right wherever it stands,
+        up to a place where a better pair has come of it.
 
         Examples:
             >>> tok = EducationalTokenizer.train(["low lower lowest"], vocab_size=258)
@@ -257,16 +258,18 @@ class EducationalTokenizer:
         tokens = [piece] if piece in self._whole else [bytes([byte]) for byte in piece]
         yield list(tokens)
         while known := [pair for pair in pairwise(tokens) if pair in self.merges]:
-            _merge(tokens, min(known, key=self.merges.__getitem__))
+            _merge(tokens, min(known, key=self.merges.__getitem__), self.merges)
             yield list(tokens)
 
 
-def _merge(tokens: list[bytes], pair: Pair) -> None:
-    """Merge a pair wherever it stands, from left to right."""
-    at = 0
+def _merge(tokens: list[bytes], pair: Pair, ranks: Mapping[Pair, int]) -> None:
+    """Merge a pair wherever it stands, from left to right, until the token that it makes is in a better pair."""
+    at, rank = 0, ranks[pair]
     while at + 1 < len(tokens):
         if (tokens[at], tokens[at + 1]) == pair:
             tokens[at : at + 2] = [pair[0] + pair[1]]
+            if any(ranks.get(other, rank) < rank for other in pairwise(tokens[max(at - 1, 0) : at + 2])):
+                return
         at += 1
 
 

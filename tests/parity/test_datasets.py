@@ -60,6 +60,11 @@ def test_rows_are_those_of_a_call(tok: Tokenizer, rows: Any, options: dict[str, 
     assert [row["input_ids"] for row in lazy] == expected
 
 
+def test_special_tokens_that_can_be_read_once_hold_for_every_batch(tok: Tokenizer, rows: Any) -> None:
+    found = tok.encode_dataset(rows, batch_size=37, allowed_special=iter(["</s>"]))
+    assert found["input_ids"][:] == tok(TEXTS, allowed_special={"</s>"})["input_ids"]
+
+
 def test_splits_formats_and_generators(tok: Tokenizer, rows: Any) -> None:
     expected = tok(TEXTS)["input_ids"]
     for given in (datasets.DatasetDict(a=rows, b=rows.select([1])), datasets.IterableDatasetDict(a=rows)):
@@ -69,6 +74,30 @@ def test_splits_formats_and_generators(tok: Tokenizer, rows: Any) -> None:
     assert tok.encode_dataset(formatted)["input_ids"][:] == expected[:150]
     generated = datasets.IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS))
     assert [row["input_ids"] for row in tok.encode_dataset(generated)] == expected
+
+
+@pytest.mark.parametrize("texts", [[], TEXTS], ids=["null", "text"])
+def test_empty_splits_have_the_columns_of_the_others(tok: Tokenizer, texts: list[str]) -> None:
+    rows = datasets.Dataset.from_dict({"text": texts, "label": list(range(len(texts)))}, split="train")
+    found = tok.encode_dataset(datasets.DatasetDict(train=rows.select([]), test=rows))
+    assert found["train"].column_names == ["label", "input_ids", "length"]
+    assert found["train"].features == found["test"].features
+    assert (len(found["train"]), found["train"].split) == (0, "train")
+    if texts:
+        assert len(datasets.concatenate_datasets([found["train"], found["test"]])) == len(texts)
+        with pytest.raises(ValueError, match="column 'label' holds int64; expected text"):
+            tok.encode_dataset(rows.select([]), "label")
+
+
+@pytest.mark.parametrize("name", ["length", "input_ids"])
+def test_columns_with_the_names_of_the_result_are_refused(tok: Tokenizer, rows: Any, name: str) -> None:
+    message = f"the data set has a column '{name}', which encode_dataset writes; rename or remove it first"
+    for column, data in (("text", rows.rename_column("label", name)), (name, rows.rename_column("text", name))):
+        with pytest.raises(ValueError, match=message):
+            tok.encode_dataset(data, column)
+        generated = datasets.IterableDataset.from_generator(lambda data=data: iter(data))
+        with pytest.raises(ValueError, match=message):
+            next(iter(tok.encode_dataset(generated, column)))
 
 
 def test_refusals(tok: Tokenizer, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench import data
@@ -66,6 +66,22 @@ def test_any_bytes_are_those_of_the_fast_one(bytes_: bytes, pattern: str) -> Non
     assert ids == fast.encode_bytes(bytes_)
     assert slow.decode_bytes(ids) == bytes_
     assert slow.decode(ids) == fast.decode(ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text("ab", min_size=2, max_size=4), min_size=1, max_size=6, unique=True), st.text("ab", max_size=12))
+@example(["aaa", "aa"], "aaaaa")
+def test_ranks_in_any_order_give_the_ids_of_the_fast_one(tokens: list[str], text: str) -> None:
+    """A token of three letters may come before its part of two: a merge then makes a better pair than itself."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    fast = Tokenizer.from_ranks(ranks | {token.encode(): 256 + i for i, token in enumerate(tokens)}, pattern="(?s:.+)")
+    assert EducationalTokenizer.from_tokenizer(fast).encode(text) == fast.encode(text)
+
+
+def test_a_special_token_given_twice_is_refused_as_by_the_fast_one() -> None:
+    for train in (Tokenizer.train_from_iterator, EducationalTokenizer.train):
+        with pytest.raises(ValueError, match="special_tokens: '<s>' is given twice; expected each once"):
+            train(["ab"], 300, special_tokens=["<s>", "<s>"])
 
 
 @pytest.mark.parametrize("name", ["cl100k", "llama3"])

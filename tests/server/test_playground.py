@@ -73,6 +73,9 @@ def test_tokens_around_a_text_stand_for_no_characters(tmp_path: Path) -> None:
         tokens = client.post("/playground/tokens", json={"text": "low", "template": template}).json()["tokens"]
         spans = [(token["text"], token["start"], token["end"]) for token in tokens]
         assert spans == [("<s>", None, None)] * template + [("low", 0, 3)]
+    body = {"text": "<s>", "template": True, "special": True}  # the second token is the text
+    found = client.post("/playground/tokens", json=body).json()["tokens"]
+    assert [(token["start"], token["end"]) for token in found] == [(None, None), (0, 3)]
     counts = [
         client.post("/tokenize", json={"prompt": "low", "add_special_tokens": added}).json()["count"]
         for added in (0 > 1, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,7 @@ class EncodeColumn:
         """Return the table with `input_ids` in place of the texts, and `length`."""
         import pyarrow as pa
 
-        if self.column not in table.column_names:
-            raise ValueError(f"the data set has no column {self.column!r}; its columns are {table.column_names}")
+        self.check_names(table.column_names)
         column = table.column(self.column)
         if column.type not in (pa.string(), pa.large_string(), pa.string_view()):
             raise ValueError(f"column {self.column!r} holds {column.type}; expected text")
@@ -60,11 +60,19 @@ class EncodeColumn:
         if offsets[-1] >= 2**31:
             raise ValueError(f"a batch has {offsets[-1]:,} ids; expected less than 2**31: make batch_size smaller")
         rows = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids.astype(np.int32)))
-        table = table.drop_columns(
-            [name for name in (self.column, "input_ids", "length") if name in table.column_names]
-        )
         lengths = pa.array(np.diff(offsets).astype(np.int32))
+        table = table.drop_columns([self.column])
         return table.append_column("input_ids", rows).append_column("length", lengths)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise `ValueError` if the column of texts is missing, or a column has a name of the result."""
+        if self.column not in names:
+            raise ValueError(f"the data set has no column {self.column!r}; its columns are {names}")
+        for name in ("input_ids", "length"):
+            if name in names:
+                raise ValueError(
+                    f"the data set has a column {name!r}, which encode_dataset writes; rename or remove it first"
+                )
 
     def _rows(self, texts: list[str]) -> Rows:
         """Return the rows of texts, truncated, with their special tokens."""
@@ -107,13 +115,19 @@ def encode_dataset(dataset: Any, encode: EncodeColumn, batch_size: int) -> Any:
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         raise TypeError(f"expected a data set of Hugging Face's datasets, got {type(dataset).__name__}")
     names = dataset.column_names
-    if names is not None and encode.column not in names:
-        raise ValueError(f"the data set has no column {encode.column!r}; its columns are {names}")
+    if names is not None:
+        encode.check_names(names)
     options: dict[str, Any] = {"batched": True, "batch_size": batch_size}
     if dataset.features is not None:
         features = {name: kind for name, kind in dataset.features.items() if name != encode.column}
         features |= {"input_ids": datasets.List(datasets.Value("int32")), "length": datasets.Value("int32")}
         options["features"] = datasets.Features(features)
+    dataset = dataset.with_format("arrow")
     if isinstance(dataset, datasets.Dataset):
+        if not len(dataset):  # `map` would call no function
+            if dataset.features[encode.column] != datasets.Value("null"):
+                encode(dataset[:])  # refuses what is no text
+            nothing: dict[str, list[Any]] = {name: [] for name in options["features"]}
+            return datasets.Dataset.from_dict(nothing, options["features"], split=dataset.split)
         options["desc"] = "Encoding"
-    return dataset.with_format("arrow").map(encode, **options).with_format(None)
+    return dataset.map(encode, **options).with_format(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from bpe_llama._arguments import boolean, integer, iterator, string, strings, wrong
+from bpe_llama._arguments import boolean, integer, iterator, reusable, string, strings, wrong
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._encoding.batches import Batches, Span, columns_of, template_of
@@ -42,7 +42,7 @@ class EncodingTokenizer(CountingTokenizer):
     ) -> None:
         """Wrap a compiled tokenizer; users call the class methods instead."""
         super().__init__()
-        self.chat_template = chat_template
+        self.chat_template = dict(chat_template) if isinstance(chat_template, Mapping) else chat_template
         self._roles = dict(roles or {})
         self._extra = list(extra)
         self._settings = settings or Settings()
@@ -167,6 +167,7 @@ class EncodingTokenizer(CountingTokenizer):
             raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
         if pad_id is not None and not 0 <= integer("pad_id", pad_id) < 2**32:
             raise ValueError(wrong("pad_id", pad_id, "an id from 0 to 2**32 - 1"))
+        allowed_special = reusable(allowed_special)
         settings = self._settings
         if truncation is None:
             truncation = max_length is not None and padding is False
@@ -245,8 +246,8 @@ class EncodingTokenizer(CountingTokenizer):
         Raises:
             ImportError: If `datasets` is not installed.
             TypeError: If ``dataset`` is no data set of that library.
-            ValueError: If there is no such column, it holds no text, or an option is out of range. For an
-                `IterableDataset`, the first two are found while it is read.
+            ValueError: If there is no such column, it holds no text, a column has a name of the result, or an option is
+                out of range. For an `IterableDataset`, the first three may be found while it is read.
 
         Examples:
             >>> import datasets
@@ -262,6 +263,7 @@ class EncodingTokenizer(CountingTokenizer):
         side = self._settings.truncation_side if truncation_side is None else truncation_side
         if integer("batch_size", batch_size) < 1:
             raise ValueError(wrong("batch_size", batch_size, "at least 1"))
+        allowed_special = reusable(allowed_special)
         self.encode_batch([], num_threads, allowed_special=allowed_special)  # refuses what is no option
         encode = EncodeColumn(
             self,

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._core import pattern_regex
+from bpe_llama._core import pattern_regex, shown
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
-from bpe_llama._gguf.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, end_ids
+from bpe_llama._gguf.token_types import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    end_ids,
+    find_special_tokens,
+)
 from bpe_llama.chat.templates import ChatTemplate, to_gguf_metadata
 
 _SPACE = "▁"
@@ -27,11 +36,12 @@ def tokenizer_metadata(
     pad_id: int | None = None,
     unk_id: int | None = None,
     pre: str | None = None,
+    model_ends: Collection[int] = (),
 ) -> dict[str, Any]:
     """Return the GGUF metadata of a tokenizer, for the same ids in llama.cpp.
 
-    A `UserWarning` names each step that differs in llama.cpp and that no metadata can change. For example, llama.cpp
-    never normalizes text to NFC.
+    A `UserWarning` names each step and token that differs in llama.cpp and that no metadata can change. For example,
+    llama.cpp never normalizes text to NFC, and always ends generation at `<|eot_id|>`.
 
     Args:
         tokenizer: A byte-level tokenizer with a pattern that llama.cpp knows, or a SentencePiece tokenizer.
@@ -43,6 +53,7 @@ def tokenizer_metadata(
         unk_id: The id of the unknown token; by default the tokenizer's.
         pre: llama.cpp's name of the pattern; by default the first of its names. For a vocabulary over characters with
             merges, a name such as `"gemma4"`.
+        model_ends: The ids at which the model ends generation, of which no warning is needed.
 
     Raises:
         ValueError: If the pattern has no name in llama.cpp; or if a SentencePiece tokenizer collapses spaces, has
@@ -80,8 +91,10 @@ def tokenizer_metadata(
             raise ValueError(f"add_{key} is True, but this tokenizer has no {key}_id")
         if value is not None:
             metadata[f"tokenizer.ggml.add_{key}_token"] = value
-    ends = getattr(tokenizer, "end_ids", ())  # an attribute of the subclass only
-    return with_end_ids(metadata, sorted(ends), tokenizer.vocab_size) | to_gguf_metadata(chat_template)
+    ends = getattr(tokenizer, "end_ids", None)  # an attribute of the subclass only
+    metadata = with_end_ids(metadata, sorted(ends or ()), tokenizer.vocab_size)
+    _warn_of_tokens(metadata, None if ends is None else {*ends, *model_ends}, tokenizer.vocab_size)
+    return metadata | to_gguf_metadata(chat_template)
 
 
 def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size: int) -> dict[str, Any]:
@@ -109,6 +122,27 @@ def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size:
             stacklevel=3,
         )
     return metadata
+
+
+def _warn_of_tokens(metadata: Mapping[str, Any], ends: Collection[int] | None, vocab_size: int) -> None:
+    """Warn of tokens that llama.cpp knows by their text and takes for other kinds than the metadata says."""
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    kinds = find_special_tokens(metadata, tokens, types, metadata.get("tokenizer.ggml.eos_token_id")).types
+    changed = [i for i, (here, there) in enumerate(zip(types, kinds, strict=True)) if here != there]
+    special = [tokens[i] for i in changed if kinds[i] == CONTROL and types[i] != UNKNOWN]
+    text = [tokens[i] for i in changed if kinds[i] != CONTROL]
+    more_ends = [] if ends is None else [tokens[i] for i in end_ids(metadata, vocab_size) if i not in ends]
+    found = [
+        f"{what} {shown(names)}"
+        for what, names in (
+            ("it takes for text", text),
+            ("it takes for special tokens", special),
+            ("it also ends generation at", more_ends),
+        )
+        if names
+    ]
+    if found:
+        warnings.warn(f"llama.cpp knows some tokens by their text: {'; '.join(found)}", UserWarning, stacklevel=3)
 
 
 def _ends_around(tokenizer: CoreTokenizer) -> tuple[bool, bool]:

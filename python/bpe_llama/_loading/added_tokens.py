@@ -204,6 +204,17 @@ def read_stated_tokens(
     return StatedTokens(listed, named, extra)
 
 
+def listed_special_ids(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special tokens in the ``added_tokens_decoder`` of a tokenizer_config.json, with their ids there.
+
+    Raises:
+        ValueError: If the field is damaged; the message names it.
+    """
+    listed = config.get("added_tokens_decoder", {})
+    _decoder(listed)  # refuses what is no token
+    return {token["content"]: int(key) for key, token in listed.items() if token.get("special")}
+
+
 def ignored_id_warning(
     config: Mapping[str, Any], added: Mapping[str, Any], id_of: Callable[[str], int | None]
 ) -> str | None:

@@ -18,6 +18,7 @@ from bpe_llama._loading.added_tokens import (
     AddedTokens,
     StatedTokens,
     ignored_id_warning,
+    listed_special_ids,
     read_stated_tokens,
 )
 from bpe_llama._loading.ends import END_ROLES, ends_of, ids_around
@@ -95,7 +96,7 @@ def with_config(
         if parts and len(core) > len(before) and len(before) != before.vocab_size:
             _check_ids(core, own, json.loads(content)["model"]["vocab"])
         if config and is_sentencepiece:
-            core = _with_ends_around(core, config)
+            core = _with_ends_around(core, config, config.get("tokenizer_class") in _ADD_BOS, False)
         if parts and name != "TokenizersBackend" and "auto_map" not in config:
             file = json.loads(content) | parts  # the parts include default values
             _warn_of_rebuilding(path, name, file, config, read_stated_tokens(*files, own), core)
@@ -105,6 +106,48 @@ def with_config(
     if ignored := ignored_id_warning(config, added, ids.get):
         warnings.warn(f"{folder}: {ignored}", UserWarning, stacklevel=4)
     return core, read_attributes(folder, roles, extra, config=config, class_name=name, sections=parts)
+
+
+def with_ranks_config(core: CoreTokenizer, folder: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
+    """Return the tokenizer of a ``.tiktoken`` file or tekken.json with the files beside it, and their content.
+
+    These are the files that `with_config` reads. A role that none of them names keeps the token of the tokenizer's
+    file. A special token of ``added_tokens_decoder`` takes the place of the one with its id, such as a reserved one.
+
+    Args:
+        core: The tokenizer.
+        folder: The folder of its file.
+
+    Raises:
+        ValueError: If a file is damaged, naming file and field.
+
+    Source: ``TokenizersBackend._convert_from_tiktoken`` in transformers 5.23.
+    """
+    config, special_map, added, _ = (read_object(folder / name) for name in _BESIDE)
+    try:
+        core = _with_listed_ids(core, listed_special_ids(config))
+        core, roles, extra = _with_stated_tokens(core, None, {}, config, special_map, added)
+        before, after = ids_around(core)
+        if (before, after) != (None, None) or config.keys() & {"add_bos_token", "add_eos_token"}:
+            core = _with_ends_around(core, config, before is not None, after is not None)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
+    if ignored := ignored_id_warning(config, added, ids.get):
+        warnings.warn(f"{folder}: {ignored}", UserWarning, stacklevel=4)
+    return core, read_attributes(folder, roles, extra, config=config)
+
+
+def _with_listed_ids(core: CoreTokenizer, listed: Mapping[str, int]) -> CoreTokenizer:
+    """Return the tokenizer with these names for the special tokens of their ids; other ids are left out."""
+    known = core.special_tokens
+    named = {name: token_id for name, token_id in listed.items() if token_id in known.values()}
+    rest = {name: token_id for name, token_id in known.items() if name not in named and token_id not in named.values()}
+    if rest | named == known:
+        return core
+    pattern = core.pattern_name or core.pattern
+    made = CoreTokenizer.build_from_ranks(core.mergeable_ranks, pattern, list((rest | named).items()))
+    return made.with_ends(*ends_of(core)).with_template(*ids_around(core))
 
 
 def read_attributes(
@@ -251,10 +294,10 @@ def _is_byte_level(core: CoreTokenizer) -> bool:
     return space is not None and core.id_to_token(space) == "Ġ"
 
 
-def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any]) -> CoreTokenizer:
-    """Return a SentencePiece model's tokenizer with a post-processor for the config's add_bos_token, add_eos_token."""
+def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any], add_bos: bool, add_eos: bool) -> CoreTokenizer:
+    """Return a tokenizer with a post-processor for the config's add_bos_token and add_eos_token, or these defaults."""
     wanted = {}
-    for key, default in (("add_bos_token", config.get("tokenizer_class") in _ADD_BOS), ("add_eos_token", False)):
+    for key, default in (("add_bos_token", add_bos), ("add_eos_token", add_eos)):
         value = config.get(key, default)
         if value is not None and not isinstance(value, bool):
             raise ValueError(f"tokenizer_config.json: {key} is {shown(value)}; expected true or false")

@@ -14,7 +14,7 @@ from bpe_llama._files import PathLike, complete_writes, open_regular
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
-from bpe_llama._loading.folder import TokenizerAttributes, read_attributes, with_config
+from bpe_llama._loading.folder import TokenizerAttributes, with_config, with_ranks_config
 from bpe_llama._loading.settings import Settings
 from bpe_llama.chat.templates import NAMED_FOLDER
 
@@ -37,9 +37,11 @@ def load(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
         case "sentencepiece":
             return with_config(file, is_in_folder=is_folder, is_sentencepiece=True)
         case "tiktoken":
-            return tiktoken.read_tokenizer(file), TokenizerAttributes()
+            core = tiktoken.read_tokenizer(file)
+            is_alone = file.suffix == ".tiktoken" and not is_folder
+            return (core, TokenizerAttributes()) if is_alone else with_ranks_config(core, file.parent)
         case "tekken":
-            return tekken.read_tokenizer(file), read_attributes(file.parent, {})
+            return with_ranks_config(tekken.read_tokenizer(file), file.parent)
         case "vocab_and_merges":
             return vocab_and_merges.read_tokenizer(file)
 

@@ -91,7 +91,7 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
     """Write a tokenizer's chat templates into its folder, for transformers and `read_chat_templates`.
 
     The default goes to ``chat_template.jinja``, others to ``additional_chat_templates/NAME.jinja``. Other files of
-    these names are removed, since they would be read as templates of this tokenizer.
+    these names and ``chat_template.json`` are removed, since they would be read as templates of this tokenizer.
 
     Args:
         folder: An existing folder.
@@ -119,7 +119,7 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
     for file, template in files.items():
         file.parent.mkdir(exist_ok=True)
         write_text(file, template)
-    for file in [folder / TEMPLATE_FILE, *(folder / NAMED_FOLDER).glob("*.jinja")]:
+    for file in [folder / TEMPLATE_FILE, folder / LEGACY_FILE, *(folder / NAMED_FOLDER).glob("*.jinja")]:
         if file not in files:
             file.unlink(missing_ok=True)
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from bpe_llama._arguments import instance
+from bpe_llama._arguments import instance, iterator, string, wrong
 from bpe_llama._core import shown
 from bpe_llama.compare.others import OtherTokenizer
 from bpe_llama.tokenizer import Tokenizer
 
 _ROUNDS, _SECONDS = 5, 0.5
+_TOTAL = "total"
+_PAIRS = "a list of pairs of a name and a text"
 # Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana and Han.
 _ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -100,7 +102,8 @@ def compare(tokenizers: Mapping[str, Tokenizer | OtherTokenizer], texts: Iterabl
         texts: Pairs of a name and a text, such as one a language.
 
     Raises:
-        ValueError: If there is no tokenizer or no text.
+        TypeError: If `texts` holds other than pairs of `str`.
+        ValueError: If there is no tokenizer or no text, or one of several texts has the name ``"total"``.
 
     Examples:
         >>> ranks = {bytes([byte]): byte for byte in range(256)}
@@ -114,14 +117,23 @@ def compare(tokenizers: Mapping[str, Tokenizer | OtherTokenizer], texts: Iterabl
         instance(f"tokenizers[{shown(name)}]", tokenizer, (Tokenizer, OtherTokenizer), "a Tokenizer")
     if not tokenizers:
         raise ValueError("there is no tokenizer to compare")
-    named = list(texts)
+    named = [_checked(index, pair) for index, pair in enumerate(iterator("texts", texts, _PAIRS))]
     if not named:
         raise ValueError("there is no text to compare on")
+    if len(named) > 1 and any(title == _TOTAL for title, _ in named):
+        raise ValueError(f"texts holds one with the name {_TOTAL!r}, which the sum of all has; expected another name")
     rows = [tuple(_measure(name, tokenizer, *text) for name, tokenizer in tokenizers.items()) for text in named]
     if len(rows) > 1:
         rows.append(tuple(_total(column) for column in zip(*rows, strict=True)))
     shared, only = _vocabularies(list(tokenizers.values()))
     return Comparison(tuple(tokenizers), tuple(row[0].text for row in rows), tuple(rows), shared, only)
+
+
+def _checked(index: int, pair: object) -> tuple[str, str]:
+    """Return a pair of a name and a text."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(wrong(f"texts[{index}]", pair, "a pair of a name and a text"))
+    return string(f"texts[{index}][0]", pair[0]), string(f"texts[{index}][1]", pair[1])
 
 
 def _measure(name: str, tokenizer: Tokenizer | OtherTokenizer, title: str, text: str) -> Figures:
@@ -154,7 +166,7 @@ def _total(column: Sequence[Figures]) -> Figures:
     """Return the sums of one tokenizer over all texts."""
     names = ("num_bytes", "num_words", "tokens", "single_bytes", "unknown")
     sums = {name: sum(getattr(each, name) for each in column) for name in names}
-    return Figures(column[0].tokenizer, "total", **sums, seconds=sum(each.seconds for each in column))
+    return Figures(column[0].tokenizer, _TOTAL, **sums, seconds=sum(each.seconds for each in column))
 
 
 def _vocabularies(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def describe_text(tokenizer: Tokenizer, text: str, *, special: bool, template: b
     offsets: list[tuple[int, int] | None] = list(spans)
     if template:
         whole = list(tokenizer(text, allowed_special=allowed)["input_ids"])
-        start = next((at for at in range(len(whole) - len(ids) + 1) if whole[at : at + len(ids)] == ids), None)
-        if start is None:  # the post-processor did more than put tokens around the text
+        start = sum(1 for _ in takewhile(lambda item: item[1] is None, tokenizer.template(False)))
+        if whole[start : start + len(ids)] != ids:  # the post-processor did more than put tokens around the text
             offsets = [None] * len(whole)
         else:
             offsets = [None] * start + offsets + [None] * (len(whole) - start - len(ids))

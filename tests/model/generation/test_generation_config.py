@@ -233,7 +233,9 @@ def test_ends_survive_gguf_and_back(tmp_path: Path) -> None:
     """260 is known by no text, 259 by its own: both end a text, in whatever format it is kept."""
     model = model_with(eos_token_id=[257, 260], do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.1)
     tokenizer = tokenizer_with(eos=258, before=256)
-    save_gguf(model, tmp_path / "a.gguf", tokenizer=tokenizer_metadata(tokenizer, tokenizer.chat_template))
+    with pytest.warns(UserWarning, match="it also ends generation at"):
+        metadata = tokenizer_metadata(tokenizer, tokenizer.chat_template)
+    save_gguf(model, tmp_path / "a.gguf", tokenizer=metadata)
     loaded, vocabulary = LlamaForCausalLM.from_pretrained(tmp_path / "a.gguf"), Tokenizer.from_gguf(tmp_path / "a.gguf")
     assert set(loaded.end_ids) >= {257, 258, 259, 260}
     assert loaded.generation_config.sampling_defaults == {
@@ -313,7 +315,9 @@ def test_do_sample_and_temperature_0_overrule_the_file(said: dict[str, Any], num
 
 
 def test_a_tokenizer_keeps_its_ends_when_saved(tmp_path: Path) -> None:
-    save_gguf(model_with(), tmp_path / "a.gguf", tokenizer=tokenizer_metadata(tokenizer_with(eos=258)))
+    with pytest.warns(UserWarning, match="it also ends generation at"):
+        metadata = tokenizer_metadata(tokenizer_with(eos=258))
+    save_gguf(model_with(), tmp_path / "a.gguf", tokenizer=metadata)
     tokenizer = Tokenizer.from_gguf(tmp_path / "a.gguf")
     tokenizer.save(tmp_path / "b")
     assert Tokenizer.from_file(tmp_path / "b").end_ids == tokenizer.end_ids > {258}

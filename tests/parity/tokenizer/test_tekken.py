@@ -122,7 +122,8 @@ def test_a_pickled_copy_and_a_folder_give_the_same(
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<pad>"}')
     from_folder = Tokenizer.from_file(tmp_path)
-    assert from_folder.encode(text, bos=True, eos=True) == expected
+    pad = theirs.get_special_token("<pad>")
+    assert from_folder.encode(text, bos=True, eos=True) == [pad, *expected[1:]]
     assert from_folder.chat_template == "{{ messages[0].content }}"
     assert pickle.loads(pickle.dumps(ours)).encode(text, bos=True, eos=True) == expected
 

@@ -364,6 +364,16 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         read_chat_templates(tmp_path, {})
 
 
+@pytest.mark.parametrize("template", [None, "T", {"rag": "R"}])
+def test_saving_leaves_no_template_of_another_tokenizer(template: Any, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "legacy"}')
+    tok = tokenizer()
+    tok.chat_template = template
+    tok.save(tmp_path)
+    assert not (tmp_path / "chat_template.json").exists()
+    assert Tokenizer.from_file(tmp_path).chat_template == template
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", "\0", "."])
 def test_a_template_is_not_written_outside_its_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a file"):

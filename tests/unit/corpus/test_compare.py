@@ -69,6 +69,21 @@ def test_figures_are_counts(tok: Tokenizer, bytes_only: Tokenizer, corpus: list[
             compare(tokenizers, pairs)
 
 
+def test_texts_that_are_no_pairs_are_named(bytes_only: Tokenizer) -> None:
+    for texts, message in (
+        ("ab", "texts must be a list of pairs of a name and a text, got 'ab'"),
+        ({"one": "text"}, "texts must be a list of pairs of a name and a text, got {"),
+        (["ab"], r"texts\[0\] must be a pair of a name and a text, got 'ab'"),
+        ([("one", "a"), ("two", b"a")], r"texts\[1\]\[1\] must be a str, got b'a'"),
+        ([(1, "a")], r"texts\[0\]\[0\] must be a str, got 1"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            compare({"a": bytes_only}, texts)
+    with pytest.raises(ValueError, match="texts holds one with the name 'total', which the sum of all has"):
+        compare({"a": bytes_only}, [("total", "a"), ("two", "b")])
+    assert compare({"a": bytes_only}, [("total", "a")]).texts == ("total",)
+
+
 def test_words_are_characters_where_no_spaces_are(bytes_only: Tokenizer) -> None:
     found = compare({"a": bytes_only}, [("zh", "人人生而自由 and free"), ("en", "born\tfree\n")])
     assert [row[0].num_words for row in found.figures] == [8, 2, 10]

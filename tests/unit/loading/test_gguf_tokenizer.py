@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,38 @@ def test_nfc_warns() -> None:
     described["normalizer"] = {"type": "NFC"}
     with pytest.warns(UserWarning, match="does not normalize text to NFC"):
         tokenizer_metadata(_core.Tokenizer.build_from_huggingface(json.dumps(described).encode()))
+
+
+@pytest.mark.parametrize(
+    ("special", "plain", "message"),
+    [
+        (["<|channel|>", "<|start|>"], [], "it takes for text ['<|channel|>', '<|start|>']"),
+        (["<|eot_id|>"], [], "it also ends generation at ['<|eot_id|>']"),
+        ([], ["<|fim_prefix|>"], "it takes for special tokens ['<|fim_prefix|>']"),
+        (["<|return|>", "<|call|>", "<|end|>"], [], "it takes for text ['<|end|>']; it also ends generation at"),
+    ],
+)
+def test_a_token_that_llama_cpp_knows_by_its_text_warns(
+    special: list[str], plain: list[str], message: str, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.train_from_iterator(
+        ["abab"], vocab_size=258 + len(special), pattern="r50k", special_tokens=["</s>", *special], progress=False
+    ).with_tokens(plain)
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        metadata = tokenizer_metadata(tokenizer)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    again = read(tmp_path, metadata)  # as llama.cpp reads it
+    assert again.core.special_tokens.keys() != tokenizer.special_tokens.keys() or again.end_ids != tokenizer.end_ids
+
+
+def test_tokens_that_are_the_same_in_llama_cpp_do_not_warn() -> None:
+    tokenizer = Tokenizer.train_from_iterator(
+        ["abab"], vocab_size=259, pattern="r50k", special_tokens=["<|eot_id|>", "<|endoftext|>"], progress=False
+    )
+    assert tokenizer.eos_id == 258
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer_metadata(tokenizer, model_ends=[257])  # an end of the model, if not of the tokenizer
 
 
 def test_a_token_without_merges_decides_the_name() -> None:

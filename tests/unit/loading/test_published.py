@@ -286,3 +286,15 @@ def test_commands_take_published_names(
     Tokenizer.train_from_iterator(["cab"], vocab_size=256, progress=False).save(tmp_path / "small")
     assert main(["count", "cab", "-t", "small"]) == 0, "a path that exists comes first"
     assert capsys.readouterr().out == "3\n"
+
+
+@pytest.mark.parametrize("variable", ["BPE_LLAMA_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"])
+def test_caches_under_the_home_folder(variable: str, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variable.startswith("H"):
+        monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HOME", str(caches))
+    monkeypatch.setenv(variable, "~/mine")
+    place = 0 if variable == "BPE_LLAMA_CACHE" else 2
+    assert cache.cache_folders()[place] == caches / "mine" / ("hub" if variable == "HF_HOME" else "")
+    monkeypatch.setenv(variable, "$HOME/mine")
+    assert variable == "BPE_LLAMA_CACHE" or cache.cache_folders()[2].is_relative_to(caches / "mine")

@@ -197,3 +197,26 @@ def test_an_allowed_token_may_begin_inside_one_that_is_not() -> None:
         for allowed in ({"<b>"}, {"><"}, {"<a><b>"}, set()):
             expected = theirs.encode(text, allowed_special=allowed, disallowed_special=())
             assert tok.encode(text, allowed_special=allowed) == expected, (text, allowed)
+
+
+def test_special_tokens_that_can_be_read_once_hold_for_every_text() -> None:
+    tok = Tokenizer.train_from_iterator(["low lower"] * 3, vocab_size=258, special_tokens=["</s>"], progress=False)
+    texts, names = ["</s>low", "low</s>"], ["</s>"]
+    for offsets in (False, True):
+        found = tok(texts, texts, allowed_special=iter(names), return_offsets_mapping=offsets)
+        assert found == tok(texts, texts, allowed_special=names, return_offsets_mapping=offsets)
+    left = tok.truncate("low </s></s>", 2, side="left", allowed_special=(name for name in names))
+    assert left == "</s></s>" == tok.truncate("low </s></s>", 2, side="left", allowed_special=names)
+
+
+def test_a_grown_tokenizer_has_templates_of_its_own() -> None:
+    tok = Tokenizer.train_from_iterator(["low lower"] * 3, vocab_size=258, progress=False)
+    tok.chat_template = {"default": "D"}
+    for grown in (
+        tok.with_special_tokens(["<a>"]),
+        tok.with_tokens(["b"]),
+        Tokenizer.train_from_iterator(["slow slower"] * 3, vocab_size=262, base=tok, progress=False),
+    ):
+        assert isinstance(grown.chat_template, dict)
+        grown.chat_template["default"] = "another"
+        assert tok.chat_template == {"default": "D"}

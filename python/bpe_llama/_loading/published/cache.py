@@ -27,7 +27,7 @@ _MAX_BYTES = 64 << 20  # the largest known file has 3.6 MB
 def cache_folder() -> Path:
     """Return our cache: ``$BPE_LLAMA_CACHE``, else ``~/.cache/bpe_llama``."""
     chosen = os.environ.get("BPE_LLAMA_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "bpe_llama"
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "bpe_llama"
 
 
 def cache_folders() -> list[Path]:
@@ -104,11 +104,16 @@ def _tiktoken_cache() -> Path | None:
 def _hub_cache() -> Path:
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(variable):
-            return Path(chosen)
+            return _expanded(chosen)
     if home := os.environ.get("HF_HOME"):
-        return Path(home) / "hub"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "huggingface" / "hub"
+        return _expanded(home) / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expanded(cache) / "huggingface" / "hub"
+
+
+def _expanded(path: str) -> Path:
+    """Return a folder with ``~`` and variables replaced, as `huggingface_hub` does."""
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def _fetch(url: str, sha256: str, target: Path) -> Path:
