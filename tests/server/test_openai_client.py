@@ -259,7 +259,10 @@ def test_a_files_repetition_penalty_counts_the_prompt(client, server):
     asked = {"model": "small", "messages": MESSAGES, "max_tokens": 1, "presence_penalty": 0.5}
     try:
         server.generator.model.generation_config = type(config)(config.values | {"repetition_penalty": 1.05})
-        with pytest.raises(openai.BadRequestError, match="give one kind, or penalty_scope for all"):
+        with pytest.raises(
+            openai.BadRequestError,
+            match=r"\(1\.05 in the model's generation_config\.json\) counts",
+        ):
             client.chat.completions.create(**asked)
         client.chat.completions.create(**asked, extra_body={"repetition_penalty": 1})
     finally:

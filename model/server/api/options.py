@@ -69,11 +69,11 @@ def _penalty_scope(request: Sampling, repetition_penalty: float) -> str:
     if request.penalty_scope is not None:
         return request.penalty_scope
     of_output = bool(request.presence_penalty or request.frequency_penalty)
-    if request.repetition_penalty is not None:
-        repetition_penalty = request.repetition_penalty
-    if of_output and repetition_penalty != 1:
-        message = "repetition_penalty counts the prompt, presence_penalty and frequency_penalty do not; "
-        raise bad(message + "give one kind, or penalty_scope for all", "repetition_penalty")
+    asked = request.repetition_penalty
+    if of_output and (repetition_penalty if asked is None else asked) != 1:
+        of_file = f" ({repetition_penalty} in the model's generation_config.json)" if asked is None else ""
+        message = f"repetition_penalty{of_file} counts the prompt, presence_penalty and frequency_penalty do not; "
+        raise bad(message + "give one kind, repetition_penalty 1, or penalty_scope for all", "repetition_penalty")
     return "output" if of_output else "context"
 
 
