@@ -154,7 +154,8 @@ class GenerationConfig:
         """Return the file's defaults for the options of `GenerationOptions`.
 
         ``do_sample: false`` sets the temperature 0. With ``do_sample: true`` temperature and top-p default to 1, as in
-        transformers and vLLM. Without ``do_sample`` only the fields in the file set defaults.
+        transformers and vLLM; a file without ``top_k`` keeps all ids, as in vLLM, where transformers keeps 50. Without
+        ``do_sample`` only the fields in the file set defaults.
         """
         do_sample = self.values.get("do_sample")
         defaults: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0} if do_sample else {}
