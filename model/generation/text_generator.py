@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 
-from bpe_llama._arguments import check_surrogates, integer, iterator, string, wrong
+from bpe_llama._arguments import check_surrogates, integer, iterator, reusable, string, wrong
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
@@ -96,8 +96,7 @@ class TextGenerator:
         """
         check_surrogates("the prompt", string("text", text))
         begin = self.tokenizer.bos_id
-        if isinstance(allowed_special, Iterator):  # which can be read only once
-            allowed_special = tuple(allowed_special)
+        allowed_special = reusable(allowed_special)
         if bos is not None:
             return whole_ids(self.tokenizer.encode(text, bos=bos, allowed_special=allowed_special))
         ids = whole_ids(self.tokenizer(text, allowed_special=allowed_special)["input_ids"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from operator import index
 from typing import Any
 
-from bpe_llama._arguments import iterator, wrong
+from bpe_llama._arguments import iterator, reusable, wrong
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import is_one_of
 
@@ -45,7 +45,7 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
 
 def read_once(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with a tuple for each iterator, such as a generator: it can be read only once, options again."""
-    return {name: tuple(value) if isinstance(value, Iterator) else value for name, value in options.items()}
+    return {name: reusable(value) for name, value in options.items()}
 
 
 def sequences_of_ids(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:

@@ -605,7 +605,7 @@ class WordCounts:
         """Return the counts that `to_bytes` returned."""
     @staticmethod
     def load(path: _PathLike) -> WordCounts:
-        """Return the counts in a file of the bytes of `to_bytes`."""
+        """Return the counts in a file that holds the bytes of `to_bytes`."""
     def to_bytes(self) -> bytes:
         """Return the counts in their file format."""
     def __add__(self, other: WordCounts, /) -> WordCounts: ...

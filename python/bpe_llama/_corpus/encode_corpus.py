@@ -233,8 +233,9 @@ class Corpus:
         if self.dataset is None:
             yield from encode_documents(encoder, self.files, part, start, self.field, bad_rows, report)
             return
+        encode = encoder([])
         for texts, row in self.dataset.texts(self.field, start.documents, bad_rows):
-            yield Batch(*encoder([]).encode_texts(texts))
+            yield Batch(*encode.encode_texts(texts))
             if report:
                 report("encode rows", row, self.dataset.rows)
         if report:

@@ -56,7 +56,7 @@ def encode_files(
 
 
 def place_of_text(texts: Sequence[str | None]) -> int:
-    """Return where a template has its text, of its places: ``None`` is a special token.
+    """Return the index of the text among the items of a template, of which ``None`` stands for a special token.
 
     Raises:
         ValueError: If the text is there never, or more than once.

@@ -44,7 +44,7 @@ class ArrayFile:
     """A `.npy` file of one dimension that grows; `begin_array` makes one.
 
     Attributes:
-        dtype: That of its values, in this machine's or another byte order.
+        dtype: The dtype in which values are written.
         size: The number of values so far.
     """
 

@@ -43,13 +43,13 @@ pub(crate) fn reserve<T>(name: &str, items: &mut Vec<T>, more: usize) -> PyResul
     })
 }
 
-/// Returns that many zeros for what `name` asks for.
+/// Returns `count` zeros, the memory for which the argument `name` determines.
 ///
 /// # Errors
 /// `MemoryError`, naming the argument.
 pub(crate) fn zeros<T: Clone + Default>(name: &str, count: usize) -> PyResult<Vec<T>> {
     reserve(name, &mut Vec::<T>::new(), count)?;
-    Ok(vec![T::default(); count]) // of fresh pages, which nothing touches first
+    Ok(vec![T::default(); count]) // by calloc, which writes no page
 }
 
 /// A list of what `T` extracts. Unlike for a `Vec`, no memory is reserved for the length that an object claims.

@@ -193,7 +193,7 @@ impl WordCounts {
         interruptible(py, |interrupt| Counts::from_bytes(data, interrupt)).map(Self)
     }
 
-    /// Return the counts in a file of the bytes of `to_bytes`.
+    /// Return the counts in a file that holds the bytes of `to_bytes`.
     #[staticmethod]
     fn load(py: Python<'_>, #[pyo3(from_py_with = named::path)] path: PathBuf) -> PyResult<Self> {
         interruptible(py, |interrupt| Counts::load(&path, interrupt)).map(Self)

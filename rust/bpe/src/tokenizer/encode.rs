@@ -80,8 +80,8 @@ impl Tokenizer {
     ///
     /// The longest prefix that is UTF-8 is encoded as text; its last piece and the remaining bytes are one piece. So text
     /// has the ids of [`Tokenizer::encode_ordinary`], and [`Tokenizer::decode_bytes`] returns the bytes, except `▁`, which
-    /// SentencePiece treats as a space, and text that the tokenizer's file normalizes. A
-    /// SentencePiece model that encodes by its own rules takes bytes that are no text for U+FFFD, as SentencePiece does.
+    /// SentencePiece treats as a space, and text that the tokenizer's file normalizes. A SentencePiece model that encodes by
+    /// its own rules replaces bytes that are no text by U+FFFD, as SentencePiece does.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_ordinary`]; what the interrupt check returns.
@@ -135,10 +135,11 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns how many ids at the end are those of the last piece, which has so many bytes and, encoded alone, the ids `alone`.
+    /// Returns how many of the last `ids` belong to the last piece, of `bytes` bytes. Encoded alone, the piece has the ids
+    /// `alone`.
     ///
-    /// Alone it may have others: where a normalizer or a look-behind reads over its start, or an added token covers it, which
-    /// stands whatever follows.
+    /// Those may differ from its ids in the text: a normalizer or a look-behind may read what stands before it, and an added
+    /// token, which keeps its id whatever follows, may cover it.
     fn ids_of_end(&self, ids: &[u32], alone: &[u32], mut bytes: usize) -> usize {
         if ids.ends_with(alone) {
             return alone.len();
