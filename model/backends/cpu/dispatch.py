@@ -8,7 +8,8 @@
 | a pass by the modules of `llama.py` | | models that `can_decode` refuses; see `decoder_serves` |
 
 Why PyTorch is left a share: where a CPU multiplies bfloat16 matrices in hardware (AMX), or where the kernels lack an
-instruction set, its GEMMs are faster from some number of rows on. The limits are measured.
+instruction set, its GEMMs are faster from some number of rows on. The limits are measured. Float32 weights have none: the
+order of PyTorch's sums depends on the number of rows, and that of the kernels does not.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NATIVE_ROWS = {
     "amx": (ALWAYS, 64),
 }
 """Rows up to which native products are at least as fast as PyTorch's, for each tier of `bpe_llama._core.simd_tier`:
-with float32 and packed weights, and with bfloat16 weights.
+with packed weights, and with bfloat16 weights.
 
 On a CPU without instructions for bfloat16 PyTorch multiplies it up to fifteen times slower than float32, while native
 products widen the weights to float32. AMX multiplies activations rounded to bfloat16 once where the exact native
@@ -83,9 +84,13 @@ def has_native_kernels(linears: Sequence[nn.Module]) -> bool:
 
 
 def native_rows(linears: Sequence[nn.Module]) -> int:
-    """Return the most rows that native products serve best; the layers must have native kernels."""
-    bfloat16 = any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears)
-    return NATIVE_ROWS[simd_tier()][bfloat16]
+    """Return the most rows that native products serve; the layers must have native kernels."""
+    packed, bfloat16 = NATIVE_ROWS[simd_tier()]
+    rows = (
+        packed if isinstance(linear, PackedLinear) else bfloat16 if linear.weight.dtype == torch.bfloat16 else ALWAYS
+        for linear in linears
+    )
+    return min(rows, default=ALWAYS)
 
 
 def native_attention(new_tokens: int) -> bool:

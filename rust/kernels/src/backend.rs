@@ -29,7 +29,7 @@ pub(crate) enum GemmBackend {
     Fma,
     /// AVX-512 BF16 for bfloat16 weights, [`GemmBackend::Fma`] for all others.
     Avx512Bf16,
-    /// AMX for all weights.
+    /// AMX for all weights but float32.
     Amx,
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpe_llama._core import has_amx, has_avx512
+from bpe_llama._core import has_amx, has_avx512, simd_tiers
 from bpe_llama.model import KVCache, LlamaForCausalLM, quantize
 from bpe_llama.model.backends.cpu.decoder import CpuDecoder
 
@@ -98,10 +101,12 @@ def test_refusals_leave_the_cache_as_it_was(tiny_model: Make) -> None:
     assert cache.lengths == [0, 0]
 
 
-@pytest.mark.skipif(
+one_order = pytest.mark.skipif(
     not has_avx512() or has_amx(), reason="many rows go through torch without AVX-512, or through a matrix unit"
 )
-@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+
+
+@pytest.mark.parametrize("kind", [None, *(pytest.param(kind, marks=one_order) for kind in ("int8", "int4"))])
 @pytest.mark.parametrize("window", [None, 5])
 def test_float32_logits_are_batch_invariant(tiny_model: Make, kind: str | None, window: int | None) -> None:
     model = uneven(tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96, sliding_window=window))
@@ -123,3 +128,11 @@ def test_float32_logits_are_batch_invariant(tiny_model: Make, kind: str | None, 
     alone = logits(1, beside=False)
     for chunk, beside in ((60, False), (7, False), (60, True), (20, True), (1, True)):
         torch.testing.assert_close(logits(chunk, beside), alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tier", simd_tiers()[:-1])
+def test_they_are_on_every_tier(tier: str) -> None:
+    name = test_float32_logits_are_batch_invariant.__name__
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{name}"]
+    done = subprocess.run(command, env={**os.environ, "BPE_LLAMA_SIMD": tier}, capture_output=True, text=True)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout

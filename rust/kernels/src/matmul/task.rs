@@ -22,12 +22,14 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
-    /// Returns the layout that a product of these weights needs.
+    /// Returns the layout that a product of these weights needs. That of float32 is one, as a row's result must not depend on
+    /// the number of rows.
     pub(crate) fn of(weights: &Weights<'_>, gemm: GemmBackend) -> Self {
         match weights {
+            Weights::F32(_) => Self::Sequential,
             _ if gemm == GemmBackend::Amx => Self::AmxTiles,
             Weights::Bf16(_) if gemm == GemmBackend::Avx512Bf16 => Self::Bf16Tiles,
-            Weights::F32(_) | Weights::Int8(..) => Self::Sequential,
+            Weights::Int8(..) => Self::Sequential,
             Weights::Bf16(_) => Self::EvenOdd,
             Weights::Int4(codes, scales) => Self::Int4 { group: group_size(codes, scales) },
         }

@@ -2,12 +2,13 @@
 //!
 //! | file | instructions | weights | activations |
 //! |---|---|---|---|
-//! | `amx/` | AMX, `TDPBF16PS` | all | as three bfloat16 terms: exact |
+//! | `amx/` | AMX, `TDPBF16PS` | all but float32 | as three bfloat16 terms: exact |
 //! | `avx512_bf16.rs` | AVX-512 BF16, `VDPBF16PS` | bfloat16 | rounded to bfloat16 |
 //! | `tile.rs` | AVX-512 | packs activations, transposes tiles | |
 //! | `widened.rs` | AVX2, NEON, baseline | all but int4, widened to float32 once | float32 |
 //!
-//! With AVX-512 alone, and with int4 weights without AMX, such a product is several passes of GEMV.
+//! With AVX-512 alone, with float32 weights on AVX-512, and with int4 weights without AMX, such a product is several passes of
+//! GEMV.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;

@@ -58,7 +58,7 @@ pub(super) fn column_mask(columns: usize) -> u32 {
 /// # Safety
 /// The CPU has AVX-512 F, and `from` holds a number for each bit of the mask.
 #[inline(always)]
-pub(super) unsafe fn load_masked(from: *const f32, mask: u32) -> [__m512; 2] {
+unsafe fn load_masked(from: *const f32, mask: u32) -> [__m512; 2] {
     // SAFETY: the caller's promise.
     unsafe {
         let low = _mm512_maskz_loadu_ps(mask as u16, from);

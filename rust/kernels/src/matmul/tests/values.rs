@@ -13,15 +13,8 @@ fn three_bfloat16_terms_keep_every_digit_of_a_float32() {
             .expect("fitting shapes");
         out.clone()
     };
-    for weights in [Weights::Bf16(&[0x3f80]), Weights::F32(&[1.0]), Weights::Int8(&[1], &[1.0])] {
+    for weights in [Weights::Bf16(&[0x3f80]), Weights::Int8(&[1], &[1.0])] {
         assert_eq!(multiply(weights), x);
-    }
-    for weight in numbers(50, 4) {
-        let out = multiply(Weights::F32(std::slice::from_ref(&weight)));
-        for (x, out) in x.iter().zip(&out) {
-            let product = f64::from(*x) * f64::from(weight);
-            assert!((f64::from(*out) - product).abs() <= product.abs() * 2_f64.powi(-21), "{x} times {weight}: {out}");
-        }
     }
 }
 

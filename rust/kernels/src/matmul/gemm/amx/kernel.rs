@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 use super::emulated::Emulated;
-use super::terms::{Bf16, F32, Int4, Int8, TERMS, WeightTerms};
+use super::terms::{Bf16, Int4, Int8, TERMS, WeightTerms};
 use super::tile_registers::{Amx, TileRegisters, WeightTiles};
 use crate::matmul::gemm::tile::{self, TILE_COLUMNS, TILE_ROWS, column_mask};
 use crate::matmul::task::{Panel, Task};
@@ -48,7 +48,6 @@ unsafe fn run_in<A: TileRegisters>(task: &Task<'_>, rows: Range<usize>) {
     // SAFETY: the caller's promise.
     unsafe {
         match task.matrix.weights {
-            Weights::F32(weights) => sweep::<A, _>(task, F32(weights), weights.as_ptr().cast(), rows, None),
             Weights::Bf16(weights) => sweep::<A, _>(task, Bf16(weights), weights.as_ptr().cast(), rows, None),
             Weights::Int8(codes, scales) => {
                 sweep::<A, _>(task, Int8(codes), codes.as_ptr().cast(), rows, Some(scales));
@@ -57,6 +56,7 @@ unsafe fn run_in<A: TileRegisters>(task: &Task<'_>, rows: Range<usize>) {
                 let group_log2 = (2 * codes.len() / scales.len().max(1)).ilog2();
                 sweep::<A, _>(task, Int4 { codes, scales, group_log2 }, codes.as_ptr(), rows, None);
             }
+            Weights::F32(_) => unreachable!("`Layout::of` gives float32 another layout"),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! | weights | terms | products | relative error of a product |
 //! |---|---|---|---|
 //! | bfloat16, int8 | 1 | 3 | 0 |
-//! | float32, int4 | 3 | 6 of 9 | 2^-25, below float32's rounding |
+//! | int4 | 3 | 6 of 9 | 2^-25, below float32's rounding |
 //!
 //! An infinite number is no sum of terms and gives NaN. Subnormal numbers count as zero.
 //!

@@ -1,6 +1,6 @@
 //! Splits activations and weights into bfloat16 terms.
 
-use crate::matmul::gemm::tile::{self, TILE_COLUMNS, ToBf16, high_halves, load_masked};
+use crate::matmul::gemm::tile::{self, TILE_COLUMNS, ToBf16, high_halves};
 use bpe_llama_simd::bf16;
 use bpe_llama_simd::f32x16::CacheLine;
 use std::arch::x86_64::*;
@@ -70,23 +70,6 @@ pub(super) trait WeightTerms: Copy {
     /// # Safety
     /// The CPU has AVX-512 F, BW and VL, and there is a weight for each bit of `mask`.
     unsafe fn load(self, index: usize, mask: u32) -> [__m512i; TERMS];
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct F32<'a>(pub(super) &'a [f32]);
-
-impl WeightTerms for F32<'_> {
-    const COUNT: usize = TERMS;
-    const BYTES: usize = 4 * TILE_COLUMNS;
-
-    #[inline(always)]
-    unsafe fn load(self, index: usize, mask: u32) -> [__m512i; TERMS] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let [low, high] = load_masked(self.0.as_ptr().add(index), mask);
-            Split::convert(low, high)
-        }
-    }
 }
 
 #[derive(Clone, Copy)]
