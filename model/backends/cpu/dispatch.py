@@ -8,8 +8,8 @@
 | a pass by the modules of `llama.py` | | models that `can_decode` refuses; see `decoder_serves` |
 
 Why PyTorch is left a share: where a CPU multiplies bfloat16 matrices in hardware (AMX), or where the kernels lack an
-instruction set, its GEMMs are faster from some number of rows on. The limits are measured. Float32 weights have none: the
-order of PyTorch's sums depends on the number of rows, and that of the kernels does not.
+instruction set, its GEMMs are faster from some number of rows on. The limits are measured. Float32 weights have none:
+the order of PyTorch's sums depends on the number of rows, and that of the kernels does not.
 """
 
 from __future__ import annotations
