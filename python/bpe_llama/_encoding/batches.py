@@ -110,7 +110,8 @@ class Batches:
         """The truncation strategy, or ``None`` where nothing is truncated."""
         if self.truncation in (False, "do_not_truncate"):
             return None
-        return _STRATEGIES[0] if self.truncation is True else str(self.truncation)
+        # An enum of transformers is equal to its name, but its str is another.
+        return next((name for name in _STRATEGIES if name == self.truncation), _STRATEGIES[0])
 
     def rows(
         self,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bpe_llama._arguments import check_surrogates
 from bpe_llama._files import read_bytes
 from bpe_llama._progress import quietly
 
@@ -83,6 +84,7 @@ def read_text(text: str | None, file: Path | None) -> str:
     if text is not None and file is not None:
         raise ValueError("give a text or --file, not both")
     if text is not None:
+        check_surrogates("the text", text)  # which stand for bytes that are no UTF-8
         return text
     if file is None and sys.stdin.isatty():
         raise ValueError("no text: give it as an argument, with --file, or on standard input")

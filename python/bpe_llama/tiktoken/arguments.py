@@ -21,8 +21,8 @@ class Specials(TypedDict):
     disallowed_special: Any
 
 
-def checked_specials(known: set[str], allowed: Any, disallowed: Any) -> tuple[Specials, frozenset[str]]:
-    """Return special tokens as the compiled tokenizer takes them, and disallowed strings that are no special tokens.
+def checked_specials(known: set[str], allowed: Any, disallowed: Any) -> Specials:
+    """Return special tokens as the compiled tokenizer takes them.
 
     Raises:
         TypeError: If ``allowed`` is neither a set of str nor ``"all"``, or ``disallowed`` no collection of str.
@@ -33,11 +33,10 @@ def checked_specials(known: set[str], allowed: Any, disallowed: Any) -> tuple[Sp
     elif not _is_all(allowed):
         raise TypeError(f'expected allowed_special to be a set of str or "all", got {shown(allowed)}')
     if _is_all(disallowed):
-        return Specials(allowed_special=allowed, disallowed_special="all"), frozenset()
-    given = listed("disallowed_special", disallowed, 'a collection of str or "all"')
+        return Specials(allowed_special=allowed, disallowed_special="all")
+    given = listed("disallowed_special", () if disallowed is None else disallowed, 'a collection of str or "all"')
     _check_names("disallowed_special", given)
-    names = frozenset(given)
-    return Specials(allowed_special=allowed, disallowed_special=names & known), names - known
+    return Specials(allowed_special=allowed, disallowed_special=frozenset(given))
 
 
 def _is_all(names: object) -> bool:

@@ -14,7 +14,6 @@ from bpe_llama._core import shown, split_pieces
 from bpe_llama._loading.published.vocabularies import PUBLISHED, nearest
 from bpe_llama._loading.tiktoken import read_published
 from bpe_llama.tiktoken.arguments import (
-    Specials,
     check_sequence,
     checked_specials,
     listed,
@@ -94,11 +93,12 @@ class Encoding:
         self._is_shared = False
 
     @classmethod
-    def of_tokenizer(cls, name: str, core: CoreTokenizer, pat_str: str | None = None) -> Self:
+    def of_tokenizer(cls, name: str, core: CoreTokenizer) -> Self:
         """Return an encoding that encodes by a tokenizer; used by `bpe_llama.Tokenizer.as_tiktoken`."""
         encoding = cls.__new__(cls)
         encoding.name = name
-        encoding._pat_str = core.pattern if pat_str is None else pat_str
+        published = {known.pattern: known.regex for known in PUBLISHED.values()}
+        encoding._pat_str = published.get(core.pattern_name or "", core.pattern)
         encoding._special_tokens = core.special_tokens
         encoding.max_token_value = core.vocab_size - 1
         encoding._core = core
@@ -133,7 +133,7 @@ class Encoding:
         """
         if allowed_special is _NOTHING and disallowed_special == "all":
             return self._core.encode(text, disallowed_special="all")  # the usual call, without the cost of the checks
-        options = self._specials([text], allowed_special, disallowed_special)
+        options = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
         return self._core.encode(text, **options)
 
     def encode_to_numpy(
@@ -149,7 +149,7 @@ class Encoding:
             UnicodeEncodeError: If the text holds surrogates.
             ValueError: As `encode`, as for TypeError.
         """
-        options = self._specials([text], allowed_special, disallowed_special)
+        options = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
         ids = self._core.encode_to_numpy(text, **options)
         if not text.isascii():
             text.encode()  # raises for surrogates
@@ -174,7 +174,7 @@ class Encoding:
     ) -> list[list[int]]:
         """Return the ids of each text, as `encode` does; for ``num_threads`` see `encode_ordinary_batch`."""
         texts = listed("text", text, "a list of str")
-        options = self._specials(texts, allowed_special, disallowed_special)
+        options = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
         return self._core.encode_batch(texts, thread_count(num_threads), **options)
 
     def encode_with_unstable(
@@ -193,18 +193,10 @@ class Encoding:
             UnicodeEncodeError: If the text holds surrogates.
             ValueError: As `encode`, as for TypeError.
         """
-        options = self._specials([text], allowed_special, disallowed_special)
+        options = checked_specials(self.special_tokens_set, allowed_special, disallowed_special)
         ids = self._core.encode(text, **options)
         text.encode()  # raises for surrogates
         return encode_with_unstable(self._core, self._mergeable_ranks, self._sorted_tokens, text, ids, options)
-
-    def _specials(self, texts: list[str], allowed: Any, disallowed: Any) -> Specials:
-        options, names = checked_specials(self.special_tokens_set, allowed, disallowed)
-        for name in sorted(names):
-            for text in texts:
-                if name in text:
-                    raise ValueError(f"the text holds {name!r}, which is in disallowed_special")
-        return options
 
     def encode_single_token(self, text_or_bytes: str | bytes) -> int:
         """Return the id of a token, special or not.
@@ -351,7 +343,7 @@ class Encoding:
         if registered is not None and registered._core is self._core:  # also true of its copies
             return self.name
         if self._is_shared:
-            return {"name": self.name, "pat_str": self._pat_str, "tokenizer": self._core.to_own_json().encode()}
+            return {"name": self.name, "tokenizer": self._core.to_own_json().encode()}
         return {
             "name": self.name,
             "pat_str": self._pat_str,
@@ -364,7 +356,7 @@ class Encoding:
             vars(self).update(vars(get_encoding(state)))
         elif "tokenizer" in state:
             core = CoreTokenizer.build_from_own_json(state["tokenizer"])
-            vars(self).update(vars(Encoding.of_tokenizer(state["name"], core, state["pat_str"])))
+            vars(self).update(vars(Encoding.of_tokenizer(state["name"], core)))
         else:
             Encoding.__init__(self, **state)
 
@@ -395,6 +387,5 @@ def get_encoding(encoding_name: str) -> Encoding:
         raise ValueError(f"no encoding is called {shown(encoding_name)}{nearest(encoding_name, _NAMES)}")
     with _lock:
         if encoding_name not in _REGISTERED:
-            regex = PUBLISHED[encoding_name].regex
-            _REGISTERED[encoding_name] = Encoding.of_tokenizer(encoding_name, read_published(encoding_name), regex)
+            _REGISTERED[encoding_name] = Encoding.of_tokenizer(encoding_name, read_published(encoding_name))
         return _REGISTERED[encoding_name]

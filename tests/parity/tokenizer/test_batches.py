@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
+from transformers.tokenization_utils_base import TruncationStrategy
 
 from bpe_llama import Tokenizer
 from bpe_llama._loading.tokenizer_classes import CLASSES
@@ -247,7 +248,7 @@ def test_random_options_give_the_same_batches(single: str, pair: str, tmp_path: 
         first, second = ("".join(draw.choices("ab é\n", k=draw.randrange(9))) for _ in "AB")
         texts: list[Any] = draw.choice([[first], [first, second], [[first, "ab"]], [[first, "ab"], [second, ""]]])
         options = {
-            "truncation": draw.choice([True, False, None, "only_first", "only_second"]),
+            "truncation": draw.choice([True, False, None, "only_first", "only_second", *TruncationStrategy]),
             "max_length": draw.choice([None, 1, 2, 3, 4, 5, 6, 8]),
             "padding": draw.choice([False, True, "max_length"]),
             "padding_side": draw.choice([None, "left", "right"]),

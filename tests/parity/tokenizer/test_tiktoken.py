@@ -52,7 +52,7 @@ def test_our_patterns_equal_tiktokens(real: Callable[..., Any], monkeypatch: pyt
     monkeypatch.setitem(os.environ, "TIKTOKEN_CACHE_DIR", str(real(data.tiktoken_cache)))
     for name in ("r50k", "p50k", "cl100k", "o200k"):
         official = tiktoken.get_encoding(f"{name}_base")
-        assert official._pat_str == PUBLISHED[name].regex
+        assert official._pat_str == PUBLISHED[name].regex == Tokenizer.from_name(f"{name}_base").as_tiktoken()._pat_str
         assert official._special_tokens == PUBLISHED[name].special_tokens
         assert official._mergeable_ranks == PUBLISHED[name].ranks()
 
@@ -260,6 +260,11 @@ def test_two_names_for_one_id(tmp_path: Path) -> None:
     for name in ("<a>", "<b>"):
         with pytest.raises(ValueError, match=name):
             ours.encode(f"x{name}", disallowed_special={name})
+    for encode in (theirs.encode, theirs.encode_to_numpy, ours.encode, ours.encode_to_numpy):
+        with pytest.raises(ValueError, match=r"<\|im_start\|>"):  # another model's
+            encode("a <|im_start|>", disallowed_special={"<|im_start|>", "<a>"})
+    with pytest.raises(ValueError, match=r"<\|im_start\|>"):
+        ours.encode_batch(["a", "a <|im_start|>"], disallowed_special={"<|im_start|>"})
     assert ours.decode([300]) == "<a>"  # theirs is the one that a hash table happens to hold last
     assert theirs.decode([300]) in special
     assert ours.decode([300], skip_special_tokens=True) == ""

@@ -122,13 +122,20 @@ impl AddedTokens {
             Some(matcher) => matcher.first_of(text, &self.tokens, is_refused, interrupt)?,
             None => None,
         };
-        first.map_or(Ok(()), |(at, content)| {
-            Err(invalid!(
+        if let Some((at, content)) = first {
+            return Err(invalid!(
                 "the text holds the disallowed special token {content:?} at byte {at}; \
                  pass it in allowed_special to encode it as a special token, or leave it out of disallowed_special \
                  to encode it as ordinary text"
-            ))
-        })
+            ));
+        }
+        // A name that is no special token here is refused like one: it may be another model's.
+        let SpecialSet::Only(names) = set else { return Ok(()) };
+        let others = names.iter().filter(|name| !self.by_content(name).is_some_and(|token| token.special));
+        match others.filter(|name| text.contains(**name)).min() {
+            Some(name) => Err(invalid!("the text holds {name:?}, which is in disallowed_special")),
+            None => Ok(()),
+        }
     }
 
     /// Checks that `allowed` names added tokens only.
