@@ -291,7 +291,7 @@ class Tokenizer(EncodingTokenizer):
             write_text(path, self.to_tiktoken())
             write_attributes(path, self.pattern, self.special_tokens)
         elif path.suffix == ".model":
-            write_bytes(path, self.to_sentencepiece())
+            write_bytes(path, self.to_sentencepiece(config_beside=path.name == "tokenizer.model"))
         elif not path.suffix or path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
             is_model = self.sentencepiece_model() is not None
