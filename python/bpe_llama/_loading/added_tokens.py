@@ -322,10 +322,10 @@ def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
             stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in value.items()}
         elif key == "extra_special_tokens":
             tokens = [
-                replace(AddedToken.read(where + key, token), special=True) if isinstance(token, dict) else token
-                for token in value or []
+                token if isinstance(token, str) else replace(token, special=True)
+                for token in _token_list(where + key, value)
             ]
-            stated.extra = list(dict.fromkeys((*(stated.extra or []), *_token_list(where + key, tokens))))
+            stated.extra = list(dict.fromkeys((*(stated.extra or []), *tokens)))
         elif key.endswith("_token"):
             _take_special(stated, where + key, key, value)
         elif key != "additional_special_tokens":
@@ -364,7 +364,7 @@ def _token_list(where: str, value: object) -> list[str | AddedToken]:
         return []
     if not isinstance(value, list):
         raise ValueError(f"{where} is {shown(value)}; expected a list of tokens")
-    return [token if isinstance(token, AddedToken) else _token(where, token) for token in value]
+    return [_token(where, token) for token in value]
 
 
 def _token(where: str, value: object) -> str | AddedToken:
