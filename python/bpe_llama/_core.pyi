@@ -162,11 +162,16 @@ class Tokenizer:
         Raises:
             ValueError: As `check_tiktoken`.
         """
-    def to_sentencepiece(self) -> bytes:
+    def to_sentencepiece(self, *, config_beside: bool = False) -> bytes:
         """Return the bytes of a SentencePiece model.
 
+        Args:
+            config_beside: Whether a `tokenizer_config.json` beside the file names the added tokens and the
+                post-processor that a model does not hold.
+
         Raises:
-            ValueError: If this tokenizer keeps none; the message names why.
+            ValueError: If this tokenizer keeps no model; or if it has such a token or post-processor, and
+                `config_beside` is false. The message names why.
         """
     def sentencepiece_model(self) -> bytes | None:
         """Return the SentencePiece model that encodes, where byte-level merging cannot express it; else `None`."""

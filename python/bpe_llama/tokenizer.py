@@ -220,7 +220,8 @@ class Tokenizer(EncodingTokenizer):
         """
         from bpe_llama._loading.tiktoken import read_tokenizer
 
-        return cls(read_tokenizer(path, pattern, special_tokens))
+        core, settings = read_tokenizer(path, pattern, special_tokens)
+        return cls(core, settings=settings)
 
     @classmethod
     def from_ranks(
@@ -271,7 +272,7 @@ class Tokenizer(EncodingTokenizer):
         |---|---|
         | ``.json`` | Hugging Face's ``tokenizer.json``, with the same ids in ``tokenizers`` and ``transformers`` |
         | ``.model`` | SentencePiece's, for a vocabulary of such a file that ``tokenizer.json`` cannot express |
-        | ``.tiktoken`` | tiktoken's list of ranks; pattern and special tokens go to ``<path>.json`` |
+        | ``.tiktoken`` | tiktoken's list of ranks; pattern, special tokens and end ids go to ``<path>.json`` |
         | a folder | ``tokenizer.json``, or else ``tokenizer.model`` |
 
         Beside a ``tokenizer.json`` or ``tokenizer.model`` of this name, ``tokenizer_config.json`` and the chat
@@ -289,9 +290,9 @@ class Tokenizer(EncodingTokenizer):
             from bpe_llama._loading.tiktoken import write_attributes
 
             write_text(path, self.to_tiktoken())
-            write_attributes(path, self.pattern, self.special_tokens)
+            write_attributes(path, self, self._settings.end_ids)
         elif path.suffix == ".model":
-            write_bytes(path, self.to_sentencepiece())
+            write_bytes(path, self.to_sentencepiece(config_beside=path.name == "tokenizer.model"))
         elif not path.suffix or path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
             is_model = self.sentencepiece_model() is not None

@@ -189,7 +189,7 @@ def read_stated_tokens(
     stated = _of_config(config)
     late = config.get("additional_special_tokens") if stated.extra is None else None
     if "added_tokens_decoder" in config:
-        listed = _decoder(config["added_tokens_decoder"])
+        listed = list(listed_tokens(config).values())
     else:
         _take_special_map(stated, special_map)
         listed = _added_file(added, stated.special(), own)
@@ -204,15 +204,26 @@ def read_stated_tokens(
     return StatedTokens(listed, named, extra)
 
 
-def listed_special_ids(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the special tokens in the ``added_tokens_decoder`` of a tokenizer_config.json, with their ids there.
+def listed_tokens(config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Return the tokens in the ``added_tokens_decoder`` of a tokenizer_config.json, by their ids there.
 
     Raises:
         ValueError: If the field is damaged; the message names it.
     """
-    listed = config.get("added_tokens_decoder", {})
-    _decoder(listed)  # refuses what is no token
-    return {token["content"]: int(key) for key, token in listed.items() if token.get("special")}
+    where = "tokenizer_config.json: added_tokens_decoder"
+    value = config.get("added_tokens_decoder", {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {shown(value)}; expected an object of ids and tokens")
+    by_id: dict[int, AddedToken] = {}
+    for key, token in value.items():
+        if not key.isdecimal():
+            raise ValueError(f"{where} has the key {shown(key)}; expected an id")
+        by_id[int(key)] = AddedToken.read(f"{where}.{key}", token)
+    seen: dict[str, AddedToken] = {}
+    for token_id, token in by_id.items():
+        if seen.setdefault(token.content, token) != token:
+            raise ValueError(f"{where}.{token_id} gives token {shown(token.content)} again, with other flags")
+    return dict(sorted(by_id.items()))
 
 
 def ignored_id_warning(
@@ -311,10 +322,10 @@ def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
             stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in value.items()}
         elif key == "extra_special_tokens":
             tokens = [
-                replace(AddedToken.read(where + key, token), special=True) if isinstance(token, dict) else token
-                for token in value or []
+                token if isinstance(token, str) else replace(token, special=True)
+                for token in _token_list(where + key, value)
             ]
-            stated.extra = list(dict.fromkeys((*(stated.extra or []), *_token_list(where + key, tokens))))
+            stated.extra = list(dict.fromkeys((*(stated.extra or []), *tokens)))
         elif key.endswith("_token"):
             _take_special(stated, where + key, key, value)
         elif key != "additional_special_tokens":
@@ -337,22 +348,6 @@ def _take_special(stated: _Stated, where: str, role: str, value: object) -> None
         stated.found[role] = token
 
 
-def _decoder(value: object) -> list[AddedToken]:
-    where = "tokenizer_config.json: added_tokens_decoder"
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is {shown(value)}; expected an object of ids and tokens")
-    by_id: dict[int, AddedToken] = {}
-    for key, token in value.items():
-        if not key.isdecimal():
-            raise ValueError(f"{where} has the key {shown(key)}; expected an id")
-        by_id[int(key)] = AddedToken.read(f"{where}.{key}", token)
-    seen: dict[str, AddedToken] = {}
-    for token_id, token in by_id.items():
-        if seen.setdefault(token.content, token) != token:
-            raise ValueError(f"{where}.{token_id} gives token {shown(token.content)} again, with other flags")
-    return [by_id[token_id] for token_id in sorted(by_id)]
-
-
 def _added_file(added: Mapping[str, Any], special: set[str], own: Iterable[Mapping[str, Any]] = ()) -> list[AddedToken]:
     by_id: dict[int, AddedToken] = {}
     for content, token_id in added.items():
@@ -369,7 +364,7 @@ def _token_list(where: str, value: object) -> list[str | AddedToken]:
         return []
     if not isinstance(value, list):
         raise ValueError(f"{where} is {shown(value)}; expected a list of tokens")
-    return [token if isinstance(token, AddedToken) else _token(where, token) for token in value]
+    return [_token(where, token) for token in value]
 
 
 def _token(where: str, value: object) -> str | AddedToken:

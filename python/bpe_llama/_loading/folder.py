@@ -18,7 +18,7 @@ from bpe_llama._loading.added_tokens import (
     AddedTokens,
     StatedTokens,
     ignored_id_warning,
-    listed_special_ids,
+    listed_tokens,
     read_stated_tokens,
 )
 from bpe_llama._loading.ends import END_ROLES, ends_of, ids_around
@@ -112,7 +112,8 @@ def with_ranks_config(core: CoreTokenizer, folder: Path) -> tuple[CoreTokenizer,
     """Return the tokenizer of a ``.tiktoken`` file or tekken.json with the files beside it, and their content.
 
     These are the files that `with_config` reads. A role that none of them names keeps the token of the tokenizer's
-    file. A special token of ``added_tokens_decoder`` takes the place of the one with its id, such as a reserved one.
+    file. A token of ``added_tokens_decoder`` has its id there, in place of another such as a reserved token, unless an
+    ordinary token has that id.
 
     Args:
         core: The tokenizer.
@@ -125,7 +126,7 @@ def with_ranks_config(core: CoreTokenizer, folder: Path) -> tuple[CoreTokenizer,
     """
     config, special_map, added, _ = (read_object(folder / name) for name in _BESIDE)
     try:
-        core = _with_listed_ids(core, listed_special_ids(config))
+        core = _with_listed_ids(core, listed_tokens(config))
         core, roles, extra = _with_stated_tokens(core, None, {}, config, special_map, added)
         before, after = ids_around(core)
         if (before, after) != (None, None) or config.keys() & {"add_bos_token", "add_eos_token"}:
@@ -138,15 +139,23 @@ def with_ranks_config(core: CoreTokenizer, folder: Path) -> tuple[CoreTokenizer,
     return core, read_attributes(folder, roles, extra, config=config)
 
 
-def _with_listed_ids(core: CoreTokenizer, listed: Mapping[str, int]) -> CoreTokenizer:
-    """Return the tokenizer with these names for the special tokens of their ids; other ids are left out."""
+def _with_listed_ids(core: CoreTokenizer, listed: Mapping[int, AddedToken]) -> CoreTokenizer:
+    """Return the tokenizer with the listed tokens at their ids, but for ids of ordinary tokens."""
     known = core.special_tokens
-    named = {name: token_id for name, token_id in listed.items() if token_id in known.values()}
-    rest = {name: token_id for name, token_id in known.items() if name not in named and token_id not in named.values()}
-    if rest | named == known:
+    if all(known.get(token.content) == token_id for token_id, token in listed.items()):
         return core
-    pattern = core.pattern_name or core.pattern
-    made = CoreTokenizer.build_from_ranks(core.mergeable_ranks, pattern, list((rest | named).items()))
+    ranks = core.mergeable_ranks
+    ordinary = set(ranks.values())
+    named = {token.content: token_id for token_id, token in listed.items() if token_id not in ordinary}
+    for name, token_id in named.items():
+        has = core.token_to_id(name)
+        if has not in (None, token_id) and has not in listed:
+            raise ValueError(
+                f"tokenizer_config.json: added_tokens_decoder.{token_id} is the token {shown(name)}, which has id {has}"
+            )
+    rest = {name: token_id for name, token_id in known.items() if name not in named and token_id not in named.values()}
+    made = CoreTokenizer.build_from_ranks(ranks, core.pattern_name or core.pattern, list((rest | named).items()))
+    made = made.with_added_tokens([token.for_core() for token in listed.values() if token.content in named])
     return made.with_ends(*ends_of(core)).with_template(*ids_around(core))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -37,9 +38,12 @@ def load(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
         case "sentencepiece":
             return with_config(file, is_in_folder=is_folder, is_sentencepiece=True)
         case "tiktoken":
-            core = tiktoken.read_tokenizer(file)
-            is_alone = file.suffix == ".tiktoken" and not is_folder
-            return (core, TokenizerAttributes()) if is_alone else with_ranks_config(core, file.parent)
+            core, settings = tiktoken.read_tokenizer(file)
+            if file.suffix == ".tiktoken" and not is_folder:
+                return core, TokenizerAttributes(settings=settings)
+            core, attributes = with_ranks_config(core, file.parent)
+            end_ids = attributes.settings.end_ids or settings.end_ids
+            return core, replace(attributes, settings=replace(attributes.settings, end_ids=end_ids))
         case "tekken":
             return with_ranks_config(tekken.read_tokenizer(file), file.parent)
         case "vocab_and_merges":

@@ -1,4 +1,4 @@
-"""Read a `.tiktoken` file, with the pattern and special tokens that it does not hold.
+"""Read a `.tiktoken` file, with the pattern, special tokens and their roles that it does not hold.
 
 For a saved tokenizer they are in a JSON file beside it; for published vocabularies in `published`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,27 +16,48 @@ from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._files import PathLike, read_bytes, read_json, write_text
+from bpe_llama._loading.ends import Ends, ends_of
 from bpe_llama._loading.published.cache import vocabulary_file
 from bpe_llama._loading.published.vocabularies import published_by_name, published_by_sha256
+from bpe_llama._loading.settings import Settings
 
 
 class Attributes(NamedTuple):
-    """The parts of an encoding beside its ranks."""
+    """The parts of an encoding beside its ranks.
+
+    Attributes:
+        pattern: The pattern that splits text.
+        special_tokens: Special tokens to id.
+        ends: Fields of :class:`Ends`; of those that are missing, the names of special tokens decide.
+        end_ids: Ids other than ``eos_id`` that end generation.
+    """
 
     pattern: str
-    special_tokens: dict[str, int]
+    special_tokens: Mapping[str, int]
+    ends: Mapping[str, int | None]
+    end_ids: tuple[int, ...]
 
 
 def read_tokenizer(
     path: PathLike, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
-) -> CoreTokenizer:
+) -> tuple[CoreTokenizer, Settings]:
     """Return the tokenizer of a `.tiktoken` file; see :meth:`bpe_llama.Tokenizer.from_tiktoken`."""
     path = checked_path("path", path)
+    stated = Attributes("", {}, {}, ())
     if pattern is None:
         stated = tiktoken_attributes(path)
         pattern = stated.pattern
-        special_tokens = stated.special_tokens if special_tokens is None else special_tokens
-    return CoreTokenizer.build_from_tiktoken(path, pattern, checked_ids(special_tokens))
+        if special_tokens is not None:
+            stated = stated._replace(special_tokens=special_tokens, ends={}, end_ids=())
+        special_tokens = stated.special_tokens
+    core = CoreTokenizer.build_from_tiktoken(path, pattern, checked_ids(special_tokens))
+    try:
+        for token_id in stated.end_ids:
+            core.id_to_bytes(token_id)
+        core = core.with_ends(*ends_of(core)._replace(**stated.ends))
+    except KeyError as error:
+        raise ValueError(f"{_json_path(path)}: {error.args[0]}") from None
+    return core, Settings(end_ids=stated.end_ids)
 
 
 def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
@@ -56,7 +77,7 @@ def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int
 
 
 def tiktoken_attributes(path: Path) -> Attributes:
-    """Return the pattern and special tokens of a `.tiktoken` file.
+    """Return the pattern, special tokens and their roles of a `.tiktoken` file.
 
     Raises:
         ValueError: If they are unknown, or the file that holds them is damaged.
@@ -66,7 +87,18 @@ def tiktoken_attributes(path: Path) -> Attributes:
         stated = read_json(json_path)
         try:
             special = instance("special_tokens", stated["special_tokens"], Mapping, "a mapping of str to id")
-            found = Attributes(string("pattern", stated["pattern"]), dict(checked_ids(special)))
+            ends = {
+                key: None if stated[key] is None else integer(key, stated[key], least=0)
+                for key in Ends._fields
+                if key in stated
+            }
+            end_ids = instance("end_ids", stated.get("end_ids", []), list, "a list of ids")
+            found = Attributes(
+                string("pattern", stated["pattern"]),
+                dict(checked_ids(special)),
+                ends,
+                tuple(integer("an id of end_ids", token_id, least=0) for token_id in end_ids),
+            )
             sha256 = stated.get("sha256")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
@@ -83,7 +115,7 @@ def tiktoken_attributes(path: Path) -> Attributes:
             f"{path}: a .tiktoken file does not hold its splitting pattern, and this is no published vocabulary: "
             f"use Tokenizer.from_tiktoken(path, pattern=..., special_tokens=...)"
         )
-    return Attributes(published.pattern, published.special_tokens)
+    return Attributes(published.pattern, published.special_tokens, {}, ())
 
 
 def read_published(name: str) -> CoreTokenizer:
@@ -98,12 +130,18 @@ def read_published(name: str) -> CoreTokenizer:
     return CoreTokenizer.build_from_huggingface(json.dumps(described).encode())
 
 
-def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
-    """Write the pattern and special tokens of a `.tiktoken` file beside it, and the file's SHA-256.
+def write_attributes(path: Path, core: CoreTokenizer, end_ids: Sequence[int]) -> None:
+    """Write the pattern, special tokens and their roles of a `.tiktoken` file beside it, and the file's SHA-256.
 
     By the SHA-256 a reader sees if saving was killed between the two files.
     """
-    attributes = {"pattern": pattern, "special_tokens": dict(special_tokens), "sha256": _sha256(path)}
+    attributes = {
+        "pattern": core.pattern,
+        "special_tokens": core.special_tokens,
+        **ends_of(core)._asdict(),
+        "end_ids": list(end_ids),
+        "sha256": _sha256(path),
+    }
     write_text(_json_path(path), json.dumps(attributes, ensure_ascii=False, indent=1) + "\n")
 
 

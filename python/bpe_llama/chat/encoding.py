@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpe_llama._arguments import iterator, string
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 TRAIN_ON = ("assistant", "last", "all")
 """The tokens of a conversation to train on: all answers, the last one, or every token."""
+
+# White space for `tokenizers`, to which Python adds four control characters.
+_WHITE_SPACE = re.compile(r"[^\S\x1c-\x1f]*")
 
 
 class EncodedChat(NamedTuple):
@@ -193,15 +198,12 @@ def encode_conversation(
             )
     else:
         spans = encoder.find_answers(whole)
+    edges = [edge for span in spans for edge in span]
     ids, learned = [], []
-    other = train_on == "all"
-    end = 0
-    for (begin, after), want in [*zip(spans, wanted, strict=True), ((len(whole), len(whole)), False)]:
-        for start, stop, is_learned in ((end, begin, other), (begin, after, want)):
-            part = encoder.encode(whole[start:stop], whole[:start])
-            ids += part
-            learned += [is_learned] * len(part)
-        end = after
+    for part in encoder.parts(whole, edges):
+        passed = bisect_right(edges, part.begin)
+        ids += part.ids
+        learned += [wanted[passed // 2] if passed % 2 else train_on == "all"] * len(part.ids)
     return ids, learned
 
 
@@ -219,6 +221,22 @@ def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
     if train_on == "last":
         wanted = [False] * (len(wanted) - 1) + wanted[-1:]
     return wanted
+
+
+class _Part(NamedTuple):
+    """A part of a rendered text, a special token or text between two, and its ids.
+
+    Attributes:
+        begin: Where it begins, without the white space that a special token includes.
+        start: Where it begins, with that.
+        end: Where it ends, likewise.
+        ids: Its ids.
+    """
+
+    begin: int
+    start: int
+    end: int
+    ids: list[int]
 
 
 class _Encoder:
@@ -263,13 +281,13 @@ class _Encoder:
         tokens = _any_of(sorted(self.tokenizer.added_tokens | self.tokenizer.special_tokens, reverse=True))
         return AnswerFinder(self.request.messages, render, whole, placeholder, find_tokens).find()
 
-    def encode(self, text: str, before: str = "") -> list[int]:
-        """Return the ids of rendered text, or of a part of it that follows the text ``before``."""
-        if not before and self._is_own(text):
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of rendered text."""
+        if self._is_own(text):
             ids = self.tokenizer.encode(untraced(text), allowed_special="all")
             if self._are_own(ids, text):
                 return ids
-        return [token_id for part in self._encode_parts(text, before) for token_id in part[1]]
+        return [token_id for part in self.parts(text) for token_id in part.ids]
 
     def _is_own(self, text: str) -> bool:
         """Return whether all special tokens in a text are the template's own."""
@@ -288,19 +306,41 @@ class _Encoder:
         found = [token_id for token_id in ids if token_id in known]
         return found == [special[own[0]] for own in self.special.finditer(own_text(text, self.filler))]
 
-    def _encode_parts(self, text: str, before: str) -> Iterable[tuple[str, list[int]]]:
-        """Yield special tokens and the text between them, and their ids."""
-        tokenizer = self.tokenizer
-        own, plain = own_text(text, self.filler), untraced(text)
-        end = 0
-        ends_special = own_text(before, self.filler).endswith(tuple(tokenizer.special_tokens))
-        passed = None if ends_special else untraced(before)
-        for match in self.special.finditer(own):
-            part = plain[end : match.start()]
-            yield part, tokenizer.encode_following(part, passed)
-            yield match[0], [tokenizer.special_tokens[match[0]]]
-            end, passed = match.end(), None
-        yield plain[end:], tokenizer.encode_following(plain[end:], passed)
+    def parts(self, text: str, edges: Sequence[int] = ()) -> Iterator[_Part]:
+        """Yield the template's special tokens, and the text between them from one of the sorted ``edges`` to the next.
+
+        A special token includes the white space that its flags name, also beyond an edge.
+        """
+        plain = untraced(text)
+        done = 0
+        for token in (*self._own_tokens(text), _Part(len(plain), len(plain), len(plain), [])):
+            within = edges[bisect_right(edges, done) : bisect_left(edges, token.start)]
+            for start, end in pairwise((done, *within, token.start)):
+                if start < end:
+                    before = None if start == done > 0 else plain[done:start]  # None after a special token
+                    yield _Part(start, start, end, self.tokenizer.encode_following(plain[start:end], before))
+            yield token
+            done = token.end
+
+    def _own_tokens(self, text: str) -> Iterator[_Part]:
+        """Yield the template's special tokens in a text, by the rules of `Matcher::split` in rust/bpe/src/special."""
+        plain = untraced(text)
+        flags = {token.pop("content"): token for token in json.loads(self.tokenizer.added_tokens_json())}
+        done = 0
+        for found in self.special.finditer(own_text(text, self.filler)):
+            content, token = found[0], flags[found[0]]
+            start, end = found.span()
+            if token["single_word"]:
+                around = plain[max(start - 1, 0) : end + 1]
+                if token["id"] not in self.tokenizer.encode(around, allowed_special=[content]):
+                    continue
+            if token["lstrip"]:
+                start = max(start, done) - _white_space(plain[done:start][::-1])
+            if token["rstrip"]:
+                end = max(end, done) + _white_space(plain, max(end, done))
+            if start < end:
+                yield _Part(found.start(), start, end, [token["id"]])
+            done = end
 
     def encode_answers(self, rendered: Rendered) -> EncodedChat:
         """Return the ids of rendered text, and the mask of the ids in its answers."""
@@ -320,18 +360,19 @@ class _Encoder:
         """Return the ids of text and their character ranges."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        place = 0
-        for part, part_ids in self._encode_parts(text, ""):
-            pieces = [self.tokenizer.id_to_bytes(token_id) for token_id in part_ids]
-            data = part.encode()
+        for part in self.parts(text):
+            ids += part.ids
+            if len(part.ids) == 1:
+                offsets.append((part.start, part.end))
+                continue
+            pieces = [self.tokenizer.id_to_bytes(token_id) for token_id in part.ids]
+            data = untraced(text[part.start : part.end]).encode()
             if b"".join(pieces) != data:
                 raise ValueError("the messages hold the text of a special token, and this tokenizer rewrites text")
             # The number of characters that begin before each byte.
-            begun = [0, *accumulate(byte & 0xC0 != 0x80 for byte in data)]
+            begun = list(accumulate((byte & 0xC0 != 0x80 for byte in data), initial=part.start))
             ends = list(accumulate(map(len, pieces)))
-            offsets += [(place + begun[a + 1] - 1, place + begun[b]) for a, b in zip([0, *ends], ends, strict=False)]
-            ids += part_ids
-            place += len(part)
+            offsets += [(begun[a + 1] - 1, begun[b]) for a, b in zip([0, *ends], ends, strict=False)]
         return ids, offsets
 
 
@@ -345,6 +386,11 @@ def _strings(value: Any) -> Iterable[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _strings(item)
+
+
+def _white_space(text: str, start: int = 0) -> int:
+    """Return the number of characters of white space from ``start`` on."""
+    return len(_WHITE_SPACE.match(text, start)[0])  # type: ignore[index]
 
 
 def _any_of(texts: list[str]) -> re.Pattern[str]:

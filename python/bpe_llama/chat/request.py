@@ -48,6 +48,9 @@ class ChatTokenizer(Protocol):
     def added_tokens(self) -> dict[str, int]:
         """Special tokens and other added tokens to id."""
 
+    def added_tokens_json(self) -> str:
+        """Return the added tokens with their flags, as a `tokenizer.json` lists them."""
+
     @property
     def normalizes_added_tokens(self) -> bool:
         """Whether added tokens may be looked for in normalized text."""

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::formats::pipeline_of;
+use crate::normalize::After;
 use crate::pipeline::Pipeline;
 use crate::special::SpecialSet;
 use crate::{Interrupt, Result, Tokenizer};
@@ -35,7 +36,7 @@ impl Tokenizer {
         let added = (&self.added, allowed);
         // 0 is no dropout, with which `ignore_merges` holds.
         let drops: Option<&mut dyn FnMut() -> bool> = if dropout > 0.0 { Some(&mut drops) } else { None };
-        pipeline.encode(text, added, interrupt, drops, &mut |new| ids.extend_from_slice(new))?;
+        pipeline.encode(text, After::Nothing, added, interrupt, drops, &mut |new| ids.extend_from_slice(new))?;
         Ok(ids)
     }
 

@@ -28,11 +28,11 @@ macro_rules! names {
 }
 
 names! {
-    add after allowed_special back batch before bos bos_id cache_bytes cos data disallowed_special dropout eos eos_id eps
-    errors factors first for_gate for_up for_weights for_x frequency_penalty gate gradient head_dim interleaved
-    label_smoothing labels layer logits losses max_tokens merged min_count min_p n num_threads out pad_id pair parts path
-    pattern positions presence_penalty preset qkv repetition_penalty scales seed sin skip_special_tokens softcap start stop
-    temperature text texts top_p typical_p unk_id up weights window x z_loss
+    add after allowed_special back batch before bos bos_id cache_bytes config_beside cos data disallowed_special
+    dropout eos eos_id eps errors factors first for_gate for_up for_weights for_x frequency_penalty gate gradient
+    head_dim interleaved label_smoothing labels layer logits losses max_tokens merged min_count min_p n num_threads out
+    pad_id pair parts path pattern positions presence_penalty preset qkv repetition_penalty scales seed sin
+    skip_special_tokens softcap start stop temperature text texts top_p typical_p unk_id up weights window x z_loss
 }
 
 /// Returns the value of a key of a dict, which the Python side makes of its arguments; an error has the key.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,16 @@ def test_a_model_is_saved_as_a_model(rules: dict[str, Any], tmp_path: Path) -> N
         tok.save(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"cannot be saved as \.tiktoken"):
         tok.save(tmp_path / "vocab.tiktoken")
+    for more, what in (
+        (tok.with_special_tokens(["<|end|>"]), 'the added token "<|end|>" has no place'),
+        (tok.with_tokens(["zz"]), 'the added token "zz" has no place'),
+        (Tokenizer(tok.with_template(tok.bos_id, None)), 'the post-processor, which adds "<s>", has no place'),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"cannot be saved as .model: {what}")):
+            more.save(tmp_path / "more.model")
+        more.save(tmp_path / "more")
+        again = Tokenizer.from_file(tmp_path / "more")
+        assert (again.added_tokens, again("a")["input_ids"]) == (more.added_tokens, more("a")["input_ids"])
     plain = Tokenizer(_core.Tokenizer.build_from_pieces([("▁", -1.0, NORMAL), *bytes_and_unknown()], True, False))
     with pytest.raises(ValueError, match=r"cannot be saved as \.model: it keeps no SentencePiece model"):
         plain.save(tmp_path / "plain.model")

@@ -95,6 +95,8 @@ def test_the_files_beside_a_tekken_json_are_obeyed(tmp_path: Path) -> None:
         ({"eos_token": 3}, "eos_token is 3; expected a str"),
         ({"add_bos_token": "yes"}, "add_bos_token is 'yes'; expected true or false"),
         ({"split_special_tokens": True}, "split_special_tokens is True, which is not supported"),
+        ({"added_tokens_decoder": {"999": listed("</s>")}}, "decoder.999 is the token '</s>', which has id 2"),
+        ({"added_tokens_decoder": {"999": listed("a")}}, "decoder.999 is the token 'a', which has id "),
     ],
 )
 @pytest.mark.parametrize("is_tekken", [False, True])
@@ -104,6 +106,33 @@ def test_wrong_fields_are_named(fields: dict[str, Any], message: str, is_tekken:
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: ") as caught:
         Tokenizer.from_file(folder)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"259": listed("<t>", special=False)},
+        {"260": listed("<t>", special=False)},
+        {"262": listed("<t>")},
+        {"257": listed("</s>"), "258": listed("<s>"), "259": listed("<t>")},
+    ],
+    ids=["reserved", "next", "after a gap", "others exchanged"],
+)
+def test_listed_tokens_beside_ranks_have_the_ids_of_transformers(more: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("tiktoken", reason="transformers reads ranks by it")
+    transformers = pytest.importorskip("transformers", reason="transformers is the reference")
+    folder = tiktoken_folder(tmp_path, "tokenizer.model")
+    decoder = {str(token_id): listed(name) for name, token_id in SPECIAL.items()} | more
+    state(folder, tokenizer_class="PreTrainedTokenizerFast", added_tokens_decoder=decoder)
+    ours, theirs = Tokenizer.from_file(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    text = "ab<t> <s></s>"
+    expected = theirs(text)["input_ids"]
+    assert ours(text, allowed_special="all")["input_ids"] == expected
+    assert ("<t>" in ours.special_tokens) == all(token["special"] for token in more.values())
+    ours.save(tmp_path / "saved")
+    assert Tokenizer.from_file(tmp_path / "saved").added_tokens == ours.added_tokens
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")(text)["input_ids"] == expected
+    ours.with_special_tokens(["<t>"]).save(tmp_path / "saved.tiktoken")
 
 
 def test_an_id_that_the_ranks_have_is_kept_with_a_warning(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_a_wrong_field_of_the_config_is_named(tmp_path: Path, content: Any, mess
             "config.json: model_type is 'bert', which is no known class for a vocab.json",
         ),
         ("special_tokens_map", {"bos_token": ["<s>"]}, MAP + "bos_token is ['<s>']; expected a token"),
+        ("special_tokens_map", {"extra_special_tokens": "<s>"}, MAP + "extra_special_tokens is '<s>'; expected a list"),
         ("special_tokens_map", {"dropout": 1}, MAP + "dropout is 1; expected only names that end in"),
         ("added_tokens", {"<s>": "5"}, "added_tokens.json: token '<s>' has id '5'; expected a number"),
         ("added_tokens", [], "added_tokens.json: expected a JSON object, found list"),

@@ -358,6 +358,9 @@ def test_tokens_may_come_from_a_generator(tok: Tokenizer) -> None:
         ({"pattern": "cl100k", "special_tokens": {"<s>": 256.5}}, "must be an int, got 256.5"),
         ({"pattern": "cl100k", "special_tokens": None}, "must be a mapping of str to id, got None"),
         ({"pattern": "cl100k", "special_tokens": {"<\ud800>": 256}}, "a special token holds"),
+        ({"pattern": "cl100k", "special_tokens": {}, "eos_id": "a"}, "eos_id must be an int, got 'a'"),
+        ({"pattern": "cl100k", "special_tokens": {}, "end_ids": "a"}, "end_ids must be a list of ids, got 'a'"),
+        ({"pattern": "cl100k", "special_tokens": {}, "pad_id": -1}, "pad_id is -1; expected at least 0"),
     ],
 )
 def test_the_json_beside_a_tiktoken_file_is_taken_as_it_is(tmp_path: Path, beside: Any, complaint: str) -> None:
@@ -367,6 +370,15 @@ def test_the_json_beside_a_tiktoken_file_is_taken_as_it_is(tmp_path: Path, besid
     with pytest.raises(ValueError, match="expected an object with pattern and special_tokens") as caught:
         Tokenizer.from_file(path)
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("field", [{"eos_id": 999}, {"end_ids": [999]}])
+def test_an_unknown_id_beside_a_tiktoken_file_is_named(tmp_path: Path, field: dict[str, Any]) -> None:
+    path = tmp_path / "v.tiktoken"
+    Tokenizer.from_ranks(BYTES).save(path)
+    path.with_name("v.tiktoken.json").write_text(json.dumps({"pattern": "cl100k", "special_tokens": {}, **field}))
+    with pytest.raises(ValueError, match=r"v\.tiktoken\.json: id 999 is not in this vocabulary of 256 ids"):
+        Tokenizer.from_file(path)
 
 
 def test_ids_are_read_up_to_the_first_unknown_one() -> None:

@@ -36,6 +36,29 @@ def test_tiktoken_files_keep_ranks(tok: Tokenizer, tmp_path: Path, corpus: list[
     assert again.encode(corpus[0]) == tok.encode(corpus[0])
 
 
+def test_tiktoken_files_keep_the_roles_of_special_tokens(tmp_path: Path) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    tok = Tokenizer.from_ranks(ranks, special_tokens={"<s>": 256, "</s>": 257, "<|eot|>": 258, "<pad>": 259})
+    tok.save(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text("utf-8"))
+    config |= {"bos_token": None, "eos_token": "<|eot|>", "pad_token": "<pad>", "unk_token": "</s>", "end_ids": [257]}
+    (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tok = Tokenizer.from_file(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    path = tmp_path / "b" / "c.tiktoken"
+    tok.save(path)
+    for again in (Tokenizer.from_file(path), Tokenizer.from_tiktoken(path), Tokenizer.from_file(tmp_path / "b")):
+        assert (again.bos_id, again.eos_id, again.pad_id, again.unk_id) == (None, 258, 259, 257)
+        assert again.end_ids == {257, 258}
+    named = Tokenizer.from_tiktoken(path, special_tokens={"<s>": 256})
+    assert (named.bos_id, named.eos_id, named.end_ids) == (256, None, set())
+    beside = path.with_name("c.tiktoken.json")
+    stated = json.loads(beside.read_text("utf-8"))
+    beside.write_text(json.dumps({key: stated[key] for key in ("pattern", "special_tokens")}), encoding="utf-8")
+    old = Tokenizer.from_file(path)  # as the usual names say
+    assert (old.bos_id, old.eos_id, old.pad_id, old.end_ids) == (256, 257, None, {257})
+
+
 def test_ranks_in_memory(tok: Tokenizer, corpus: list[str]) -> None:
     again = Tokenizer.from_ranks(tok.mergeable_ranks, pattern=tok.pattern, special_tokens=tok.special_tokens)
     assert again.encode(corpus[0]) == tok.encode(corpus[0])

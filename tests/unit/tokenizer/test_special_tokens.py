@@ -199,6 +199,17 @@ def test_an_allowed_token_may_begin_inside_one_that_is_not() -> None:
             assert tok.encode(text, allowed_special=allowed) == expected, (text, allowed)
 
 
+@pytest.mark.parametrize("text", ["<|x|>", "<|x|>x", "<|x<|y|>x|>", "x<|x|>"])
+def test_other_added_tokens_are_not_found_inside_a_special_token(text: str) -> None:
+    base = Tokenizer.train_from_iterator(["a"], 258, special_tokens=["<|x|>", "<|y|>"], progress=False)
+    tok = base.with_added_tokens([(name, False, False, False, False, False) for name in ("|x", "|>x")])
+    theirs = Theirs.from_str(tok.to_huggingface())
+    theirs.encode_special_tokens = True
+    expected = theirs.encode(text).ids
+    assert tok.encode(text) == expected
+    assert tok.encode(text, allowed_special={"<|y|>"}) == expected or "<|y|>" in text
+
+
 def test_special_tokens_that_can_be_read_once_hold_for_every_text() -> None:
     tok = Tokenizer.train_from_iterator(["low lower"] * 3, vocab_size=258, special_tokens=["</s>"], progress=False)
     texts, names = ["</s>low", "low</s>"], ["</s>"]

@@ -33,6 +33,7 @@ use self::normalizer::Normalizers;
 use self::pre_tokenizer::{Piece, PreTokenized, PreTokenizers};
 use crate::Result;
 use crate::interrupt::Interrupt;
+use crate::normalize::After;
 use crate::normalize::aligned::{Aligned, push_spans};
 use crate::special::{AddedTokens, SpecialSet};
 use bpe_llama_simd::ScratchPool;
@@ -114,12 +115,13 @@ impl Pipeline {
     pub(crate) fn encode(
         &self,
         text: &str,
+        after: After,
         (added, allowed): (&AddedTokens, SpecialSet<'_>),
         interrupt: Interrupt<'_>,
         mut dropout: Dropout<'_>,
         sink: &mut dyn FnMut(&[u32]),
     ) -> Result<()> {
-        let text = self.pre_tokenize(text, added, allowed, interrupt)?;
+        let text = self.pre_tokenize(text, after, added, allowed, interrupt)?;
         let (mut parts, mut ids) = (Vec::new(), Vec::new());
         self.with_cache(|cache| {
             for (index, piece) in text.pieces.iter().enumerate() {
@@ -156,7 +158,7 @@ impl Pipeline {
         (added, allowed): (&AddedTokens, SpecialSet<'_>),
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<Token>> {
-        let text = self.pre_tokenize(text, added, allowed, interrupt)?;
+        let text = self.pre_tokenize(text, After::Nothing, added, allowed, interrupt)?;
         let (mut tokens, mut parts) = (Vec::new(), Vec::new());
         self.with_cache(|cache| {
             for (index, piece) in text.pieces.iter().enumerate() {
@@ -234,21 +236,23 @@ impl Pipeline {
         self.decoders.is_byte_level()
     }
 
-    /// Returns the normalized text with its pieces.
+    /// Returns the normalized text with its pieces. After a special token no piece begins at byte 0.
     fn pre_tokenize(
         &self,
         text: &str,
+        after: After,
         added: &AddedTokens,
         allowed: SpecialSet<'_>,
         interrupt: Interrupt<'_>,
     ) -> Result<PreTokenized> {
-        if u32::try_from(text.len()).is_err() {
+        let offset = u32::from(after == After::Special);
+        if u32::try_from(text.len() + offset as usize).is_err() {
             return Err(invalid!("the text has {} bytes; expected less than 4 GiB", text.len()));
         }
         added.check(allowed)?;
         let mut whole = PreTokenized::default();
         added.split_raw(text, allowed, interrupt, &mut |part| {
-            let (start, segment) = (part.bytes.start as u32, &text[part.bytes]);
+            let (start, segment) = (offset + part.bytes.start as u32, &text[part.bytes]);
             if part.added.is_some() {
                 let begin = whole.text.len();
                 whole.text.push_str(segment);

@@ -83,16 +83,20 @@ impl Matcher {
         interrupt: Interrupt<'_>,
         each: &mut dyn FnMut(Segment) -> Result<()>,
     ) -> Result<()> {
-        let (mut done, mut from) = (0, 0);
+        let (mut done, mut from, mut refused_until) = (0, 0, 0);
         for iteration in 0.. {
             interrupt.check_at(iteration)?;
             let Some(found) = self.find(text, from, interrupt)? else { break };
             from = found.end();
             let token = &tokens[self.tokens[self.pattern_of(&found)]];
             let (mut start, mut end) = (found.start(), found.end());
-            let is_refused = token.special && !allowed.contains(&token.content);
+            let is_inside = start < refused_until;
+            let is_refused = if token.special { !allowed.contains(&token.content) } else { is_inside };
+            if is_refused && !is_inside {
+                refused_until = end;
+            }
             if is_refused && !allowed.is_none() {
-                // As in tiktoken, one that is allowed may begin inside it.
+                // As in tiktoken, a special token that is allowed may begin inside it. As in `tokenizers`, no other may.
                 from = start + text[start..].chars().next().map_or(1, char::len_utf8);
             }
             if is_refused || (token.single_word && touches_word(text, start, end)?) {

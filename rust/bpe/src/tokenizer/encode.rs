@@ -216,7 +216,7 @@ impl Tokenizer {
     ) -> Result<()> {
         if let (Some(pipeline), Some(_)) = (&self.pipeline, &self.general_because) {
             let added = (&self.added, options.allowed);
-            return pipeline.encode(text, added, options.interrupt, None, &mut |ids| sink.take(ids));
+            return pipeline.encode(text, options.after, added, options.interrupt, None, &mut |ids| sink.take(ids));
         }
         self.added.check(options.allowed)?;
         let mut after = options.after;

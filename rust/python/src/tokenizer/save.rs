@@ -12,10 +12,20 @@ use crate::named;
 impl PyTokenizer {
     /// Return the bytes of a SentencePiece model.
     ///
+    /// Args:
+    ///     config_beside: Whether a `tokenizer_config.json` beside the file names the added tokens and the
+    ///         post-processor that a model does not hold.
+    ///
     /// Raises:
-    ///     ValueError: If this tokenizer keeps none; the message names why.
-    fn to_sentencepiece<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        new_bytes(py, self.inner.to_sentencepiece().map_err(to_py)?)
+    ///     ValueError: If this tokenizer keeps no model; or if it has such a token or post-processor, and
+    ///         `config_beside` is false. The message names why.
+    #[pyo3(signature = (*, config_beside=false))]
+    fn to_sentencepiece<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = named::config_beside)] config_beside: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        new_bytes(py, self.inner.to_sentencepiece(config_beside).map_err(to_py)?)
     }
 
     /// Return the SentencePiece model that encodes, where byte-level merging cannot express it; else `None`.

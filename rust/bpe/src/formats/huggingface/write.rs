@@ -249,11 +249,16 @@ impl Tokenizer {
         Ok((entries, merges.collect()))
     }
 
-    /// Returns the tokenizer with a post-processor that adds the token `before` each text and the token `after` it.
+    /// Returns the tokenizer with a post-processor that adds the token `before` each text and the token `after` it; with
+    /// neither, it has none.
     ///
     /// # Errors
     /// [`Error::NotFound`] for an id without a token.
-    pub fn with_template(self, before: Option<u32>, after: Option<u32>) -> Result<Self> {
+    pub fn with_template(mut self, before: Option<u32>, after: Option<u32>) -> Result<Self> {
+        if (before, after) == (None, None) {
+            (self.template, self.post_processor) = Default::default();
+            return Ok(self);
+        }
         let name = |id: u32| {
             let text = String::from_utf8_lossy(self.id_to_bytes(id)?);
             // Two tokens may have one text, of bytes that are no text or of an added token and another.

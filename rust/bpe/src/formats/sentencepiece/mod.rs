@@ -57,18 +57,36 @@ impl Tokenizer {
 
     /// Returns the `tokenizer.model` that this tokenizer was read from.
     ///
+    /// With `config_beside`, a `tokenizer_config.json` beside it is to name the added tokens and the post-processor that the
+    /// file does not hold.
+    ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was
-    /// read from another format.
-    pub fn to_sentencepiece(&self) -> Result<&[u8]> {
+    /// read from another format. Without `config_beside`, likewise for what the file does not hold.
+    pub fn to_sentencepiece(&self, config_beside: bool) -> Result<&[u8]> {
         let refuse = |why: &str| Err(invalid!("this vocabulary cannot be saved as .model: {why}"));
-        match self.sentencepiece() {
-            None => refuse("it keeps no SentencePiece model; save it as tokenizer.json"),
-            Some(model) if model.rules() == Rules::LlamaCpp => {
-                refuse("its pieces come from a GGUF file, where llama.cpp's rules give other ids than SentencePiece's")
-            }
-            Some(model) => Ok(model.source()),
+        let Some(model) = self.sentencepiece() else {
+            return refuse("it keeps no SentencePiece model; save it as tokenizer.json");
+        };
+        if model.rules() == Rules::LlamaCpp {
+            return refuse(
+                "its pieces come from a GGUF file, where llama.cpp's rules give other ids than SentencePiece's",
+            );
         }
+        let of_model = |token: &AddedToken| {
+            let is_piece = matches!(model.kind(token.id), Some(PieceKind::Control | PieceKind::Unknown));
+            is_piece && *token == AddedToken::special(&token.content, token.id)
+        };
+        let what = if config_beside {
+            return Ok(model.source());
+        } else if let Some(token) = self.added_tokens().iter().find(|token| !of_model(token)) {
+            format!("the added token {:?}", token.content)
+        } else if let Some(id) = self.template.special_ids().next() {
+            format!("the post-processor, which adds {:?},", String::from_utf8_lossy(self.id_to_bytes(id)?))
+        } else {
+            return Ok(model.source());
+        };
+        refuse(&format!("{what} has no place there; save it to a folder, whose tokenizer_config.json has one"))
     }
 
     /// Returns the tokenizer that encodes and decodes by this model.
