@@ -22,7 +22,7 @@ from bpe_llama.model.config_values import (
     is_one_of,
 )
 from bpe_llama.model.family import FAMILIES, Family
-from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
+from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope, scaled_length
 from bpe_llama.model.windows import Window
 
 POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")
@@ -294,14 +294,13 @@ class LlamaConfig:
 
     @property
     def context_length(self) -> int:
-        """Return the context length in tokens: with linear and dynamic scaling ``factor * max_position_embeddings``.
+        """Return the context length in tokens, after RoPE scaling.
 
         Example:
             >>> LlamaConfig(rope_scaling={"rope_type": "linear", "factor": 4.0}).context_length
             8192
         """
-        factor = self.rope["factor"] if self.rope["rope_type"] in ("linear", "dynamic") else 1
-        return int(self.max_position_embeddings * factor)
+        return scaled_length(self.rope, self.max_position_embeddings)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

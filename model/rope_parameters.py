@@ -130,6 +130,21 @@ def _is_number(value: object, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
+def scaled_length(rope: Mapping[str, Any], max_positions: int) -> int:
+    """Return the context length in tokens: ``factor`` times the original one, at least ``max_positions``.
+
+    llama3 and longrope extend it, too, but their files state the result as ``max_position_embeddings``.
+
+    Example:
+        >>> scaled_length({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 40_960)
+        131072
+    """
+    if rope["rope_type"] not in ("linear", "dynamic", "yarn"):
+        return max_positions
+    original = rope[_ORIGINAL] if rope["rope_type"] == "yarn" else max_positions
+    return max(max_positions, int(original * rope["factor"]))
+
+
 def rotated_features(rope: Mapping[str, Any], head_dim: int) -> int:
     """Return how many features of a head are rotated: ``head_dim`` times ``partial_rotary_factor``.
 

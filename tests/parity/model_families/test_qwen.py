@@ -98,6 +98,17 @@ def test_keys_are_read_as_in_transformers(case: str, tmp_path: Path) -> None:
     )
 
 
+def test_yarn_extends_the_context(tmp_path: Path) -> None:
+    written("qwen3", tmp_path, head_dim=16, max_position_embeddings=20)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    edit(tmp_path, rope_parameters=None, rope_theta=1000000, rope_scaling=yarn)
+    theirs, options = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), {"max_new_tokens": 6}
+    expected = theirs.generate(IDS[:1], do_sample=False, eos_token_id=None, pad_token_id=0, **options)
+    ours = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
+    assert IDS.shape[1] + 6 <= ours.config.context_length == 64
+    assert torch.equal(ours.generate(IDS[:1], temperature=0.0, eos_id=(), **options), expected)
+
+
 PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
     "chunks": (
         "qwen2",
