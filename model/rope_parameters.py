@@ -64,7 +64,10 @@ def merge_rope(
         if source is not None and not isinstance(source, Mapping):
             raise ValueError(f"{name} is {shown(source)}; expected an object of names and values")
         for key, value in (source or {}).items():
-            key = "rope_type" if key == "type" else key
+            if key == "type":
+                if "rope_type" in (source or {}):  # transformers then ignores the old name
+                    continue
+                key = "rope_type"
             value = "longrope" if key == "rope_type" and value == "su" else value  # the name in Phi-3's first configs
             if key in merged and merged[key] != value:
                 raise ValueError(

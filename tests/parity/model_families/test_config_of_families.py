@@ -55,3 +55,19 @@ def test_a_base_that_olmo3_reads_for_some_layers_warns() -> None:
     with pytest.warns(UserWarning, match="rope_theta is 10000.0, which transformers' olmo3 reads for layers without"):
         config = LlamaConfig.from_dict(SHAPE | {"model_type": "olmo3", "rope_theta": 10_000.0})
     assert config.rope["rope_theta"] == 10_000.0 and (config.local_rope or {})["rope_theta"] == 500_000.0
+
+
+@pytest.mark.parametrize("name", ["olmo3", "gemma3_text"])
+@pytest.mark.filterwarnings("ignore:rope_type 'default' does not read factor:UserWarning")
+def test_the_old_name_of_the_rope_type_beside_types_of_layers(name: str, tmp_path: Path) -> None:
+    """transformers ignores it there, and saves it beside the new name with the value default."""
+    values = SHAPE | {"model_type": name, "head_dim": 16, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    with pytest.raises(ValueError, match=f"rope_scaling is .*transformers' {name} does not read 'type'"):
+        LlamaConfig.from_dict(values)
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**values)).eval()
+    theirs.save_pretrained(tmp_path)
+    ids = torch.randint(3, 101, (2, 50), generator=torch.Generator().manual_seed(1))
+    assert_close(
+        LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0
+    )
