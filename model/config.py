@@ -88,6 +88,8 @@ class LlamaConfig:
 
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ("silu", "swish")
     """The values of ``hidden_act`` that the family computes."""
+    PARTIAL_ROTARY_FACTOR: ClassVar[float] = 1.0
+    """The ``partial_rotary_factor`` of a config that states none."""
 
     def __post_init__(self) -> None:
         self._check_model_type()
@@ -170,10 +172,13 @@ class LlamaConfig:
 
     def _fill_rope(self) -> None:
         theta = 10_000.0 if type(self) is LlamaConfig else self.family.rope_theta
-        rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling, theta)
+        rope = {"partial_rotary_factor": self.PARTIAL_ROTARY_FACTOR}
+        rope |= merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling, theta)
         if "original_max_position_embeddings" in PARAMETERS.get(rope["rope_type"], ()):
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         check_rope_parameters(rope, self.head_size)
+        if rope["partial_rotary_factor"] == self.PARTIAL_ROTARY_FACTOR == 1.0:
+            del rope["partial_rotary_factor"]
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
         object.__setattr__(self, "rope_parameters", rope)
         object.__setattr__(self, "rope_theta", rope["rope_theta"])

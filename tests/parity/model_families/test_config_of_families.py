@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.backends.layer_parts import has_known_layers
+from bpe_llama.model.checkpoints import average
 from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
 from tests.parity.model_families.cases_smol import SMOL_CASES, YARN
 
@@ -71,3 +72,12 @@ def test_the_old_name_of_the_rope_type_beside_types_of_layers(name: str, tmp_pat
     assert_close(
         LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0
     )
+
+
+def test_phi3_and_its_copy_by_transformers_have_one_mean(tmp_path: Path) -> None:
+    """transformers 5 states a partial_rotary_factor of 1 for it."""
+    ours = LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | {"model_type": "phi3"}), seed=1)
+    ours.save_pretrained(tmp_path / "ours")
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    mean = average([tmp_path / "ours", tmp_path / "theirs"])
+    assert all(torch.equal(weight, mean.state_dict()[name]) for name, weight in ours.state_dict().items())
