@@ -116,6 +116,12 @@ class StableLmLayer(ParallelLayer):
         return functional.dropout(super().feed_forward(x_BTD), self.residual_dropout, self.training)
 
 
+def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the file without ``rope_pct``, which transformers does not read, where it says the same."""
+    stated = values.get("partial_rotary_factor", StableLmConfig.PARTIAL_ROTARY_FACTOR)
+    return {key: value for key, value in values.items() if (key, value) != ("rope_pct", stated)}
+
+
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
     fields["use_qkv_bias"] = "blk.0.attn_q.bias" in names
     fields["qk_layernorm"] = "blk.0.attn_q_norm.weight" in names
@@ -128,6 +134,7 @@ register(
         "StableLm",
         StableLmConfig,
         StableLmLayer,
+        prepare=_prepare,
         has_partial_rotary=True,
         has_window=False,
         gguf=GGUFLayout(

@@ -81,3 +81,14 @@ def test_phi3_and_its_copy_by_transformers_have_one_mean(tmp_path: Path) -> None
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
     mean = average([tmp_path / "ours", tmp_path / "theirs"])
     assert all(torch.equal(weight, mean.state_dict()[name]) for name, weight in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("factor", [{}, {"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 1.0}])
+def test_an_old_key_of_stablelm_that_says_the_same(factor: dict[str, float]) -> None:
+    fields = SHAPE | {"model_type": "stablelm"} | factor
+    stated = fields | {"rope_pct": factor.get("partial_rotary_factor", 0.25)}
+    config, theirs = LlamaConfig.from_dict(stated), transformers.AutoConfig.for_model(**stated)
+    assert config.rope["partial_rotary_factor"] == theirs.rope_parameters["partial_rotary_factor"] == stated["rope_pct"]
+    assert config == LlamaConfig.from_dict(fields) == LlamaConfig.from_dict(config.to_dict())
+    with pytest.raises(ValueError, match=r"rope_pct is 0\.75, a key that is not known"):
+        LlamaConfig.from_dict(fields | {"rope_pct": 0.75})
