@@ -69,7 +69,9 @@ def test_kernels_equal_the_dequantized_product(kind: str, rows: int, bias: bool)
     for given in (x, x.float()):
         out = packed(given)
         assert out.dtype == given.dtype
-        assert_close(out.float(), expected, atol=0.3, rtol=2**-6)  # bfloat16 sums of 128 products of size 1
+        # Sums of 128 products of size 1, up to 41; bfloat16 rounds them and the dequantized weight.
+        atol, rtol = (1e-3, 1e-5) if given.dtype == torch.float32 else (0.3, 2**-6)
+        assert_close(out.float(), expected, atol=atol, rtol=rtol)
 
 
 @torch.enable_grad()
@@ -82,15 +84,17 @@ def test_gradients_reach_the_input(kind: str) -> None:
     assert_close(x.grad, packed.dequantized().sum(0).expand(3, -1))
 
 
-@pytest.mark.parametrize("kind", quantize.KINDS)
+@pytest.mark.parametrize(
+    ("kind", "likeness"), [("int8", 0.998), ("int4", 0.85), ("float8_e4m3", 0.98), ("float8_e5m2", 0.93)]
+)
 def test_a_quantized_model_trains_generates_and_round_trips(
-    tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path
+    tiny_model: Make, ids: Tensor, kind: str, likeness: float, tmp_path: Path
 ) -> None:
     model = tiny_model(**SHAPE)
     exact = model(ids).logits
-    quantize.quantize(model, kind, group_size=32)
+    quantize.quantize(model, kind)
     out = model(ids).logits
-    assert 0.5 < torch.corrcoef(torch.stack([out.flatten(), exact.flatten()]))[0, 1] < 1.0
+    assert likeness < torch.corrcoef(torch.stack([out.flatten(), exact.flatten()]))[0, 1] < 1.0
     assert isinstance(model.lm_head, nn.Linear)
     assert model.generate(ids, max_new_tokens=3, eos_id=()).shape == (3, 23)
     assert not any(isinstance(m, quantize.QuantizedLinear) for m in quantize.dequantize(model).modules())
