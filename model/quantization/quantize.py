@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama._arguments import boolean, instance, integer, iterator, one_of, wrong
-from bpe_llama._core import Linear, has_avx512
+from bpe_llama._core import Linear, has_avx512, shown
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.moe.fused import FusedExperts, SplitExperts
 
@@ -286,14 +286,14 @@ def quantize(
         model: Any model of this package.
         kind: ``"int8"``, ``"int4"``, ``"float8_e4m3"`` or ``"float8_e5m2"``.
         group_size: Weights that share a scale, for int4: 32, 64, 128 or 256; by default 64, or 32 for all layers if 64
-            does not divide the inputs of one. 32 is best for weights that were in groups of 32
-            before, as in a GGUF file.
+            does not divide the inputs of one. 32 is best for weights that were in groups of 32 before, as in a GGUF
+            file.
         per_row: For float8, one scale per row instead of one per matrix.
         skip: Last parts of the names of layers that are not quantized.
 
     Raises:
-        ValueError: If the kind is unknown, the group size does not divide a layer's inputs, or adapters are merged into
-            a layer. The model is then unchanged.
+        ValueError: If the kind is unknown or has no such option, the group size does not divide a layer's inputs, or
+            adapters are merged into a layer. The model is then unchanged.
 
     Example:
         >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
@@ -305,17 +305,15 @@ def quantize(
     """
     instance("model", model, nn.Module, "a torch.nn.Module")
     one_of("kind", kind, KINDS)
-    boolean("per_row", per_row)
-    if group_size is not None and kind == "int4":
-        integer("group_size", group_size)
+    if not boolean("per_row", per_row) and not kind.startswith("float8"):
+        raise ValueError(f"per_row is False, but kind is {kind!r}; expected a float8 kind, or per_row=True")
     skip = tuple(iterator("skip", skip, "a list of names"))
     layers = _layers(model, skip)
+    group_size = _group_size(layers, kind, group_size)
     for path in layers:
         if getattr(model.get_submodule(path.rpartition(".")[0]), "unmerged", None) is not None:
             where = path.removesuffix(".base_layer")
             raise ValueError(f"adapters are merged into {where}; expected them unmerged or removed before quantization")
-    if group_size is None:
-        group_size = _group_size(layers)
     if kind == "int4":
         for path, layer in layers.items():
             for inputs in _inputs(layer):
@@ -343,7 +341,7 @@ def bytes_saved(model: nn.Module, kind: str, group_size: int | None = None) -> i
     """
     instance("model", model, nn.Module, "a torch.nn.Module")
     saved, layers = 0, _layers(model, SKIPPED)
-    group_size = _group_size(layers) if group_size is None else integer("group_size", group_size, 1)
+    group_size = _group_size(layers, one_of("kind", kind, KINDS), group_size)
     for layer in layers.values():
         weights = layer.parameters() if isinstance(layer, FusedExperts) else (layer.weight,)
         for weight, size in zip(weights, _inputs(layer), strict=True):
@@ -367,9 +365,13 @@ def _inputs(layer: nn.Linear | FusedExperts) -> tuple[int, ...]:
     return tuple(layer.inputs) if isinstance(layer, FusedExperts) else (layer.in_features,)
 
 
-def _group_size(layers: Mapping[str, nn.Linear | FusedExperts]) -> int:
-    """Return the default group size of int4: 64 if it divides the inputs of all layers, else 32."""
-    return 32 if any(size % 64 for layer in layers.values() for size in _inputs(layer)) else 64
+def _group_size(layers: Mapping[str, nn.Linear | FusedExperts], kind: str, stated: int | None) -> int:
+    """Return the group size of int4 that is stated, or else 64 if it divides the inputs of all layers, or 32."""
+    if stated is None:
+        return 32 if any(size % 64 for layer in layers.values() for size in _inputs(layer)) else 64
+    if kind != "int4":
+        raise ValueError(f"group_size is {shown(stated)}, but kind is {kind!r}; expected 'int4', or no group_size")
+    return integer("group_size", stated, 1)
 
 
 def _check_group_size(group_size: int, inputs: int, divided: str) -> None:

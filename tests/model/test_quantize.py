@@ -133,6 +133,11 @@ def test_refusals(tiny_model: Make, tmp_path: Path) -> None:
         quantize.quantize(model, "int3")
     with pytest.raises(ValueError, match=r"group_size is 128; expected .*, and a divisor of .*'s 64"):
         quantize.quantize(model, "int4", group_size=128)
+    with pytest.raises(ValueError, match="per_row is False, but kind is 'int8'; expected a float8 kind"):
+        quantize.quantize(model, "int8", per_row=False)
+    for function in (quantize.quantize, quantize.bytes_saved):
+        with pytest.raises(ValueError, match="group_size is 32, but kind is 'float8_e4m3'; expected 'int4'"):
+            function(model, "float8_e4m3", group_size=32)
     assert not any(isinstance(module, quantize.QuantizedLinear) for module in model.modules())
     with pytest.raises(ValueError, match="not a plain checkpoint"):
         quantize.quantize(model, "int8").save_pretrained(tmp_path)

@@ -281,7 +281,7 @@ def test_an_adapter_of_a_bfloat16_model_is_float32(options: dict[str, Any], tmp_
 def test_an_adapter_of_a_quantized_model(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     ours, fresh = bases(tmp_path)
     saved_by_peft(fresh(), tmp_path / "adapter", target_modules=["q_proj", "o_proj"], **options)
-    quantize.quantize(ours, kind, group_size=32)
+    quantize.quantize(ours, kind)
     plain = fresh()
     for name, module in ours.named_modules():
         if isinstance(module, quantize.QuantizedLinear):

@@ -150,7 +150,7 @@ def test_loads_of_experts_are_reported(tmp_path: Path) -> None:
 def test_experts_are_quantized(kind: str, tmp_path: Path) -> None:
     ours, theirs = pair(tmp_path, interleave_moe_layer_step=2, num_experts_per_tok=2, intermediate_size_mlp=96)
     exact = theirs(IDS).logits
-    quantize(ours, kind, group_size=32)
+    quantize(ours, kind)
     whole = {path.rpartition(".")[2] for path, part in ours.named_modules() if type(part) is torch.nn.Linear}
     assert whole == {"lm_head", "router"}
     experts = ours.model.layers[1].feed_forward.experts
