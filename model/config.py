@@ -158,7 +158,7 @@ class LlamaConfig:
 
     def _fill_rope(self) -> None:
         theta = 10_000.0 if type(self) is LlamaConfig else self.family.rope_theta
-        rope = {"partial_rotary_factor": self.PARTIAL_ROTARY_FACTOR}
+        rope: dict[str, Any] = {"partial_rotary_factor": self.PARTIAL_ROTARY_FACTOR}
         rope |= merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling, theta)
         if "original_max_position_embeddings" in PARAMETERS.get(rope["rope_type"], ()):
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
