@@ -22,6 +22,7 @@ from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.cache import QuantizedCache
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.llama import DecoderLayer
+from bpe_llama.model.quantization.layers import QuantizedLinear
 from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
@@ -193,7 +194,7 @@ def test_a_changed_quantised_model_is_noticed(tiny_model: Make, kind: str, dtype
     check()
     name = "scale" if kind == "int8" else "scale_and_zero"
     for module in model.modules():
-        if isinstance(module, quantize.QuantizedLinear):  # replaced, and the codes left where they are
+        if isinstance(module, QuantizedLinear):  # replaced, and the codes left where they are
             setattr(module, name, getattr(module, name) * 2)
     check()
 

@@ -20,7 +20,8 @@ from bpe_llama.model.backends.layer_parts import has_known_layers
 from bpe_llama.model.cache import SlidingWindowCache
 from bpe_llama.model.layers.attention_backends import Visible, backend_named
 from bpe_llama.model.layers.documents import Documents
-from bpe_llama.model.quantization.quantize import KINDS, QuantizedLinear, dequantize, quantize
+from bpe_llama.model.quantization.layers import QuantizedLinear
+from bpe_llama.model.quantization.quantize import KINDS, dequantize, quantize
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.initial import start_as_identity
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora
-from bpe_llama.model.quantization.quantize import QuantizedLinear, quantize
+from bpe_llama.model.quantization.layers import QuantizedLinear
+from bpe_llama.model.quantization.quantize import quantize
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token
 from tests.parity.model_families.cases import SHAPE
 from tests.parity.model_families.cases_qwen import QWEN_CASES, SMALL_EXPERTS, qwen3_moe
