@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ from bpe_llama.model.config_values import (
     check_probability,
     check_size,
     check_token_id,
+    check_token_ids,
     is_one_of,
+    labels_by_id,
 )
 from bpe_llama.model.family import FAMILIES, Family
-from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
+from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope, scaled_length
 from bpe_llama.model.windows import Window
 
 POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")
@@ -88,6 +89,8 @@ class LlamaConfig:
 
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ("silu", "swish")
     """The values of ``hidden_act`` that the family computes."""
+    PARTIAL_ROTARY_FACTOR: ClassVar[float] = 1.0
+    """The ``partial_rotary_factor`` of a config that states none."""
 
     def __post_init__(self) -> None:
         self._check_model_type()
@@ -98,11 +101,8 @@ class LlamaConfig:
         ):
             check_size(name, getattr(self, name))
         for name in (
-            "rms_norm_eps",
-            "initializer_range",
-            "router_aux_loss_coef",
-            "router_z_loss_coef",
-            "attention_dropout",
+            *("rms_norm_eps", "initializer_range", "attention_dropout"),
+            *("router_aux_loss_coef", "router_z_loss_coef"),
         ):
             check_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
@@ -120,12 +120,7 @@ class LlamaConfig:
             raise ValueError(f"dtype is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
             check_token_id(name, getattr(self, name), self.vocab_size)
-        if not isinstance(self.eos_token_id, int | list | tuple | None):
-            raise TypeError(f"eos_token_id is {shown(self.eos_token_id)}; expected an integer or a list of them")
-        for eos in self.eos_token_ids:
-            if eos is None:
-                raise TypeError(f"eos_token_id is {shown(self.eos_token_id)}; expected an integer or a list of them")
-            check_token_id("eos_token_id", eos, self.vocab_size)
+        check_token_ids("eos_token_id", self.eos_token_id, self.vocab_size)
 
     def _check_model_type(self) -> None:
         if not is_one_of(self.model_type, FAMILIES):
@@ -137,16 +132,9 @@ class LlamaConfig:
             )
 
     def _fill_labels(self) -> None:
-        try:
-            names = {int(label): str(name) for label, name in (self.id2label or {}).items()}
-        except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError):
-            raise ValueError(f"id2label is {shown(self.id2label)}; expected an object of numbers and names") from None
-        if not names:
-            object.__setattr__(self, "id2label", None)
-            return
-        if sorted(names) != list(range(len(names))):
-            raise ValueError(f"id2label names the ids {sorted(names)}; expected 0 to {len(names) - 1}")
-        object.__setattr__(self, "num_labels", len(names))
+        names = labels_by_id(self.id2label)
+        if names:
+            object.__setattr__(self, "num_labels", len(names))
         usual = names == {label: f"LABEL_{label}" for label in range(len(names))}
         object.__setattr__(self, "id2label", None if usual else names)
 
@@ -170,20 +158,20 @@ class LlamaConfig:
 
     def _fill_rope(self) -> None:
         theta = 10_000.0 if type(self) is LlamaConfig else self.family.rope_theta
-        rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling, theta)
+        rope: dict[str, Any] = {"partial_rotary_factor": self.PARTIAL_ROTARY_FACTOR}
+        rope |= merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling, theta)
         if "original_max_position_embeddings" in PARAMETERS.get(rope["rope_type"], ()):
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         check_rope_parameters(rope, self.head_size)
+        if rope["partial_rotary_factor"] == self.PARTIAL_ROTARY_FACTOR == 1.0:
+            del rope["partial_rotary_factor"]
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
         object.__setattr__(self, "rope_parameters", rope)
         object.__setattr__(self, "rope_theta", rope["rope_theta"])
         object.__setattr__(self, "rope_scaling", None if scaling == {"rope_type": "default"} else scaling)
 
     def _fill_variants(self) -> None:
-        for name, allowed in (
-            ("position_encoding", POSITION_ENCODINGS),
-            ("problem_type", (None, *PROBLEM_TYPES)),
-        ):
+        for name, allowed in (("position_encoding", POSITION_ENCODINGS), ("problem_type", (None, *PROBLEM_TYPES))):
             if not is_one_of(value := getattr(self, name), allowed):
                 raise ValueError(f"{name} is {shown(value)}; expected one of {', '.join(map(str, allowed))}")
         if self.sliding_window is not None:
@@ -294,14 +282,13 @@ class LlamaConfig:
 
     @property
     def context_length(self) -> int:
-        """Return the context length in tokens: with linear and dynamic scaling ``factor * max_position_embeddings``.
+        """Return the context length in tokens, after RoPE scaling.
 
         Example:
             >>> LlamaConfig(rope_scaling={"rope_type": "linear", "factor": 4.0}).context_length
             8192
         """
-        factor = self.rope["factor"] if self.rope["rope_type"] in ("linear", "dynamic") else 1
-        return int(self.max_position_embeddings * factor)
+        return scaled_length(self.rope, self.max_position_embeddings)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -368,14 +355,6 @@ class LlamaConfig:
         if not issubclass(config_class, cls):
             raise ValueError(f"model_type is {shown(values['model_type'])}; expected that of a {cls.__name__}")
         picked = fields_of(values, {field.name for field in dataclasses.fields(config_class)})
-        count, names = picked.get("num_labels"), picked.get("id2label")
-        if isinstance(count, int) and isinstance(names, Mapping) and names and len(names) != count:
-            warnings.warn(
-                f"num_labels is {count}, but id2label has {len(names)} names, which are dropped, as in transformers",
-                UserWarning,
-                stacklevel=3,
-            )
-            picked["id2label"] = None
         slices = picked.get("pretraining_tp")
         try:
             return config_class(**picked)

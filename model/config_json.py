@@ -177,6 +177,7 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         )
     if stated:
         leave_out_ids(picked, 32_000 if family is None else family.config.vocab_size)
+    _read_labels(picked)
     _read_rope(picked, values, family)
     if family is not None:
         _read_family(picked, values, family)
@@ -224,6 +225,18 @@ def _check_refused(values: Mapping[str, Any]) -> None:
         raise ValueError("is_encoder_decoder is true; expected a decoder alone")
     if values.get("pruned_heads"):
         raise ValueError(f"pruned_heads is {shown(values['pruned_heads'])}; expected none")
+
+
+def _read_labels(picked: dict[str, Any]) -> None:
+    """Drop the names of labels whose number is not that of the labels, as transformers does."""
+    count, names = picked.get("num_labels"), picked.get("id2label")
+    if isinstance(count, int) and isinstance(names, Mapping) and names and len(names) != count:
+        warnings.warn(
+            f"num_labels is {count}, but id2label has {len(names)} names, which are dropped, as in transformers",
+            UserWarning,
+            stacklevel=5,
+        )
+        picked["id2label"] = None
 
 
 def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family | None) -> None:

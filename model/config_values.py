@@ -111,3 +111,36 @@ def check_token_id(name: str, value: Any, vocab_size: int) -> None:
         raise TypeError(f"{name} is {shown(value)}; expected an integer")
     if value is not None and not -1 <= value < vocab_size:
         raise ValueError(f"{name} is {shown(value)}, outside the vocabulary of {vocab_size}")
+
+
+def check_token_ids(name: str, value: Any, vocab_size: int) -> None:
+    """Check that a value is an id of the vocabulary, a list of them, -1 or None.
+
+    Raises:
+        TypeError: If it is of another type.
+        ValueError: If an id is out of range.
+    """
+    ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not isinstance(value, int | list | tuple | None) or any(one is None for one in ids):
+        raise TypeError(f"{name} is {shown(value)}; expected an integer or a list of them")
+    for token_id in ids:
+        check_token_id(name, token_id, vocab_size)
+
+
+def labels_by_id(value: Any) -> dict[int, str]:
+    """Return the names of a classifier's labels, of which ``id2label`` may have the ids as texts.
+
+    Raises:
+        ValueError: If they are no mapping of numbers, from 0 on, and names.
+
+    Example:
+        >>> labels_by_id({"0": "no", "1": "yes"})
+        {0: 'no', 1: 'yes'}
+    """
+    try:
+        names = {int(label): str(name) for label, name in (value or {}).items()}
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(f"id2label is {shown(value)}; expected an object of numbers and names") from None
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(f"id2label names the ids {sorted(names)}; expected 0 to {len(names) - 1}")
+    return names

@@ -64,7 +64,10 @@ def merge_rope(
         if source is not None and not isinstance(source, Mapping):
             raise ValueError(f"{name} is {shown(source)}; expected an object of names and values")
         for key, value in (source or {}).items():
-            key = "rope_type" if key == "type" else key
+            if key == "type":
+                if "rope_type" in (source or {}):  # transformers then ignores the old name
+                    continue
+                key = "rope_type"
             value = "longrope" if key == "rope_type" and value == "su" else value  # the name in Phi-3's first configs
             if key in merged and merged[key] != value:
                 raise ValueError(
@@ -128,6 +131,21 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
 def _is_number(value: object, low: float, high: float) -> bool:
     """Return whether a value is a number in a range; NaN is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def scaled_length(rope: Mapping[str, Any], max_positions: int) -> int:
+    """Return the context length in tokens: ``factor`` times the original one, at least ``max_positions``.
+
+    llama3 and longrope extend it, too, but their files state the result as ``max_position_embeddings``.
+
+    Example:
+        >>> scaled_length({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 40_960)
+        131072
+    """
+    if rope["rope_type"] not in ("linear", "dynamic", "yarn"):
+        return max_positions
+    original = rope[_ORIGINAL] if rope["rope_type"] == "yarn" else max_positions
+    return max(max_positions, int(original * rope["factor"]))
 
 
 def rotated_features(rope: Mapping[str, Any], head_dim: int) -> int:

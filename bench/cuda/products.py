@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench import measure
 from bench.cuda.bars import about, copy_bandwidth, require_cuda, seconds_of
-from bpe_llama.model.quantization import quantize
+from bpe_llama.model.quantization.layers import Float8Linear, Int4Linear, Int8Linear
 
 GROUP = 64
 Run = Callable[[Tensor], object]
@@ -28,7 +28,7 @@ Run = Callable[[Tensor], object]
 
 def tinygemm(linear: nn.Linear) -> Run:
     """Return torch's int4 product with a layer's weights."""
-    packed = quantize.Int4Linear(linear, GROUP)
+    packed = Int4Linear(linear, GROUP)
     codes = packed.codes()  # torch packs the even column in the high half
     halves = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
     weight = torch.ops.aten._convert_weight_to_int4pack(halves, 8)
@@ -38,22 +38,22 @@ def tinygemm(linear: nn.Linear) -> Run:
 
 def float8(linear: nn.Linear) -> Run:
     """Return torch's float8 product, which rounds the input too."""
-    return quantize.Float8Linear(linear)
+    return Float8Linear(linear)
 
 
 def reference(name: str, linear: nn.Linear, x_MI: Tensor) -> Tensor:
     """Return the float32 product with the weights that a candidate has."""
     weight = linear.weight.float()
-    for format_, kind in (("int8", quantize.Int8Linear), ("float8", quantize.Float8Linear)):
+    for format_, kind in (("int8", Int8Linear), ("float8", Float8Linear)):
         weight = kind(linear).dequantized() if name.startswith(format_) else weight
-    weight = quantize.Int4Linear(linear, GROUP).dequantized() if name.startswith("int4") else weight
+    weight = Int4Linear(linear, GROUP).dequantized() if name.startswith("int4") else weight
     return x_MI.float() @ weight.T
 
 
 CANDIDATES: dict[str, tuple[float, Callable[[nn.Linear], Run]]] = {
     "bfloat16, cuBLAS": (2, lambda linear: linear),
-    "int8, ours": (1, lambda linear: quantize.Int8Linear(linear)),
-    "int4, ours": (0.5 + 4 / GROUP, lambda linear: quantize.Int4Linear(linear, GROUP)),
+    "int8, ours": (1, lambda linear: Int8Linear(linear)),
+    "int4, ours": (0.5 + 4 / GROUP, lambda linear: Int4Linear(linear, GROUP)),
     "int4, torch (tinygemm)": (0.5 + 4 / GROUP, tinygemm),
     "float8, torch": (1, float8),
 }

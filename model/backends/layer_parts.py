@@ -28,7 +28,7 @@ from bpe_llama.model.layers.mlp import ACTIVATIONS, MLP
 from bpe_llama.model.layers.moe import Expert, MixtureOfExperts
 from bpe_llama.model.layers.rope import RotaryEmbedding
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
-from bpe_llama.model.quantization.quantize import QuantizedLinear
+from bpe_llama.model.quantization.layers import QuantizedLinear
 from bpe_llama.model.windows import Chunk, Window
 
 Gate = Literal["silu", "gelu_tanh"]

@@ -23,7 +23,7 @@ from bpe_llama._arguments import instance
 from bpe_llama._core import shown
 from bpe_llama._files import atomic_write
 from bpe_llama._gguf.token_types import end_ids
-from bpe_llama._gguf.writer import with_end_ids
+from bpe_llama._gguf.writer import with_end_ids, with_padding
 from bpe_llama.model.checkpoints.assemble import check_plain, config_of_weights, expected_shapes, interleaved_rows
 from bpe_llama.model.checkpoints.gguf_config import (
     SAMPLING_KEYS,
@@ -76,7 +76,8 @@ def save_gguf(
         path: The file; replaced if it exists.
         dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`, the model's own. With `"q8_0"`
             and `"q4_0"`, matrices whose row length is not a multiple of 32 are written as float16.
-        tokenizer: Metadata of the tokenizer, as `bpe_llama._gguf.reader.tokenizer_metadata` returns it.
+        tokenizer: Metadata of the tokenizer, as `bpe_llama._gguf.writer.tokenizer_metadata` returns it. Rows of the
+            embedding without a token get an unused one, since llama.cpp expects as many tokens as rows.
         progress: Called after each tensor with the tensors written so far and their total.
 
     Warns:
@@ -85,8 +86,8 @@ def save_gguf(
 
     Raises:
         TypeError: If the model is no `LlamaForCausalLM`, such as a classifier.
-        ValueError: If the dtype is unknown, llama.cpp does not compute what the config says, or layers were replaced by
-            adapted or quantized ones.
+        ValueError: If the dtype is unknown, llama.cpp does not compute what the config says, the tokenizer has more
+            tokens than the model, or layers were replaced by adapted or quantized ones.
         OSError: If the file cannot be written.
         ImportError: If the package `gguf` is not installed.
 
@@ -113,7 +114,7 @@ def save_gguf(
         raise ValueError(f"dtype is {shown(chosen)}{whose}; expected auto, {', '.join(FORMATS)}")
     expected = expected_shapes(model.config)
     check_plain(model, expected)
-    tokenizer = dict(tokenizer or {})
+    tokenizer = with_padding(tokenizer or {}, model.config.vocab_size)
     ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
     layout = layout_of(model.config.family)
     metadata, tensors = content_of(model)

@@ -68,6 +68,8 @@ _KNOWN = """
     max_batch_size multiple_of ffn_dim_multiplier
 """
 """Keys of ``params.json`` that are read, or that the tensors' shapes imply."""
+_LLAMA_3_2 = {(2048, 16), (3072, 28)}
+"""``dim`` and ``n_layers`` of Llama 3.2 1B and 3B, whose RoPE factor no key states."""
 
 
 def load(
@@ -212,9 +214,10 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
         check_size("vocab_size", vocab_size)
         scaling = None
         if params.get("use_scaled_rope"):
+            factor = 32.0 if (params["dim"], params["n_layers"]) in _LLAMA_3_2 else 8.0
             scaling = {
                 "rope_type": "llama3",
-                "factor": _number(params, "rope_scaling_factor", 8.0),
+                "factor": _number(params, "rope_scaling_factor", factor),
                 "low_freq_factor": _number(params, "low_freq_factor", 1.0),
                 "high_freq_factor": _number(params, "high_freq_factor", 4.0),
                 "original_max_position_embeddings": 8192,

@@ -24,7 +24,7 @@ from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization import quantize
-from bpe_llama.model.quantization.quantize import GROUP_SIZES
+from bpe_llama.model.quantization.layers import GROUP_SIZES
 from bpe_llama.model.training.checkpoints.finished import save_with_tokenizer
 from bpe_llama.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_size
 from bpe_llama.model.families.gemma import scaled_embedding, with_activation
 from bpe_llama.model.families.gemma2 import NORM_MODULES, Gemma2Config, Gemma2Layer, capped_logits, read_scalar
-from bpe_llama.model.families.layer_types import FULL, SLIDING, checked_local_rope
+from bpe_llama.model.families.layer_types import FULL, SLIDING, checked_local_rope, rope_by_type
 from bpe_llama.model.families.qwen3 import QWEN3_MODULES
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
@@ -90,10 +90,7 @@ def _types_of(pattern: int, layers: int) -> list[str]:
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     prepared = with_activation(values, "hidden_activation", "hidden_act")
-    by_type = prepared.pop("rope_parameters", None)
-    by_type = {} if by_type is None else by_type
-    if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
-        raise ValueError(f"rope_parameters is {shown(by_type)}; expected an object with {FULL!r} and {SLIDING!r}")
+    by_type = rope_by_type(values)
     if prepared.get("local_rope_parameters") is not None:
         raise ValueError(
             f"local_rope_parameters is {shown(prepared['local_rope_parameters'])}, which is no key of a file; expected "

@@ -134,6 +134,25 @@ class UpperWindowConfig(LayerTypesConfig):
         return [SLIDING if self.sliding_window and layer >= self.max_window_layers else FULL for layer in layers]
 
 
+def rope_by_type(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the RoPE parameters of a file by the type of the layers.
+
+    Raises:
+        ValueError: If they are no object of known types, or ``rope_scaling`` has ``type`` without ``rope_type``:
+            transformers ignores it in these families, and computes without scaling.
+    """
+    by_type = {} if values.get("rope_parameters") is None else values["rope_parameters"]
+    if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
+        raise ValueError(f"rope_parameters is {shown(by_type)}; expected an object with {FULL!r} and {SLIDING!r}")
+    scaling = values.get("rope_scaling")
+    if isinstance(scaling, Mapping) and scaling.get("type", "default") != "default" and "rope_type" not in scaling:
+        raise ValueError(
+            f"rope_scaling is {shown(scaling)}, but transformers' {values['model_type']} does not read 'type'; "
+            "expected 'rope_type'"
+        )
+    return by_type
+
+
 def checked_local_rope(
     config: LlamaConfig, parameters: Mapping[str, Any] | None, default_theta: float = 10_000.0
 ) -> dict[str, Any]:

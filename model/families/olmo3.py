@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama._core import shown
-from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig, checked_local_rope
+from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig, checked_local_rope, rope_by_type
 from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, WINDOW, Olmo2Layer
 from bpe_llama.model.family import Family, GGUFLayout, register
 
@@ -56,9 +56,7 @@ class Olmo3Config(LayerTypesConfig):
 
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
-    by_type, theta = values.get("rope_parameters") or {}, values.get("rope_theta")
-    if not isinstance(by_type, Mapping) or set(by_type) - {FULL, SLIDING}:
-        raise ValueError(f"rope_parameters is {shown(by_type)}; expected an object with {FULL!r} and {SLIDING!r}")
+    by_type, theta = rope_by_type(values), values.get("rope_theta")
     local = by_type.get(SLIDING) or {}
     if theta not in (None, THETA) and (not isinstance(local, Mapping) or "rope_theta" not in local):
         warnings.warn(

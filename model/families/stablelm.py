@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.llama import DecoderLayer
-from bpe_llama.model.rope_parameters import merge_rope
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class StableLmConfig(LayerNormConfig):
     hidden_dropout: float = 0.0
     model_type: str = "stablelm"
 
+    PARTIAL_ROTARY_FACTOR: ClassVar[float] = 0.25
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"):
@@ -58,11 +59,6 @@ class StableLmConfig(LayerNormConfig):
     def attention_biases(self) -> tuple[bool, bool]:
         """Return whether queries, keys and values have biases, and whether the attention output has one."""
         return self.use_qkv_bias, False
-
-    def _fill_rope(self) -> None:
-        stated = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling)
-        object.__setattr__(self, "rope_parameters", {"partial_rotary_factor": 0.25} | stated)
-        super()._fill_rope()
 
 
 class NormPerHead(nn.Module):
@@ -120,6 +116,12 @@ class StableLmLayer(ParallelLayer):
         return functional.dropout(super().feed_forward(x_BTD), self.residual_dropout, self.training)
 
 
+def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the file without ``rope_pct``, which transformers does not read, where it says the same."""
+    stated = values.get("partial_rotary_factor", StableLmConfig.PARTIAL_ROTARY_FACTOR)
+    return {key: value for key, value in values.items() if (key, value) != ("rope_pct", stated)}
+
+
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
     fields["use_qkv_bias"] = "blk.0.attn_q.bias" in names
     fields["qk_layernorm"] = "blk.0.attn_q_norm.weight" in names
@@ -132,6 +134,7 @@ register(
         "StableLm",
         StableLmConfig,
         StableLmLayer,
+        prepare=_prepare,
         has_partial_rotary=True,
         has_window=False,
         gguf=GGUFLayout(

@@ -204,6 +204,21 @@ def test_published_configs_are_read_without_a_warning(text: str, parameters: int
         assert LlamaForCausalLM(config).device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("stated", "scaling", "length"),
+    [
+        (32_768, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),  # Qwen 2.5
+        (40_960, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),  # Qwen 3
+        (163_840, {"rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}, 163_840),  # DeepSeek
+        (65_536, {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192}, 65_536),  # OLMo 3
+        (4096, {"rope_type": "dynamic", "factor": 2.0}, 8192),
+        (131_072, LLAMA3, 131_072),
+    ],
+)
+def test_context_length(stated: int, scaling: dict[str, Any], length: int) -> None:
+    assert LlamaConfig(max_position_embeddings=stated, rope_scaling=scaling).context_length == length
+
+
 @pytest.mark.parametrize("rope_type", REQUIRED)
 def test_every_rope_type_has_its_frequencies(rope_type: str) -> None:
     values: dict[str, Any] = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "low_freq_factor": 1.0}

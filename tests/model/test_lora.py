@@ -19,6 +19,7 @@ from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequ
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token
 from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.quantization.layers import Int8Linear
 from bpe_llama.model.sampling.params import GenerationOptions
 from tests.model.generation.naive import finish
 from tests.small_models import TINY
@@ -317,7 +318,7 @@ def test_an_adapter_has_the_models_mode(
 def test_quantizing_does_not_change_an_adapter(tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str) -> None:
     model = quantize.quantize(learned(tiny_model(), kind), "int8")
     layer = model.model.layers[0].self_attn.q_proj
-    assert type(getattr(layer, "base_layer", layer)) is quantize.Int8Linear
+    assert type(getattr(layer, "base_layer", layer)) is Int8Linear
     whole = quantize.dequantize(copy.deepcopy(model))
     assert_close(model(ids).logits, whole(ids).logits, atol=1e-4, rtol=1e-4)
     assert type(getattr(model.lm_head, "base_layer", model.lm_head)) is torch.nn.Linear

@@ -13,6 +13,16 @@ from torch.testing import assert_close
 from bpe_llama.model import LlamaForCausalLM, lora, quantize
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.layers.moe.fused import FusedExperts
+from bpe_llama.model.quantization.layers import (
+    CUDA_ROWS,
+    PACKED_ROWS,
+    Float8Linear,
+    Int4Linear,
+    Int8Linear,
+    PackedLinear,
+    QuantizedLinear,
+    scaled_product,
+)
 
 Make = Callable[..., LlamaForCausalLM]
 SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
@@ -29,7 +39,7 @@ def layer(bias: bool = False) -> nn.Linear:
 
 def test_int8_error_is_half_a_step() -> None:
     plain = layer()
-    packed = quantize.Int8Linear(plain)
+    packed = Int8Linear(plain)
     off = (packed.dequantized() - plain.weight).abs()
     # Half a step by rounding, and the scale itself is rounded to 8 bits: 127 codes, each off by 2**-9 of a step.
     assert bool((off <= packed.scale[:, None] * (0.5 + 127 * 2**-8)).all())
@@ -38,7 +48,7 @@ def test_int8_error_is_half_a_step() -> None:
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_int4_error_is_a_step(group_size: int) -> None:
     plain = layer()
-    packed = quantize.Int4Linear(plain, group_size)
+    packed = Int4Linear(plain, group_size)
     scale = packed.scale_and_zero[..., 0].float().repeat_interleave(group_size, 1)
     zero = packed.scale_and_zero[..., 1].float().repeat_interleave(group_size, 1)
     off = (packed.dequantized() - plain.weight).abs()
@@ -51,7 +61,7 @@ def test_int4_error_is_a_step(group_size: int) -> None:
 @pytest.mark.parametrize("per_row", [False, True])
 def test_float8_error_is_that_of_rounding(kind: torch.dtype, relative: float, per_row: bool) -> None:
     plain = layer()
-    packed = quantize.Float8Linear(plain, kind, per_row)
+    packed = Float8Linear(plain, kind, per_row)
     floor = torch.finfo(kind).smallest_normal * packed.scale * relative
     off = (packed.dequantized() - plain.weight).abs()
     assert bool((off <= plain.weight.abs() * relative + floor).all())
@@ -59,7 +69,7 @@ def test_float8_error_is_that_of_rounding(kind: torch.dtype, relative: float, pe
 
 
 @pytest.mark.parametrize("kind", quantize.KINDS)
-@pytest.mark.parametrize("rows", [1, 5, quantize.PACKED_ROWS, quantize.PACKED_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 5, PACKED_ROWS, PACKED_ROWS + 1])
 @pytest.mark.parametrize("bias", [False, True])
 def test_kernels_equal_the_dequantized_product(kind: str, rows: int, bias: bool) -> None:
     plain = layer(bias)
@@ -69,7 +79,9 @@ def test_kernels_equal_the_dequantized_product(kind: str, rows: int, bias: bool)
     for given in (x, x.float()):
         out = packed(given)
         assert out.dtype == given.dtype
-        assert_close(out.float(), expected, atol=0.3, rtol=2**-6)  # bfloat16 sums of 128 products of size 1
+        # Sums of 128 products of size 1, up to 41; bfloat16 rounds them and the dequantized weight.
+        atol, rtol = (1e-3, 1e-5) if given.dtype == torch.float32 else (0.3, 2**-6)
+        assert_close(out.float(), expected, atol=atol, rtol=rtol)
 
 
 @torch.enable_grad()
@@ -82,18 +94,20 @@ def test_gradients_reach_the_input(kind: str) -> None:
     assert_close(x.grad, packed.dequantized().sum(0).expand(3, -1))
 
 
-@pytest.mark.parametrize("kind", quantize.KINDS)
+@pytest.mark.parametrize(
+    ("kind", "likeness"), [("int8", 0.998), ("int4", 0.85), ("float8_e4m3", 0.98), ("float8_e5m2", 0.93)]
+)
 def test_a_quantized_model_trains_generates_and_round_trips(
-    tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path
+    tiny_model: Make, ids: Tensor, kind: str, likeness: float, tmp_path: Path
 ) -> None:
     model = tiny_model(**SHAPE)
     exact = model(ids).logits
-    quantize.quantize(model, kind, group_size=32)
+    quantize.quantize(model, kind)
     out = model(ids).logits
-    assert 0.5 < torch.corrcoef(torch.stack([out.flatten(), exact.flatten()]))[0, 1] < 1.0
+    assert likeness < torch.corrcoef(torch.stack([out.flatten(), exact.flatten()]))[0, 1] < 1.0
     assert isinstance(model.lm_head, nn.Linear)
     assert model.generate(ids, max_new_tokens=3, eos_id=()).shape == (3, 23)
-    assert not any(isinstance(m, quantize.QuantizedLinear) for m in quantize.dequantize(model).modules())
+    assert not any(isinstance(m, QuantizedLinear) for m in quantize.dequantize(model).modules())
     assert_close(model(ids).logits, out, atol=2e-4, rtol=1e-3)
     model.save_pretrained(tmp_path)
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
@@ -129,7 +143,12 @@ def test_refusals(tiny_model: Make, tmp_path: Path) -> None:
         quantize.quantize(model, "int3")
     with pytest.raises(ValueError, match=r"group_size is 128; expected .*, and a divisor of .*'s 64"):
         quantize.quantize(model, "int4", group_size=128)
-    assert not any(isinstance(module, quantize.QuantizedLinear) for module in model.modules())
+    with pytest.raises(ValueError, match="per_row is False, but kind is 'int8'; expected a float8 kind"):
+        quantize.quantize(model, "int8", per_row=False)
+    for function in (quantize.quantize, quantize.bytes_saved):
+        with pytest.raises(ValueError, match="group_size is 32, but kind is 'float8_e4m3'; expected 'int4'"):
+            function(model, "float8_e4m3", group_size=32)
+    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
     with pytest.raises(ValueError, match="not a plain checkpoint"):
         quantize.quantize(model, "int8").save_pretrained(tmp_path)
 
@@ -139,10 +158,10 @@ FLOAT8 = [(kind, per_row) for kind in (torch.float8_e4m3fn, torch.float8_e5m2) f
 
 @pytest.mark.parametrize(("kind", "per_row"), FLOAT8)
 def test_scaled_product_equals_the_product_of_the_rounded_input(kind: torch.dtype, per_row: bool) -> None:
-    packed = quantize.Float8Linear(layer(), kind, per_row)
+    packed = Float8Linear(layer(), kind, per_row)
     x = torch.randn(40, 128, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 40)[:, None]
     x[7] = 0
-    out = quantize.scaled_product(x.to(torch.bfloat16), packed.weight, packed.scale)
+    out = scaled_product(x.to(torch.bfloat16), packed.weight, packed.scale)
     assert out.dtype == torch.bfloat16
     rounded = x.to(torch.bfloat16).float()
     peak = rounded.abs().amax(1, keepdim=True) if per_row else rounded.abs().amax()
@@ -159,7 +178,7 @@ def test_scaled_product_equals_the_product_of_the_rounded_input(kind: torch.dtyp
 @pytest.mark.parametrize(("kind", "per_row"), FLOAT8)
 @pytest.mark.parametrize("rows", [1, 32, 200])
 def test_float8_products_on_cuda(kind: torch.dtype, per_row: bool, rows: int) -> None:
-    packed = quantize.Float8Linear(layer().cuda(), kind, per_row)
+    packed = Float8Linear(layer().cuda(), kind, per_row)
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)).cuda().to(torch.bfloat16)
     rounded = x.float()
     if torch.cuda.get_device_capability() >= (8, 9):
@@ -174,10 +193,10 @@ def test_float8_products_on_cuda(kind: torch.dtype, per_row: bool, rows: int) ->
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's kernels need a CUDA GPU; none is here")
-@pytest.mark.parametrize("kind", [quantize.Int8Linear, quantize.Int4Linear])
-@pytest.mark.parametrize("rows", [1, 32, quantize.CUDA_ROWS])
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("rows", [1, 32, CUDA_ROWS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_products_on_cuda(kind: type[quantize.PackedLinear], rows: int, dtype: torch.dtype) -> None:
+def test_packed_products_on_cuda(kind: type[PackedLinear], rows: int, dtype: torch.dtype) -> None:
     packed = kind(layer(bias=True).cuda())
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)).cuda().to(dtype)
     assert packed.product(x) is not None

@@ -24,7 +24,7 @@ from bpe_llama._core import has_amx, has_avx512, simd_tier
 from bpe_llama.model.backends.layer_parts import has_known_layers
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.quantization.quantize import PackedLinear
+from bpe_llama.model.quantization.layers import PackedLinear
 
 FEW_ROWS = 8
 """Up to so many rows, memory for hidden states and logits is kept from pass to pass: allocating it costs more."""

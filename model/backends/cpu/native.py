@@ -20,7 +20,7 @@ from bpe_llama.model.backends.cpu.dispatch import FEW_KEYS
 from bpe_llama.model.backends.cpu.workspace import Workspace
 from bpe_llama.model.backends.layer_parts import Gate, GatedBlock, LayerParts, Mixture
 from bpe_llama.model.backends.norms import Norm
-from bpe_llama.model.quantization.quantize import PackedLinear
+from bpe_llama.model.quantization.layers import PackedLinear
 
 
 class Rows:

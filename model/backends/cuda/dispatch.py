@@ -21,7 +21,7 @@ from bpe_llama.model.layers.attention_backends import eager, sdpa
 from bpe_llama.model.layers.moe import MixtureOfExperts
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.quantization.quantize import Float8Linear, Int4Linear, Int8Linear
+from bpe_llama.model.quantization.layers import Float8Linear, Int4Linear, Int8Linear
 from bpe_llama.model.sampling.params import GenerationOptions
 
 TRITON_LINEARS = (nn.Linear, Int8Linear, Int4Linear, Float8Linear)

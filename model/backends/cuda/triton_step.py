@@ -26,7 +26,7 @@ from bpe_llama.model.backends.layer_parts import GatedBlock, LayerParts, layer_p
 from bpe_llama.model.backends.norms import Norm
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.quantization.quantize import Float8Linear, PackedLinear
+from bpe_llama.model.quantization.layers import Float8Linear, PackedLinear
 from bpe_llama.model.quantization.triton_matmul import TritonMatmul
 from bpe_llama.model.windows import sliding_windows
 

@@ -13,7 +13,7 @@ from bpe_llama._progress import quietly
 from bpe_llama.chat import NAMED_TEMPLATES
 from bpe_llama.model import training
 from bpe_llama.model.device import computing_threads
-from bpe_llama.model.quantization.quantize import GROUP_SIZES
+from bpe_llama.model.quantization.layers import GROUP_SIZES
 
 EXIT_INTERRUPTED = 130
 

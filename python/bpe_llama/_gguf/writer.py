@@ -124,6 +124,35 @@ def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size:
     return metadata
 
 
+def with_padding(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Return metadata with a token for each row of a model's embedding, as llama.cpp requires; added ones are UNUSED.
+
+    Metadata without tokens are returned unchanged.
+
+    Raises:
+        ValueError: If there are more tokens than `vocab_size`.
+
+    Source: `get_vocab_base` in `convert_hf_to_gguf.py` of https://github.com/ggml-org/llama.cpp.
+
+    Example:
+        >>> with_padding({"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1]}, 2)
+        {'tokenizer.ggml.tokens': ['a', '[PAD1]'], 'tokenizer.ggml.token_type': [1, 5]}
+    """
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        return dict(metadata)
+    missing = vocab_size - len(tokens)
+    if missing < 0:
+        raise ValueError(f"the tokenizer has {len(tokens)} tokens; expected at most the model's {vocab_size}")
+    padded = dict(metadata)
+    padded["tokenizer.ggml.tokens"] = _named([*tokens, *[""] * missing])
+    if (types := metadata.get("tokenizer.ggml.token_type")) is not None:
+        padded["tokenizer.ggml.token_type"] = [*types, *[UNUSED] * missing]
+    if (scores := metadata.get("tokenizer.ggml.scores")) is not None:  # all different, as the reader is fastest with
+        padded["tokenizer.ggml.scores"] = [*scores, *(min(scores) - i for i in range(1, missing + 1))]
+    return padded
+
+
 def _warn_of_tokens(metadata: Mapping[str, Any], ends: Collection[int] | None, vocab_size: int) -> None:
     """Warn of tokens that llama.cpp knows by their text and takes for other kinds than the metadata says."""
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
@@ -198,15 +227,18 @@ def _listed(tokenizer: CoreTokenizer, described: dict[str, Any]) -> tuple[list[s
     for added in described["added_tokens"]:
         tokens[added["id"]] = added["content"]
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-    known = set(tokens)
-    for token_id, token in enumerate(tokens):
-        if not token:
-            name = f"[UNUSED{token_id}]"
-            while name in known:
-                name += "_"
-            tokens[token_id] = name
-            known.add(name)
-    return tokens, types
+    return _named(tokens), types
+
+
+def _named(tokens: list[str]) -> list[str]:
+    """Return tokens with a name for each id that has none, as llama.cpp's converter names it."""
+    known, named = set(tokens), list(tokens)
+    for token_id in (token_id for token_id, token in enumerate(tokens) if not token):
+        name = f"[PAD{token_id}]"
+        while name in known:
+            name += "_"
+        named[token_id] = name
+    return named
 
 
 def _name_of(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | None) -> tuple[str, list[str]]:

@@ -22,6 +22,7 @@ from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.cache import QuantizedCache
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.llama import DecoderLayer
+from bpe_llama.model.quantization.layers import QuantizedLinear
 from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
@@ -90,7 +91,7 @@ def test_quantised_layers_are_the_models(
     tiny_model: Make, kind: str, dtype: torch.dtype, skip: tuple[str, ...]
 ) -> None:
     model = tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96).to(dtype)
-    quantize.quantize(model, kind, group_size=32, skip=skip)
+    quantize.quantize(model, kind, skip=skip)
     assert can_decode(model)
     logits, _ = differences(model, [7, 3], 1)
     assert logits < (1e-5 if dtype == torch.float32 else 0.05)
@@ -160,7 +161,7 @@ def test_memory_is_kept_for_few_rows_alone(tiny_model: Make) -> None:
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_copy_of_a_quantised_layer_has_weights_of_its_own(tiny_model: Make, kind: str) -> None:
     shape = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 96}
-    model = quantize.quantize(tiny_model(**shape), kind, group_size=32)
+    model = quantize.quantize(tiny_model(**shape), kind)
     before = CpuDecoder(model)([[5]], KVCache(model.config, 1, 4)).clone()
     model(torch.tensor([[5]]))  # the layers have made their kernels
     copied = copy.deepcopy(model)
@@ -174,7 +175,7 @@ def test_a_copy_of_a_quantised_layer_has_weights_of_its_own(tiny_model: Make, ki
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
 def test_a_changed_quantised_model_is_noticed(tiny_model: Make, kind: str, dtype: torch.dtype | None) -> None:
     shape = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 96}
-    model, other = (quantize.quantize(tiny_model(seed=seed, **shape), kind, group_size=32).to(dtype) for seed in (0, 1))
+    model, other = (quantize.quantize(tiny_model(seed=seed, **shape), kind).to(dtype) for seed in (0, 1))
     decoder = CpuDecoder(model)
 
     def check() -> None:
@@ -193,7 +194,7 @@ def test_a_changed_quantised_model_is_noticed(tiny_model: Make, kind: str, dtype
     check()
     name = "scale" if kind == "int8" else "scale_and_zero"
     for module in model.modules():
-        if isinstance(module, quantize.QuantizedLinear):  # replaced, and the codes left where they are
+        if isinstance(module, QuantizedLinear):  # replaced, and the codes left where they are
             setattr(module, name, getattr(module, name) * 2)
     check()
 

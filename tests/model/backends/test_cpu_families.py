@@ -96,7 +96,7 @@ def test_native_kernels_and_pytorch_compute_the_same(
 def test_quantized_layers_are_the_models(name: str, case: dict[str, Any], kind: str) -> None:
     if "shared_expert_intermediate_size" in case:
         case = case | {"shared_expert_intermediate_size": 64}  # groups of 32 divide it
-    model = quantize.quantize(build(name, case), kind, group_size=32)
+    model = quantize.quantize(build(name, case), kind)
     assert can_decode(model)
     for held, new in ROWS:
         assert differences(model, held, new)[0] < 2e-5

@@ -73,7 +73,7 @@ def test_logits_and_cache_are_the_models(
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_quantised_layers_are_the_models(tiny_model: Make, kind: str) -> None:
     model = tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96)
-    quantize.quantize(model, kind, group_size=32)
+    quantize.quantize(model, kind)
     logits, _ = differences(model, [7, 3, 0], [1, 4, 1])
     assert logits < 1e-5
 
@@ -111,7 +111,7 @@ one_order = pytest.mark.skipif(
 def test_float32_logits_are_batch_invariant(tiny_model: Make, kind: str | None, window: int | None) -> None:
     model = uneven(tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96, sliding_window=window))
     if kind is not None:
-        quantize.quantize(model, kind, group_size=32)
+        quantize.quantize(model, kind)
     ids, other = drawn(60, 1), drawn(50, 2)
 
     def logits(chunk: int, beside: bool) -> torch.Tensor:

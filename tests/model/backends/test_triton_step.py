@@ -18,6 +18,7 @@ from bpe_llama.model.backends import forward
 from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.quantization.layers import Int8Linear
 from bpe_llama.model.sampling.params import GenerationOptions
 
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
@@ -68,7 +69,7 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
             "a layer is none that the decoders describe, is hooked or adapted, or shares its weights"
         )
     mixed = tiny_model()
-    mixed.model.layers[1].self_attn.k_proj = quantize.Int8Linear(mixed.model.layers[1].self_attn.k_proj)
+    mixed.model.layers[1].self_attn.k_proj = Int8Linear(mixed.model.layers[1].self_attn.k_proj)
     assert unsupported_by_triton(mixed) == (
         "the kernels have no product with layers that share an input and are Int8Linear, Linear"
     )

@@ -108,6 +108,16 @@ def test_a_tokenizer_round_trips(tmp_path: Path, pattern: str) -> None:
     assert loaded.chat_template == "{{ messages }}"
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train_from_iterator(["abab"], vocab_size=257, pattern="r50k", progress=False)
+    with pytest.raises(ValueError, match="the tokenizer has 257 tokens; expected at most the model's 256"):
+        save_gguf(
+            LlamaForCausalLM(CONFIG.replace(vocab_size=256)),
+            tmp_path / "m.gguf",
+            tokenizer=tokenizer_metadata(tokenizer),
+        )
+
+
 def test_a_tokenizer_of_another_pattern_is_refused() -> None:
     tokenizer = Tokenizer.train_from_iterator(["abab"], vocab_size=257, pattern=r"\w+|\W+", progress=False)
     with pytest.raises(ValueError, match=r"llama\.cpp has no name for the pattern"):

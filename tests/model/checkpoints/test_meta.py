@@ -22,7 +22,7 @@ def interleaved(weight: Tensor, head_dim: int) -> Tensor:
     return torch.stack([heads[:, 0], heads[:, 1]], dim=2).reshape(weight.shape)
 
 
-def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axis: int) -> None:
+def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axis: int, **changes: object) -> None:
     config, whole = model.config, metas_tensors(model, embedding_axis)
     for shard in range(shards):
         part = {
@@ -40,7 +40,7 @@ def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axi
         "multiple_of": 16,
         "rope_theta": config.rope_theta,
     }
-    (folder / "params.json").write_text(json.dumps(params))
+    (folder / "params.json").write_text(json.dumps(params | changes))
 
 
 def metas_tensors(model: LlamaForCausalLM, embedding_axis: int = 0) -> dict[str, tuple[Tensor, int | None]]:
@@ -171,6 +171,35 @@ def test_round_trip(tiny_model: Make, ids: Tensor, tmp_path: Path, shards: int, 
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     for name, weight in loaded.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "stated", "factor"),
+    [(2048, 16, None, 32.0), (3072, 28, None, 32.0), (2048, 16, 8.0, 8.0), (64, 1, None, 8.0)],
+)
+def test_the_rope_factor(
+    tiny_model: Make, tmp_path: Path, width: int, layers: int, stated: float | None, factor: float
+) -> None:
+    """As transformers' conversion script takes it by the version, which the files do not state."""
+    rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 8192
+    model = tiny_model(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=8,
+        max_position_embeddings=131_072,
+        rope_theta=5e5,
+        rope_scaling=rope,
+    )
+    changes = {"head_dim": 8, "use_scaled_rope": True, "rope_scaling_factor": stated}
+    write_meta(model, tmp_path, 1, 0, **changes)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
+    assert loaded.config.rope == model.config.rope
+    ids = torch.arange(3, 60)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 def test_damage_is_named(tiny_model: Make, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "original_max_position_embeddings": 32} | LLAMA3
     },
     "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "max_position_embeddings": 40},
+    "both names of the type": {"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 3.0}},
     "nothing left of it": {"rope_scaling": {}},
     "null parameters": {"rope_parameters": None, "rope_theta": 3e4},
     "partial rotation of all": {"partial_rotary_factor": 1.0, "rope_theta": 3e4},

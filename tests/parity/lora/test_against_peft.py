@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification, lora, quantize
+from bpe_llama.model.quantization.layers import QuantizedLinear
 from tests.parity.lora.written import (
     IDS,
     OF_THE_MODEL,
@@ -281,10 +282,10 @@ def test_an_adapter_of_a_bfloat16_model_is_float32(options: dict[str, Any], tmp_
 def test_an_adapter_of_a_quantized_model(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     ours, fresh = bases(tmp_path)
     saved_by_peft(fresh(), tmp_path / "adapter", target_modules=["q_proj", "o_proj"], **options)
-    quantize.quantize(ours, kind, group_size=32)
+    quantize.quantize(ours, kind)
     plain = fresh()
     for name, module in ours.named_modules():
-        if isinstance(module, quantize.QuantizedLinear):
+        if isinstance(module, QuantizedLinear):
             plain.get_submodule(name).weight.copy_(module.dequantized())
     theirs = with_adapter(plain, tmp_path / "adapter")
     lora.load(ours, tmp_path / "adapter")

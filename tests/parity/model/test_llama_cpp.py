@@ -18,6 +18,7 @@ from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, training
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from tests.small_models import small_model
+from tests.unit.loading.gguf_metadata import byte_level, read, sentencepiece
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,3 +91,19 @@ def test_a_mixture_of_experts(real: Callable[..., Any], tmp_path: Path) -> None:
     ours = [generator.generate(prompt, max_new_tokens=16, temperature=0.0) for prompt in prompts]
     assert ours[0] != ours[1] and all(text.isascii() for text in ours)
     assert by_llama_cpp(path, prompts, 16) == ours
+
+
+@pytest.mark.parametrize("metadata", [byte_level(), sentencepiece()], ids=["gpt2", "llama"])
+def test_an_embedding_of_more_rows_than_tokens(
+    real: Callable[..., Any], metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    real(data.llama_cpp)
+    model, path, prompt = small_model(vocab_size=320), tmp_path / "m.gguf", "ab some a"
+    save_gguf(model, path, dtype="float32", tokenizer=metadata)
+    tokenizer, padded = read(tmp_path, metadata).core, Tokenizer.from_gguf(path)
+    assert padded.encode(prompt + "[PAD300]") == tokenizer.encode(prompt + "[PAD300]")
+    assert (padded.vocab_size, padded.merges) == (320, tokenizer.merges)
+    ids = padded(prompt)["input_ids"]
+    ours = model.generate(torch.tensor([ids]), max_new_tokens=8, temperature=0.0, eos_id=())[0, len(ids) :]
+    with LlamaCpp(path, exact=True) as llama_cpp:
+        assert llama_cpp.complete(prompt, 8, ignore_eos=True, return_tokens=True)["tokens"] == ours.tolist()

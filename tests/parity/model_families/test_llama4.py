@@ -20,7 +20,8 @@ from bpe_llama.model.backends.layer_parts import has_known_layers
 from bpe_llama.model.cache import SlidingWindowCache
 from bpe_llama.model.layers.attention_backends import Visible, backend_named
 from bpe_llama.model.layers.documents import Documents
-from bpe_llama.model.quantization.quantize import KINDS, QuantizedLinear, dequantize, quantize
+from bpe_llama.model.quantization.layers import QuantizedLinear
+from bpe_llama.model.quantization.quantize import KINDS, dequantize, quantize
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.initial import start_as_identity
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token
@@ -150,7 +151,7 @@ def test_loads_of_experts_are_reported(tmp_path: Path) -> None:
 def test_experts_are_quantized(kind: str, tmp_path: Path) -> None:
     ours, theirs = pair(tmp_path, interleave_moe_layer_step=2, num_experts_per_tok=2, intermediate_size_mlp=96)
     exact = theirs(IDS).logits
-    quantize(ours, kind, group_size=32)
+    quantize(ours, kind)
     whole = {path.rpartition(".")[2] for path, part in ours.named_modules() if type(part) is torch.nn.Linear}
     assert whole == {"lm_head", "router"}
     experts = ours.model.layers[1].feed_forward.experts

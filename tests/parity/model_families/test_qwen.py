@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora
-from bpe_llama.model.quantization.quantize import QuantizedLinear, quantize
+from bpe_llama.model.quantization.layers import QuantizedLinear
+from bpe_llama.model.quantization.quantize import quantize
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token
 from tests.parity.model_families.cases import SHAPE
 from tests.parity.model_families.cases_qwen import QWEN_CASES, SMALL_EXPERTS, qwen3_moe
@@ -96,6 +97,17 @@ def test_keys_are_read_as_in_transformers(case: str, tmp_path: Path) -> None:
     assert_close(
         LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(IDS).logits, theirs(IDS).logits, atol=1e-4, rtol=0
     )
+
+
+def test_yarn_extends_the_context(tmp_path: Path) -> None:
+    written("qwen3", tmp_path, head_dim=16, max_position_embeddings=20)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    edit(tmp_path, rope_parameters=None, rope_theta=1000000, rope_scaling=yarn)
+    theirs, options = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), {"max_new_tokens": 6}
+    expected = theirs.generate(IDS[:1], do_sample=False, eos_token_id=None, pad_token_id=0, **options)
+    ours = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
+    assert IDS.shape[1] + 6 <= ours.config.context_length == 64
+    assert torch.equal(ours.generate(IDS[:1], temperature=0.0, eos_id=(), **options), expected)
 
 
 PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -16,6 +16,7 @@ from bpe_llama import Tokenizer
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, TextGenerator, lora, quantize
 from bpe_llama.model.cli.loading import load_generator, load_model, save_with_tokenizer
+from bpe_llama.model.quantization.layers import Int4Linear, QuantizedLinear
 from tests.small_models import tiny_model
 from tests.unit.model_commands.helpers import TEXT, finetune, talker_of
 
@@ -87,7 +88,7 @@ def test_generate_quantizes_and_does_not_merge_an_adapter(
     ]
     assert said[0] != said[1]
     generator = load_generator(tmp_path / "model", None, "auto", "cpu", tmp_path / "adapter", kind)
-    assert any(isinstance(module, quantize.QuantizedLinear) for module in generator.model.modules())
+    assert any(isinstance(module, QuantizedLinear) for module in generator.model.modules())
     assert lora.names(generator.model)
 
 
@@ -355,7 +356,7 @@ def test_the_groups_of_int4_are_those_of_the_file(tmp_path: Path, capsys: pytest
     def group_of(name: str, group_size: int | None = None) -> int:
         loaded = load_generator(str(tmp_path / name), None, "auto", "cpu", None, "int4", group_size).model
         layer = loaded.model.layers[0].mlp.up_proj
-        assert isinstance(layer, quantize.Int4Linear)
+        assert isinstance(layer, Int4Linear)
         return layer.group_size
 
     assert [group_of(name) for name in ("model", "narrow", "q4_0.gguf", "float32.gguf")] == [64, 32, 32, 64]
