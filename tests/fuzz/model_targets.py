@@ -142,10 +142,11 @@ def _made(write: Callable[[Path], Any], name: str) -> bytes:
 
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3 |= {"original_max_position_embeddings": 8192}
+_HEADS = TINY | {"num_key_value_heads": 4}
 _CONFIGS = [
     _json(TINY | {"model_type": "llama", "rope_scaling": _LLAMA3, "torch_dtype": "bfloat16"}),
-    _json(TINY | {"model_type": "qwen3", "head_dim": 8, "sliding_window": 4, "layer_types": ["full_attention"]}),
-    _json(TINY | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "eos_token_id": [1, 2]}),
+    _json(_HEADS | {"model_type": "qwen3", "head_dim": 8, "sliding_window": 4, "layer_types": ["full_attention"]}),
+    _json(_HEADS | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "eos_token_id": [1, 2]}),
 ]
 _ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "use_dora": False}
 _ADAPTER |= {"rank_pattern": {"layers.0": 4}, "alpha_pattern": {}, "modules_to_save": None, "lora_dropout": 0.1}

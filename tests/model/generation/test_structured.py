@@ -250,7 +250,8 @@ def test_speculative_decoding_gives_the_ids_of_plain_generation(generator: TextG
 
 def test_ids_stream_in_columns_though_some_are_forced(generator: TextGenerator) -> None:
     constraint = generator.options(**CASES[2]).constraint
-    ids_BT = torch.tensor([generator.encode("Say "), generator.encode("Tell")][:1] * 2)
+    rows = [generator.encode(text) for text in ("Say ", "Tell me")]
+    ids_BT = torch.tensor([row[-min(map(len, rows)) :] for row in rows])
     end = generator.tokenizer.special_tokens[END]
     columns = list(stream_ids(generator.model, ids_BT, constraint=constraint, max_new_tokens=60, eos_id=end, seed=None))
     for row in torch.stack(columns, 1).tolist():
