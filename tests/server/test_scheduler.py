@@ -236,6 +236,17 @@ def test_slots_grow_with_their_sequences(generator: TextGenerator) -> None:
         Scheduler({"m": generator}, max_length=2000)
 
 
+def test_slots_grow_with_what_a_grammar_forces(generator: TextGenerator) -> None:
+    pytest.importorskip("llguidance", reason="needs bpe_llama[structured]")
+    forced = "quick brown fox " * 45
+
+    async def body(scheduler: Scheduler) -> None:
+        [updates] = await read(scheduler, "abc", choice=[forced], max_new_tokens=900)
+        assert (text(updates), updates[-1].finish_reason) == (forced, "stop")
+
+    served(generator, body, slots=2)
+
+
 def test_functions_run_between_steps(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
         assert await scheduler.run(threading.current_thread) is not threading.current_thread()
