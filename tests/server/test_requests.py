@@ -233,8 +233,10 @@ def test_a_body_has_a_limit(guarded):
 
 
 def test_cors_is_for_the_pages_that_are_named(guarded, http):
-    ask = {"Access-Control-Request-Method": "POST"}
+    sent = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"  # by OpenAI's client for JavaScript
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": sent}
     allowed = httpx.options(guarded.url + TEXT, headers=ask | {"Origin": "http://page.example"})
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-headers"] == sent
     assert allowed.headers["access-control-allow-origin"] == "http://page.example"
     assert (
         "access-control-allow-origin"
