@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import pytest
 
 httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
+openai = pytest.importorskip("openai", reason="streams are read by OpenAI's client")
 
 from bpe_llama.model.generation.engine import Engine  # noqa: E402
 from bpe_llama.model.sampling.params import SamplingParams  # noqa: E402
@@ -349,4 +350,8 @@ def test_a_broken_model_is_an_error_of_the_server():
         first, done, *_ = client.post(TEXT, json=text | {"stream": True}).text.split("\n\n")
         assert json.loads(first.removeprefix("data: "))["error"].items() >= wanted.items() and done == "data: [DONE]"
         assert client.get("/health").status_code == 200
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none") as client:
+        events = list(client.responses.create(model="broken", input="the fox", stream=True))
+    assert [(event.type, event.sequence_number) for event in events][-2:] == [("response.in_progress", 1), ("error", 2)]
+    assert events[-1].code == "internal_error" and events[-1].message
     next(running, None)
