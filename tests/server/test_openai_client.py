@@ -235,6 +235,8 @@ def test_responses_have_the_log_probabilities_of_all_tokens(client, stream):
         events = list(found)
         found = events[-1].response
         deltas = [entry for event in events if event.type == "response.output_text.delta" for entry in event.logprobs]
+        opened = next(event for event in events if event.type == "response.content_part.added")
+        assert (opened.part.text, opened.part.logprobs) == ("", [])
         closed = next(event for event in events if event.type == "response.output_text.done")
         assert [entry.token for entry in closed.logprobs][: len(deltas)] == [entry.token for entry in deltas]
     (item,) = found.output

@@ -177,7 +177,7 @@ class ResponseStream:
         added = self._add(item)
         item["content"] = [part]
         where = self._where(item) | {"content_index": 0}
-        return [added, self._event("response.content_part.added", part=dict(part), **where)]
+        return [added, self._event("response.content_part.added", part=part | {"logprobs": []}, **where)]
 
     def _open_call(self, name: str, call_id: str) -> list[dict[str, Any]]:
         item = {"id": new_id("fc_"), "type": "function_call", "status": "in_progress", "call_id": call_id}
