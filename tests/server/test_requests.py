@@ -15,6 +15,8 @@ import pytest
 httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
 openai = pytest.importorskip("openai", reason="streams are read by OpenAI's client")
 
+from bpe_llama import Tokenizer  # noqa: E402
+from bpe_llama.model import TextGenerator  # noqa: E402
 from bpe_llama.model.generation.engine import Engine  # noqa: E402
 from bpe_llama.model.sampling.params import SamplingParams  # noqa: E402
 from bpe_llama.model.server.api.schemas import Sampling  # noqa: E402
@@ -187,6 +189,23 @@ def test_a_model_without_a_template_says_so():
     error = httpx.post(server.url + CHAT, json={"messages": [USER]}).json()["error"]
     assert "no chat template" in error["message"] and error["code"] == "no_chat_template"
     assert httpx.post(server.url + TEXT, json={"prompt": "the", "max_tokens": 1}).status_code == 200
+    next(running, None)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tmp_path):
+    generator = make_generator()
+    file = json.loads(generator.tokenizer.to_huggingface())
+    extra = {"id": generator.tokenizer.vocab_size, "content": "[EXTRA]", "special": False, "normalized": False}
+    file["added_tokens"].append(extra | dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.warns(UserWarning, match="341 ids, more than the model's 340"):
+        generator = TextGenerator(generator.model, Tokenizer.from_file(tmp_path / "tokenizer.json"))
+    running = serve({"small": generator})
+    server = next(running)
+    bodies = [(TEXT, {"prompt": "the [EXTRA]"}), (TEXT, {"prompt": [340]}), (EMBED, {"input": "the [EXTRA]"})]
+    for path, body in [*bodies, ("/playground/attention", {"model": "small", "text": "the [EXTRA]"})]:
+        response = httpx.post(server.url + path, json=body)
+        assert response.status_code == 400 and "'[EXTRA]', whose id 340 is beyond the model's 340" in response.text
     next(running, None)
 
 
