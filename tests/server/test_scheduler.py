@@ -300,6 +300,21 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
     assert isinstance(waiting, ShuttingDownError)
 
 
+def test_a_shutdown_ends_a_prefill_by_an_error(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: (time.sleep(0.02), step(engine))[1])
+
+    async def body(scheduler: Scheduler) -> None:
+        stream = await scheduler.submit("m", "a" * 900, prompt_logprobs=True, **GREEDY)
+        while not scheduler.stats()["prefilled_tokens"]:
+            await asyncio.sleep(0.01)
+        await scheduler.shutdown(0)
+        with pytest.raises(ShuttingDownError):
+            await anext(stream)
+
+    served(generator, body, prefill_chunk=8)
+
+
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="this system does not tell a thread's time")
 def test_an_idle_thread_costs_no_time(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
