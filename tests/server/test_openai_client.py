@@ -244,6 +244,20 @@ def test_responses_have_the_log_probabilities_of_all_tokens(client, stream):
     assert (found.status, item.status) == ("incomplete", "incomplete")
 
 
+def test_no_least_number_of_tokens_takes_the_place_of_the_files(client, server):
+    config = server.generator.model.generation_config
+    end = server.generator.tokenizer.special_tokens["<|end|>"]
+    try:
+        server.generator.model.generation_config = type(config)(config.values | {"min_new_tokens": 7})
+        for least, count in ((None, 8), (0, 1)):
+            answer = client.completions.create(
+                model="small", prompt="the", logit_bias={str(end): 100}, extra_body={"min_tokens": least}
+            )
+            assert answer.usage.completion_tokens == count
+    finally:
+        server.generator.model.generation_config = config
+
+
 def test_the_files_limit_of_new_tokens_holds(client, server):
     config = server.generator.model.generation_config
     try:

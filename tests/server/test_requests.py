@@ -108,6 +108,21 @@ def message(**fields):
         (CHAT, message() | {"top_logprobs": 2}, "top_logprobs", "without logprobs"),
         (CHAT, message() | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "at most 20"),
         (CHAT, message() | {"stream_options": {"x": 1}}, "stream_options.x", "no field"),
+        (CHAT, message() | {"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
+        (TEXT, {"prompt": "a", "stream_options": {}}, "stream_options", "without stream"),
+        (CHAT, message() | {"max_tokens": 2, "max_completion_tokens": 5}, "max_tokens", "expected one of them"),
+        (
+            CHAT,
+            message() | {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.schema",
+            "the type is text; expected json_schema",
+        ),
+        (
+            RESPOND,
+            {"input": "a", "text": {"format": {"type": "json_object", "schema": {}}}},
+            "text.format.schema",
+            "the type is json_object; expected json_schema",
+        ),
         (CHAT, message() | {"response_format": {"type": "xml"}}, "response_format.type", "'json_object'"),
         (
             CHAT,
@@ -164,6 +179,18 @@ def test_fields_without_effect_are_listed(http):
     assert "X-Ignored-Fields" not in http.post(CHAT, json={"messages": [USER], "max_tokens": 1}).headers
     with http.stream("POST", CHAT, json=body | {"stream": True}) as response:
         assert response.headers["X-Ignored-Fields"] == "user, metadata, store"
+    padded = {"stream": True, "stream_options": {"include_obfuscation": True}}
+    assert http.post(TEXT, json={"prompt": "a"} | padded).headers["X-Ignored-Fields"].endswith("include_obfuscation")
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_strict_tool_is_listed_where_no_grammar_holds_it(http, choice):
+    function = {"name": "add", "strict": True}
+    chat = {"messages": [USER], "max_tokens": 1, "tools": [{"type": "function", "function": function}]}
+    flat = {"input": "the fox", "max_output_tokens": 1, "tools": [{"type": "function"} | function]}
+    for path, body, name in ((CHAT, chat, "tools[].function.strict"), (RESPOND, flat, "tools[].strict")):
+        response = http.post(path, json=body | {"tool_choice": choice})
+        assert response.headers.get("X-Ignored-Fields") == (name if choice == "auto" else None)
 
 
 def test_special_tokens_of_a_message_stay_text(http, server):

@@ -18,7 +18,7 @@ from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.generation.text_options import check_known
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
-from bpe_llama.model.server.api.options import add_format, constraint_field, sampling_options
+from bpe_llama.model.server.api.options import add_format, check_stream, constraint_field, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
 from bpe_llama.playground.errors import JsonResponse, bad
@@ -34,6 +34,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
     name, generator = service.find(request.model)
     limits = service.config.limits
     n = request.n or 1
+    check_stream(request)
     if request.suffix:
         raise bad("suffix is given; this server only continues text", "suffix")
     if request.best_of not in (None, n):
