@@ -317,7 +317,7 @@ class InputItem(Part):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | None = None
+    output: str | Many[InputPart] | None = None
 
 
 class InputPart(Part):
@@ -325,6 +325,7 @@ class InputPart(Part):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
     annotations: Many[Any] | None = None
     logprobs: Many[Any] | None = None
     image_url: Any = None
