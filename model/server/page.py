@@ -17,7 +17,7 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.server.scheduler import Scheduler
 from bpe_llama.playground.app import answering, playground_routes
 from bpe_llama.playground.bodies import Strict
-from bpe_llama.playground.errors import ApiError, JsonResponse, bad
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad, not_found
 from bpe_llama.playground.tokens import describe_token
 
 MAX_ATTENDED = 256
@@ -45,10 +45,7 @@ def page_routes(scheduler: Scheduler) -> list[BaseRoute]:
 
     def found(name: str) -> TextGenerator:
         if name not in generators:
-            known = ", ".join(generators)
-            raise ApiError(
-                404, f"there is no model {name!r:.100}; known: {known}", param="model", code="model_not_found"
-            )
+            raise not_found("model", name, generators)
         return generators[name]
 
     async def model(request: Request) -> Response:

@@ -29,7 +29,7 @@ def chat_ids(server, messages=MESSAGES, **options):
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["small", "other", "caller"]
     assert client.models.retrieve("other").id == "other"
-    with pytest.raises(openai.NotFoundError, match="no model 'none'; /v1/models lists small, other"):
+    with pytest.raises(openai.NotFoundError, match="no model 'none'; known: small, other"):
         client.models.retrieve("none")
 
 
