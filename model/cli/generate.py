@@ -15,6 +15,7 @@ from bpe_llama.model.cli.loading import load_generator
 from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.cli.speed import describe_speed
+from bpe_llama.model.generation.generate import search_draws
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.sampling.sequence import Sequence as Generated
 from bpe_llama.tokenizer import Tokenizer
@@ -70,13 +71,15 @@ def command(
     sampling.check_values(given)
     if answers is not None:
         integer("--n", answers, 1)
+    if speed and num_beams != 1:
+        raise ValueError(f"--speed is given with --num-beams {num_beams}, but times one sequence; leave one out")
     text = prompt if prompt is not None else read_prompt()
     check_surrogates("the prompt", text)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized, group_size)
     options = sampling.with_defaults(generator, given, {})
-    generator.options(**options)  # raises before anything is printed
-    if num_beams != 1 and flags["seed"] is None:
-        del options["seed"]  # a search draws nothing
+    temperature = generator.options(**options).temperature  # raises before anything is printed
+    if num_beams != 1 and flags["seed"] is None and not search_draws(generator.model, {"temperature": temperature}):
+        del options["seed"]
     if verbose:
         for line in sampling.describe_options(generator, generator.encode(text), options):
             typer.echo(line, err=True)

@@ -8,7 +8,7 @@ Source: ending and length penalty follow transformers 5.23, with which the tests
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +51,7 @@ def beam_search(
     early_stopping: EarlyStopping = False,
     prefill_chunk: int = 512,
     do_sample: bool = False,
+    stopped: Callable[[list[int]], bool] | None = None,
 ) -> list[Continuation]:
     """Return up to ``num_beams`` continuations of a prompt, the best first.
 
@@ -66,6 +67,7 @@ def beam_search(
         prefill_chunk: Prompt tokens per forward pass.
         do_sample: Draw the candidates of a step without replacement instead of taking the best. The weight of a
             candidate is the exponential of its score so far.
+        stopped: Tells of new ids whether they end a continuation, as an ending id does: `TextGenerator`'s stop strings.
 
     Raises:
         ValueError: If an argument is out of range, the prompt is empty or leaves no room in the context, or the logits
@@ -121,7 +123,8 @@ def beam_search(
             candidate = Continuation([*running[source].new_ids, new_id], score)
             if score == -math.inf:  # dropped by an option
                 continue
-            if new_id not in ends and length < limit:
+            ended = new_id in ends or length >= limit or (stopped is not None and stopped(candidate.new_ids))
+            if not ended:
                 unended.append((candidate, source))
             elif rank < num_beams:
                 finished.append(Continuation(candidate.new_ids, score / length**length_penalty))
@@ -201,14 +204,12 @@ def _check_finite(highest: Tensor) -> None:
         raise ValueError("a row of the logits holds NaN, +inf or nothing finite")
 
 
-def _prefill(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chunk: int) -> Tensor:
+def _prefill(model: LlamaForCausalLM, prompt: list[int], cache: KVCache, chunk: int) -> Tensor:
     """Prefill the prompt into every slot; return the logits after it, (1, V)."""
     cache.prompt_lengths[:] = [len(prompt)] * cache.batch_size
     first = cache.rows(0, 1)
-    ids_1T = torch.tensor([list(prompt)], device=model.device)
-    for start in range(0, len(prompt), chunk):
-        hidden_1TD = model.model(ids_1T[:, start : start + chunk], past_key_values=first)
+    logits_1V = prefill_padded(model, [prompt], first, chunk)
     cache.lengths[0] = first.lengths[0]
     for slot in range(1, cache.batch_size):
         cache.copy(0, slot)
-    return model.logits(hidden_1TD[:, -1])
+    return logits_1V

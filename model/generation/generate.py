@@ -164,7 +164,7 @@ def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: 
     return options
 
 
-def search_draws(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> bool:
+def search_draws(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None = None) -> bool:
     """Return whether a beam search draws its candidates: by ``do_sample``, else by the model's generation config.
 
     A temperature of 0 draws nothing.
@@ -187,8 +187,8 @@ def search_options(
     for name in options:
         if name in DRAWING_OPTIONS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
             raise ValueError(
-                f"{name} is {shown(options[name])}, but a beam search draws nothing; leave it out, or ask for "
-                "do_sample=True"
+                f"{name} is {shown(options[name])}, but a beam search draws nothing unless do_sample is True; leave it "
+                "out"
             )
         if name in _NOT_OF_SEARCH and options[name] != getattr(GenerationOptions, name):
             raise ValueError(f"{name} is {shown(options[name])}, but a beam search has no place for it; leave it out")

@@ -130,7 +130,8 @@ def append_id(sequence: Sequence, new_id: int, capacity: int) -> None:
 def fast_forward(sequences: abc.Sequence[Sequence], capacity: int, most: int) -> None:
     """Append the ids that constraints force to follow, without sampling them.
 
-    The next pass computes them together with the last sampled id.
+    The next pass computes them together with the last sampled id. The id that fills a slot is left to that pass, before
+    which a server lets the slot grow.
 
     Args:
         sequences: Sequences that have just got an id.
@@ -140,7 +141,8 @@ def fast_forward(sequences: abc.Sequence[Sequence], capacity: int, most: int) ->
     for sequence in sequences:
         if sequence.constraint is None or sequence.finish_reason or not sequence.options.fast_forwards:
             continue
-        for forced_id in sequence.constraint.forced_ids(sequence.new_ids)[:most]:
+        room = capacity - 1 - len(sequence.prompt) - len(sequence.new_ids)
+        for forced_id in sequence.constraint.forced_ids(sequence.new_ids)[: min(most, room)]:
             if sequence.finish_reason or forced_id in sequence.eos_ids:
                 break
             append_id(sequence, forced_id, capacity)

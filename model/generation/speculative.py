@@ -159,6 +159,8 @@ def generate_speculative(
     num_speculative_tokens = integer("num_speculative_tokens", num_speculative_tokens, 1)
     if draft is not None and not callable(draft):
         raise TypeError(wrong("draft", draft, "a function of a sequence and a number, such as PromptLookupDraft()"))
+    if isinstance(prompt, Tensor) and tuple(prompt.shape) not in {(prompt.numel(),), (1, prompt.numel())}:
+        raise ValueError(f"prompt has shape {tuple(prompt.shape)}; expected (T,) or (1, T)")
     try:
         ids = prompt.flatten().tolist() if isinstance(prompt, Tensor) else list(iterator("prompt", prompt, "ids"))
     except RuntimeError as error:  # a tensor without numbers, or a sparse one

@@ -252,7 +252,8 @@ def _choice_text(choice: Any) -> str:
         raise TypeError(f"choice is {shown(choice)}; expected a list of strings")
     if not choice:
         raise ValueError("choice is empty; expected at least one string")
-    return "start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in dict.fromkeys(choice))
+    texts = (json.dumps(one, ensure_ascii=False).replace("\x7f", r"\u007f") for one in dict.fromkeys(choice))
+    return "start: " + " | ".join(texts)
 
 
 def _text(option: str) -> Callable[[Any], str]:

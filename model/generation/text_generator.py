@@ -23,6 +23,7 @@ from bpe_llama.model.sampling.sequence import Sequence
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from bpe_llama._core import DecodeStream
     from bpe_llama.model.sampling.keywords import BatchKeywords, TextAndSearchKeywords, TextKeywords
     from bpe_llama.tokenizer import Tokenizer
 
@@ -118,7 +119,7 @@ class TextGenerator:
         """Return the continuation of one prompt; arguments and errors are those of `stream`.
 
         ``num_beams``, ``length_penalty``, ``early_stopping`` and ``do_sample`` are those of
-        `bpe_llama.model.generation.generate.generate`.
+        `bpe_llama.model.generation.generate.generate`. In a beam search a stop string ends a beam, as in transformers.
 
         Args:
             prompt: To be continued.
@@ -159,7 +160,7 @@ class TextGenerator:
         if n is not None and not 1 <= integer("n", n) <= search["num_beams"]:
             raise ValueError(f"n is {n}; expected 1 to num_beams ({search['num_beams']})")
         request = self.request(prompt, options)
-        found = beam_search(self.model, request.prompt, request.options, **search)
+        found = beam_search(self.model, request.prompt, request.options, stopped=request.stopped, **search)
         if len(found) < (n or 1):
             raise ValueError(f"n is {n}, but there are only {len(found)} answers")
         answers, self.sequences = [], []
@@ -319,20 +320,23 @@ class TextGenerator:
         check_prompt(ids, name, self.model.config, self.tokenizer)
         stops = stop_strings(by_default if stop is None else stop)
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
-        request = TextRequest(ids, options_of_ids, stops, self.tokenizer)
+        before: abc.Sequence[int] = ()
         # What continues a text keeps its first space, which a grammar counts in any case.
         if continues or (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
-            for known in options_of_ids.constraint.before if options_of_ids.constraint else ids:
-                if has_token(self.tokenizer, known):
-                    request.decoder.push(known)
-        return request
+            before = options_of_ids.constraint.before if options_of_ids.constraint else ids
+        return TextRequest(ids, options_of_ids, stops, self.tokenizer, before)
 
 
 class TextRequest:
-    """Decodes one sequence's new ids to text, and ends it at a stop string."""
+    """Decodes one sequence's new ids to text, which continues that of ``before``, and ends it at a stop string."""
 
     def __init__(
-        self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], tokenizer: Tokenizer
+        self,
+        prompt: list[int],
+        options: GenerationOptions,
+        stops: tuple[str, ...],
+        tokenizer: Tokenizer,
+        before: abc.Sequence[int] = (),
     ) -> None:
         self.prompt = prompt
         self.options = options
@@ -341,7 +345,9 @@ class TextRequest:
         self.done = False
         self._stops = stops
         self._tokenizer = tokenizer
-        self.decoder = tokenizer.decode_stream()
+        self._decoder = tokenizer.decode_stream()
+        self._before = list(before[-1:])
+        self._text_of(before, self._decoder)
         self._held = ""
         """Text that may become a stop string."""
         self._read = 0
@@ -360,13 +366,13 @@ class TextRequest:
             return
         text = self._held
         for count, new_id in enumerate(self.sequence.new_ids[self._read :], start=self._read + 1):
-            if new_id not in self.sequence.eos_ids and has_token(self._tokenizer, new_id):
-                text += self.decoder.push(new_id)
+            if new_id not in self.sequence.eos_ids:
+                text += self._text_of([new_id], self._decoder)
             if count <= self.options.min_new_tokens:
                 self._early = len(text)
         self._read = len(self.sequence.new_ids)
         if self.sequence.finish_reason:
-            text += self.decoder.flush()
+            text += self._decoder.flush()
         # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
         places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
         found = [place for place in places if place >= 0]
@@ -384,11 +390,24 @@ class TextRequest:
         if text:
             self.parts.append(text)
 
+    def stopped(self, new_ids: list[int]) -> bool:
+        """Return whether the last of some new ids completes a stop string."""
+        if not self._stops or len(new_ids) <= self.options.min_new_tokens:
+            return False
+        start = max(len(new_ids) - 4 * max(map(len, self._stops)), 0)  # 4 bytes of a character, 1 of a token
+        decoder = self._tokenizer.decode_stream()
+        self._text_of([*self._before, *new_ids[:start]][-1:], decoder)
+        before, last = self._text_of(new_ids[start:-1], decoder), self._text_of(new_ids[-1:], decoder)
+        return any(stop in before[max(len(before) - len(stop) + 1, 0) :] + last for stop in self._stops)
+
     def take(self) -> list[str]:
         """Return the pieces decoded since the last call."""
         pieces = self.parts[self._taken :]
         self._taken = len(self.parts)
         return pieces
+
+    def _text_of(self, ids: abc.Sequence[int], decoder: DecodeStream) -> str:
+        return "".join(decoder.push(token_id) for token_id in ids if has_token(self._tokenizer, token_id))
 
 
 def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:

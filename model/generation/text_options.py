@@ -36,21 +36,27 @@ def check_keywords(options: Mapping[str, Any]) -> None:
 
 
 def check_prompt(ids: Sequence[int], name: str, config: LlamaConfig, tokenizer: Tokenizer) -> None:
-    """Raise `ValueError` for a prompt that leaves no room, or has an added token beyond the model's ids.
-
-    Args:
-        ids: The ids.
-        name: What the message calls the prompt.
-        config: The model's.
-        tokenizer: Its names of tokens.
-    """
+    """Raise `ValueError` for a prompt that leaves no room, or as `check_known`."""
     if len(ids) >= config.context_length:
         raise ValueError(f"{name} has {len(ids)} ids, which leaves no room in a context of {config.context_length}")
-    size = config.vocab_size
-    beyond = next((new_id for new_id in ids if size <= new_id < tokenizer.vocab_size), None)
-    if beyond is not None:
+    check_known(ids, name, config.vocab_size, tokenizer)
+
+
+def check_known(ids: Sequence[int], name: str, size: int, tokenizer: Tokenizer) -> None:
+    """Raise `ValueError` for an id that the model does not have, such as that of an added token beyond its ids.
+
+    Args:
+        ids: Ids, none below 0.
+        name: What the message calls them.
+        size: The model's vocab_size.
+        tokenizer: Its names of tokens.
+    """
+    beyond = max(ids, default=0)
+    if size <= beyond < tokenizer.vocab_size:
         token = tokenizer.id_to_token(beyond)
         raise ValueError(f"{name} holds {shown(token)}, whose id {beyond} is beyond the model's {size:,}")
+    if beyond >= size:
+        raise ValueError(f"{name} has input id {beyond}, outside the vocabulary of {size}")
 
 
 def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:

@@ -11,9 +11,7 @@ from bpe_llama.model.sampling.constraint import Constraint
 from bpe_llama.model.sampling.processors import LogitsProcessor
 
 
-class SamplerKeywords(TypedDict, total=False):
-    """Options of `SamplerParams`."""
-
+class _SamplerKeywords(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
@@ -23,12 +21,18 @@ class SamplerKeywords(TypedDict, total=False):
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
-    logit_bias: Mapping[int, float] | Tensor | None
     banned_ids: Sequence[int] | Tensor | None
     allowed_ids: Sequence[int] | Tensor | None
 
 
-class _SharedKeywords(SamplerKeywords, total=False):
+class SamplerKeywords(_SamplerKeywords, total=False):
+    """Options of `SamplerParams`."""
+
+    logit_bias: Mapping[int, float] | Tensor | None
+
+
+class _SharedKeywords(_SamplerKeywords, total=False):
+    logit_bias: Mapping[int, float] | None
     penalty_scope: str
     no_repeat_ngram_size: int
     dry_multiplier: float

@@ -128,6 +128,7 @@ class SamplingParams(SamplerParams):
         TypeError: If one is of another type.
     """
 
+    logit_bias: Mapping[int, float] | None = None
     penalty_scope: str = "context"
     no_repeat_ngram_size: int = 0
     bad_words: Sequence[Sequence[int]] | None = None

@@ -108,7 +108,8 @@ def _bias(logit_bias: Mapping[int, float] | Tensor, scores_BV: Tensor) -> Tensor
             raise ValueError(f"logit_bias of id {index} must be finite, got {bias}")
     ids_N = _ids("logit_bias", list(logit_bias), scores_BV)[0]
     bias_V = torch.zeros(vocab_size, device=scores_BV.device)
-    return bias_V.index_copy_(0, ids_N, torch.tensor(list(logit_bias.values()), device=bias_V.device))
+    biases_N = torch.tensor(list(logit_bias.values()), dtype=torch.float32, device=bias_V.device)
+    return bias_V.index_copy_(0, ids_N, biases_N)
 
 
 def _ids(name: str, ids: Sequence[int] | Tensor, scores_BV: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client in a browser sends a dozen X-Stainless-* headers
             expose_headers=["X-Ignored-Fields", "Retry-After"],
         )
     return app

@@ -18,7 +18,7 @@ from bpe_llama.model.server.api.schemas import Sampling
 from bpe_llama.model.server.config import ServerConfig
 from bpe_llama.model.server.metrics import Metrics
 from bpe_llama.model.server.scheduler import Scheduler, Stream, Update
-from bpe_llama.playground.errors import ApiError, bad
+from bpe_llama.playground.errors import ApiError, bad, not_found
 
 T = TypeVar("T")
 
@@ -66,8 +66,7 @@ class Service:
         """
         name = next(iter(self.generators)) if name is None else name
         if name not in self.generators:
-            message = f"there is no model {name!r:.100}; /v1/models lists {', '.join(self.generators)}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+            raise not_found("model", name, self.generators)
         return name, self.generators[name]
 
 

@@ -12,11 +12,12 @@ from starlette.routing import BaseRoute, Route
 
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.generation.text_options import check_known
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.server.scheduler import Scheduler
 from bpe_llama.playground.app import answering, playground_routes
 from bpe_llama.playground.bodies import Strict
-from bpe_llama.playground.errors import ApiError, JsonResponse, bad
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad, not_found
 from bpe_llama.playground.tokens import describe_token
 
 MAX_ATTENDED = 256
@@ -44,10 +45,7 @@ def page_routes(scheduler: Scheduler) -> list[BaseRoute]:
 
     def found(name: str) -> TextGenerator:
         if name not in generators:
-            known = ", ".join(generators)
-            raise ApiError(
-                404, f"there is no model {name!r:.100}; known: {known}", param="model", code="model_not_found"
-            )
+            raise not_found("model", name, generators)
         return generators[name]
 
     async def model(request: Request) -> Response:
@@ -128,6 +126,7 @@ def describe_attention(generator: TextGenerator, text: str, layer: int, head: in
 
     Raises:
         ApiError: If there is no such layer or head, or the text has no token or more than `MAX_ATTENDED`.
+        ValueError: If it has an added token beyond the model's ids.
     """
     config = generator.model.config
     if layer >= config.num_hidden_layers:
@@ -137,6 +136,7 @@ def describe_attention(generator: TextGenerator, text: str, layer: int, head: in
     ids = whole_ids(generator.encode(text))
     if not 1 <= len(ids) <= MAX_ATTENDED:
         raise bad(f"the text has {len(ids)} tokens; expected 1 to {MAX_ATTENDED}", "text")
+    check_known(ids, "the text", config.vocab_size, generator.tokenizer)
     weights = generator.model.attention_weights(torch.tensor([ids], device=generator.model.device))[layer][0, head]
     tokens = [describe_token(generator.tokenizer, token_id)["text"] for token_id in ids]
     return {"tokens": tokens, "weights": [[round(weight, 4) for weight in row] for row in weights.float().tolist()]}

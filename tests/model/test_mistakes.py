@@ -193,7 +193,7 @@ GENERATION = [
         "holds 'low' at index 0; expected ids, which are ints; generate_batch",
     ),
     ("generator.generate([1.5])", TypeError, "the prompt holds 1.5 at index 0; expected ids, which are ints"),
-    ("generator.generate([999])", ValueError, "input id 999 is outside the vocabulary of 262"),
+    ("generator.generate([999])", ValueError, "the prompt has input id 999, outside the vocabulary of 262"),
     ("generator.generate('a\\ud800b')", ValueError, "the prompt holds '\\ud800' at character 1, a lone surrogate"),
     ("generator.generate('low ' * 40)", ValueError, "the prompt has 41 ids, which leaves no room in a context of 32"),
     ("generator.generate('low', max_new_tokens='5')", TypeError, "max_new_tokens is '5'; expected an integer"),

@@ -29,7 +29,7 @@ def chat_ids(server, messages=MESSAGES, **options):
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["small", "other", "caller"]
     assert client.models.retrieve("other").id == "other"
-    with pytest.raises(openai.NotFoundError, match="no model 'none'; /v1/models lists small, other"):
+    with pytest.raises(openai.NotFoundError, match="no model 'none'; known: small, other"):
         client.models.retrieve("none")
 
 
@@ -235,11 +235,27 @@ def test_responses_have_the_log_probabilities_of_all_tokens(client, stream):
         events = list(found)
         found = events[-1].response
         deltas = [entry for event in events if event.type == "response.output_text.delta" for entry in event.logprobs]
+        opened = next(event for event in events if event.type == "response.content_part.added")
+        assert (opened.part.text, opened.part.logprobs) == ("", [])
         closed = next(event for event in events if event.type == "response.output_text.done")
         assert [entry.token for entry in closed.logprobs][: len(deltas)] == [entry.token for entry in deltas]
     (item,) = found.output
     assert len(item.content[0].logprobs) == 20 == found.usage.output_tokens
     assert (found.status, item.status) == ("incomplete", "incomplete")
+
+
+def test_no_least_number_of_tokens_takes_the_place_of_the_files(client, server):
+    config = server.generator.model.generation_config
+    end = server.generator.tokenizer.special_tokens["<|end|>"]
+    try:
+        server.generator.model.generation_config = type(config)(config.values | {"min_new_tokens": 7})
+        for least, count in ((None, 8), (0, 1)):
+            answer = client.completions.create(
+                model="small", prompt="the", logit_bias={str(end): 100}, extra_body={"min_tokens": least}
+            )
+            assert answer.usage.completion_tokens == count
+    finally:
+        server.generator.model.generation_config = config
 
 
 def test_the_files_limit_of_new_tokens_holds(client, server):

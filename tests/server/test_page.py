@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bpe_llama.model.generation.engine import Engine
-from tests.server.conftest import Running
+from tests.server.conftest import Running, serve
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the page is driven by selenium")
 pytest.importorskip("axe_core_python", reason="axe checks that the page is accessible")
@@ -232,6 +232,20 @@ def test_the_model_and_its_attention_are_shown(page: Page, server: Running) -> N
     page.type("#layer", "7")
     page.click("#attend")
     page.wait("return document.querySelector('#problem').textContent.includes('expected 0 to 1')")
+
+
+def test_a_server_with_a_key_asks_for_it(browser: Any, server: Running) -> None:
+    from bpe_llama.model.server.config import ServerConfig
+
+    for keyed in serve({"small": server.generator}, ServerConfig(api_keys=("secret",))):
+        browser.get(keyed.url)
+        page = Page(browser)
+        for key, problem in (("wrong", "the API key is missing"), ("secret", "the API key is wrong")):
+            page.wait("return document.querySelector('#problem').textContent.includes(arguments[0])", problem)
+            page.type("#key", key + "\n")
+        page.wait("return document.querySelectorAll('#output-a .token').length > 0")
+        assert page.texts("#problem") == [""] and page.find("#tab-chat").is_displayed()
+        page.logged()
 
 
 @pytest.mark.parametrize("setting", ["light", "dark", "phone"])

@@ -13,7 +13,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import pytest
 
 httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
+openai = pytest.importorskip("openai", reason="streams are read by OpenAI's client")
 
+from bpe_llama import Tokenizer  # noqa: E402
+from bpe_llama.model import TextGenerator  # noqa: E402
 from bpe_llama.model.generation.engine import Engine  # noqa: E402
 from bpe_llama.model.sampling.params import SamplingParams  # noqa: E402
 from bpe_llama.model.server.api.schemas import Sampling  # noqa: E402
@@ -105,6 +108,21 @@ def message(**fields):
         (CHAT, message() | {"top_logprobs": 2}, "top_logprobs", "without logprobs"),
         (CHAT, message() | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "at most 20"),
         (CHAT, message() | {"stream_options": {"x": 1}}, "stream_options.x", "no field"),
+        (CHAT, message() | {"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
+        (TEXT, {"prompt": "a", "stream_options": {}}, "stream_options", "without stream"),
+        (CHAT, message() | {"max_tokens": 2, "max_completion_tokens": 5}, "max_tokens", "expected one of them"),
+        (
+            CHAT,
+            message() | {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.schema",
+            "the type is text; expected json_schema",
+        ),
+        (
+            RESPOND,
+            {"input": "a", "text": {"format": {"type": "json_object", "schema": {}}}},
+            "text.format.schema",
+            "the type is json_object; expected json_schema",
+        ),
         (CHAT, message() | {"response_format": {"type": "xml"}}, "response_format.type", "'json_object'"),
         (
             CHAT,
@@ -161,6 +179,18 @@ def test_fields_without_effect_are_listed(http):
     assert "X-Ignored-Fields" not in http.post(CHAT, json={"messages": [USER], "max_tokens": 1}).headers
     with http.stream("POST", CHAT, json=body | {"stream": True}) as response:
         assert response.headers["X-Ignored-Fields"] == "user, metadata, store"
+    padded = {"stream": True, "stream_options": {"include_obfuscation": True}}
+    assert http.post(TEXT, json={"prompt": "a"} | padded).headers["X-Ignored-Fields"].endswith("include_obfuscation")
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_strict_tool_is_listed_where_no_grammar_holds_it(http, choice):
+    function = {"name": "add", "strict": True}
+    chat = {"messages": [USER], "max_tokens": 1, "tools": [{"type": "function", "function": function}]}
+    flat = {"input": "the fox", "max_output_tokens": 1, "tools": [{"type": "function"} | function]}
+    for path, body, name in ((CHAT, chat, "tools[].function.strict"), (RESPOND, flat, "tools[].strict")):
+        response = http.post(path, json=body | {"tool_choice": choice})
+        assert response.headers.get("X-Ignored-Fields") == (name if choice == "auto" else None)
 
 
 def test_special_tokens_of_a_message_stay_text(http, server):
@@ -186,6 +216,23 @@ def test_a_model_without_a_template_says_so():
     error = httpx.post(server.url + CHAT, json={"messages": [USER]}).json()["error"]
     assert "no chat template" in error["message"] and error["code"] == "no_chat_template"
     assert httpx.post(server.url + TEXT, json={"prompt": "the", "max_tokens": 1}).status_code == 200
+    next(running, None)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tmp_path):
+    generator = make_generator()
+    file = json.loads(generator.tokenizer.to_huggingface())
+    extra = {"id": generator.tokenizer.vocab_size, "content": "[EXTRA]", "special": False, "normalized": False}
+    file["added_tokens"].append(extra | dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.warns(UserWarning, match="341 ids, more than the model's 340"):
+        generator = TextGenerator(generator.model, Tokenizer.from_file(tmp_path / "tokenizer.json"))
+    running = serve({"small": generator})
+    server = next(running)
+    bodies = [(TEXT, {"prompt": "the [EXTRA]"}), (TEXT, {"prompt": [340]}), (EMBED, {"input": "the [EXTRA]"})]
+    for path, body in [*bodies, ("/playground/attention", {"model": "small", "text": "the [EXTRA]"})]:
+        response = httpx.post(server.url + path, json=body)
+        assert response.status_code == 400 and "'[EXTRA]', whose id 340 is beyond the model's 340" in response.text
     next(running, None)
 
 
@@ -233,8 +280,10 @@ def test_a_body_has_a_limit(guarded):
 
 
 def test_cors_is_for_the_pages_that_are_named(guarded, http):
-    ask = {"Access-Control-Request-Method": "POST"}
+    sent = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"  # by OpenAI's client for JavaScript
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": sent}
     allowed = httpx.options(guarded.url + TEXT, headers=ask | {"Origin": "http://page.example"})
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-headers"] == sent
     assert allowed.headers["access-control-allow-origin"] == "http://page.example"
     assert (
         "access-control-allow-origin"
@@ -347,4 +396,8 @@ def test_a_broken_model_is_an_error_of_the_server():
         first, done, *_ = client.post(TEXT, json=text | {"stream": True}).text.split("\n\n")
         assert json.loads(first.removeprefix("data: "))["error"].items() >= wanted.items() and done == "data: [DONE]"
         assert client.get("/health").status_code == 200
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none") as client:
+        events = list(client.responses.create(model="broken", input="the fox", stream=True))
+    assert [(event.type, event.sequence_number) for event in events][-2:] == [("response.in_progress", 1), ("error", 2)]
+    assert events[-1].code == "internal_error" and events[-1].message
     next(running, None)

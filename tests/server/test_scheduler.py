@@ -236,6 +236,17 @@ def test_slots_grow_with_their_sequences(generator: TextGenerator) -> None:
         Scheduler({"m": generator}, max_length=2000)
 
 
+def test_slots_grow_with_what_a_grammar_forces(generator: TextGenerator) -> None:
+    pytest.importorskip("llguidance", reason="needs bpe_llama[structured]")
+    forced = "quick brown fox " * 45
+
+    async def body(scheduler: Scheduler) -> None:
+        [updates] = await read(scheduler, "abc", choice=[forced], max_new_tokens=900)
+        assert (text(updates), updates[-1].finish_reason) == (forced, "stop")
+
+    served(generator, body, slots=2)
+
+
 def test_functions_run_between_steps(generator: TextGenerator) -> None:
     async def body(scheduler: Scheduler) -> None:
         assert await scheduler.run(threading.current_thread) is not threading.current_thread()
@@ -287,6 +298,21 @@ def test_shutdown_finishes_what_it_can(generator: TextGenerator) -> None:
     *cut, waiting = asyncio.run(main(0.0, 900))
     assert all(isinstance(updates, list) and updates[-1].finish_reason == "timeout" for updates in cut)
     assert isinstance(waiting, ShuttingDownError)
+
+
+def test_a_shutdown_ends_a_prefill_by_an_error(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: (time.sleep(0.02), step(engine))[1])
+
+    async def body(scheduler: Scheduler) -> None:
+        stream = await scheduler.submit("m", "a" * 900, prompt_logprobs=True, **GREEDY)
+        while not scheduler.stats()["prefilled_tokens"]:
+            await asyncio.sleep(0.01)
+        await scheduler.shutdown(0)
+        with pytest.raises(ShuttingDownError):
+            await anext(stream)
+
+    served(generator, body, prefill_chunk=8)
 
 
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="this system does not tell a thread's time")

@@ -249,6 +249,23 @@ def test_calls_of_the_responses_endpoint(client):
     assert json.loads("".join(pieces)) == {"a": 1} and events[-1].type == "response.completed"
 
 
+def test_parts_of_the_history_are_text(client):
+    """A result in parts, and a refusal, which OpenAI's types allow."""
+    call = {"type": "function_call", "call_id": "1", "name": "add", "arguments": "{}"}
+    found = []
+    for output, refused in (
+        ("5", "no"),
+        ([{"type": "input_text", "text": "5"}], [{"type": "refusal", "refusal": "no"}]),
+    ):
+        result = {"type": "function_call_output", "call_id": "1", "output": output}
+        talk = [{"role": "user", "content": "the fox"}, call, result, {"role": "assistant", "content": refused}]
+        chat = [talk[0], talk[3], {"role": "user", "content": "a dog"}]
+        answer = client.responses.create(model="small", input=talk, temperature=0, max_output_tokens=8)
+        said = client.chat.completions.create(model="small", messages=chat, temperature=0, max_tokens=8)
+        found.append((answer.output_text, answer.usage.input_tokens, said.choices[0].message.content))
+    assert found[0] == found[1] and found[0][0]
+
+
 def test_tool_choices_that_cannot_be(client):
     for options, param in (
         ({"tool_choice": "required"}, "tool_choice"),

@@ -12,7 +12,7 @@ from bpe_llama.model.generation.structured import token_bytes
 from bpe_llama.model.server.api.errors import unexpected
 from bpe_llama.model.server.api.tools import Delta, Family, ToolParser, new_call_id
 from bpe_llama.model.server.scheduler import Update
-from bpe_llama.playground.errors import ApiError, to_json
+from bpe_llama.playground.errors import to_json
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
@@ -42,20 +42,20 @@ class EventStream(StreamingResponse):
             self.close()
 
     async def _lines(self) -> AsyncIterator[bytes]:
+        sent = 0
         try:
             async for event in self.events:
                 yield self._line(event)
+                sent += 1
         except Exception as error:
-            yield self._line(self._error(unexpected(error)))
+            body = unexpected(error).body()
+            yield self._line(body if self.done else body["error"] | {"type": "error", "sequence_number": sent})
         if self.done:
             yield b"data: [DONE]\n\n"
 
     def _line(self, event: dict[str, Any]) -> bytes:
         name = "" if self.done else f"event: {event['type']}\n"
         return f"{name}data: {to_json(event)}\n\n".encode("ascii")
-
-    def _error(self, error: ApiError) -> dict[str, Any]:
-        return error.body() if self.done else {"type": "error", **error.body()["error"], "sequence_number": -1}
 
 
 class TokenTexts:

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.server.api.schemas import ResponseFormat, Sampling, StructuredOutputs, TextFormat
+from bpe_llama.model.server.api.schemas import ResponseFormat, Sampling, Streamed, StructuredOutputs, TextFormat
 from bpe_llama.model.server.config import Limits
 from bpe_llama.playground.errors import bad
 
@@ -48,7 +48,7 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
     _check_ids(request, generator.model.config.vocab_size)
     if request.stop is not None:
         options["stop"] = _stops(request.stop, limits)
-    if request.min_tokens:
+    if request.min_tokens is not None:
         options["min_new_tokens"] = request.min_tokens
     if request.ignore_eos:
         options["eos_id"] = ()
@@ -126,6 +126,12 @@ def _structured(given: StructuredOutputs, limits: Limits) -> dict[str, Any]:
     return options
 
 
+def check_stream(request: Streamed) -> None:
+    """Raise an ApiError if a request has options of a stream, but asks for none."""
+    if request.stream_options is not None and not request.stream:
+        raise bad("stream_options is given without stream: true", "stream_options")
+
+
 def constraint_field(request: Sampling, format_field: str) -> str:
     """Return the field that holds the schema or grammar of the answer: ``structured_outputs`` or the format's."""
     return format_field if request.structured_outputs is None else "structured_outputs"
@@ -152,14 +158,16 @@ def format_options(given: ResponseFormat | TextFormat | None, limits: Limits, fi
         field: The field of the request, which errors name.
 
     Raises:
-        ApiError: If the schema is missing or too long.
+        ApiError: If the schema is missing, too long, or given for another format.
     """
-    if given is None or given.type == "text":
+    if given is None:
         return {}
-    if given.type == "json_object":
-        return {"json_object": True}
     schema: Any = given.schema_ if isinstance(given, TextFormat) else given.json_schema and given.json_schema.schema_
     where = f"{field}.schema" if isinstance(given, TextFormat) else f"{field}.json_schema.schema"
+    if given.type != "json_schema" and schema is not None:
+        raise bad(f"{where} is given, but the type is {given.type}; expected json_schema", where)
+    if given.type != "json_schema":
+        return {"json_object": True} if given.type == "json_object" else {}
     if schema is None:
         raise bad(f"{where} is missing", where, "missing_field")
     check_size(schema, limits, where)

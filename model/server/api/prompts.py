@@ -14,7 +14,7 @@ from bpe_llama.chat.request import NAMED_TOKENS, prepare
 from bpe_llama.chat.templates import choose_template
 from bpe_llama.model.server.api.forced_calls import call_grammar
 from bpe_llama.model.server.api.options import check_size
-from bpe_llama.model.server.api.schemas import ChatMessage, ContentPart
+from bpe_llama.model.server.api.schemas import ChatMessage, ContentPart, InputPart
 from bpe_llama.model.server.api.tools import Family, ToolParser, family_of
 from bpe_llama.model.server.config import Limits
 from bpe_llama.playground.errors import bad
@@ -150,10 +150,8 @@ def to_template(messages: Sequence[ChatMessage], limits: Limits) -> list[dict[st
 
 def _message(message: ChatMessage, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {"role": message.role}
-    content = message.content
-    if isinstance(content, list):
-        found["content"] = "\n".join(part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content))
-    elif content is not None:
+    content = text_of(message.content, f"{where}.content")
+    if content is not None:
         found["content"] = content
     elif message.refusal is not None:
         found["content"] = message.refusal
@@ -183,18 +181,31 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
     return found
 
 
-def part_text(part: ContentPart | Any, where: str) -> str:
+def _part_text(part: ContentPart | InputPart, where: str) -> str:
     """Return the text of a part of a message.
 
     Raises:
         ApiError: If the part is an image or anything else that is not text.
     """
-    if part.type not in ("text", "input_text", "output_text"):
+    if part.type not in ("text", "input_text", "output_text", "refusal"):
         message = f"{where} has the type {part.type!r:.50}; this model reads text only"
         raise bad(message, f"{where}.type", "unsupported_content")
-    if part.text is None:
-        raise bad(f"{where}.text is missing", f"{where}.text", "missing_field")
-    return str(part.text)
+    field = "refusal" if part.type == "refusal" else "text"
+    text = getattr(part, field)
+    if text is None:
+        raise bad(f"{where}.{field} is missing", f"{where}.{field}", "missing_field")
+    return str(text)
+
+
+def text_of(content: str | Sequence[ContentPart | InputPart] | None, where: str) -> str | None:
+    """Return content as one text, its parts on lines of their own; None if there is none.
+
+    Raises:
+        ApiError: If a part is not text.
+    """
+    if content is None or isinstance(content, str):
+        return content
+    return "\n".join(_part_text(part, f"{where}[{place}]") for place, part in enumerate(content))
 
 
 def call_arguments(text: str, where: str) -> dict[str, Any]:

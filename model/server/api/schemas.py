@@ -124,7 +124,19 @@ class Sampling(Body):
     structured_outputs: StructuredOutputs | None = None
 
 
-class CompletionRequest(Sampling):
+class Streamed(Sampling):
+    """A request whose answer may be streamed in chunks."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def ignored_fields(self) -> list[str]:
+        """Return the fields that the client gave and that have no effect."""
+        padded = self.stream_options is not None and self.stream_options.include_obfuscation
+        return super().ignored_fields() + ["stream_options.include_obfuscation"] * bool(padded)
+
+
+class CompletionRequest(Streamed):
     """`/v1/completions`: continues text."""
 
     without_effect = ("user",)
@@ -135,8 +147,6 @@ class CompletionRequest(Sampling):
     best_of: int | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     suffix: str | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
@@ -214,7 +224,12 @@ class ChosenTool(Part):
     function: ChosenFunction
 
 
-class ChatRequest(Sampling):
+def _is_free(tool_choice: object) -> bool:
+    """Return whether the model may write calls that no grammar holds to their schemas."""
+    return tool_choice in (None, "auto")
+
+
+class ChatRequest(Streamed):
     """`/v1/chat/completions`: answers a conversation."""
 
     without_effect = (
@@ -228,8 +243,6 @@ class ChatRequest(Sampling):
     n: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     tools: Many[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
@@ -246,6 +259,11 @@ class ChatRequest(Sampling):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     prediction: Any = None
+
+    def ignored_fields(self) -> list[str]:
+        """Return the fields that the client gave and that have no effect."""
+        strict = _is_free(self.tool_choice) and any(tool.function.strict for tool in self.tools or ())
+        return super().ignored_fields() + ["tools[].function.strict"] * strict
 
 
 class EmbeddingRequest(Body):
@@ -299,7 +317,7 @@ class InputItem(Part):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | None = None
+    output: str | Many[InputPart] | None = None
 
 
 class InputPart(Part):
@@ -307,6 +325,7 @@ class InputPart(Part):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
     annotations: Many[Any] | None = None
     logprobs: Many[Any] | None = None
     image_url: Any = None
@@ -355,6 +374,11 @@ class ResponseRequest(Sampling):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     stream_options: Any = None
+
+    def ignored_fields(self) -> list[str]:
+        """Return the fields that the client gave and that have no effect."""
+        strict = _is_free(self.tool_choice) and any(tool.strict for tool in self.tools or ())
+        return super().ignored_fields() + ["tools[].strict"] * strict
 
 
 InputItem.model_rebuild()

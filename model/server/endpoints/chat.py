@@ -17,7 +17,7 @@ from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts, finish_reason
 from bpe_llama.model.server.api.errors import as_api_error
-from bpe_llama.model.server.api.options import add_format, constraint_field, sampling_options
+from bpe_llama.model.server.api.options import add_format, check_stream, constraint_field, sampling_options
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
@@ -30,13 +30,16 @@ from bpe_llama.playground.threads import in_thread
 async def answer(service: Service, request: ChatRequest, http: Request) -> Response:
     """Return the answer, or a stream of it."""
     name, generator = service.find(request.model)
+    check_stream(request)
     talk = conversation(service, request)
     options = sampling_options(request, generator, service.config.limits)
     options |= _logprobs(request, service.config.limits.top_logprobs)
     add_format(options, request.response_format, service.config.limits, "response_format")
-    most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    if most is not None:
-        options["max_new_tokens"] = most
+    limits = {most for most in (request.max_tokens, request.max_completion_tokens) if most is not None}
+    if len(limits) > 1:
+        raise bad("max_tokens and max_completion_tokens differ; expected one of them", "max_tokens")
+    if limits:
+        options["max_new_tokens"] = limits.pop()
     constraint = constraint_field(request, "response_format")
     job = await chat_job(service, name, generator, talk, options, request.n or 1, constraint=constraint)
     stream = ChatStream(Generation(service, job, http), talk, request)

@@ -15,9 +15,10 @@ from starlette.responses import Response
 from bpe_llama._core import DecodeStream
 from bpe_llama.model.generation.structured import STRUCTURED
 from bpe_llama.model.generation.text_generator import TextGenerator, has_token
+from bpe_llama.model.generation.text_options import check_known
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
-from bpe_llama.model.server.api.options import add_format, constraint_field, sampling_options
+from bpe_llama.model.server.api.options import add_format, check_stream, constraint_field, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
 from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
 from bpe_llama.playground.errors import JsonResponse, bad
@@ -33,6 +34,7 @@ async def answer(service: Service, request: CompletionRequest, http: Request) ->
     name, generator = service.find(request.model)
     limits = service.config.limits
     n = request.n or 1
+    check_stream(request)
     if request.suffix:
         raise bad("suffix is given; this server only continues text", "suffix")
     if request.best_of not in (None, n):
@@ -87,16 +89,11 @@ def ids_of(generator: TextGenerator, prompt: str | list[int]) -> list[int]:
         ValueError: If an id is outside the vocabulary, or the prompt is empty and the tokenizer has no
             beginning-of-text id.
     """
-    if isinstance(prompt, str):
-        ids = generator.encode(prompt)
-        if not ids:
-            raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
-        return ids
-    vocab_size = generator.model.config.vocab_size
-    outside = next((token_id for token_id in prompt if token_id >= vocab_size), None)
-    if outside is not None:
-        raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
-    return prompt
+    ids = generator.encode(prompt) if isinstance(prompt, str) else prompt
+    if not ids:
+        raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
+    check_known(ids, "the prompt", generator.model.config.vocab_size, generator.tokenizer)
+    return ids
 
 
 class CompletionStream:

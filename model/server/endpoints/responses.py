@@ -90,10 +90,7 @@ def _append(messages: list[dict[str, Any]], item: InputItem, where: str) -> None
         if getattr(item, field) is None:
             raise bad(f"{where}.{field} is missing", f"{where}.{field}", "missing_field")
     if item.type == "message":
-        content = item.content
-        if isinstance(content, list):
-            content = "\n".join(prompts.part_text(part, f"{where}.content[{i}]") for i, part in enumerate(content))
-        messages.append({"role": item.role, "content": content})
+        messages.append({"role": item.role, "content": prompts.text_of(item.content, f"{where}.content")})
     elif item.type == "function_call":
         arguments = prompts.call_arguments(item.arguments or "", f"{where}.arguments")
         function = {"name": item.name, "arguments": arguments}
@@ -102,7 +99,8 @@ def _append(messages: list[dict[str, Any]], item: InputItem, where: str) -> None
             messages.append({"role": "assistant", "content": ""})
         messages[-1].setdefault("tool_calls", []).append(call)
     else:
-        messages.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+        output = prompts.text_of(item.output, f"{where}.output")
+        messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
 
 
 class ResponseStream:
@@ -177,7 +175,7 @@ class ResponseStream:
         added = self._add(item)
         item["content"] = [part]
         where = self._where(item) | {"content_index": 0}
-        return [added, self._event("response.content_part.added", part=dict(part), **where)]
+        return [added, self._event("response.content_part.added", part=part | {"logprobs": []}, **where)]
 
     def _open_call(self, name: str, call_id: str) -> list[dict[str, Any]]:
         item = {"id": new_id("fc_"), "type": "function_call", "status": "in_progress", "call_id": call_id}

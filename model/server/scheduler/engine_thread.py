@@ -206,12 +206,12 @@ class EngineThread:
                 self._note(scheduled, None)
 
     def _end_late(self, now: float, ending: bool) -> None:
-        """End the choices with a deadline in the past; when the thread ends, end the waiting ones by an error."""
+        """End the choices with a deadline in the past; when the thread ends, those without a new id by an error."""
         for choice in [choice for choice in self._choices.values() if choice.scheduled.deadline <= now]:
             sequence, engine = choice.request.sequence, self.engines[choice.scheduled.model]
             if sequence is None or sequence not in self._choices:
                 continue  # another choice has ended the request
-            if ending and sequence in engine.waiting:
+            if ending and not sequence.new_ids:
                 self._fail(choice.scheduled, ShuttingDownError("the server is shutting down"))
                 continue
             sequence.finish_reason = sequence.finish_reason or "timeout"

@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from bpe_llama.playground.bodies import Many, Shape, Strict, body_of, checked
-from bpe_llama.playground.errors import ApiError, JsonResponse, bad
+from bpe_llama.playground.errors import ApiError, JsonResponse, bad, not_found
 from bpe_llama.playground.library import Library
 from bpe_llama.playground.threads import in_thread
 from bpe_llama.playground.tokens import describe_chat, describe_merges, describe_text, describe_tokenizer
@@ -227,10 +227,7 @@ def found(library: Library, name: str | None, param: str = "tokenizer") -> Token
     try:
         return library.get(name)
     except KeyError:
-        known = ", ".join(library.tokenizers)
-        raise ApiError(
-            404, f"there is no {param} {name!r}; known: {known}", param=param, code="model_not_found"
-        ) from None
+        raise not_found(param, str(name), library.tokenizers) from None
 
 
 def answering(shape: type[Shape] | None, function: Callable[[Any], Any]) -> Callable[[Request], Any]:

@@ -8,7 +8,7 @@ Source: https://platform.openai.com/docs/guides/error-codes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -91,3 +91,9 @@ class ApiError(Exception):
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Return the error, with status 400, for a field that is wrong."""
     return ApiError(400, message, param=param, code=code)
+
+
+def not_found(param: str, name: str, known: Iterable[str]) -> ApiError:
+    """Return the error, with status 404, for the name of a model or tokenizer that there is not."""
+    message = f"there is no {param} {name!r:.100}; known: {', '.join(known)}"
+    return ApiError(404, message, param=param, code="model_not_found")

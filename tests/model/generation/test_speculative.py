@@ -62,6 +62,9 @@ def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="num_speculative_tokens is 0"):
         generate_speculative(model, ids[0], num_speculative_tokens=0)
+    for prompt in (ids[:2], ids[None, :1], ids[0, 0]):
+        with pytest.raises(ValueError, match=r"prompt has shape \(.*\); expected \(T,\) or \(1, T\)"):
+            generate_speculative(model, prompt)
     with pytest.raises(ValueError, match="draft model has 98 ids, the model 97"):
         ModelDraft(tiny_model(vocab_size=98), model)
     with pytest.raises(ValueError, match="max_ngram is 0; expected at least 1"):

@@ -101,6 +101,13 @@ def test_ids_and_biases_may_be_tensors_one_set_a_row():
     assert sampling.sample_logits(logits, allowed_ids=[44]).tolist() == [44, 44]
 
 
+@pytest.mark.parametrize("bias", [-3, np.float64(2.5), np.int64(2), True])
+def test_biases_are_numbers_of_any_type(bias):
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(5))
+    expected = Sampler(logit_bias={4: float(bias)}).probs(logits)
+    np.testing.assert_allclose(sampling.filtered_probs(logits, logit_bias={4: bias}).numpy(), expected, rtol=1e-11)
+
+
 OUTSIDE = [
     ({"banned_ids": [50]}, "row 0: banned_ids holds id 50, outside the vocabulary of 50"),
     ({"allowed_ids": [-1]}, "row 0: allowed_ids holds id -1"),

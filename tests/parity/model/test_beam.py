@@ -10,7 +10,7 @@ import torch
 
 from bench import data
 from bpe_llama import Tokenizer
-from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model import LlamaForCausalLM, TextGenerator
 from tests.small_models import tiny_model
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
@@ -57,6 +57,35 @@ def test_random_weights(pair: tuple[LlamaForCausalLM, Any], length_penalty: floa
             ids, mask, max_new_tokens=10, min_new_tokens=least, eos_id=tuple(eos), num_return_sequences=2, **search
         )
         assert found.tolist() == expected.tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stop", [["o"], ["ca", "do"], ["aba", "dd"]])
+def test_stop_strings(stop: list[str]) -> None:
+    tokenizer = Tokenizer.train_from_iterator(["abacad abba do doca ad " * 9], vocab_size=268, progress=False)
+    ours = tiny_model(seed=4, vocab_size=tokenizer.vocab_size, eos_token_id=None, initializer_range=0.15)
+    generator, theirs = TextGenerator(ours, tokenizer), twin(ours)
+    letters = [*range(256, 268), *tokenizer.encode("abcdo ")]
+    options = {"max_new_tokens": 20, "num_beams": 4, "length_penalty": 0.5}
+    ended = 0
+    for prompt in ([place, *tokenizer.encode(" ")] for place in letters):  # theirs may match in a prompt
+        banned = [token_id for token_id in range(256) if token_id not in letters]
+        expected = theirs.generate(
+            torch.tensor([prompt]),
+            stop_strings=stop,
+            tokenizer=tokenizer.as_transformers(),
+            suppress_tokens=banned,
+            pad_token_id=0,
+            do_sample=False,
+            num_return_sequences=3,
+            **options,
+        )
+        generator.generate(prompt, n=3, stop=stop, banned_ids=banned, **options)
+        found = [sequence.new_ids for sequence in generator.sequences]
+        assert found == [row[2 : 2 + len(ids)] for row, ids in zip(expected.tolist(), found, strict=True)]
+        assert not expected[:, 2 + max(map(len, found)) :].any()
+        ended += sum(sequence.finish_reason == "stop" for sequence in generator.sequences)
+    assert ended > 20
 
 
 @pytest.mark.slow

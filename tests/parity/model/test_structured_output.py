@@ -174,7 +174,7 @@ TEXTS: list[tuple[dict[str, Any], str]] = [
     ({"regex": r" ?the (quick|slow) [a-z]{2,4}\n?"}, r" ?the (quick|slow) [a-z]{2,4}\n?"),
     ({"regex": r"[à-ü]{2}日本|😀{1,2}"}, r"[à-ü]{2}日本|😀{1,2}"),
     ({"regex": r"^[0-9]{2}$"}, r"[0-9]{2}"),
-    ({"choice": ["the quick", "the quick brown", " x", 'q"\\\n', "é"]}, r'the quick( brown)?| x|q"\\\n|é'),
+    ({"choice": ["the quick", "the quick brown", " x", 'q"\\\n', "é", "\x7f"]}, r'the quick( brown)?| x|q"\\\n|é|\x7f'),
     ({"grammar": 'start: "(" start ")" | "x  y" | /[0-9]/'}, r"\(*(x  y|[0-9])\)*"),
     ({"grammar": 'start: "a:" %json {"type": "boolean"}'}, r"a:\s*(true|false)\s*"),
 ]

@@ -287,6 +287,30 @@ def test_generate_has_several_answers_beams_and_random_seeds(made: Path, capsys:
     assert capsys.readouterr().out == f"The quick{expected}\n"
 
 
+def test_a_search_that_draws_has_a_seed(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(made / "run" / "model", tmp_path / "model"))
+    (folder / "generation_config.json").write_text('{"do_sample": true}')
+    call = [
+        "generate",
+        "The quick",
+        "--model",
+        str(folder),
+        "-n",
+        "12",
+        "--num-beams",
+        "2",
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    found = []
+    for flags in (["--seed", "3"], ["--seed", "3"], [], []):
+        assert main([*call, *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out)["choices"][0])
+    assert found[0] == found[1] and found[0]["seed"] == 3
+    assert len({choice["seed"] for choice in found}) == len({choice["text"] for choice in found}) == 3
+
+
 def test_structured_output_by_flags(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("llguidance", reason="needs bpe_llama[structured]")
     schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"

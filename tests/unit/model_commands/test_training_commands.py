@@ -320,6 +320,8 @@ FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
         ([*GENERATE, "--filter-order", "top_k,heat"], "filter_order names 'heat'"),
         ([*GENERATE, "--n", "0"], "n is 0; expected at least 1"),
         ([*GENERATE, "--num-beams", "2", "--top-p", "0.5"], "top_p is 0.5, but a beam search"),
+        ([*GENERATE, "--num-beams", "2", "--seed", "7"], "draws nothing unless do_sample is True; leave it out"),
+        ([*GENERATE, "--num-beams", "2", "--speed"], "--speed is given with --num-beams 2"),
         (["chat", "--model", "{run}", "--penalty-scope", "all"], "penalty_scope"),
         (["generate", "x", "--model", "{run}", "--threads", "0"], "threads is 0; expected at least 1"),
     ],

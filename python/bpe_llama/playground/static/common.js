@@ -22,6 +22,7 @@ export function headers(more = {}) {
 export async function request(path, body) {
   const posted = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
   const answer = await fetch(path, { ...posted, headers: headers({ "Content-Type": "application/json" }) });
+  if (answer.status === 401) byId("key-form").hidden = false;
   if (!answer.ok) throw new Error(await problemOf(answer));
   return answer.json();
 }

@@ -48,8 +48,9 @@ for (const tab of tabs) {
   };
 }
 
-try {
+async function start() {
   const info = await request("playground/info");
+  showProblem();
   startTokens(info);
   if (info.models.length) {
     for (const id of ["chat-model", "model-name"]) {
@@ -60,6 +61,7 @@ try {
     startModel();
   }
   document.body.dataset.ready = "true";
-} catch (error) {
-  showProblem(error);
 }
+
+byId("key").onchange = () => { if (!document.body.dataset.ready) start().catch(showProblem); };
+start().catch(showProblem);
