@@ -372,6 +372,8 @@ def test_torch_tensors_are_read_without_a_copy() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         narrow = tensor.to(dtype)
         assert (Sampler(seed=8).sample(narrow) == Sampler(seed=8).sample(narrow.float())).all()
+    negated = torch.complex(torch.zeros(1000), -tensor[2]).conj().imag  # its negation is still to be done
+    assert negated.is_neg() and Sampler(seed=8).sample(negated) == expected[2]
     history = torch.tensor([1, 2, 3])
     penalised = Sampler(presence_penalty=2.0)
     assert (penalised.probs(tensor[0], history=history) == penalised.probs(BATCH[0], history=[1, 2, 3])).all()
