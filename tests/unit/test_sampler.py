@@ -235,6 +235,12 @@ def test_bad_rows_name_row_and_index() -> None:
     bad[3] = -np.inf
     with pytest.raises(ValueError, match="row 3: every logit is -inf"):
         Sampler().sample(bad)
+    copied = np.array([1.0, np.inf])  # float64, of which a copy in float32 is checked
+    with pytest.raises(ValueError, match="row 0: logit 1 is inf; expected a finite number or -inf"):
+        Sampler().sample(copied)
+    for sampler in (Sampler(), Sampler(logit_bias={1: 3.0})):
+        with pytest.raises(ValueError, match=r"row 0: logit 0 is 1e300; expected at most 3\.4028235e38"):
+            sampler.sample(np.array([1e300, 1.0]))
 
 
 def test_bad_arrays() -> None:
