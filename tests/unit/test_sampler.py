@@ -2,6 +2,8 @@ import copy
 import itertools
 import math
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from bpe_llama import Sampler
+from tests.ctrl_c import interrupted, let_run
 
 RNG = np.random.default_rng(20)
 ROW = RNG.normal(size=1000).astype(np.float32)
@@ -306,6 +309,31 @@ def test_threads_share_a_sampler() -> None:
     for thread in threads:
         thread.join()
     assert sorted(drawn) == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", ["sample", "sample_with_logprobs", "probs"])
+def test_ctrl_c_stops_a_long_call_within_a_second(call: str, threads: int) -> None:
+    script = f"""
+import numpy as np
+from bpe_llama import Sampler
+
+rows = np.broadcast_to(np.random.default_rng(0).normal(size=32_000).astype(np.float32), (2000, 32_000))
+sampler = Sampler(typical_p=0.9)
+print("ready", flush=True)
+try:
+    while True:
+        sampler.{call}(rows, num_threads={threads})
+except KeyboardInterrupt:
+    print("stopped at step", sampler.step, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        let_run(child, 0.3)
+        out, took = interrupted(child, child.stdout)
+    assert out == "stopped at step 0\n"
+    assert took < 3.0, f"{took:.1f} s; a second is promised, and a slow machine may take three"
 
 
 def test_draws_follow_probs() -> None:
