@@ -62,6 +62,19 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
+def readable(tensor: Tensor) -> Tensor:
+    """Return the tensor itself if the Rust kernels can read it in place, contiguous and aligned; else a copy that is.
+
+    Example:
+        >>> whole = torch.zeros(4)
+        >>> readable(whole) is whole, readable(whole[::2]).stride()
+        (True, (1,))
+    """
+    if tensor.is_contiguous() and tensor.data_ptr() % tensor.element_size() == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 class PackedLinear(QuantizedLinear):
     """A quantized layer whose weight the Rust kernels read in place on the CPU; they compute in float32."""
 
@@ -80,11 +93,12 @@ class PackedLinear(QuantizedLinear):
 
     def is_shared(self) -> bool:
         """Return whether `packed_matrix` shares the layer's memory: False if a cast changed the scales' dtype."""
-        return self.stored()[1].dtype == self.core_dtype
+        stored = self.stored()
+        return stored[1].dtype == self.core_dtype and all(readable(tensor) is tensor for tensor in stored)
 
     def packed_matrix(self) -> tuple[Any, Any]:
         """Return the quantized weight and its scales as NumPy arrays for `bpe_llama._core.Linear`."""
-        weight, scales = self.stored()
+        weight, scales = map(readable, self.stored())
         scales = scales.to(self.core_dtype)
         return weight.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
 

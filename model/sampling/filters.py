@@ -89,12 +89,23 @@ class Filters:
 def kept_weights(scores_BV: Tensor, filters: Filters) -> Tensor:
     """Return exp((score - highest) / temperature) in float64 where kept and 0 elsewhere, (B, V).
 
-    Cost: one sort of each row where top-k or top-p is on, one more for typical-p.
+    Cost: that of `kept_ids`.
 
     Example:
         >>> import torch
         >>> kept_weights(torch.tensor([[0.0, 0.0, -9.0]]), Filters(temperature=1.0, top_k=2, top_p=1.0))
         tensor([[1., 1., 0.]], dtype=torch.float64)
+    """
+    keep_BV, weights_BV = kept_ids(scores_BV, filters)
+    return torch.where(keep_BV, weights_BV, 0.0)
+
+
+def kept_ids(scores_BV: Tensor, filters: Filters) -> tuple[Tensor, Tensor]:
+    """Return which ids are kept, bool (B, V), and exp((score - highest) / temperature) in float64 of all, (B, V).
+
+    The weight of an id that is kept is 0 if it underflows.
+
+    Cost: one sort of each row where top-k or top-p is on, one more for typical-p.
     """
     vocab_size = scores_BV.shape[-1]
     wide_BV = scores_BV.to(torch.float64)
@@ -125,7 +136,7 @@ def kept_weights(scores_BV: Tensor, filters: Filters) -> Tensor:
     else:  # typical-p may have removed the highest score, relative to which all weights might be 0 at a low temperature
         highest_B1 = wide_BV.where(keep_BV, -math.inf).amax(-1, keepdim=True)
         weights_BV = ((wide_BV - highest_B1) / filters.temperature).exp()
-    return torch.where(keep_BV, weights_BV, 0.0)
+    return keep_BV, weights_BV
 
 
 def _fewest(weights_BV: Tensor, keep_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:

@@ -209,12 +209,18 @@ def _settle(
     else:
         wanted = tl.ceil((goal - above_mass) / tl.where(weight > 0.0, weight, 1.0))
         ties = tl.minimum(ties, tl.maximum(wanted, 1.0))
+    mass = above_mass + ties * weight
+    if OF_BASE:  # of which all stay where rounding puts the goal beyond it, with p next to 1
+        base_key, base_ties = tl.load(base + row * 3).to(tl.int64), tl.load(base + row * 3 + 1)
+        beyond = (key < base_key) | ((key == base_key) & (ties > base_ties))
+        key, ties = tl.where(beyond, base_key, key), tl.where(beyond, base_ties, ties)
+        mass = tl.where(beyond, tl.load(base + row * 3 + 2), mass)
     tl.store(cut + row * 3, key.to(tl.float64))
     if KEEP_TIES and not COUNTING:
         tl.store(cut + row * 3 + 1, -ties)
     else:
         tl.store(cut + row * 3 + 1, ties)
-    tl.store(cut + row * 3 + 2, above_mass + ties * weight)
+    tl.store(cut + row * 3 + 2, mass)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpe_llama.model.sampling.filters import Filters, kept_weights
+from bpe_llama.model.sampling.filters import Filters, kept_ids
 from bpe_llama.model.sampling.uniform import uniform
 
 FILTER_OPTIONS = {
@@ -56,8 +56,8 @@ def filtered_in_order(scores_V: Tensor, order: Sequence[str], values: dict[str, 
                 scores_V = exclude_top_choices(scores_V, values["xtc_threshold"])
         else:
             neutral = {"temperature": 1.0, "top_p": 1.0, "preset": values.get("preset", "exact")}
-            kept_V = kept_weights(scores_V[None], Filters(**{**neutral, name: values[name]}))[0] > 0
-            scores_V = torch.where(kept_V, scores_V, -math.inf)
+            keep_BV, _ = kept_ids(scores_V[None], Filters(**{**neutral, name: values[name]}))
+            scores_V = torch.where(keep_BV[0], scores_V, -math.inf)
     return scores_V
 
 

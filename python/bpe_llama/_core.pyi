@@ -788,7 +788,8 @@ class Sampler:
                 the vocabulary; if the shape is wrong.
             TypeError: If the dtype or the type of the object is not supported.
 
-        Cost: about three reads of the row; no allocation after the first call.
+        Cost: about three reads of each row, in memory that later calls reuse. `typical_p` below 1 sorts the row in
+        float64: milliseconds for 32,000 ids. Ids of a batch, `history`, `seeds` and `allowed_ids` take new memory.
 
         Example:
             >>> import numpy as np
@@ -806,6 +807,7 @@ class Sampler:
         top_n: int = 0,
         step: int | None = None,
         seeds: Iterable[int] | None = None,
+        num_threads: int | None = None,
     ) -> tuple[Any, Any, NDArray[np.int64], NDArray[np.float64]]:
         """Return the result of `sample` with log-probabilities: (ids, logprobs, top_ids, top_logprobs).
 
@@ -816,6 +818,7 @@ class Sampler:
             history: As in `sample`.
             step: As in `sample`.
             seeds: As in `sample`.
+            num_threads: As in `sample`.
             top_n: How many of the most likely ids to return, most likely first, ties by rising id.
 
         Returns:

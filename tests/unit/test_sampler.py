@@ -2,6 +2,8 @@ import copy
 import itertools
 import math
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from bpe_llama import Sampler
+from tests.ctrl_c import interrupted, let_run
 
 RNG = np.random.default_rng(20)
 ROW = RNG.normal(size=1000).astype(np.float32)
@@ -235,6 +238,12 @@ def test_bad_rows_name_row_and_index() -> None:
     bad[3] = -np.inf
     with pytest.raises(ValueError, match="row 3: every logit is -inf"):
         Sampler().sample(bad)
+    copied = np.array([1.0, np.inf])  # float64, of which a copy in float32 is checked
+    with pytest.raises(ValueError, match="row 0: logit 1 is inf; expected a finite number or -inf"):
+        Sampler().sample(copied)
+    for sampler in (Sampler(), Sampler(logit_bias={1: 3.0})):
+        with pytest.raises(ValueError, match=r"row 0: logit 0 is 1e300; expected at most 3\.4028235e38"):
+            sampler.sample(np.array([1e300, 1.0]))
 
 
 def test_bad_arrays() -> None:
@@ -300,6 +309,31 @@ def test_threads_share_a_sampler() -> None:
     for thread in threads:
         thread.join()
     assert sorted(drawn) == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", ["sample", "sample_with_logprobs", "probs"])
+def test_ctrl_c_stops_a_long_call_within_a_second(call: str, threads: int) -> None:
+    script = f"""
+import numpy as np
+from bpe_llama import Sampler
+
+rows = np.broadcast_to(np.random.default_rng(0).normal(size=32_000).astype(np.float32), (2000, 32_000))
+sampler = Sampler(typical_p=0.9)
+print("ready", flush=True)
+try:
+    while True:
+        sampler.{call}(rows, num_threads={threads})
+except KeyboardInterrupt:
+    print("stopped at step", sampler.step, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        let_run(child, 0.3)
+        out, took = interrupted(child, child.stdout)
+    assert out == "stopped at step 0\n"
+    assert took < 3.0, f"{took:.1f} s; a second is promised, and a slow machine may take three"
 
 
 def test_draws_follow_probs() -> None:
@@ -372,6 +406,8 @@ def test_torch_tensors_are_read_without_a_copy() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         narrow = tensor.to(dtype)
         assert (Sampler(seed=8).sample(narrow) == Sampler(seed=8).sample(narrow.float())).all()
+    negated = torch.complex(torch.zeros(1000), -tensor[2]).conj().imag  # its negation is still to be done
+    assert negated.is_neg() and Sampler(seed=8).sample(negated) == expected[2]
     history = torch.tensor([1, 2, 3])
     penalised = Sampler(presence_penalty=2.0)
     assert (penalised.probs(tensor[0], history=history) == penalised.probs(BATCH[0], history=[1, 2, 3])).all()

@@ -28,7 +28,7 @@ from bpe_llama.model.backends.cpu.attention import AttentionKind, FullCacheAtten
 from bpe_llama.model.backends.cpu.dispatch import FEW_ROWS, has_native_kernels, native_rows
 from bpe_llama.model.backends.cpu.native import NativeLayers, NativeWeights
 from bpe_llama.model.backends.cpu.torch_layers import TorchLayers, TorchWeights, weight_parts
-from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
+from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights, make_readable
 from bpe_llama.model.backends.cpu.workspace import Workspace
 from bpe_llama.model.backends.layer_parts import embedding_scale, layer_parts
 from bpe_llama.model.backends.norms import Norm
@@ -94,6 +94,7 @@ class CpuDecoder:
                 for norm in self._norms:
                     norm.refresh()
                 return
+            make_readable(self.model)
             self._embedding_scale = embedding_scale(self.model)
             layers = layer_parts(self.model)
             shared = [linears for layer in layers for linears in layer.together]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bpe_llama.model.backends.layer_parts import layer_parts
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.quantization.layers import readable
 
 ALIGNMENT = 64
 """Bytes; each group of weights begins at a multiple of it, a cache line of most processors."""
@@ -36,6 +37,20 @@ def huge_page_buffer(size: int) -> Tensor:
 
 
 @torch.inference_mode(False)  # weights created in a caller's inference mode could not be trained
+@torch.no_grad()
+def make_readable(model: LlamaForCausalLM) -> None:
+    """Move the weights of a CPU model that the Rust kernels cannot read in place: with strides, or not aligned.
+
+    The parameters and buffers stay the same objects with the same values.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        data = tensor.data
+        moved = readable(data)
+        if moved is not data:
+            tensor.data = moved
+
+
+@torch.inference_mode(False)  # as above
 @torch.no_grad()
 def lay_out_weights(model: LlamaForCausalLM) -> None:
     """Move a CPU model's weights into one buffer: queries, keys and values adjacent, gate and up likewise.

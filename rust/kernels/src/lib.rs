@@ -76,6 +76,7 @@ pub use backend::{has_amx, has_avx512, has_avx512_bf16};
 pub use error::{Error, Result};
 pub use matmul::{Activations, Gate, Matrix, Weights, matmul};
 pub use norm::{NormWeights, normalize};
+pub use openmp::remember_process;
 pub use training::{Angles, ElementWise, Loss};
 
 /// Tests the example of the crate's page on crates.io.

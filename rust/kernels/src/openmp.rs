@@ -34,17 +34,29 @@ extern "C" fn call(data: *mut c_void) {
     }
 }
 
+/// The process that may use the threads of `PyTorch`: a process forked from it has none of them.
+static PROCESS: OnceLock<u32> = OnceLock::new();
+
+/// Remembers this process, unless one is remembered already, as the one whose `PyTorch` may have started threads.
+///
+/// Every kernel does so when first called. A program that may fork before that calls this first.
+pub fn remember_process() {
+    PROCESS.get_or_init(std::process::id);
+}
+
 /// Runs `job` on the `threads` threads of `PyTorch`, of which this is one, at the same time; returns when all have finished.
 ///
 /// Returns false, and runs nothing, if `PyTorch` has another number of threads, was not loaded at the first call, has no such
-/// OpenMP, or runs in a process forked since, which has none of the threads.
+/// OpenMP, or if this process was forked since [`remember_process`].
 ///
 /// # Panics
 /// If the job panics, on whichever thread.
 pub(crate) fn run(threads: usize, job: &(dyn Fn() + Sync)) -> bool {
-    static RUNTIME: OnceLock<(u32, Option<Runtime>)> = OnceLock::new();
-    let (process, runtime) = RUNTIME.get_or_init(|| (std::process::id(), Runtime::of_pytorch()));
-    let Some(runtime) = runtime.filter(|_| *process == std::process::id()) else { return false };
+    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
+    if *PROCESS.get_or_init(std::process::id) != std::process::id() {
+        return false;
+    }
+    let Some(runtime) = *RUNTIME.get_or_init(Runtime::of_pytorch) else { return false };
     // SAFETY: it takes nothing.
     let max_threads = unsafe { (runtime.max_threads)() };
     if usize::try_from(max_threads) != Ok(threads) {

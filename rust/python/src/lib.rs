@@ -28,6 +28,7 @@ mod training;
 
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    bpe_llama_kernels::remember_process();
     simd::register(module)?;
     module.add_function(wrap_pyfunction!(named::shown, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -3,14 +3,21 @@
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An invalid argument. The message names the offending value and says what was expected.
+/// An invalid argument, or an interrupt. The message names the offending value and says what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument is out of its documented range. Python: `ValueError`.
     #[error("{0}")]
     InvalidArgument(String),
+
+    /// An interrupt check stopped the call. Python: `KeyboardInterrupt`.
+    #[error("interrupted")]
+    Interrupted,
 }
+
+/// A check that a call makes every few milliseconds, on the calling thread: an error ends the call and is returned.
+pub type Interrupt<'a> = bpe_llama_simd::Interrupt<'a, Error>;
 
 /// Returns an [`Error`] with a message formatted as by [`format!`].
 macro_rules! invalid {

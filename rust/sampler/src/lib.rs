@@ -80,7 +80,7 @@ mod simd;
 mod tests;
 mod threshold;
 
-pub use error::{Error, Result};
+pub use error::{Error, Interrupt, Result};
 pub use log_probs::LogProbs;
 pub use logits::{Elements, LogitsView};
 pub use options::{Options, Preset};

@@ -1,7 +1,7 @@
 //! Log-probabilities of the logits as the model returned them.
 
 use crate::error::{Result, check_id};
-use crate::logits::{LogitsView, checked_extrema};
+use crate::logits::LogitsView;
 use crate::scratch::Scratch;
 use crate::threshold::{Search, Target, bracket_from_sums, select};
 use bpe_llama_simd::exp::exp64;
@@ -27,7 +27,7 @@ pub(crate) fn row_log_probs(
 ) -> Result<LogProbs> {
     let mut row = Vec::new();
     logits.copy_row(row_index, &mut row);
-    let extrema = checked_extrema(&row, row_index, scratch.backend, "")?;
+    let extrema = logits.checked_extrema(row_index, &row, false, scratch.backend)?;
     let id = check_id(id, row.len(), || format!("row {row_index}: id {id} is"))?;
     let max = f64::from(extrema.max);
     let mass: f64 = row.iter().map(|&logit| exp64(f64::from(logit) - max)).sum();

@@ -128,6 +128,43 @@ impl<'a> LogitsView<'a> {
         }
     }
 
+    /// Returns the extrema of a row that can be sampled from.
+    ///
+    /// `values` are those of the row in float32, changed by biases, bans or penalties if `is_changed`.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] naming the row and its first NaN or +inf, or if every logit is -inf.
+    pub(crate) fn checked_extrema(
+        &self,
+        row: usize,
+        values: &[f32],
+        is_changed: bool,
+        backend: Backend,
+    ) -> Result<Extrema> {
+        let when = if is_changed { " after biases, bans and penalties" } else { "" };
+        let extrema = extrema(backend, values);
+        if !extrema.valid {
+            let invalid = values.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY);
+            if let Some((index, value)) = invalid {
+                return Err(match self.rounded_to_infinity(row, index) {
+                    Some(wide) => invalid!("row {row}: logit {index} is {wide:e}; expected at most {:e}", f32::MAX),
+                    None => invalid!("row {row}: logit {index} is {value}{when}; expected a finite number or -inf"),
+                });
+            }
+        }
+        if extrema.max == f32::NEG_INFINITY {
+            return Err(invalid!("row {row}: every logit is -inf{when}; at least one must be finite"));
+        }
+        Ok(extrema)
+    }
+
+    /// Returns a float64 logit that is finite, but not in float32.
+    fn rounded_to_infinity(&self, row: usize, id: usize) -> Option<f64> {
+        let Elements::F64(data) = self.data else { return None };
+        let wide = data[(self.start(row) as isize + id as isize * self.id_stride) as usize];
+        (wide.is_finite() && (wide as f32).is_infinite()).then_some(wide)
+    }
+
     fn start(&self, row: usize) -> usize {
         (self.offset as isize + row as isize * self.row_stride) as usize
     }
@@ -142,24 +179,6 @@ impl<'a> LogitsView<'a> {
             );
         }
     }
-}
-
-/// Returns the extrema of a row that can be sampled from; `when` is appended to the values that an error names.
-///
-/// # Errors
-/// [`crate::Error::InvalidArgument`] naming the row and its first NaN or +inf, or if every logit is -inf.
-pub(crate) fn checked_extrema(row: &[f32], row_index: usize, backend: Backend, when: &str) -> Result<Extrema> {
-    let extrema = extrema(backend, row);
-    if !extrema.valid {
-        let invalid = row.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY);
-        if let Some((index, value)) = invalid {
-            return Err(invalid!("row {row_index}: logit {index} is {value}{when}; expected a finite number or -inf"));
-        }
-    }
-    if extrema.max == f32::NEG_INFINITY {
-        return Err(invalid!("row {row_index}: every logit is -inf{when}; at least one must be finite"));
-    }
-    Ok(extrema)
 }
 
 /// Converts half to single precision, exactly and without branches, so that loops vectorize.

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::filters::apply_filters;
-use crate::logits::{LogitsView, checked_extrema};
+use crate::logits::LogitsView;
 use crate::options::Options;
 use crate::penalties::{apply_bias_and_bans, apply_penalties, check_history};
 use crate::scratch::Scratch;
@@ -76,11 +76,14 @@ fn with_adjusted_row<T>(
     let history = history.unwrap_or_default();
     check_history(history, logits.vocab_size(), row_index)?;
     let penalised = !history.is_empty() && options.has_penalties();
+    let is_changed = penalised || options.has_bias_or_bans();
+    let backend = scratch.backend;
     // Taken out of the scratch, so that both can be borrowed at once.
     let mut copy = std::mem::take(&mut scratch.logits);
     let result = match logits.contiguous_row(row_index) {
-        Some(row) if !penalised && !options.has_bias_or_bans() => {
-            checked_extrema(row, row_index, scratch.backend, "").map(|extrema| process(row, extrema, scratch))
+        Some(row) if !is_changed => {
+            let extrema = logits.checked_extrema(row_index, row, is_changed, backend);
+            extrema.map(|extrema| process(row, extrema, scratch))
         }
         _ => {
             logits.copy_row(row_index, &mut copy);
@@ -89,7 +92,7 @@ fn with_adjusted_row<T>(
                     if penalised {
                         apply_penalties(&mut copy, history, options, &mut scratch.counts);
                     }
-                    checked_extrema(&copy, row_index, scratch.backend, " after biases, bans and penalties")
+                    logits.checked_extrema(row_index, &copy, is_changed, backend)
                 })
                 .map(|extrema| process(&copy, extrema, scratch))
         }

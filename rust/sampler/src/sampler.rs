@@ -1,7 +1,7 @@
 //! The public API: [`Sampler`], validated options and a step counter.
 
 use crate::batch::for_each_row;
-use crate::error::Result;
+use crate::error::{Interrupt, Result};
 use crate::log_probs::{LogProbs, row_log_probs};
 use crate::logits::{Elements, LogitsView};
 use crate::options::Options;
@@ -19,7 +19,7 @@ pub struct Sampler {
     step: AtomicU64,
 }
 
-/// The arguments of [`Sampler::sample_batch`] besides the logits; the default is none of them.
+/// The arguments of [`Sampler`]'s methods for batches besides the logits; the default is none of them.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct BatchOptions<'a> {
     /// The ids that penalties apply to, one list per row.
@@ -30,6 +30,8 @@ pub struct BatchOptions<'a> {
     pub seeds: Option<&'a [u64]>,
     /// The number of threads; by default as many as pay off.
     pub num_threads: Option<NonZero<usize>>,
+    /// Ends the call with its error.
+    pub interrupt: Interrupt<'a>,
 }
 
 impl Sampler {
@@ -75,7 +77,8 @@ impl Sampler {
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] if a row holds NaN or +inf or only -inf, if an id of a history is outside the
-    /// vocabulary, or if `ids`, histories or seeds are not one per row. The step is then not taken.
+    /// vocabulary, or if `ids`, histories or seeds are not one per row; the error of the interrupt check. The step is
+    /// then not taken.
     ///
     /// # Cost
     /// Two passes over a row for extrema and weights, a few cheaper ones for the filters, half a pass for the draw.
@@ -87,8 +90,9 @@ impl Sampler {
     ) -> Result<()> {
         check_one_per_row("ids", ids.len(), logits)?;
         batch_options.check(logits)?;
+        let BatchOptions { num_threads, interrupt, .. } = *batch_options;
         let step = batch_options.step.unwrap_or_else(|| self.step.fetch_add(1, Ordering::Relaxed));
-        let result = for_each_row(ids, logits.vocab_size(), 1, batch_options.num_threads, |row, out, scratch| {
+        let result = for_each_row(ids, logits.vocab_size(), 1, num_threads, interrupt, |row, out, scratch| {
             let seed = batch_options.seeds.map_or(self.options.seed, |seeds| seeds[row]);
             let history = batch_options.history(row);
             out[0] = sample_row(logits, row, history, &self.options, uniform(seed, step), scratch)?.into();
@@ -110,29 +114,37 @@ impl Sampler {
         batch_options: &BatchOptions<'_>,
         probs: &mut [f64],
     ) -> Result<()> {
+        let BatchOptions { num_threads, interrupt, .. } = *batch_options;
         let (rows, vocab_size) = (logits.rows(), logits.vocab_size());
         if probs.len() != rows * vocab_size {
             return Err(invalid!("probs has {} elements; expected {rows} rows of {vocab_size}", probs.len()));
         }
         batch_options.check(logits)?;
-        for_each_row(probs, vocab_size, vocab_size, batch_options.num_threads, |row, out, scratch| {
+        for_each_row(probs, vocab_size, vocab_size, num_threads, interrupt, |row, out, scratch| {
             row_probs(logits, row, batch_options.history(row), &self.options, scratch, out)
         })
     }
 
     /// Returns, for each row, the log-probability of its sampled id and the `top_n` most likely ids with theirs.
     ///
-    /// They are those of the logits as given, before penalties, temperature and filters.
+    /// They are those of the logits as given, before penalties, temperature and filters. Of `batch_options` only the
+    /// number of threads and the interrupt check are used.
     ///
     /// # Errors
     /// Those of [`sample_batch`](Self::sample_batch), and [`crate::Error::InvalidArgument`] if `top_n` exceeds the
     /// vocabulary.
-    pub fn log_probs(logits: &LogitsView<'_>, ids: &[i64], top_n: usize) -> Result<Vec<LogProbs>> {
+    pub fn log_probs(
+        logits: &LogitsView<'_>,
+        batch_options: &BatchOptions<'_>,
+        ids: &[i64],
+        top_n: usize,
+    ) -> Result<Vec<LogProbs>> {
         check_one_per_row("ids", ids.len(), logits)?;
         logits.check_top_n(top_n)?;
+        let BatchOptions { num_threads, interrupt, .. } = *batch_options;
         let vocab_size = logits.vocab_size();
         let mut log_probs = vec![LogProbs::default(); ids.len()];
-        for_each_row(&mut log_probs, vocab_size, 1, None, |row, out, scratch| {
+        for_each_row(&mut log_probs, vocab_size, 1, num_threads, interrupt, |row, out, scratch| {
             out[0] = row_log_probs(logits, row, ids[row], top_n, scratch)?;
             Ok(())
         })?;

@@ -1,5 +1,6 @@
 //! The sampler against its definition: sort the whole row, add in float64.
 
+use crate::error::{Error, Interrupt};
 use crate::logits::{Elements, LogitsView};
 use crate::options::Options;
 use crate::random::uniform;
@@ -12,6 +13,8 @@ use crate::simd::{
 use bpe_llama_simd::Backend;
 use bpe_llama_simd::exp::{Scale, exp64};
 use proptest::prelude::*;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Returns the filtered distribution by definition, or `None` if a mass is so near to p that float64's rounding
 /// decides.
@@ -247,6 +250,25 @@ fn errors_name_the_row_and_the_logit() {
     }
     assert!(sampler.sample(&[]).is_err());
     assert_eq!(sampler.step(), 0, "a failed call takes no step");
+}
+
+#[test]
+fn an_interrupt_ends_a_call_which_then_takes_no_step() {
+    let (data, vocab_size) = (vec![0.0; 50 * (1 << 14)], 1 << 14);
+    let logits = LogitsView::contiguous(Elements::F32(&data), 50, vocab_size).expect("contiguous");
+    let sampler = Sampler::new(Options::default()).expect("in range");
+    for threads in [1, 2, 4] {
+        let checks = AtomicUsize::new(0);
+        let check = || if checks.fetch_add(1, Ordering::Relaxed) == 1 { Err(Error::Interrupted) } else { Ok(()) };
+        let interrupt = Interrupt::new(&check);
+        let batch_options = BatchOptions { num_threads: NonZero::new(threads), interrupt, ..BatchOptions::default() };
+        // With threads, others may take all parts before this one takes its second.
+        let result = sampler.sample_batch(&logits, &batch_options, &mut [0; 50]);
+        let stopped = checks.into_inner() == 2;
+        assert!(matches!(result, Err(Error::Interrupted)) == stopped && (stopped || threads > 1), "{result:?}");
+        assert_eq!(sampler.step(), u64::from(!stopped));
+        sampler.set_step(0);
+    }
 }
 
 #[test]

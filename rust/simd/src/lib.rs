@@ -1,4 +1,4 @@
-//! CPU features, a vector of 16 float32, `exp`, prefetch, huge pages, scratch memory and the number of threads.
+//! CPU features, a vector of 16 float32, `exp`, prefetch, huge pages, scratch memory, threads and interrupts.
 //!
 //! The tokenizer, the sampler and the CPU kernels share this crate. It is the leaf of the workspace: it depends on none of
 //! the others.
@@ -14,6 +14,7 @@
 //! | [`pages`] | advice to the system about pages of memory |
 //! | [`scratch`] | [`ScratchPool`]: buffers that threads reuse from call to call |
 //! | [`threads`] | how many threads one call may use |
+//! | [`interrupt`] | [`Interrupt`]: the check by which a caller stops a long call |
 //!
 //! # Example
 //! A kernel is generic over [`F32x16`] and compiled once for each [`Backend`]:
@@ -43,6 +44,7 @@ pub mod backend;
 pub mod bf16;
 pub mod exp;
 pub mod f32x16;
+pub mod interrupt;
 pub mod pages;
 pub mod prefetch;
 pub mod scratch;
@@ -51,6 +53,7 @@ pub mod tier;
 
 pub use backend::{Backend, Kind};
 pub use f32x16::F32x16;
+pub use interrupt::Interrupt;
 pub use scratch::ScratchPool;
 pub use tier::Tier;
 #[cfg(target_arch = "x86_64")]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from bpe_llama._core import simd_tiers
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
@@ -197,6 +198,44 @@ def test_a_changed_quantised_model_is_noticed(tiny_model: Make, kind: str, dtype
         if isinstance(module, QuantizedLinear):  # replaced, and the codes left where they are
             setattr(module, name, getattr(module, name) * 2)
     check()
+
+
+def strided(weight: Tensor) -> Tensor:
+    return torch.stack((weight, weight), -1)[..., 0]
+
+
+def misaligned(weight: Tensor) -> Tensor:
+    memory = bytearray(weight.nbytes + 8)
+    return torch.frombuffer(memory, dtype=weight.dtype, offset=1, count=weight.numel()).view_as(weight).copy_(weight)
+
+
+@pytest.mark.parametrize("moved", [strided, misaligned])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (None, "lm_head.weight"),
+        (None, "model.norm.weight"),
+        (None, "model.layers.0.mlp.down_proj.weight"),
+        ("int8", "lm_head.weight"),
+        ("int8", "model.layers.0.mlp.up_proj.weight"),
+        ("int8", "model.layers.0.mlp.up_proj.scale"),
+        ("int4", "model.layers.0.self_attn.q_proj.packed"),
+        ("int4", "model.layers.0.self_attn.q_proj.scale_and_zero"),
+    ],
+)
+def test_weights_in_any_memory_are_decoded(
+    tiny_model: Make, moved: Callable[[Tensor], Tensor], kind: str | None, name: str
+) -> None:
+    """The kernels, which read in place, refused those with strides and those that are not aligned."""
+    model = tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96)
+    if kind is not None:
+        quantize.quantize(model, kind, group_size=32)
+    decoder = CpuDecoder(model)
+    expected = decoder([[5, 6]], KVCache(model.config, 1, 4)).clone()
+    model.load_state_dict({name: moved(model.state_dict()[name])}, strict=False, assign=True)
+    torch.testing.assert_close(model(torch.tensor([[5, 6]])).logits[:, -1], expected)
+    decoder.refresh()
+    assert torch.equal(decoder([[5, 6]], KVCache(model.config, 1, 4)), expected)
 
 
 def test_the_weight_layout_keeps_the_parameters(tiny_model: Make) -> None:

@@ -53,6 +53,7 @@ CUTS = [
     {"top_k": 7, "temperature": 2.0},
     {"top_k": 30, "top_p": 0.4, "min_p": 0.01},
     {"min_p": 0.3},
+    {"top_k": 3, "top_p": 1 - 2.0**-53, "preset": "meta"},
 ]
 
 

@@ -149,6 +149,14 @@ def test_the_order_of_filters_counts_and_the_usual_one_is_the_samplers() -> None
     assert int((first > -torch.inf).sum()) < int((second > -torch.inf).sum())
 
 
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_ids_stay_whose_weight_underflows_before_the_temperature(top_k: int) -> None:
+    row = torch.tensor([0.0, -800.0, -900.0])
+    options = GenerationOptions(preset="llama_cpp", temperature=500.0, top_k=top_k, top_p=1.0)
+    left = filtered_in_order(row, LLAMA_CPP_FILTERS, options.filter_values, 0.0)
+    assert np.allclose(left.double().softmax(-1), options.sampler.probs(row))
+
+
 def test_xtc_acts_as_often_as_it_is_told() -> None:
     acted = np.mean([xtc_chance(seed, step) <= 0.3 for seed in range(50) for step in range(50)])
     assert acted == pytest.approx(0.3, abs=0.03)

@@ -13,7 +13,7 @@ from bpe_llama import Sampler
 from bpe_llama.model import sampling
 from tests.logit_rows import KINDS, ROWS, row_of
 
-SHARES = st.floats(1e-4, 1.0)
+SHARES = st.floats(1e-4, 1.0) | st.sampled_from([1 - 2.0**-53, 1 - 2.0**-50])
 OPTIONS = st.fixed_dictionaries(
     {"temperature": st.floats(0.05, 5.0), "preset": st.sampled_from(["exact", "meta", "transformers", "llama_cpp"])},
     optional={"top_k": st.integers(0, 120), "top_p": SHARES, "min_p": st.floats(0.0, 1.0), "typical_p": SHARES},
@@ -46,6 +46,12 @@ def assert_same(row: np.ndarray, seed: int, step: int, options: dict) -> None:
 @example(
     np.array([1] + [0] * 99, np.float32),
     {"temperature": 1e-3, "preset": "llama_cpp", "typical_p": 0.5, "top_p": 0.1},
+    0,
+)
+# More than the mass that top-k keeps exceeds p times it, in spite of rounding: four ids were kept.
+@example(
+    np.linspace(5, 0, 20, dtype=np.float32),
+    {"temperature": 1.0, "preset": "meta", "top_k": 3, "top_p": 1 - 2.0**-53},
     0,
 )
 def test_twin_and_sampler_agree_on_any_row(row, options, seed):

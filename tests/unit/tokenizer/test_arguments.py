@@ -208,7 +208,10 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Sampler": (Sampler, filters | penalties | ids),
         "sampler.sample": (sampler.sample, dict(logits=ROW, history=[1], step=1, seeds=[1], num_threads=1)),
         "sampler.sample of rows": (sampler.sample, dict(logits=ROW[None], history=[[1]], step=1, seeds=[1])),
-        "sampler.sample_with_logprobs": (sampler.sample_with_logprobs, dict(logits=ROW, history=[1], top_n=1)),
+        "sampler.sample_with_logprobs": (
+            sampler.sample_with_logprobs,
+            dict(logits=ROW, history=[1], top_n=1, num_threads=1),
+        ),
         "sampler.probs": (sampler.probs, dict(logits=ROW, history=[1], num_threads=1)),
         "sampler.seek": (sampler.seek, dict(step=1)),
         "Linear": (Linear, dict(matrices=[EYE], norm=None, eps=1e-5, gate=None)),

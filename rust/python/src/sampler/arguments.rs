@@ -41,6 +41,7 @@ impl<'py> Call<'py> {
             step: self.step,
             seeds: self.seeds.as_deref(),
             num_threads: self.num_threads.map(|threads| threads.0),
+            ..BatchOptions::default()
         }
     }
 }

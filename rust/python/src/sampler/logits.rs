@@ -119,6 +119,10 @@ impl<'py> Logits<'py> {
         let wrong =
             |what: String| PyTypeError::new_err(format!("logits are {what}; expected a NumPy array or a CPU tensor"));
         let type_name = object.get_type().name()?;
+        // torch exports a tensor with its negative bit, a negation still to be done, without the sign.
+        let is_negated =
+            object.call_method0(pyo3::intern!(py, "is_neg")).is_ok_and(|is| is.is_truthy().unwrap_or(false));
+        let object = if is_negated { object.call_method0(pyo3::intern!(py, "resolve_neg"))? } else { object.clone() };
         let Ok(export) = object.getattr(pyo3::intern!(py, "__dlpack__")) else {
             return Err(wrong(format!("a {type_name}")));
         };

@@ -29,10 +29,13 @@ impl Kept<'_> {
         let bounds = (lower_bound(extrema, self.temperature, nats), extrema.max);
         let bracket = self.estimate_bracket(target, total_mass, bounds, scratch);
         let selection = select(scratch.backend, row, weights, Search { target, bounds, bracket }, &mut scratch.buffers);
-        if is_exact(selection, target_mass, self.mass, row.len()) {
-            (self.cutoff, self.mass) = (selection.cutoff, selection.mass);
+        let is_exact = is_exact(selection, target_mass, self.mass, row.len());
+        let found = if is_exact { selection.cutoff } else { self.top_p_in_f64(selection.cutoff.threshold, scratch) };
+        // The search is over the whole row: with p next to 1, rounding can put the target beyond the ids kept so far.
+        self.cutoff = self.cutoff.stricter(found);
+        if is_exact && self.cutoff == found {
+            self.mass = selection.mass;
         } else {
-            self.cutoff = self.top_p_in_f64(selection.cutoff.threshold, scratch);
             self.update_mass(scratch);
         }
         if self.options.preset == Preset::Transformers {
