@@ -60,9 +60,9 @@ def command(
     source = dict(zip(data, weight, strict=True)) if weight else data
     if len(set(data)) < len(data):
         raise ValueError("a DATA is given twice; give it a larger --weight")
-    for path in (*data, *([eval_file] if eval_file else [])):
-        training.open_corpus(path)  # before a large model is constructed
     vocabulary = with_template(open_tokenizer(tokenizer), chat_template, add_tokens=start_from is None or resize)
+    for path in (*data, *([eval_file] if eval_file else [])):
+        training.open_corpus(path).check_tokenizer(vocabulary)  # before a large model is constructed
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)

@@ -72,11 +72,13 @@ class RunOptions(ReportOptions, total=False):
     token_bytes: npt.NDArray[np.int64] | None
 
 
-def check_run(model: object, config: object, out: object, options: RunOptions) -> None:
+def check_run(model: object, config: object, out: object, options: RunOptions, tokenizer: object | None = None) -> None:
     """Raise `TypeError` for an argument of a run that is of another type; callbacks become a list, to be read again."""
     if not (isinstance(model, torch.nn.Module) and hasattr(model, "config")):
         raise TypeError(wrong("model", model, "a model"))
     instance("config", config, TrainConfig, "a TrainConfig")
+    if tokenizer is not None:
+        instance("tokenizer", tokenizer, Tokenizer)
     checked_path("out", out)
     check_keywords("train", options, keywords_of(RunOptions))
     for name in ("resume", "progress"):
@@ -123,9 +125,10 @@ def train(
 
     Raises:
         FileNotFoundError: If a token file or shard is missing.
-        ValueError: If the data or a weight is invalid or does not fit the model; if there are more ranks than rows in a
-            micro-batch; if `out` holds another run's checkpoint, or its options or data differ, or it is locked; if too
-            many consecutive steps were skipped, or a step has no token to learn. The last checkpoint stays.
+        ValueError: If the data or a weight is invalid or does not fit the model, or another tokenizer encoded token
+            shards; if there are more ranks than rows in a micro-batch; if `out` holds another run's checkpoint, or its
+            options or data differ, or it is locked; if too many consecutive steps were skipped, or a step has no token
+            to learn. The last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -133,10 +136,10 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
-    check_run(model, config, out, options)
+    check_run(model, config, out, options, tokenizer)
     if eval_file is not None:
         eval_file = checked_path("eval_file", eval_file)
-    batches, held_out = open_data(data, model.config, config, eval_file=eval_file)
+    batches, held_out = open_data(data, model.config, config, eval_file=eval_file, tokenizer=tokenizer)
     return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
@@ -183,9 +186,7 @@ def train_on_batches(
 
     The data's options of `config` have no effect. `score_fn` returns the loss of a batch of `held_out`.
     """
-    check_run(model, config, out, options)
-    if tokenizer is not None:
-        instance("tokenizer", tokenizer, Tokenizer)
+    check_run(model, config, out, options, tokenizer)
     loss_fn: LossFunction = options.get("loss_fn", batch_loss)
     if loss_fn is batch_loss:
         loss_fn = partial(batch_score, label_smoothing=config.label_smoothing, z_loss=config.z_loss)

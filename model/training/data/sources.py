@@ -15,6 +15,7 @@ from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.packing import PackedRows
 from bpe_llama.model.training.data.rows import CorpusRows, Mixture, RowBatches, Rows, Windows, collate, first_windows
+from bpe_llama.tokenizer import Tokenizer
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
@@ -22,17 +23,23 @@ DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[A
 
 
 def open_data(
-    data: DataSource, model: LlamaConfig, config: TrainConfig, *, eval_file: Path | None = None
+    data: DataSource,
+    model: LlamaConfig,
+    config: TrainConfig,
+    *,
+    eval_file: Path | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Batches, list[Batch]]:
     """Return the batches of a run and those that are held out: of `eval_file`, or of the end of each corpus.
 
-    The errors are those of `train`, and a `TypeError` if `data` is none of `DataSource`.
+    `tokenizer` is that of the ids, if it is known. The errors are those of `train`, and a `TypeError` if `data` is none
+    of `DataSource`.
     """
-    held_out = [] if eval_file is None else [_open(eval_file, model, config)]
+    held_out = [] if eval_file is None else [_open(eval_file, model, config, tokenizer)]
     paths = _paths(data)
     if paths is None:
         return _batches(data, model), list(_held_out_batches(held_out, [1.0], model, config))
-    corpora = [_open(path, model, config) for path in paths]
+    corpora = [_open(path, model, config, tokenizer) for path in paths]
     tokenizers = {corpus.tokenizer: corpus.name for corpus in corpora + held_out if corpus.tokenizer}
     if len(tokenizers) > 1:
         raise ValueError(f"different tokenizers encoded {' and '.join(sorted(tokenizers.values()))}")
@@ -93,17 +100,19 @@ def _batches(data: Any, model: LlamaConfig) -> Batches:
     return IterableBatches(data, model.vocab_size, model.max_position_embeddings)
 
 
-def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
+def _open(path: Path, model: LlamaConfig, config: TrainConfig, tokenizer: Tokenizer | None) -> Corpus:
     limit = model.max_position_embeddings
     if config.sequence_length > limit:
         raise ValueError(
             f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}; change one of them"
         )
-    if config.packing == "concatenate" and not config.masks_documents:
-        return open_corpus(path, model.vocab_size)
+    whole = config.packing == "best_fit" or config.masks_documents
     begins = () if model.bos_token_id is None else (model.bos_token_id,)
-    corpus = open_corpus(path, model.vocab_size, ends=model.eos_token_ids, begins=begins)
-    if corpus.starts is None:
+    ids: dict[str, Any] = {"ends": model.eos_token_ids, "begins": begins} if whole else {}
+    corpus = open_corpus(path, model.vocab_size, **ids)
+    if tokenizer is not None:
+        corpus.check_tokenizer(tokenizer)
+    if whole and corpus.starts is None:
         what = "packing is 'best_fit'" if config.packing == "best_fit" else "document_mask is true"
         raise ValueError(
             f"{path}: {what}, but its documents are not known: neither the EOS ids {list(model.eos_token_ids)} nor the "
