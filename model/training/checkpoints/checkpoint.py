@@ -127,7 +127,7 @@ def save_checkpoint(
     for key in [key for keys in ranks.gathered(wrong[:1]) for key in keys]:
         raise ValueError(f"{out}: step {state.step} is not saved, as {key} is not finite; {_previous(out)}")
     try:
-        shards = save_shards(out / f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded else None
+        shards = save_shards(out / f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded and tensors else None
         return ranks.on_main(lambda: _write(out, model, tensors, state, shards, keep))
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
