@@ -59,8 +59,20 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(token_file: Path, t
     )
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 16,
+}
+
+
 @pytest.mark.parametrize("rows", ["packed", "padded"])
-@pytest.mark.parametrize("shape", [{}, {"num_local_experts": 4, "router_aux_loss_coef": 0.0}], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"num_local_experts": 4, "router_aux_loss_coef": 0.0}, {"rope_scaling": LONGROPE}],
+    ids=["dense", "experts", "longrope"],
+)
 def test_a_step_is_the_mean_over_its_tokens_whatever_the_micro_batches(
     rows: str, shape: dict[str, Any], uneven: list[training.Example], token_file: Path, tmp_path: Path
 ) -> None:
