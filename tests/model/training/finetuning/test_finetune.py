@@ -127,6 +127,18 @@ def test_epochs_become_steps(tokenizer: Tokenizer, talks: Path, tmp_path: Path) 
     assert 6 * 2 * min(lengths) <= result.tokens <= 6 * 2 * max(lengths)
 
 
+@pytest.mark.parametrize("changes", [{}, {"packing": "best_fit"}, {"sequence_length": 60}], ids=str)
+def test_epochs_of_plain_text_are_those_of_its_rows(
+    tokenizer: Tokenizer, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text("what is up, and why " * (1 + number % 2))
+    config = training.TrainConfig(**FINETUNE_SETTINGS | {"batch_size": 1, "eval_fraction": 0.0} | changes)
+    model = fresh_for_text(eos_token_id=tokenizer.eos_id)
+    training.finetune(model, tokenizer, tmp_path / "*.txt", config, tmp_path / "run", epochs=1, progress=False)
+    assert training.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["epochs"] == 1.0
+
+
 def test_finetuning_skips_invalid_rows_of_text_and_conversations(
     tokenizer: Tokenizer, talks: Path, tmp_path: Path
 ) -> None:
