@@ -384,6 +384,17 @@ def test_the_demo_trains_and_generates(
         assert main([word.strip("'") for word in line.replace("class Queue", "class_Queue").split()[1:]]) == 0
 
 
+def test_a_demo_that_is_interrupted_at_once_says_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = demo.corpus_files()[:10]
+    monkeypatch.setattr(demo, "corpus_files", lambda: few)
+    monkeypatch.setattr(demo, "VOCAB_SIZE", 300)
+    monkeypatch.setattr(training.loop.Trainer, "_stopped", lambda self, stop: True)
+    assert main(["demo", "--seconds", "0.5", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 130
+    assert "Stopped at step 0; the checkpoint is " in capsys.readouterr().out
+
+
 def test_the_corpus_of_the_demo_is_this_pythons_library() -> None:
     files = demo.corpus_files()
     assert any(path.name == "argparse.py" for path in files)
