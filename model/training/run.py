@@ -220,11 +220,12 @@ def train_on_batches(
             ranks.on_main(partial(remove_surplus, checkpoint, config.save_total_limit))
         reports: list[Callback] = []
 
-        def open_reports() -> tuple[float, float, float]:
+        def open_reports() -> list[float]:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
             plot = LossPlot("token" if predicts_text else "text")
             reports.extend([metrics, ProgressReport(options.get("progress")), plot])
-            return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
+            of_step = (metrics.last(key, state.step) for key in ("eval_loss", "tokens"))
+            return [metrics.last("loss"), metrics.last("grad_norm"), *of_step]
 
         last = ranks.on_main(open_reports)
         callbacks = [each for each in options["callbacks"] if ranks.is_main or each.on_every_rank]

@@ -51,9 +51,9 @@ class Slow:
         return index * 4 * self.length
 
 
-def run(data: Any, out: Path, **options: Any) -> training.TrainResult:
+def run(data: Any, out: Path, *, resume: bool = False, **options: Any) -> training.TrainResult:
     config = training.TrainConfig(**(SETTINGS | {"max_steps": 4} | options))
-    return training.train(fresh(), data, config, out, progress=False)
+    return training.train(fresh(), data, config, out, resume=resume, progress=False)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -192,6 +192,10 @@ def test_an_iterable_resumes_where_it_was(tmp_path: Path) -> None:
         training.train(fresh(), pairs(5), config, parts, progress=False, callbacks=[Stop()])
     result = training.train(fresh(), pairs(5), config, parts, resume=True, progress=False)
     assert losses(parts) == losses(whole) and result.tokens == 7 * 64
+
+
+def test_a_finished_run_on_an_iterable_knows_its_tokens(tmp_path: Path) -> None:
+    assert run(pairs(3), tmp_path / "run").tokens == run(pairs(3), tmp_path / "run", resume=True).tokens > 0
 
 
 def test_an_iterator_that_ends_too_early_is_an_error(tmp_path: Path) -> None:
