@@ -49,7 +49,7 @@ def open_data(
         parts = [corpus.split(config.eval_fraction, config.sequence_length) for corpus in corpora]
         corpora = [train for train, _ in parts]
         held_out = [part for _, part in parts if part is not None]
-    batches = RowBatches(_rows(corpora, weights, model, config), config.batch_size)
+    batches = RowBatches(_rows(corpora, weights, model, config, config.sequence_length), config.batch_size)
     return batches, list(_held_out_batches(held_out, weights if eval_file is None else [1.0], model, config))
 
 
@@ -58,15 +58,16 @@ def _held_out_batches(
 ) -> Iterator[Batch]:
     """Yield at most `config.eval_windows` held-out rows as batches, packed and mixed as the training data are.
 
-    Rows of one corpus are the first windows, in order, unless documents are packed or masked.
+    Rows of one corpus are the first windows, in order, unless documents are packed or masked. A corpus shorter than a
+    window is one.
     """
     if not corpora:
         return
-    window = config.sequence_length
+    window = min(config.sequence_length, *(len(corpus.tokens) for corpus in corpora))
     if len(corpora) == 1 and config.packing == "concatenate" and not config.masks_documents:
         yield from first_windows(corpora[0].tokens, window, config.batch_size, config.eval_windows, model.vocab_size)
         return
-    rows = _rows(corpora, weights, model, config)
+    rows = _rows(corpora, weights, model, config, window)
     shares = list(zip(rows.corpora, rows.shares, strict=True)) if isinstance(rows, Mixture) else [(rows, 1.0)]
     # No row is repeated.
     count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
@@ -121,9 +122,9 @@ def _open(path: Path, model: LlamaConfig, config: TrainConfig, tokenizer: Tokeni
     return corpus
 
 
-def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig) -> Rows:
+def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig, window: int) -> Rows:
     packed, mask = config.packing == "best_fit", config.masks_documents
-    options: dict[str, Any] = {"window": config.sequence_length, "vocab_size": model.vocab_size, "seed": config.seed}
+    options: dict[str, Any] = {"window": window, "vocab_size": model.vocab_size, "seed": config.seed}
     rows: list[CorpusRows] = []
     for stream, corpus in enumerate(corpora):
         kind: type[CorpusRows] = PackedRows if packed else Windows
