@@ -28,6 +28,7 @@ from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches, checked_examples
+from bpe_llama.model.training.data.rows import RowBatches
 from bpe_llama.model.training.data.sources import DataSource, open_data
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.held_out import held_out_examples
@@ -160,7 +161,8 @@ def train_on_examples(
     `config.eval_windows` have no effect.
 
     Raises:
-        ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
+        ValueError: As `train`; or if an example has no token to learn or is longer than the model's context; or if
+            `config` has `packing="best_fit"` or a `document_mask`.
     """
     check_run(model, config, out, options)
     examples, eval_examples = checked_examples(examples), checked_examples(eval_examples, name="eval_examples")
@@ -184,7 +186,8 @@ def train_on_batches(
 ) -> TrainResult:
     """Train `model` in place on any batches, and return the result; other arguments and errors are those of `train`.
 
-    The data's options of `config` have no effect. `score_fn` returns the loss of a batch of `held_out`.
+    The data's options of `config` have no effect; packing and a mask are refused unless the batches are of a corpus.
+    `score_fn` returns the loss of a batch of `held_out`.
     """
     check_run(model, config, out, options, tokenizer)
     loss_fn: LossFunction = options.get("loss_fn", batch_loss)
@@ -194,6 +197,11 @@ def train_on_batches(
         raise ValueError(
             f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default loss "
             "applies; expected 0 with a loss_fn"
+        )
+    if (config.packing == "best_fit" or config.masks_documents) and not isinstance(batches, RowBatches):
+        raise ValueError(
+            f"packing is {config.packing!r} and document_mask {config.document_mask}, which are for token files; "
+            "expected 'concatenate' and no mask, as these data have rows of their own"
         )
     ranks, out = start(config.device, config.parallel), Path(out)
     if config.batch_size < ranks.world:

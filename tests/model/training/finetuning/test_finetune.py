@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,9 @@ def test_invalid_arguments_are_refused_by_name(tokenizer: Tokenizer, talks: Path
     refused("epochs is 0, expected a positive number", epochs=0)
     refused(r"talks\.jsonl holds conversations and .*plain\.txt plain text", [talks, plain])
     refused("too few to train", plain)
+    with pytest.raises(ValueError, match=r"packing is 'best_fit' .* which are for token files; expected 'concatenate'"):
+        packed = dataclasses.replace(config, packing="best_fit")
+        training.finetune(fresh_for_text(), tokenizer, talks, packed, tmp_path / "run", progress=False)
     bare = Tokenizer.train_from_iterator(["up"], vocab_size=257, progress=False)
     refused("need a tokenizer with a chat template", tok=bare)
     assert find_formats([talks], DataConfig()) == {talks: "messages"} and find_formats([plain], DataConfig()) == {
