@@ -60,7 +60,7 @@ def command(
     """Train a LLaMA on token files or shards. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
     if resize and start_from is None:
         raise ValueError("--resize-embeddings is for the model of --start-from; expected both, or neither")
-    sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "kv_heads": kv_heads}
+    sizes: dict[str, Any] = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "kv_heads": kv_heads}
     sizes |= {"intermediate_size": intermediate_size, "context": context, "tie": tie}
     sizes = {name: value for name, value in sizes.items() if value is not None}
     files = [flag for flag, value in (("--config", config), ("--start-from", start_from)) if value is not None]

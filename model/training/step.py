@@ -42,7 +42,7 @@ class TensorBatch:
         without_bytes = None if token_bytes is None else batch.without_bytes(token_bytes)
         arrays = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids, without_bytes)
         tensors = (None if array is None else move(array) for array in arrays)
-        return cls(*tensors, padded_left=batch.padded_left)  # type: ignore[arg-type]
+        return cls(*tensors, padded_left=batch.padded_left)  # type: ignore[arg-type, misc]
 
     def mask_for(self, model: LlamaForCausalLM) -> Tensor | None:
         """Return the mask of padding, if it matters to the model: no token attends to padding on its right."""
