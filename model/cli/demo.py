@@ -152,7 +152,8 @@ def _train(
     for old in (out / "run").glob("step-*"):
         shutil.rmtree(old)
     result = training.train(model, tokens, settings, out / "run", token_bytes=token_bytes(tokenizer))
-    (out / "run" / "loss.png").replace(out / "loss.png")
+    if (out / "run" / "loss.png").exists():  # a run that ends before its first metrics draws none
+        (out / "run" / "loss.png").replace(out / "loss.png")
     if not result.interrupted:
         _say(
             f"   {result.tokens:,} tokens in {result.step:,} steps: loss {result.loss:.2f}, "

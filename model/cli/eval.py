@@ -83,13 +83,18 @@ def command(
         raise ValueError("nothing to evaluate on; give --text FILES, --tasks NAMES_OR_FILES, or both")
     if not tasks and (num_fewshot is not None or limit is not None or apply_chat_template):
         raise ValueError("--num-fewshot, --limit and --apply-chat-template are for --tasks, which is not given")
+    of_text = {"--window": window, "--stride": stride, "--separator": separator}
+    of_text |= {"--field": None if field == "text" else field, "--on-error": None if on_error == "raise" else on_error}
+    given = [flag for flag, value in of_text.items() if value is not None]
+    if given and not text:
+        raise ValueError(f"{given[0]} is for --text, which is not given")
     bad_rows = BadRows(on_error)
     paths = find_files([*(text or ()), *(files or ())]) if text else []
     names = [name for several in tasks or () for name in several.split(",") if name]
     path, adapter_folder = checkpoint_path(model), None if adapter is None else adapter_path(adapter)
     if is_classifier(path) or is_classifiers_adapter(adapter_folder):
-        given = {"--tasks": names, "--separator": separator, "--stride": stride}
-        wrong = next((flag for flag, value in given.items() if value), None)
+        of_models = {"--tasks": names, "--separator": separator, "--stride": stride}
+        wrong = next((flag for flag, value in of_models.items() if value), None)
         if wrong is not None:
             raise ValueError(f"the model is a classifier, and {wrong} is for models that predict text")
         check_quantized(quantized, group_size)

@@ -166,14 +166,17 @@ def command(
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
     files = find_files(texts)
     check_task(task, label_field, text_field, data, show_example)
-    of_text = {"--sample-prompt": run.sample_prompt, "--teacher": run.teacher, "--teacher-weight": run.teacher_weight}
-    of_text |= {
+    of_text = {
+        "--sample-prompt": run.sample_prompt or None,
+        "--teacher": run.teacher,
+        "--teacher-weight": run.teacher_weight,
+        "--teacher-temperature": run.teacher_temperature,
         "--chat-template": chat_template,
-        "--z-loss": settings["z_loss"],
-        "--label-smoothing": settings["label_smoothing"],
+        "--z-loss": settings["z_loss"] or None,
+        "--label-smoothing": settings["label_smoothing"] or None,
     }
     for name, value in of_text.items():
-        if task == "classification" and value:
+        if task == "classification" and value is not None:
             raise ValueError(f"{name} is {value!r}; it is for --task text")
     checkpoint_to_resume(out, run.resume)
     vocabulary = with_template(vocabulary_of(tokenizer, model), chat_template, add_tokens=full and resize)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from bpe_llama._arguments import integer
-from bpe_llama.model.layers.rope import RotaryEmbedding
 from bpe_llama.model.llama import LlamaForCausalLM
 
 Ids = npt.NDArray[np.int64]
@@ -135,8 +134,7 @@ def _hidden_states(model: LlamaForCausalLM, inputs: list[Ids]) -> Tensor:
     for row, ids in enumerate(inputs):
         padded_BT[row, : len(ids)] = ids
     mask_BT = None
-    rotary = model.model.rotary_emb
-    if isinstance(rotary, RotaryEmbedding) and rotary.length_dependent and lengths.min() < lengths.max():
+    if model.model.rotary_emb.length_dependent and lengths.min() < lengths.max():
         # The mask tells the rotation each row's own length.
         mask_BT = torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)).to(model.device)
     hidden_BTD: Tensor = model.model(torch.from_numpy(padded_BT).to(model.device), mask_BT)

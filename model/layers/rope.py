@@ -199,6 +199,8 @@ def new_positions(
 class NoRotation(nn.Module):
     """Replaces `RotaryEmbedding` in a model without rotary positions."""
 
+    length_dependent = False
+
     def forward(
         self, positions_BT: Tensor, prompt_lengths: Sequence[int] = (), documents: Documents | None = None
     ) -> Rotation:

@@ -47,14 +47,12 @@ def distillation_loss(
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
 
     Example:
-        >>> from types import SimpleNamespace
         >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2)
         >>> loss_fn = distillation_loss(LlamaForCausalLM(config), alpha=1.0)
         >>> ids = torch.tensor([[5, 6, 7]])
-        >>> batch = SimpleNamespace(ids=ids, labels=ids, attention_mask=None, document_ids=None)
-        >>> abs(loss_fn(LlamaForCausalLM(config), batch, 2).item()) < 1e-6  # the same weights
+        >>> abs(loss_fn(LlamaForCausalLM(config), TensorBatch(ids, labels=ids), 2).item()) < 1e-6  # the same weights
         True
     """
     check_model(teacher, "teacher")
@@ -81,7 +79,7 @@ def distillation_loss(
             teacher.to(batch.ids.device)
         hidden_BTD, mask = hidden_states(model, batch)
         with torch.no_grad():
-            taught_BTD = teacher.model(batch.ids, document_ids=batch.document_ids)
+            taught_BTD = teacher.model(batch.ids, batch.mask_for(teacher), document_ids=batch.document_ids)
 
         def summed(hidden_MD: Tensor, taught_MD: Tensor, labels_M: Tensor) -> Tensor:
             logits_MV = model.logits(hidden_MD).float()

@@ -76,20 +76,21 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=use_bfloat16)
         self.average = WeightAverage(self.optimizer, config.ema_decay) if config.ema_decay else None
         self.consecutive_skips, self._done_before, self._started, self._logged_wait = 0, 0.0, time.perf_counter(), 0.0
-        self.resume(TrainState(0, 0.0, {}), None, (math.nan, math.nan, math.nan))
+        self.resume(TrainState(0, 0.0, {}), None, (math.nan,) * 4)
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
 
-    def resume(self, state: TrainState, checkpoint: Path | None, last: tuple[float, float, float]) -> None:
+    def resume(self, state: TrainState, checkpoint: Path | None, last: Sequence[float]) -> None:
         """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run.
 
-        `last` has the last loss, gradient norm and held-out loss of `metrics.jsonl`.
+        `last` has the last loss, gradient norm and held-out loss of `metrics.jsonl`, and the tokens before the step.
         """
         self.step, self.skipped, self.checkpoint = state.step, state.skipped, checkpoint
         self._saved_step = state.step if checkpoint else -1
         self._recent = state.recent
         self._trained_before = self._logged_at = self._saved_at = state.elapsed
-        self._logged_step = state.step
-        self.loss, self.grad_norm, self.eval_loss = last
+        self._logged_step, self._rows = state.step, 0  # rows since then
+        self.loss, self.grad_norm, self.eval_loss, tokens = last
+        self._tokens_before = 0 if math.isnan(tokens) else int(tokens)  # an iterable knows them when it was read again
 
     def run(self) -> TrainResult:
         """Train until the end of the run, or until Ctrl-C or SIGTERM, and save a checkpoint."""
@@ -120,10 +121,12 @@ class Trainer:
                 last = self._count(*result, rate)
                 if self.step % config.log_every == 0 or last:
                     self._log(rate)
+                began = time.perf_counter()
                 if len(self.held_out) and (last or _is_due(self.step, config.eval_every)):
                     self._evaluate()
                 if self._save_is_due() and not self.consecutive_skips:
                     self._save()
+                self._logged_at += time.perf_counter() - began  # neither counts in tokens_per_second
             if self.checkpoint is None or self._saved_step != self.step:
                 self._save()
             if self.average:
@@ -132,7 +135,7 @@ class Trainer:
             self.whole_model().eval()
             result_of_run = TrainResult(
                 step=self.step,
-                tokens=self.tokens,
+                tokens=self.tokens or self._tokens_before,
                 seconds=self.elapsed,
                 loss=self.loss,
                 eval_loss=None if self._stopped(stop) or math.isnan(self.eval_loss) else self.eval_loss,
@@ -189,6 +192,7 @@ class Trainer:
         batches = self.ahead.take(config.gradient_accumulation, interrupted if self.ranks.world == 1 else None)
         if len(batches) < config.gradient_accumulation:
             return None
+        self._rows += sum(len(batch.ids) for batch in batches)
         learned = sum(batch.learned for batch in batches)
         if not learned:  # the loss would be 0 / 0
             first, more = self.step * len(batches), len(batches) - 1
@@ -276,17 +280,17 @@ class Trainer:
             metrics["expert_load_min"], metrics["expert_load_max"] = loads
         self._call("on_log", metrics)
         self._logged_step, self._logged_at, self._logged_wait = self.step, self.elapsed, self.ahead.waited
-        self._recent = Recent()
+        self._recent, self._rows = Recent(), 0
 
     def _speed(self) -> Metrics:
         tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
-        tokens_per_second = (self.tokens - tokens_before) / max(self.elapsed - self._logged_at, 1e-9)
+        tokens = self.tokens - tokens_before
+        tokens_per_second = tokens / max(self.elapsed - self._logged_at, 1e-9)
         peak = peak_flops(self.device, self.matmul_dtype, torch.get_num_threads()) * self.ranks.world
-        length = self.tokens / max(1, self.step * self.config.gradient_accumulation * self.config.batch_size)
         speed = {
             "tokens_per_second": round(tokens_per_second, 1),
             "data_wait": round(self.ahead.waited - self._logged_wait, 4),
-            "mfu": round(flops_per_token(self.model, round(length)) * tokens_per_second / peak, 4),
+            "mfu": round(flops_per_token(self.model, round(tokens / self._rows)) * tokens_per_second / peak, 4),
         }
         trained = self.done - self._done_before
         if trained > 0:

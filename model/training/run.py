@@ -28,6 +28,7 @@ from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches, checked_examples
+from bpe_llama.model.training.data.rows import RowBatches
 from bpe_llama.model.training.data.sources import DataSource, open_data
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.held_out import held_out_examples
@@ -72,11 +73,13 @@ class RunOptions(ReportOptions, total=False):
     token_bytes: npt.NDArray[np.int64] | None
 
 
-def check_run(model: object, config: object, out: object, options: RunOptions) -> None:
+def check_run(model: object, config: object, out: object, options: RunOptions, tokenizer: object | None = None) -> None:
     """Raise `TypeError` for an argument of a run that is of another type; callbacks become a list, to be read again."""
     if not (isinstance(model, torch.nn.Module) and hasattr(model, "config")):
         raise TypeError(wrong("model", model, "a model"))
     instance("config", config, TrainConfig, "a TrainConfig")
+    if tokenizer is not None:
+        instance("tokenizer", tokenizer, Tokenizer)
     checked_path("out", out)
     check_keywords("train", options, keywords_of(RunOptions))
     for name in ("resume", "progress"):
@@ -123,9 +126,10 @@ def train(
 
     Raises:
         FileNotFoundError: If a token file or shard is missing.
-        ValueError: If the data or a weight is invalid or does not fit the model; if there are more ranks than rows in a
-            micro-batch; if `out` holds another run's checkpoint, or its options or data differ, or it is locked; if too
-            many consecutive steps were skipped, or a step has no token to learn. The last checkpoint stays.
+        ValueError: If the data or a weight is invalid or does not fit the model, or another tokenizer encoded token
+            shards; if there are more ranks than rows in a micro-batch; if `out` holds another run's checkpoint, or its
+            options or data differ, or it is locked; if too many consecutive steps were skipped, or a step has no token
+            to learn. The last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -133,10 +137,10 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
-    check_run(model, config, out, options)
+    check_run(model, config, out, options, tokenizer)
     if eval_file is not None:
         eval_file = checked_path("eval_file", eval_file)
-    batches, held_out = open_data(data, model.config, config, eval_file=eval_file)
+    batches, held_out = open_data(data, model.config, config, eval_file=eval_file, tokenizer=tokenizer)
     return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 
 
@@ -157,7 +161,8 @@ def train_on_examples(
     `config.eval_windows` have no effect.
 
     Raises:
-        ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
+        ValueError: As `train`; or if an example has no token to learn or is longer than the model's context; or if
+            `config` has `packing="best_fit"` or a `document_mask`.
     """
     check_run(model, config, out, options)
     examples, eval_examples = checked_examples(examples), checked_examples(eval_examples, name="eval_examples")
@@ -181,11 +186,10 @@ def train_on_batches(
 ) -> TrainResult:
     """Train `model` in place on any batches, and return the result; other arguments and errors are those of `train`.
 
-    The data's options of `config` have no effect. `score_fn` returns the loss of a batch of `held_out`.
+    The data's options of `config` have no effect; packing and a mask are refused unless the batches are of a corpus.
+    `score_fn` returns the loss of a batch of `held_out`.
     """
-    check_run(model, config, out, options)
-    if tokenizer is not None:
-        instance("tokenizer", tokenizer, Tokenizer)
+    check_run(model, config, out, options, tokenizer)
     loss_fn: LossFunction = options.get("loss_fn", batch_loss)
     if loss_fn is batch_loss:
         loss_fn = partial(batch_score, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
@@ -193,6 +197,11 @@ def train_on_batches(
         raise ValueError(
             f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default loss "
             "applies; expected 0 with a loss_fn"
+        )
+    if (config.packing == "best_fit" or config.masks_documents) and not isinstance(batches, RowBatches):
+        raise ValueError(
+            f"packing is {config.packing!r} and document_mask {config.document_mask}, which are for token files; "
+            "expected 'concatenate' and no mask, as these data have rows of their own"
         )
     ranks, out = start(config.device, config.parallel), Path(out)
     if config.batch_size < ranks.world:
@@ -219,11 +228,12 @@ def train_on_batches(
             ranks.on_main(partial(remove_surplus, checkpoint, config.save_total_limit))
         reports: list[Callback] = []
 
-        def open_reports() -> tuple[float, float, float]:
+        def open_reports() -> list[float]:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
             plot = LossPlot("token" if predicts_text else "text")
             reports.extend([metrics, ProgressReport(options.get("progress")), plot])
-            return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
+            of_step = (metrics.last(key, state.step) for key in ("eval_loss", "tokens"))
+            return [metrics.last("loss"), metrics.last("grad_norm"), *of_step]
 
         last = ranks.on_main(open_reports)
         callbacks = [each for each in options["callbacks"] if ranks.is_main or each.on_every_rank]

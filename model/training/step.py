@@ -22,13 +22,14 @@ from bpe_llama.model.training.optimizers.sharded import local
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """A `Batch` as tensors on the model's device, and the result of its `without_bytes`, if that is known."""
+    """A `Batch` as tensors on the model's device, its `padded_left`, and its `without_bytes`, if that is known."""
 
     ids: Tensor
     labels: Tensor
     attention_mask: Tensor | None = None
     document_ids: Tensor | None = None
     without_bytes: Tensor | None = None
+    padded_left: bool = False
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device, token_bytes: npt.NDArray[np.int64] | None = None) -> TensorBatch:
@@ -40,7 +41,13 @@ class TensorBatch:
 
         without_bytes = None if token_bytes is None else batch.without_bytes(token_bytes)
         arrays = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids, without_bytes)
-        return cls(*(None if array is None else move(array) for array in arrays))  # type: ignore[arg-type]
+        tensors = (None if array is None else move(array) for array in arrays)
+        return cls(*tensors, padded_left=batch.padded_left)  # type: ignore[arg-type, misc]
+
+    def mask_for(self, model: LlamaForCausalLM) -> Tensor | None:
+        """Return the mask of padding, if it matters to the model: no token attends to padding on its right."""
+        needed = self.padded_left or model.config.num_local_experts or model.model.rotary_emb.length_dependent
+        return self.attention_mask if needed else None
 
 
 class Scored(NamedTuple):
@@ -84,9 +91,8 @@ class Recent(NamedTuple):
 
 
 def hidden_states(model: LlamaForCausalLM, batch: TensorBatch) -> tuple[Tensor, Tensor | None]:
-    """Return the last hidden states of a training step, (B, T, D), and the mask of padding, if experts need it."""
-    # With causal attention no token attends to padding on its right; only an expert router needs a mask.
-    mask = batch.attention_mask if model.config.num_local_experts else None
+    """Return the last hidden states of a training step, (B, T, D), and the mask of padding, if it matters."""
+    mask = batch.mask_for(model)
     with training_products():
         return model.model(batch.ids, mask, document_ids=batch.document_ids), mask
 

@@ -272,11 +272,13 @@ def encode_dataset(
             worker warns of their number, block by block.
 
     Raises:
-        ValueError: If there is no such column, or ``on_error`` is unknown.
+        ValueError: If there is no such column, or one named ``output``, or ``on_error`` is unknown.
     """
     BadRows(on_error)
     if column not in (names := dataset.columns() or []):
         raise ValueError(f"the dataset has no column {column!r}; it has {names}")
+    if output in names:
+        raise ValueError(f"the dataset has a column {output!r}, which encode_dataset writes; rename or remove it first")
 
     def encode_block(block: pa.Table) -> pa.Table:
         import pyarrow as pa

@@ -33,7 +33,7 @@ from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batches
+from bpe_llama.model.training.data.batches import Batches, short_hash
 from bpe_llama.model.training.optimizers.sharded import is_sharded, local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
@@ -60,6 +60,7 @@ class TrainState:
         skipped: Number of skipped steps.
         recent: Sums over the steps since the last line of metrics.
         data: The `fingerprint` of the batches; empty if it is unknown.
+        base: The `base_fingerprint` of the model; empty if it is unknown.
     """
 
     step: int
@@ -68,6 +69,7 @@ class TrainState:
     skipped: int = 0
     recent: Recent = field(default_factory=Recent)
     data: str = ""
+    base: str = ""
 
 
 def find_checkpoint(out: Path) -> Path | None:
@@ -127,7 +129,7 @@ def save_checkpoint(
     for key in [key for keys in ranks.gathered(wrong[:1]) for key in keys]:
         raise ValueError(f"{out}: step {state.step} is not saved, as {key} is not finite; {_previous(out)}")
     try:
-        shards = save_shards(out / f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded else None
+        shards = save_shards(out / f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded and tensors else None
         return ranks.on_main(lambda: _write(out, model, tensors, state, shards, keep))
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -160,7 +162,8 @@ def _write(
             save_tensors(tensors, folder / f"{_OPTIMIZER}.safetensors")
         else:
             shards.rename(folder / _OPTIMIZER)
-        write_text(folder / "training.json", json.dumps(asdict(state), indent=2) + "\n")
+        saved = asdict(state) | {"base": base_fingerprint(model)}
+        write_text(folder / "training.json", json.dumps(saved, indent=2) + "\n")
         for path in [*folder.rglob("*"), folder]:
             flush(path)
         final = folder.rename(out / name)
@@ -195,14 +198,15 @@ def load_run(
 ) -> tuple[Path | None, TrainState]:
     """Load the weights of the latest checkpoint in `out`, and return its folder and state; without one those of step 0.
 
-    A `ValueError` names an option that must not change, or the data, if they differ from those of the checkpoint.
+    A `ValueError` names an option that must not change, the data, or the base of an adapter, if they differ from those
+    of the checkpoint.
     """
     ranks.on_main(lambda: remove_unfinished(out))
     checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
     if checkpoint is None:
         return None, TrainState(0, 0.0, {})
     state = read_state(checkpoint)
-    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
+    before, now = (_fixed(TrainConfig().to_dict() | settings) for settings in (state.settings, config.to_dict()))
     names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
     if changed := [f"{name} was {shown(before[name])} and is {shown(now[name])}" for name in names]:
         raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
@@ -211,15 +215,39 @@ def load_run(
             f"{checkpoint}: cannot resume: the data was {state.data:.1000} and is {batches.fingerprint}; "
             "begin a new run from its weights to train on other data"
         )
+    if state.base not in ("", base := ranks.on_main(lambda: base_fingerprint(model))):
+        raise ValueError(
+            f"{checkpoint}: cannot resume: the fingerprint of the frozen weights was {state.base} and is {base}; "
+            "expected the same base model below the adapter"
+        )
     load_weights(checkpoint, model)
     return checkpoint, state
+
+
+def base_fingerprint(model: Pretrained) -> str:
+    """Return a hash of the frozen parameters below adapters, which a checkpoint does not hold; empty without adapters.
+
+    It is of about 64 values of each, spread evenly and rounded to bfloat16, the dtype in which a GPU may hold them.
+    """
+    if not lora.names(model):
+        return ""
+    frozen = (weight.detach().flatten() for weight in model.parameters() if not weight.requires_grad)
+    sampled = (values[:: max(1, len(values) // 64)].to(torch.bfloat16) for values in frozen)
+    return short_hash(*(values.view(torch.int16).cpu().numpy() for values in sampled))
+
+
+def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that must not change, with what `document_mask` stands for where it is None."""
+    masks = settings["document_mask"]
+    masks = settings["packing"] == "best_fit" if masks is None else masks
+    return {name: settings[name] for name in _FIXED_OPTIONS} | {"document_mask": masks}
 
 
 def read_state(folder: Path) -> TrainState:
     """Return the state of the run that saved `folder`; a missing or damaged file is a `ValueError`."""
     path = folder / "training.json"
     with _reading(folder):
-        values: dict[str, Any] = {"skipped": 0, "recent": [], "data": ""} | read_json_object(path)
+        values: dict[str, Any] = {"skipped": 0, "recent": [], "data": "", "base": ""} | read_json_object(path)
     recent = values["recent"]
     numbers = recent if isinstance(recent, list) and len(recent) <= len(Recent._fields) else [recent]
     for name, value in (("elapsed", values.get("elapsed")), *(("recent", number) for number in numbers)):
@@ -230,10 +258,11 @@ def read_state(folder: Path) -> TrainState:
             raise ValueError(f"{path}: {name} is {shown(value)}; expected an integer of at least 0, below 2**53")
     if not isinstance(values.get("settings"), dict):
         raise ValueError(f"{path}: settings is {shown(values.get('settings'))}; expected an object")
-    if not isinstance(values["data"], str):
-        raise ValueError(f"{path}: data is {shown(values['data'])}; expected a fingerprint")
+    for name in ("data", "base"):
+        if not isinstance(values[name], str):
+            raise ValueError(f"{path}: {name} is {shown(values[name])}; expected a fingerprint")
     step, elapsed, settings = values["step"], float(values["elapsed"]), values["settings"]
-    return TrainState(step, elapsed, settings, values["skipped"], Recent(*numbers), values["data"])
+    return TrainState(step, elapsed, settings, values["skipped"], Recent(*numbers), values["data"], values["base"])
 
 
 @contextlib.contextmanager

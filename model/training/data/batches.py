@@ -54,6 +54,17 @@ class Batch:
             return self.labels[:, 1:]
         return np.where(np.diff(self.document_ids) != 0, IGNORED, self.labels[:, 1:])
 
+    @property
+    def padded_left(self) -> bool:
+        """Return whether padding stands on the left of a token.
+
+        Example:
+            >>> [Batch(*[np.ones((1, 3))] * 2, np.array([mask])).padded_left for mask in ([0, 1, 1], [1, 1, 0])]
+            [True, False]
+        """
+        mask = self.attention_mask
+        return mask is not None and bool(((mask[:, :-1] == 0) & (mask[:, 1:] != 0)).any())
+
     def bytes(self, token_bytes: npt.NDArray[np.int64] | None) -> int:
         """Return the bytes of the learned tokens, by the bytes of each id; 0 if these are unknown."""
         if token_bytes is None:

@@ -15,6 +15,7 @@ from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.packing import PackedRows
 from bpe_llama.model.training.data.rows import CorpusRows, Mixture, RowBatches, Rows, Windows, collate, first_windows
+from bpe_llama.tokenizer import Tokenizer
 
 Path = str | os.PathLike[str]
 DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
@@ -22,17 +23,23 @@ DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[A
 
 
 def open_data(
-    data: DataSource, model: LlamaConfig, config: TrainConfig, *, eval_file: Path | None = None
+    data: DataSource,
+    model: LlamaConfig,
+    config: TrainConfig,
+    *,
+    eval_file: Path | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Batches, list[Batch]]:
     """Return the batches of a run and those that are held out: of `eval_file`, or of the end of each corpus.
 
-    The errors are those of `train`, and a `TypeError` if `data` is none of `DataSource`.
+    `tokenizer` is that of the ids, if it is known. The errors are those of `train`, and a `TypeError` if `data` is none
+    of `DataSource`.
     """
-    held_out = [] if eval_file is None else [_open(eval_file, model, config)]
+    held_out = [] if eval_file is None else [_open(eval_file, model, config, tokenizer)]
     paths = _paths(data)
     if paths is None:
         return _batches(data, model), list(_held_out_batches(held_out, [1.0], model, config))
-    corpora = [_open(path, model, config) for path in paths]
+    corpora = [_open(path, model, config, tokenizer) for path in paths]
     tokenizers = {corpus.tokenizer: corpus.name for corpus in corpora + held_out if corpus.tokenizer}
     if len(tokenizers) > 1:
         raise ValueError(f"different tokenizers encoded {' and '.join(sorted(tokenizers.values()))}")
@@ -42,7 +49,7 @@ def open_data(
         parts = [corpus.split(config.eval_fraction, config.sequence_length) for corpus in corpora]
         corpora = [train for train, _ in parts]
         held_out = [part for _, part in parts if part is not None]
-    batches = RowBatches(_rows(corpora, weights, model, config), config.batch_size)
+    batches = RowBatches(_rows(corpora, weights, model, config, config.sequence_length), config.batch_size)
     return batches, list(_held_out_batches(held_out, weights if eval_file is None else [1.0], model, config))
 
 
@@ -51,15 +58,16 @@ def _held_out_batches(
 ) -> Iterator[Batch]:
     """Yield at most `config.eval_windows` held-out rows as batches, packed and mixed as the training data are.
 
-    Rows of one corpus are the first windows, in order, unless documents are packed or masked.
+    Rows of one corpus are the first windows, in order, unless documents are packed or masked. A corpus shorter than a
+    window is one.
     """
     if not corpora:
         return
-    window = config.sequence_length
+    window = min(config.sequence_length, *(len(corpus.tokens) for corpus in corpora))
     if len(corpora) == 1 and config.packing == "concatenate" and not config.masks_documents:
         yield from first_windows(corpora[0].tokens, window, config.batch_size, config.eval_windows, model.vocab_size)
         return
-    rows = _rows(corpora, weights, model, config)
+    rows = _rows(corpora, weights, model, config, window)
     shares = list(zip(rows.corpora, rows.shares, strict=True)) if isinstance(rows, Mixture) else [(rows, 1.0)]
     # No row is repeated.
     count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
@@ -93,17 +101,19 @@ def _batches(data: Any, model: LlamaConfig) -> Batches:
     return IterableBatches(data, model.vocab_size, model.max_position_embeddings)
 
 
-def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
+def _open(path: Path, model: LlamaConfig, config: TrainConfig, tokenizer: Tokenizer | None) -> Corpus:
     limit = model.max_position_embeddings
     if config.sequence_length > limit:
         raise ValueError(
             f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}; change one of them"
         )
-    if config.packing == "concatenate" and not config.masks_documents:
-        return open_corpus(path, model.vocab_size)
+    whole = config.packing == "best_fit" or config.masks_documents
     begins = () if model.bos_token_id is None else (model.bos_token_id,)
-    corpus = open_corpus(path, model.vocab_size, ends=model.eos_token_ids, begins=begins)
-    if corpus.starts is None:
+    ids: dict[str, Any] = {"ends": model.eos_token_ids, "begins": begins} if whole else {}
+    corpus = open_corpus(path, model.vocab_size, **ids)
+    if tokenizer is not None:
+        corpus.check_tokenizer(tokenizer)
+    if whole and corpus.starts is None:
         what = "packing is 'best_fit'" if config.packing == "best_fit" else "document_mask is true"
         raise ValueError(
             f"{path}: {what}, but its documents are not known: neither the EOS ids {list(model.eos_token_ids)} nor the "
@@ -112,9 +122,9 @@ def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
     return corpus
 
 
-def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig) -> Rows:
+def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig, window: int) -> Rows:
     packed, mask = config.packing == "best_fit", config.masks_documents
-    options: dict[str, Any] = {"window": config.sequence_length, "vocab_size": model.vocab_size, "seed": config.seed}
+    options: dict[str, Any] = {"window": window, "vocab_size": model.vocab_size, "seed": config.seed}
     rows: list[CorpusRows] = []
     for stream, corpus in enumerate(corpora):
         kind: type[CorpusRows] = PackedRows if packed else Windows

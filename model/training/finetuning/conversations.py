@@ -130,7 +130,7 @@ def read_conversations(
                 if report is not None and rows % 100 == 0:
                     report("read", rows, None)
                 try:
-                    found = read_row(row, format)
+                    found = read_row(row, format, config.train_on)
                     if isinstance(found, str):
                         raise ValueError("the row holds a text; expected conversations or completions")
                     fields = (

@@ -10,7 +10,7 @@ import numpy as np
 
 from bpe_llama._arguments import boolean, wrong
 from bpe_llama._core import shown
-from bpe_llama._corpus.corpus import open_corpus
+from bpe_llama._corpus.corpus import open_tokens
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike, locked
 from bpe_llama._progress import note
@@ -19,12 +19,14 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.callbacks import TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig, with_epochs
+from bpe_llama.model.training.data.rows import RowBatches
+from bpe_llama.model.training.data.sources import open_data
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example, print_trainable_parameters
 from bpe_llama.model.training.parallel import start
-from bpe_llama.model.training.run import RunOptions, check_run, train, train_on_examples
+from bpe_llama.model.training.run import RunOptions, check_run, train_on_batches, train_on_examples
 from bpe_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -103,13 +105,14 @@ def finetune(
         how["progress"] = options.get("progress")
         with ranks.entered_on_main(locked(out)):
             ranks.on_main(lambda: write_tokens(files, tokenizer, token_file, **how))
-        corpus, _ = open_corpus(token_file).split(config.eval_fraction, config.sequence_length)
+        batches, held_out = open_data(token_file, model.config, config)
         if show_example and ranks.is_main:
-            print_example(tokenizer, corpus.tokens[: config.sequence_length].astype(np.int64))
+            print_example(tokenizer, open_tokens(token_file)[: config.sequence_length].astype(np.int64))
         if ranks.is_main:
             print_trainable_parameters(model)
-        config = with_epochs(config, epochs, len(corpus.tokens) / config.sequence_length)
-        return train(model, token_file, config, out, tokenizer=tokenizer, **options)
+        assert isinstance(batches, RowBatches)  # as those of a token file are
+        config = with_epochs(config, epochs, batches.data.rows_per_epoch)
+        return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
     found = read_conversations(
         files, tokenizer, config.sequence_length, progress=ranks.is_main and options.get("progress"), **data
     )

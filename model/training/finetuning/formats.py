@@ -46,6 +46,8 @@ _REFUSED: dict[str, dict[str, str]] = {
     "prompt-completion": _DEPRECATED | _MEDIA | _PREFERENCES,
     "text": {},
 }
+_NO_VARIABLES = TOKEN_VARIABLES | {"tokenizer", "messages", "train_on", "chat_template"}
+_NO_VARIABLES |= {"add_generation_prompt", "continue_final_message"}
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -92,8 +94,10 @@ def describe_fields(row: Any) -> str:
     return f"{found}; expected the fields of one of: {known}"
 
 
-def read_row(row: Any, kind: str) -> Chat | Completion | str:
+def read_row(row: Any, kind: str, train_on: str = "assistant") -> Chat | Completion | str:
     """Return the content of a row: a conversation, a prompt with its completion, or a text.
+
+    Unless `train_on` is "all", no answer within a prompt is learned.
 
     Raises:
         ValueError: If a field is missing or has another type; the message names the field and the value.
@@ -119,8 +123,9 @@ def read_row(row: Any, kind: str) -> Chat | Completion | str:
         for place, message in enumerate(prompt):
             if not isinstance(message, dict):
                 raise ValueError(f"message {place} of 'prompt' is {shown(message)}; expected an object with 'role'")
-        read = [message | ({"weight": 0} if message.get("role") == "assistant" else {}) for message in prompt]
-        return Chat(read + completion, _options(row))
+        if train_on != "all":
+            prompt = [turn | ({"weight": 0} if turn.get("role") == "assistant" else {}) for turn in prompt]
+        return Chat(prompt + completion, _options(row))
     return Completion(_text(row, "prompt"), _text(row, "completion"))
 
 
@@ -155,8 +160,10 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise ValueError(f"'chat_template_kwargs' is {shown(options)}; expected an object")
-    for name in TOKEN_VARIABLES & options.keys():
-        raise ValueError(f"'chat_template_kwargs' sets {name!r}; a row cannot change the tokenizer's special tokens")
+    for name in sorted(_NO_VARIABLES & options.keys()):
+        raise ValueError(
+            f"'chat_template_kwargs' sets {name!r}; a row cannot change special tokens, template or options"
+        )
     tools = row.get("tools")
     if isinstance(tools, str):
         try:

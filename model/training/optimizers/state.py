@@ -51,10 +51,12 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Load the tensors that `optimizer_tensors` returned.
 
-    A `ValueError` names tensors that are missing, unknown or of another shape; nothing is changed then.
+    A parameter that no step has updated has no state. A `ValueError` names tensors that are missing beside others of
+    their parameter, unknown or of another shape; nothing is changed then.
     """
-    parameters = trainable(model)
-    expected = {f"{name}.{key}" for name, weight in parameters.items() for key in _expected_keys(optimizer, weight)}
+    parameters, updated = trainable(model), {name.rpartition(".")[0] for name in tensors}
+    keys = {name: _expected_keys(optimizer, weight) for name, weight in parameters.items() if name in updated}
+    expected = {f"{name}.{key}" for name in keys for key in keys[name]}
     known = expected | {f"{name}.{_AVERAGE}" for name in parameters}
     state: dict[nn.Parameter, dict[str, Tensor]] = {parameter: {} for parameter in parameters.values()}
     wrong = [f"{name} (absent)" for name in expected - tensors.keys()]
@@ -94,6 +96,8 @@ class WeightAverage:
         moved = 1 - min(self.decay, (1 + step) / (10 + step))
         for weight in self._weights():
             state = self.optimizer.state[weight]
+            if not state:  # never updated: its average is itself, and AdamW needs to find no state at its first update
+                continue
             if _AVERAGE in state:
                 state[_AVERAGE].lerp_(weight.float(), moved)
             else:

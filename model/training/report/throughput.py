@@ -15,9 +15,15 @@ from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.matmul.products import product
 from bpe_llama.model.layers.moe import MixtureOfExperts
 from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.quantization.quantize import QuantizedLinear
 
 # Dense bfloat16 operations a second, from NVIDIA's data sheets (without sparsity).
-_PEAK_BFLOAT16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
+_PEAK_BFLOAT16 = {
+    **dict.fromkeys(("NVIDIA H200", "NVIDIA H100 80GB HBM3"), 989e12),
+    **{"NVIDIA H100 NVL": 835e12, "NVIDIA H100 PCIe": 756e12},
+    **dict.fromkeys((f"NVIDIA A100-{form}" for form in ("SXM4-40GB", "SXM4-80GB", "PCIE-40GB")), 312e12),
+    **{"NVIDIA A100 80GB PCIe": 312e12, "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12},
+}
 _SIZE = 1024  # of the two matrices that are multiplied
 
 
@@ -34,12 +40,13 @@ def flops_per_token(model: Pretrained, length: int) -> float:
     """
     config = model.config
     inactive = {
-        id(weight): config.num_experts_per_tok / len(mixture.experts)
+        id(part): config.num_experts_per_tok / len(mixture.experts)
         for mixture in model.modules()
         if isinstance(mixture, MixtureOfExperts)
-        for weight in mixture.experts.parameters()
+        for part in (*mixture.experts.parameters(), *mixture.experts.modules())
     }
-    matrices = 0.0
+    quantized = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    matrices = sum(4 * layer.in_features * layer.out_features * inactive.get(id(layer), 1.0) for layer in quantized)
     for name, weight in model.named_parameters():
         if weight.dim() < 2 or (name.endswith("embed_tokens.weight") and not config.tie_word_embeddings):
             continue
@@ -58,10 +65,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
         threads: The number of CPU threads; the result is remembered for each.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for known, peak in _PEAK_BFLOAT16.items():
-            if known in name:
-                return peak
+        peak = _PEAK_BFLOAT16.get(torch.cuda.get_device_name(device))
+        if peak is not None:
+            return peak
     matrix = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(4):

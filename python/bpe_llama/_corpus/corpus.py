@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bpe_llama._corpus.shards import TokenShards, open_shards
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._corpus.shards import TokenShards, fingerprint, open_shards
 from bpe_llama._files import PathLike
 from bpe_llama._files.arrays import open_array
 
@@ -63,6 +64,16 @@ class Corpus:
     tokens: Tokens
     starts: Ids | None = None
     tokenizer: str = ""
+
+    def check_tokenizer(self, tokenizer: CoreTokenizer) -> None:
+        """Raise a `ValueError` if another tokenizer encoded the corpus, as far as is known; it may have more tokens."""
+        if isinstance(self.tokens, ShardTokens) and self.tokenizer != (
+            given := fingerprint(tokenizer, self.tokens.shards.vocab_size)
+        ):
+            raise ValueError(
+                f"{self.name}: encoded by another tokenizer (its fingerprint is {self.tokenizer}, that of the given "
+                f"one {given}); expected that one, or one that only adds special tokens to it"
+            )
 
     def part(self, first: int, end: int) -> Corpus:
         """Return the tokens from `first` to `end`; documents that begin or end outside are cut."""

@@ -204,15 +204,24 @@ def check_shard(folder: Path, shard: Shard, dtype: str) -> None:
         )
 
 
-def fingerprint(tokenizer: CoreTokenizer) -> str:
-    """Return 16 hexadecimal digits of a hash of all that decides the ids of a text; saving and loading keep it."""
+def fingerprint(tokenizer: CoreTokenizer, vocab_size: int | None = None) -> str:
+    """Return 16 hexadecimal digits of a hash of all that decides the ids of a text; saving and loading keep it.
+
+    With `vocab_size` it is that of the tokenizer without tokens that were added after these, as for a chat template.
+    """
+
+    def known(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [token for token in tokens if vocab_size is None or token["id"] < vocab_size]
+
     model = tokenizer.sentencepiece_model()
     if model is None:
         described = json.loads(tokenizer.to_own_json())
         own = described.pop("own", None) or {}  # what no tokenizer.json can state
         described["own"] = {key: value for key, value in own.items() if value}
+        described["added_tokens"] = known(described["added_tokens"])
         model = json.dumps(described, sort_keys=True).encode()
-    return hashlib.sha256(model + tokenizer.added_tokens_json().encode()).hexdigest()[:16]
+    added = json.dumps(known(json.loads(tokenizer.added_tokens_json())), ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(model + added.encode()).hexdigest()[:16]
 
 
 def dtype_of(vocab_size: int) -> str:

@@ -85,6 +85,19 @@ def test_dropout_is_the_same_in_a_resumed_run(
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+def test_an_adapter_is_not_resumed_on_another_base(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=2, **SETTINGS)
+
+    def run(base: LlamaForCausalLM, resume: bool = True) -> training.TrainResult:
+        model = lora.add(base, rank=2)
+        return training.train(model, token_file, config, tmp_path / "run", resume=resume, progress=False)
+
+    run(fresh(), resume=False)
+    assert run(fresh().to(torch.bfloat16)).step == 2  # as on a GPU
+    with pytest.raises(ValueError, match=r"the frozen weights was \w{16} and is \w{16}; expected the same base model"):
+        run(LlamaForCausalLM(CONFIG, seed=1))
+
+
 def test_a_finished_run_returns_the_same_result_when_resumed(token_file: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(max_steps=7, **(SETTINGS | {"log_every": 5}))
     told = training.train(fresh(), token_file, config, tmp_path / "run", progress=False)
@@ -196,6 +209,10 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_data(token_file: Pa
             training.train(fresh(), tmp_path / "other.npy", config, out, resume=True)
     np.save(tmp_path / "moved.npy", tokens.astype(np.uint32))
     assert training.train(fresh(), tmp_path / "moved.npy", config, out, resume=True).step == 2
+    spelt = dataclasses.replace(config, document_mask=False)  # what None stands for
+    assert training.train(fresh(), token_file, spelt, out, resume=True).step == 2
+    with pytest.raises(ValueError, match="document_mask was False and is True"):
+        training.train(fresh(), token_file, dataclasses.replace(config, document_mask=True), out, resume=True)
     path = find_checkpoint(out)
     assert path is not None
     state = json.loads((path / "training.json").read_text())
@@ -308,7 +325,12 @@ def test_a_damaged_checkpoint_is_refused(token_file: Path, tmp_path: Path, damag
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("step", 10**30, "step is 1000"), ("skipped", 2**53, "skipped is 9007"), ("data", [], r"data is \[\]")],
+    [
+        ("step", 10**30, "step is 1000"),
+        ("skipped", 2**53, "skipped is 9007"),
+        ("data", [], r"data is \[\]"),
+        ("base", 1, "base is 1"),
+    ],
 )
 def test_a_state_that_no_run_has_is_refused(
     token_file: Path, tmp_path: Path, key: str, value: object, message: str

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bpe_llama.model import LlamaForCausalLM, lora, quantize
-from bpe_llama.model.training import TensorBatch, distillation_loss
+from bpe_llama.model.training import Batch, TensorBatch, distillation_loss
 from tests.model.training.helpers import CONFIG
 
 
@@ -147,6 +148,14 @@ def test_packed_documents_equal_each_alone(teacher: LlamaForCausalLM, batch: Ten
     torch.testing.assert_close(packed, torch.stack(alone).sum())
     plain = distillation_loss(teacher, alpha=0.0)(model, TensorBatch(row, row, document_ids=documents), 9)
     torch.testing.assert_close(plain, model.loss(row, row, num_items_in_batch=9, document_ids=documents))
+
+
+def test_padding_on_the_left_is_not_attended_to(teacher: LlamaForCausalLM, batch: TensorBatch) -> None:
+    model, loss_fn, row = model_of(1), distillation_loss(teacher), batch.ids[:1]
+    ids, mask = (functional.pad(part, (4, 0)) for part in (row, torch.ones_like(row)))
+    labels = functional.pad(row[:, 1:], (5, 0), value=-100)
+    padded = TensorBatch.of(Batch(ids.numpy(), labels.numpy(), mask.numpy()), torch.device("cpu"))
+    torch.testing.assert_close(loss_fn(model, padded, 11), loss_fn(model, TensorBatch(row, row), 11))
 
 
 def test_under_autocast_the_loss_is_float32(teacher: LlamaForCausalLM, batch: TensorBatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint
 from bpe_llama.model.training.config import learning_rate_at
 from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.optimizers.state import optimizer_for
-from bpe_llama.model.training.step import batch_loss
+from bpe_llama.model.training.step import TensorBatch, batch_loss
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 
 
@@ -58,8 +59,20 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(token_file: Path, t
     )
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 16,
+}
+
+
 @pytest.mark.parametrize("rows", ["packed", "padded"])
-@pytest.mark.parametrize("shape", [{}, {"num_local_experts": 4, "router_aux_loss_coef": 0.0}], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"num_local_experts": 4, "router_aux_loss_coef": 0.0}, {"rope_scaling": LONGROPE}],
+    ids=["dense", "experts", "longrope"],
+)
 def test_a_step_is_the_mean_over_its_tokens_whatever_the_micro_batches(
     rows: str, shape: dict[str, Any], uneven: list[training.Example], token_file: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +210,50 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes(token_file: Path, tmp
     model = fresh()
     optimizer = optimizer_for(model, training.TrainConfig())
     assert load_checkpoint(result.checkpoint, model, optimizer).step == result.step
+
+
+class Interrupted(training.Callback):
+    """Interrupts a run before its first step, or after step `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_start(self, run: training.Run) -> None:
+        if run.step == self.at == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
+        if run.step == self.at:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "master"])
+def test_a_checkpoint_of_weights_that_no_step_updated_resumes(token_file: Path, tmp_path: Path, optimizer: str) -> None:
+    in_bfloat16 = {"weights_dtype": "bfloat16", "master_weights": True}
+    options = in_bfloat16 if optimizer == "master" else {"optimizer": optimizer}
+    config = training.TrainConfig(max_steps=6, ema_decay=0.9, **SETTINGS, **options)
+    calls = 0
+
+    def loss_fn(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> torch.Tensor:
+        """Skip the first two steps, and learn the embedding alone up to step 4."""
+        nonlocal calls
+        calls += 1
+        if calls <= 4:
+            return model.model.embed_tokens(batch.ids).square().sum() * (math.nan if calls <= 2 else 1 / learned)
+        return training.batch_loss(model, batch, learned)
+
+    def run(out: Path, *callbacks: training.Callback) -> dict[str, torch.Tensor]:
+        model = fresh()
+        training.train(
+            model, token_file, config, out, loss_fn=loss_fn, callbacks=callbacks, resume=True, progress=False
+        )
+        return model.state_dict()
+
+    for at in (0, 2, 4):
+        run(tmp_path / "parts", Interrupted(at))
+    parts, calls = run(tmp_path / "parts"), 0
+    whole = run(tmp_path / "whole")
+    assert all(torch.equal(whole[name], weight) for name, weight in parts.items())
 
 
 def test_a_run_limited_by_time_ends_on_time_at_the_lowest_learning_rate(token_file: Path, tmp_path: Path) -> None:

@@ -73,6 +73,12 @@ def test_muon_does_not_update_norms_that_are_matrices() -> None:
     assert not any(optimizer.is_hidden(weight) for weight in norms)
 
 
+def test_muon_names_the_version_of_torch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ImportError, match=r"optimizer 'muon' needs torch 2\.9 or later; this is torch \d"):
+        MuonAdamW(fresh(), training.TrainConfig())
+
+
 def test_muon_updates_the_layers_and_adamw_the_rest() -> None:
     model = fresh()
     optimizer = MuonAdamW(model, training.TrainConfig(learning_rate=0.1, weight_decay=0.0))

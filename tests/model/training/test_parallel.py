@@ -159,6 +159,10 @@ class _Terminated(training.Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
+    def on_start(self, run: training.Run) -> None:
+        if self.step == 0:
+            signal.raise_signal(signal.SIGTERM)
+
     def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
         if run.step == self.step and run.ranks.rank == run.ranks.world - 1:
             signal.raise_signal(signal.SIGTERM)
@@ -167,7 +171,7 @@ class _Terminated(training.Callback):
 def test_a_run_goes_on_with_another_number_of_ranks_after_a_signal_to_one(alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "examples"
     # Several ranks learn of the signal at the end of the next step.
-    parts = [(2, "fsdp", 1, 2), (1, "auto", 3, 3), (4, "fsdp", 4, 5), (2, "ddp", 99, 6)]
+    parts = [(2, "fsdp", 0, 0), (4, "fsdp", 1, 2), (1, "auto", 3, 3), (4, "fsdp", 4, 5), (2, "ddp", 99, 6)]
     for world, kind, signalled, last in parts:
 
         def work(rank: int, parallel: str = kind, signalled: int = signalled) -> None:
@@ -178,8 +182,9 @@ def test_a_run_goes_on_with_another_number_of_ranks_after_a_signal_to_one(alone:
         ranks.run(world, work, tmp_path / f"log-{last}")
         (checkpoint,) = out.glob("step-*")
         assert checkpoint.name == f"step-{last:08d}"
-        assert (checkpoint / "optimizer").is_dir() == (kind == "fsdp")
-        assert (checkpoint / "optimizer.safetensors").is_file() == (kind != "fsdp")
+        sharded = kind == "fsdp" and last > 0  # there is no state before the first step
+        assert (checkpoint / "optimizer").is_dir() == sharded
+        assert (checkpoint / "optimizer.safetensors").is_file() == (not sharded)
         loaded = dict(LlamaForCausalLM.from_pretrained(checkpoint, device="cpu").named_parameters())
         trained = load_file(tmp_path / "examples.0.safetensors")
         assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())

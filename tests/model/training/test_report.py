@@ -18,8 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 
 from bpe_llama import Tokenizer
-from bpe_llama.model import LlamaForCausalLM, lora, training
+from bpe_llama.model import LlamaForCausalLM, lora, quantize, training
 from bpe_llama.model.evaluation import evaluate_text, token_bytes
+from bpe_llama.model.training.report import throughput
 from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
 from bpe_llama.model.training.report.metrics import plot_loss
 from bpe_llama.model.training.report.samples import Samples
@@ -136,6 +137,8 @@ def test_flops_count_trained_frozen_and_active_weights() -> None:
     adapted = lora.add(fresh(), rank=2)
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert flops_per_token(adapted, 16) == 4 * (matrices + tied) + 6 * trained + attention
+    packed = lora.add(quantize.quantize(fresh(), "int8"), rank=2)
+    assert flops_per_token(packed, 16) == flops_per_token(adapted, 16)
     mixture = LlamaForCausalLM(CONFIG.replace(num_local_experts=4, num_experts_per_tok=1), seed=0)
     experts = 3 * 32 * 48 * 2
     assert flops_per_token(mixture, 16) == 6 * (matrices + tied + 2 * 4 * 32) + attention
@@ -152,6 +155,34 @@ def test_the_load_of_experts_is_reported(token_file: Path, tmp_path: Path) -> No
     for layer in model.model.layers:  # all tokens choose the experts 0 and 1
         layer.block_sparse_moe.router_logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(5, 4)
     assert expert_loads(model) == (0.0, 2.0)
+
+
+def test_the_speed_is_without_the_time_of_evaluations(token_file: Path, tmp_path: Path) -> None:
+    class Slow(training.Callback):
+        def on_eval(self, run: training.Run, metrics: dict[str, float]) -> None:
+            time.sleep(1)
+
+    config = training.TrainConfig(max_steps=8, eval_every=4, **SETTINGS | {"log_every": 2})
+    training.train(fresh(), token_file, config, tmp_path / "run", callbacks=[Slow()], progress=False)
+    lines = [line for line in training.read_metrics(tmp_path / "run" / "metrics.jsonl") if "mfu" in line]
+    assert lines[2]["seconds"] - lines[1]["seconds"] > 1
+    assert lines[2]["tokens_per_second"] > 2 * 4 * 16 / (lines[2]["seconds"] - lines[1]["seconds"]) * 2
+
+
+def test_the_speed_counts_the_rows_of_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr(training.loop, "flops_per_token", lambda model, length: lengths.append(length) or 1.0)
+    rows = [(ids, ids) for ids in np.random.default_rng(0).integers(0, 64, (4, 8, 32))]
+    config = training.TrainConfig(max_steps=2, **SETTINGS | {"batch_size": 1})
+    training.train(fresh(), rows, config, tmp_path / "run", progress=False)
+    assert lengths == [32, 32]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA H100 PCIe", 756e12), ("NVIDIA L4", 121e12), ("NVIDIA L40", None), ("NVIDIA H100", None)]
+)
+def test_the_peak_is_that_of_the_whole_name(name: str, peak: float | None) -> None:
+    assert throughput._PEAK_BFLOAT16.get(name) == peak
 
 
 def test_samples_are_written_and_change_no_loss(

@@ -143,6 +143,8 @@ def test_ids_equal_one_machine(dataset):
     tok = Tokenizer.train_from_iterator(TEXTS, 300, progress=False)
     rows = scale.encode_dataset(dataset, tok).sort("n").take_all()
     assert [list(row["input_ids"]) for row in rows] == tok.encode_batch(TEXTS)
+    with pytest.raises(ValueError, match="the dataset has a column 'n', which encode_dataset writes"):
+        scale.encode_dataset(dataset, tok, output="n")
 
 
 def test_rows_without_text_are_named_or_skipped(dataset, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
@@ -10,9 +11,9 @@ SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "6
 RUN = ["--steps", "4", "--sequence-length", "32", "--batch-size", "2", "--device", "cpu"]
 
 
-def pretrain(folder: Path, out: Path, *more: str) -> list[str]:
+def pretrain(folder: Path, out: Path, *more: str, shape: Sequence[str] = SHAPE) -> list[str]:
     files = [str(folder / "tokens.npy"), "--tokenizer", str(folder / "tokenizer.json"), "--out", str(out)]
-    return ["pretrain", *files, *SHAPE, *RUN, *more]
+    return ["pretrain", *files, *shape, *RUN, *more]
 
 
 def finetune(made: Path, out: Path, *more: str) -> list[str]:

@@ -148,6 +148,8 @@ def test_training_goes_on_from_a_classifier(rows: Path, full: Path, tmp_path: Pa
         (["--task", "text"], "--label-field is for --task classification, and the task is text"),
         (["--train-on", "all"], "--train-on is for --task text, and the task is classification"),
         (["--show-example"], "--show-example is for --task text"),
+        (["--teacher-temperature", "5"], "--teacher-temperature is 5.0; it is for --task text"),
+        (["--teacher-weight", "0"], "--teacher-weight is 0.0; it is for --task text"),
         (["--label-field", "no"], "expected an object with 'body' and 'no'; its fields are"),
         (["--epochs", "0", "--steps", "0"], "max_steps is 0"),
         (["--eval-fraction", "1"], "60 texts are too few to train on and to hold 100% of them out"),

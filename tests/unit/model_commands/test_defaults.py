@@ -80,6 +80,11 @@ def test_training() -> None:
     fields = _of_class(training.TrainConfig)
     flags = {name: value for name, value in _of(pretrain.command).items() if name in TRAINING_FLAGS}
     assert flags == {name: fields[name] for name in flags}
+    helps = inspect.signature(pretrain.command, eval_str=True).parameters
+    for flag, default in _of(pretrain.new_shape).items():
+        (option,) = helps[flag].annotation.__metadata__
+        value = {None: "default: ", True: f"default: {flag}"}.get(default, f"default: {default}")
+        assert value in option.help
     tuned = training.finetune_config(max_steps=9)
     flags = {name: value for name, value in _of(finetune.command).items() if name in TRAINING_FLAGS}
     # These are None: they depend on the epochs, the model's context and --full; and checkpoints on the time.

@@ -97,6 +97,12 @@ def test_bad_usage(arguments: list[str], message: str, made: Path, rows: Path, c
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--window 8", "--stride 4", "--separator x", "--field a", "--on-error skip"])
+def test_flags_of_text_are_refused_beside_tasks_alone(made: Path, capsys: Any, flag: str) -> None:
+    assert main(["eval", str(made / "run" / "model"), "--tasks", "hellaswag", *flag.split()]) == 2
+    assert f"{flag.split()[0]} is for --text, which is not given" in capsys.readouterr().err
+
+
 def test_missing_harness_is_named(made: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("lm_eval.")] + ["lm_eval"]:
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed

@@ -81,6 +81,19 @@ def test_pretrain_saves_a_model_with_its_tokenizer(made: Path) -> None:
     assert (made / "run" / "loss.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(("named", "ends"), [({}, 279), ({"eos_token_id": 5}, 5), ({"eos_token_id": None}, None)])
+def test_a_config_without_an_end_has_the_tokenizers(
+    made: Path, tmp_path: Path, named: dict[str, Any], ends: int | None
+) -> None:
+    values = json.loads((made / "run" / "model" / "config.json").read_text())
+    kept = {name: value for name, value in values.items() if name not in ("bos_token_id", "eos_token_id")}
+    (tmp_path / "config.json").write_text(json.dumps(kept | named))
+    config = ["--config", str(tmp_path / "config.json")]
+    assert main(pretrain(made, tmp_path / "run", *config, shape=())) == 0
+    saved = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert (saved.get("eos_token_id"), saved.get("bos_token_id")) == (ends, None)
+
+
 def test_pretrain_resumes_and_refuses_to_overwrite(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(pretrain(made, made / "run")) == 2
     assert "holds a run already" in capsys.readouterr().err
@@ -275,6 +288,7 @@ def test_finetune_of_all_weights_saves_a_model(made: Path, tmp_path: Path) -> No
 
 
 GENERATE = ["generate", "x", "--model", "{run}"]
+PRETRAIN = ["pretrain", "{tokens}", "--tokenizer", "{tok}", "--out", "o"]
 FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
 
 
@@ -294,6 +308,10 @@ FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
         (["pretrain", "{tok}", "--tokenizer", "{tok}", "--out", "o"], "not a .npy file"),
         (["pretrain", "{tokens}", "--tokenizer", "{tok}", "--out", "o", "--heads", "3"], "num_attention_heads"),
         (["pretrain", "{tokens}", "--tokenizer", "{tok}"], "--out"),
+        ([*PRETRAIN, "--layers", "0"], "num_hidden_layers"),
+        ([*PRETRAIN, "--start-from", "{run}", "--layers", "9"], "--layers is given beside --start-from"),
+        ([*PRETRAIN, "--config", "{run}", "--no-tie"], "--tie is given beside --config, which has the model's shape"),
+        ([*PRETRAIN, "--config", "{run}", "--start-from", "{run}"], "--start-from is given beside --config"),
         (["demo", "--seconds", "0"], "seconds is 0"),
         (["finetune", "absent.txt", "--model", "{run}", "--out", "o"], "absent.txt"),
         (["finetune", "words.txt", "--model", "absent", "--out", "o"], "absent"),
@@ -366,6 +384,17 @@ def test_the_demo_trains_and_generates(
     assert 1_000_000 <= parameters <= 3_000_000
     for line in said[said.index("Next, try:") :].splitlines()[1:2]:
         assert main([word.strip("'") for word in line.replace("class Queue", "class_Queue").split()[1:]]) == 0
+
+
+def test_a_demo_that_is_interrupted_at_once_says_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = demo.corpus_files()[:10]
+    monkeypatch.setattr(demo, "corpus_files", lambda: few)
+    monkeypatch.setattr(demo, "VOCAB_SIZE", 300)
+    monkeypatch.setattr(training.loop.Trainer, "_stopped", lambda self, stop: True)
+    assert main(["demo", "--seconds", "0.5", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 130
+    assert "Stopped at step 0; the checkpoint is " in capsys.readouterr().out
 
 
 def test_the_corpus_of_the_demo_is_this_pythons_library() -> None:

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpe_llama.model import training
+from bpe_llama import Tokenizer
+from bpe_llama.chat import with_chat_template
+from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training.data.rows import Mixture, Windows, count_below
-from tests.model.training.helpers import SETTINGS, fresh, losses, steps_of, write_shards
+from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses, steps_of, write_shards
 
 
 def run(data: Any, out: Path, **options: Any) -> training.TrainResult:
@@ -125,6 +127,25 @@ def test_bad_shards_are_named_before_the_first_step(case: str, tmp_path: Path) -
     with pytest.raises((ValueError, OSError), match=message):
         run(folder, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_shards_of_another_tokenizer_are_refused_unless_it_only_lacks_added_tokens(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and ran. " * 60)
+    own, other = (
+        Tokenizer.train_from_iterator([text] * 3, vocab_size=260, progress=False) for text in ("the cat", "a mat and")
+    )
+    own.encode_corpus(tmp_path / "text.txt", tmp_path / "shards", progress=False)
+    np.save(tmp_path / "ids.npy", np.arange(200, dtype=np.uint16))
+    config = training.TrainConfig(**(SETTINGS | {"max_steps": 1}))
+    model = LlamaForCausalLM(CONFIG.replace(vocab_size=264))
+    for data in ({"data": tmp_path / "shards"}, {"data": tmp_path / "ids.npy", "eval_file": tmp_path / "shards"}):
+        with pytest.raises(
+            ValueError, match=r"shards: encoded by another tokenizer .*expected that one, or one that only"
+        ):
+            training.train(model, **data, config=config, out=tmp_path / "run", tokenizer=other, progress=False)
+        for tokenizer in (own, with_chat_template(own, "chatml", add_tokens=True), None):
+            out = tmp_path / f"{len(data)}-{tokenizer and tokenizer.vocab_size}"
+            training.train(model, **data, config=config, out=out, tokenizer=tokenizer, progress=False)
 
 
 def test_bad_data_are_named_before_the_first_step(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpe_llama.model import training
+from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training.data.packing import PackedRows, best_fit
 from bpe_llama.model.training.data.rows import RowBatches, Windows
-from tests.model.training.helpers import SETTINGS, fresh, losses, steps_of, write_shards
+from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses, steps_of, write_shards
 
 
 def naive_best_fit(lengths: list[int], window: int) -> list[list[int]]:
@@ -98,6 +98,19 @@ def test_windows_number_the_documents_that_they_cut(sizes: list[int], window: in
         documents = np.searchsorted(starts, ids, side="right")
         assert marks is not None and np.array_equal(np.diff(marks), np.diff(documents))
         assert np.array_equal(labels == -100, np.isin(ids, starts))
+
+
+@pytest.mark.parametrize("options", [{}, {"document_mask": True}, {"packing": "best_fit"}], ids=str)
+def test_held_out_data_may_be_shorter_than_a_window(tmp_path: Path, options: dict[str, Any]) -> None:
+    ids = np.array([3, 4, 5, 1, 6, 7, 8, 1] * 20, np.uint16)
+    np.save(tmp_path / "train.npy", ids)
+    np.save(tmp_path / "held_out.npy", ids[:10])
+    config = training.TrainConfig(**SETTINGS | {"max_steps": 1} | options)
+    model = LlamaForCausalLM(CONFIG.replace(eos_token_id=1))
+    result = training.train(
+        model, tmp_path / "train.npy", config, tmp_path / "run", eval_file=tmp_path / "held_out.npy", progress=False
+    )
+    assert result.eval_loss is not None
 
 
 def test_padding_is_a_document_of_its_own_and_not_learned() -> None:

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+)
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import training
@@ -46,9 +51,9 @@ class Slow:
         return index * 4 * self.length
 
 
-def run(data: Any, out: Path, **options: Any) -> training.TrainResult:
+def run(data: Any, out: Path, *, resume: bool = False, **options: Any) -> training.TrainResult:
     config = training.TrainConfig(**(SETTINGS | {"max_steps": 4} | options))
-    return training.train(fresh(), data, config, out, progress=False)
+    return training.train(fresh(), data, config, out, resume=resume, progress=False)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -189,6 +194,10 @@ def test_an_iterable_resumes_where_it_was(tmp_path: Path) -> None:
     assert losses(parts) == losses(whole) and result.tokens == 7 * 64
 
 
+def test_a_finished_run_on_an_iterable_knows_its_tokens(tmp_path: Path) -> None:
+    assert run(pairs(3), tmp_path / "run").tokens == run(pairs(3), tmp_path / "run", resume=True).tokens > 0
+
+
 def test_an_iterator_that_ends_too_early_is_an_error(tmp_path: Path) -> None:
     def generator() -> Iterator[Any]:
         yield from pairs(2)
@@ -206,6 +215,19 @@ def test_collators_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None
     assert batch.learned == 3 and batch.attention_mask is not None and batch.attention_mask.sum() == 5
     labelled = [{**row, "labels": row["input_ids"]} for row in features]
     assert IterableBatches([DataCollatorForSeq2Seq(theirs)(labelled)]).batch(0).learned == 3
+
+
+def test_padding_on_the_left_is_that_of_transformers(tmp_path: Path) -> None:
+    ids, mask = np.arange(3, 19).reshape(2, 8), np.array([[0] * 3 + [1] * 5, [1] * 8])
+    labels = np.where(mask.cumsum(-1) > 1, ids, -100)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    model = fresh()
+    model.save_pretrained(tmp_path / "model")
+    config = training.TrainConfig(**SETTINGS | {"max_steps": 1, "batch_size": 2})
+    found = training.train(model, [batch], config, tmp_path / "run", progress=False)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    expected = theirs(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss
+    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_invalid_batches_are_named() -> None:

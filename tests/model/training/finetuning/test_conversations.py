@@ -228,6 +228,14 @@ def test_all_fields_of_sharegpt_and_alpaca_are_used(tokenizer: Tokenizer, tmp_pa
     assert learned_text(tokenizer, last) == "c<|end|>"
     (whole,) = read_conversations([tmp_path / "b.jsonl"], tokenizer, 200, train_on="all").examples
     assert np.array_equal(whole.labels, whole.ids)
+    split = {"prompt": [*TALK, TALK[0]], "completion": [{"role": "assistant", "content": "is"}]}
+    for train_on, text in {
+        "assistant": "is<|end|>",
+        "all": f"{SPELT}<|user|>what<|end|><|assistant|>is<|end|>",
+    }.items():
+        path = write_rows(tmp_path / "c.jsonl", [split])
+        (example,) = read_conversations([path], tokenizer, 200, train_on=train_on).examples
+        assert learned_text(tokenizer, example) == text
 
 
 def test_templates_that_support_content_parts_get_parts(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -303,6 +311,11 @@ def _saved(tokenizer: Tokenizer, folder: Path) -> Path:
         ({"messages": TALK, "tools": ["\ud800"]}, r"lone surrogate \\ud800 in 'tools'"),
         ({"messages": TALK, "chat_template_kwargs": {"no": 1}}, "'no' is no option"),
         ({"messages": TALK, "chat_template_kwargs": {"bos_token": "<|end|>"}}, "sets 'bos_token'; a row cannot change"),
+        *(
+            ({"messages": TALK, "chat_template_kwargs": {name: value}}, f"sets '{name}'; a row cannot change")
+            for name, value in {"messages": [], "tokenizer": 1, "train_on": "all", "chat_template": "x"}.items()
+        ),
+        ({"messages": TALK, "chat_template_kwargs": {"add_generation_prompt": False}}, "sets 'add_generation_prompt'"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "message 0: 'from' is 'robot'; expected one of"),
         ({"conversations": [{"value": "a"}]}, "message 0 is .*; expected an object with 'from' and 'value'"),
         ({"conversations": [{"from": "gpt", "value": None}]}, "message 0: 'value' is None; expected a text"),

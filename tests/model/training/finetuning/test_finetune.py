@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_epochs_become_steps(tokenizer: Tokenizer, talks: Path, tmp_path: Path) 
     assert 6 * 2 * min(lengths) <= result.tokens <= 6 * 2 * max(lengths)
 
 
+@pytest.mark.parametrize("changes", [{}, {"packing": "best_fit"}, {"sequence_length": 60}], ids=str)
+def test_epochs_of_plain_text_are_those_of_its_rows(
+    tokenizer: Tokenizer, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text("what is up, and why " * (1 + number % 2))
+    config = training.TrainConfig(**FINETUNE_SETTINGS | {"batch_size": 1, "eval_fraction": 0.0} | changes)
+    model = fresh_for_text(eos_token_id=tokenizer.eos_id)
+    training.finetune(model, tokenizer, tmp_path / "*.txt", config, tmp_path / "run", epochs=1, progress=False)
+    assert training.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["epochs"] == 1.0
+
+
 def test_finetuning_skips_invalid_rows_of_text_and_conversations(
     tokenizer: Tokenizer, talks: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +172,9 @@ def test_invalid_arguments_are_refused_by_name(tokenizer: Tokenizer, talks: Path
     refused("epochs is 0, expected a positive number", epochs=0)
     refused(r"talks\.jsonl holds conversations and .*plain\.txt plain text", [talks, plain])
     refused("too few to train", plain)
+    with pytest.raises(ValueError, match=r"packing is 'best_fit' .* which are for token files; expected 'concatenate'"):
+        packed = dataclasses.replace(config, packing="best_fit")
+        training.finetune(fresh_for_text(), tokenizer, talks, packed, tmp_path / "run", progress=False)
     bare = Tokenizer.train_from_iterator(["up"], vocab_size=257, progress=False)
     refused("need a tokenizer with a chat template", tok=bare)
     assert find_formats([talks], DataConfig()) == {talks: "messages"} and find_formats([plain], DataConfig()) == {
