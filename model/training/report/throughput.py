@@ -15,7 +15,7 @@ from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.matmul.products import product
 from bpe_llama.model.layers.moe import MixtureOfExperts
 from bpe_llama.model.pretrained import Pretrained
-from bpe_llama.model.quantization.quantize import QuantizedLinear
+from bpe_llama.model.quantization.layers import QuantizedLinear
 
 # Dense bfloat16 operations a second, from NVIDIA's data sheets (without sparsity).
 _PEAK_BFLOAT16 = {
