@@ -135,9 +135,9 @@ SAMPLER = [
     ("_weigh_digits", {**SEARCH, "COUNTING": True, "OF_BASE": False, "KEY_BITS": 16, "ROUND": 2}),
     ("_settle", {**SEARCH, "KEEP_TIES": False}),
     ("_settle", {**SEARCH, "COUNTING": True, "KEEP_TIES": True, "KEY_BITS": 16}),
-    ("_tally", {"SPLITS": 32, "CUT": True, "KEY_BITS": 32}),
-    ("_draw", {"SPLITS": 32, "CUT": True, "KEY_BITS": 32}),
-    ("_draw", {"SPLITS": 1, "CUT": False, "KEY_BITS": 16}),
+    ("_tally", {"SPLITS": 32, "CUTOFF": True, "KEY_BITS": 32}),
+    ("_draw", {"SPLITS": 32, "CUTOFF": True, "KEY_BITS": 32}),
+    ("_draw", {"SPLITS": 1, "CUTOFF": False, "KEY_BITS": 16}),
 ]
 
 

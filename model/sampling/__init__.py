@@ -5,8 +5,8 @@ Away from the CPU nothing waits for the device or reads a value back, and every 
 alone, so :func:`sample_logits` may run inside a CUDA graph. Pass ``step``, ids and biases as tensors that the graph's
 owner changes in place, and sample once with the same options before the capture, since Triton compiles on first use.
 
-On CUDA, Triton kernels find the cut without a sort (``on_cuda.py``); elsewhere, and for options that the kernels lack,
-plain torch sorts (``filters.py``). ``scores.py`` has biases and penalties, ``uniform.py`` the random numbers.
+On CUDA, Triton kernels find the cutoff without a sort (``on_cuda.py``); elsewhere, and for options that the kernels
+lack, plain torch sorts (``filters.py``). ``scores.py`` has biases and penalties, ``uniform.py`` the random numbers.
 ``params.py`` defines all options, ``sequence.py`` what is generated with them.
 
 Legend: B batch, V vocabulary, T length of the history, N ids given.

@@ -1,6 +1,6 @@
 """Top-k, top-p, min-p and typical-p, one after the other, in float64, by sorting.
 
-The plain version, for every device and every option; ``on_cuda.py`` finds the same cut on CUDA without a sort.
+The plain version, for every device and every option; ``on_cuda.py`` finds the same cutoff on CUDA without a sort.
 
 Legend: B batch, V vocabulary; a name with `_by_rank` has each row in order of falling score, equals by rising id.
 """

@@ -1,4 +1,4 @@
-"""The Triton kernels that ``on_cuda.py`` launches: a radix search for the cut, and the draw.
+"""The Triton kernels that ``on_cuda.py`` launches: a radix search for the cutoff, and the draw.
 
 Legend: B rows, V vocabulary, S programs a row.
 """
@@ -97,7 +97,7 @@ def _extent(extents, scores, row_stride, vocab_size, chunk, SPLITS: tl.constexpr
 def _narrow(
     sums, state, base, goal, SPLITS: tl.constexpr, COUNTING: tl.constexpr, OF_BASE: tl.constexpr, ROUND: tl.constexpr
 ):
-    """Return the result of the previous round: digits, count above, mass above, goal, count with the cut."""
+    """Return the result of the previous round: digits, count above, mass above, goal, count with the cutoff."""
     row = tl.program_id(0)
     digits = tl.arange(0, DIGITS)
     place = row * 2 * SPLITS * DIGITS + tl.arange(0, SPLITS)[:, None] * DIGITS + digits[None, :]
@@ -182,7 +182,7 @@ def _weigh_digits(
 
 @triton.jit
 def _settle(
-    cut,
+    cutoff,
     sums,
     state,
     extents,
@@ -195,7 +195,7 @@ def _settle(
     KEEP_TIES: tl.constexpr,
     KEY_BITS: tl.constexpr,
 ):
-    """Write each row's cut: its key, how many ids of equal score stay, and the mass kept.
+    """Write each row's cutoff: its key, how many ids of equal score stay, and the mass kept.
 
     The lowest ids stay; the number is negative where the highest ids do.
     """
@@ -215,22 +215,22 @@ def _settle(
         beyond = (key < base_key) | ((key == base_key) & (ties > base_ties))
         key, ties = tl.where(beyond, base_key, key), tl.where(beyond, base_ties, ties)
         mass = tl.where(beyond, tl.load(base + row * 3 + 2), mass)
-    tl.store(cut + row * 3, key.to(tl.float64))
+    tl.store(cutoff + row * 3, key.to(tl.float64))
     if KEEP_TIES and not COUNTING:
-        tl.store(cut + row * 3 + 1, -ties)
+        tl.store(cutoff + row * 3 + 1, -ties)
     else:
-        tl.store(cut + row * 3 + 1, ties)
-    tl.store(cut + row * 3 + 2, mass)
+        tl.store(cutoff + row * 3 + 1, ties)
+    tl.store(cutoff + row * 3 + 2, mass)
 
 
 @triton.jit
-def _judge(score, inside, cut, highest, gap, CUT: tl.constexpr, KEY_BITS: tl.constexpr):
-    """Return which scores are above the cut, and which are equal to it."""
+def _judge(score, inside, cutoff, highest, gap, CUTOFF: tl.constexpr, KEY_BITS: tl.constexpr):
+    """Return which scores are above the cutoff, and which are equal to it."""
     kept = inside & (score.to(tl.float64) >= highest + gap) & (score > -float("inf"))
     tied = kept & (score != score)
-    if CUT:
+    if CUTOFF:
         key = _key(score, KEY_BITS)
-        limit = tl.load(cut + tl.program_id(0) * 3).to(tl.int64)
+        limit = tl.load(cutoff + tl.program_id(0) * 3).to(tl.int64)
         tied = kept & (key == limit)
         kept = kept & (key > limit)
     return kept, tied
@@ -244,14 +244,14 @@ def _tally(
     vocab_size,
     chunk,
     extents,
-    cut,
+    cutoff,
     gap: tl.float64,
     inverse: tl.float64,
     SPLITS: tl.constexpr,
-    CUT: tl.constexpr,
+    CUTOFF: tl.constexpr,
     KEY_BITS: tl.constexpr,
 ):
-    """Write for each part the mass above the cut, and how many ids are equal to it."""
+    """Write for each part the mass above the cutoff, and how many ids are equal to it."""
     row, part = tl.program_id(0), tl.program_id(1)
     highest = _highest(extents, SPLITS)
     mass = tl.zeros((DRAW_BLOCK,), tl.float64)
@@ -260,7 +260,7 @@ def _tally(
         ids = start + tl.arange(0, DRAW_BLOCK)
         inside = ids < vocab_size
         score = _load(scores, row_stride, ids, inside)
-        kept, tied = _judge(score, inside, cut, highest, gap, CUT, KEY_BITS)
+        kept, tied = _judge(score, inside, cutoff, highest, gap, CUTOFF, KEY_BITS)
         mass += tl.where(kept, _weight(score, highest, inverse), 0.0)
         ties += tied.to(tl.int32)
     tl.store(tallies + row * 2 * SPLITS + part, tl.sum(mass, 0))
@@ -294,11 +294,11 @@ def _draw(
     vocab_size,
     chunk,
     extents,
-    cut,
+    cutoff,
     gap: tl.float64,
     inverse: tl.float64,
     SPLITS: tl.constexpr,
-    CUT: tl.constexpr,
+    CUTOFF: tl.constexpr,
     KEY_BITS: tl.constexpr,
 ):
     """Write the first id, in id order, at which the cumulative kept mass exceeds a random share of the whole mass."""
@@ -309,14 +309,14 @@ def _draw(
     room = tl.zeros((), tl.float64)
     skipped = tl.zeros((), tl.float64)
     weight = tl.zeros((), tl.float64)
-    if CUT:
+    if CUTOFF:
         ties = tl.load(tallies + row * 2 * SPLITS + SPLITS + parts)
         before = tl.cumsum(ties, 0) - ties
-        room = tl.load(cut + row * 3 + 1)
+        room = tl.load(cutoff + row * 3 + 1)
         all_ties = tl.sum(ties, 0)
         skipped = tl.where(room < 0.0, tl.maximum(all_ties + room, 0.0), 0.0)
         room = tl.where(room < 0.0, all_ties, room)
-        weight = _weight(_score(tl.load(cut + row * 3).to(tl.int64), KEY_BITS), highest, inverse)
+        weight = _weight(_score(tl.load(cutoff + row * 3).to(tl.int64), KEY_BITS), highest, inverse)
         masses += weight * tl.maximum(tl.minimum(before + ties, room) - tl.maximum(before, skipped), 0.0)
     passed = tl.cumsum(masses, 0)
     whole = tl.max(passed, 0)
@@ -326,7 +326,7 @@ def _draw(
     last = tl.max(tl.where(masses > 0.0, parts, 0), 0)
     part = tl.minimum(tl.min(tl.where((passed > target) & (masses > 0.0), parts, SPLITS), 0), last)
     target -= tl.sum(tl.where(parts == part, passed - masses, 0.0), 0)
-    if CUT:
+    if CUTOFF:
         passed_ties = tl.sum(tl.where(parts == part, before, 0.0), 0)
         room -= passed_ties
         skipped -= passed_ties
@@ -336,7 +336,7 @@ def _draw(
         ids = start + tl.arange(0, DRAW_BLOCK)
         inside = ids < vocab_size
         score = _load(scores, row_stride, ids, inside)
-        kept, tied = _judge(score, inside, cut, highest, gap, CUT, KEY_BITS)
+        kept, tied = _judge(score, inside, cutoff, highest, gap, CUTOFF, KEY_BITS)
         rank = tl.cumsum(tied.to(tl.int32), 0).to(tl.float64)
         kept = kept | (tied & (rank <= room) & (rank > skipped))
         weights = tl.where(kept, _weight(score, highest, inverse), 0.0)

@@ -1,8 +1,8 @@
-"""Top-k, top-p, min-p and the draw on CUDA without a sort: a radix search for the cut over the bits of the logits.
+"""Top-k, top-p, min-p and the draw on CUDA without a sort: a radix search for the cutoff over the bits of the logits.
 
-Every float32 has a key, an unsigned integer in the same order. The cut's key is found from its highest digit down: each
-round sums, for the sixteen values of one digit, the weights of all logits at or above, and takes the highest value that
-still reaches the goal. bfloat16 has four digits, float32 eight. Up to 32 programs read a row; the next launch adds
+Every float32 has a key, an unsigned integer in the same order. The cutoff's key is found from its highest digit down:
+each round sums, for the sixteen values of one digit, the weights of all logits at or above, and takes the highest value
+that still reaches the goal. bfloat16 has four digits, float32 eight. Up to 32 programs read a row; the next launch adds
 their partial sums in order. So there are no atomics and no waiting, and the result does not depend on the batch. The
 number of launches depends on the options alone, so a CUDA graph can replay them.
 
@@ -36,7 +36,7 @@ def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Te
 
     Args:
         scores_BV: (B, V) on a CUDA device, float32, float16 or bfloat16, any row stride; biases and penalties applied.
-        filters: With ``temperature > 0`` and ``typical_p == 1``: the cut is a prefix of the ids by falling score.
+        filters: With ``temperature > 0`` and ``typical_p == 1``: the cutoff is a prefix of the ids by falling score.
         seed: As for :func:`bpe_llama.model.sampling.sample_logits`.
         step: Likewise.
 
@@ -67,17 +67,17 @@ def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Te
         **_OPTIONS,
     }
     kernels._extent[rows, splits](**pass_)
-    cut = None
+    cutoff = None
     if 0 < filters.top_k < vocab_size:
-        cut = _search(pass_, filters, float(filters.top_k), None, counting=True)
+        cutoff = _search(pass_, filters, float(filters.top_k), None, counting=True)
     if filters.top_p < 1:
-        cut = _search(pass_, filters, filters.top_p_share, cut, counting=False)
+        cutoff = _search(pass_, filters, filters.top_p_share, cutoff, counting=False)
     final: dict[str, Any] = pass_ | {
-        "cut": extents if cut is None else cut,
+        "cutoff": extents if cutoff is None else cutoff,
         "gap": filters.judged_at * math.log(filters.min_p) if filters.min_p > 0 else -math.inf,
         "inverse": _inverse(filters.temperature),
         "tallies": torch.empty(rows, 2, splits, dtype=torch.float64, device=device),
-        "CUT": cut is not None,
+        "CUTOFF": cutoff is not None,
         "KEY_BITS": _KEY_BITS[scores_BV.dtype],
     }
     kernels._tally[rows, splits](**final)
@@ -88,19 +88,19 @@ def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Te
 
 
 def _search(pass_: dict[str, Any], filters: Filters, goal: float, base: Tensor | None, *, counting: bool) -> Tensor:
-    """Return each row's cut, float64 (B, 3): its key, how many ids of equal score stay, and the mass kept.
+    """Return each row's cutoff, float64 (B, 3): its key, how many ids of equal score stay, and the mass kept.
 
-    The goal is a count, or a share of the mass that ``base``, an earlier cut, keeps; of the whole mass without one.
+    The goal is a count, or a share of the mass that ``base``, an earlier cutoff, keeps; of the whole mass without one.
     """
     rows, splits = pass_["extents"].shape
     key_bits = _KEY_BITS[pass_["scores"].dtype]
     rounds = key_bits // kernels.DIGIT_BITS
     sums = pass_["extents"].new_empty(2, rows, 2, splits, kernels.DIGITS.value)
     states = sums.new_empty(rounds, rows, kernels.STATE.value)
-    cut: Tensor = sums.new_empty(rows, 3)
+    cutoff: Tensor = sums.new_empty(rows, 3)
     search: dict[str, Any] = {
         "goal": goal,
-        "base": cut if base is None else base,
+        "base": cutoff if base is None else base,
         "inverse": _inverse(filters.judged_at),
         "COUNTING": counting,
         "OF_BASE": base is not None,
@@ -113,10 +113,10 @@ def _search(pass_: dict[str, Any], filters: Filters, goal: float, base: Tensor |
             unseen=key_bits - kernels.DIGIT_BITS * (number + 1), ROUND=min(number, 2), **search, **pass_,
         )  # fmt: skip
     kernels._settle[rows,](
-        cut=cut, sums=sums[1 - rounds % 2], state=states[-1], extents=pass_["extents"],
+        cutoff=cutoff, sums=sums[1 - rounds % 2], state=states[-1], extents=pass_["extents"],
         SPLITS=splits, KEEP_TIES=filters.keeps_ties, **search, **_OPTIONS,
     )  # fmt: skip
-    return cut
+    return cutoff
 
 
 def _inverse(temperature: float) -> float:
