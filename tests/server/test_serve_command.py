@@ -17,6 +17,7 @@ from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.cli import serve
+from bpe_llama.model.server.config import ServerConfig
 from tests.server.conftest import make_generator
 
 httpx = pytest.importorskip("httpx", reason="requests are sent with httpx")
@@ -40,6 +41,29 @@ def folder(tmp_path_factory):
                 weight.normal_(std=0.3)
     lora.save(generator.model, folder / "poet")
     return folder
+
+
+def test_every_flag_arrives(folder, monkeypatch):
+    seen = {}
+
+    def scheduler(generators, **options):
+        seen.update(options, names=[*generators])
+
+    server = "bpe_llama.model.server"
+    monkeypatch.setattr(f"{server}.scheduler.Scheduler", scheduler)
+    monkeypatch.setattr(f"{server}.page.page_routes", lambda scheduler: "routes")
+    monkeypatch.setattr(
+        f"{server}.app.create_app", lambda scheduler, config, **options: seen.update(options, at=config)
+    )
+    monkeypatch.setattr(f"{server}.running.run", lambda app, host, port, announce: seen.update(host=host, port=port))
+    flags = "--host ::1 --port 1234 --model-name m --api-key k --api-key l --cors http://a --cors http://b --slots 3"
+    flags += " --max-queue 5 --max-length 32 --prefix-cache-mb 7 --share-prefixes --timeout 0 --grace 2.5"
+    assert main(["serve", str(folder), *flags.split(), "--adapter", f"poet={folder / 'poet'}"]) == 0
+    config = ServerConfig(host="::1", api_keys=("k", "l"), cors_origins=("http://a", "http://b"), timeout=None)
+    assert seen == {
+        **{"slots": 3, "max_length": 32, "prefix_cache_bytes": 7 << 20, "max_queue": 5, "share_prefixes": True},
+        **{"names": ["m", "poet"], "routes": "routes", "grace": 2.5, "at": config, "host": "::1", "port": 1234},
+    }
 
 
 @pytest.mark.slow
