@@ -272,7 +272,7 @@ class Tokenizer(EncodingTokenizer):
         |---|---|
         | ``.json`` | Hugging Face's ``tokenizer.json``, with the same ids in ``tokenizers`` and ``transformers`` |
         | ``.model`` | SentencePiece's, for a vocabulary of such a file that ``tokenizer.json`` cannot express |
-        | ``.tiktoken`` | tiktoken's list of ranks; pattern, special tokens and end ids go to ``<path>.json`` |
+        | ``.tiktoken`` | tiktoken's list of ranks; pattern, special tokens and their roles go to ``<path>.json`` |
         | a folder | ``tokenizer.json``, or else ``tokenizer.model`` |
 
         Beside a ``tokenizer.json`` or ``tokenizer.model`` of this name, ``tokenizer_config.json`` and the chat

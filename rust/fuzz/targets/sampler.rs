@@ -121,7 +121,9 @@ fn check(sampler: &Sampler, row: &[f32]) {
             assert_eq!([ids[0], ids[2]], [id as i64; 2]);
         }
     }
-    let scores = Sampler::log_probs(&logits, &batch_options, &[id as i64; 3], row.len().min(5))
+    let batch_options = BatchOptions { histories: None, ..batch_options };
+    let scores = sampler
+        .sample_batch_with_log_probs(&logits, &batch_options, &mut [0; 3], row.len().min(5))
         .expect("logits that were sampled");
     assert!(scores.iter().all(|score| score == &scores[0] && score.sampled <= 0.0));
     assert!(scores[0].top.windows(2).all(|pair| pair[0].1 >= pair[1].1));

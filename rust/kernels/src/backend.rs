@@ -49,7 +49,7 @@ impl GemmBackend {
     }
 }
 
-/// Returns whether [`matmul`](crate::matmul) multiplies more than 8 activation rows with AMX.
+/// Returns whether [`matmul`](crate::matmul) multiplies more than 8 activation rows with AMX, by weights other than float32.
 ///
 /// The CPU must have AMX for bfloat16, and the system must let this process use it.
 pub fn has_amx() -> bool {

@@ -44,12 +44,13 @@
 //!   Weights are read in place, several rows at a time, and prefetched 8 KiB ahead.
 //! - **Batch-invariant.** All but AMX and AVX-512 BF16 sum in an order that the weight format alone fixes: the result of a row
 //!   has the same bits on every CPU, for every number of threads, and for every batch. AMX and AVX-512 BF16 sum in another
-//!   order, which is the same for every number of threads and for every batch of more than 8 rows; so AMX, although twice as
-//!   fast there, does not serve float32 weights.
+//!   order, which is the same for every number of threads and for every batch of more than 8 rows; so AMX, although up to 1.5
+//!   times as fast there, does not serve float32 weights.
 //! - **Packed activations.** Activations are repacked once for each product, in the order that a micro-kernel reads. Weights
 //!   never are.
 //! - **Thread pool.** A product takes microseconds, so workers spin for 0.1 ms before they sleep. A forked child starts its own
-//!   pool. [`ElementWise`], which runs between operations of `PyTorch`, uses `PyTorch`'s OpenMP threads where there are any.
+//!   pool. [`ElementWise`], which runs between operations of `PyTorch`, uses `PyTorch`'s OpenMP threads where there are any,
+//!   but in no forked process.
 //! - **Tests.** Every backend is compared with a float64 oracle, and bit by bit with the portable one. AMX and AVX-512 BF16
 //!   are emulated where the CPU lacks them.
 //!

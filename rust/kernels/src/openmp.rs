@@ -39,7 +39,7 @@ static PROCESS: OnceLock<u32> = OnceLock::new();
 
 /// Remembers this process, unless one is remembered already, as the one whose `PyTorch` may have started threads.
 ///
-/// Every kernel does so when first called. A program that may fork before that calls this first.
+/// The first kernel that would use these threads does so, too. A program that may fork before that calls this first.
 pub fn remember_process() {
     PROCESS.get_or_init(std::process::id);
 }

@@ -98,9 +98,7 @@ impl Sampler {
             out[0] = sample_row(logits, row, history, &self.options, uniform(seed, step), scratch)?.into();
             Ok(())
         });
-        if result.is_err() && batch_options.step.is_none() {
-            self.step.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.undo_step_of(&result, batch_options);
         result
     }
 
@@ -125,30 +123,38 @@ impl Sampler {
         })
     }
 
-    /// Returns, for each row, the log-probability of its sampled id and the `top_n` most likely ids with theirs.
+    /// Samples as [`sample_batch`](Self::sample_batch), and returns, for each row, the log-probability of its id and the
+    /// `top_n` most likely ids with theirs.
     ///
-    /// They are those of the logits as given, before penalties, temperature and filters. Of `batch_options` only the
-    /// number of threads and the interrupt check are used.
+    /// They are those of the logits as given, before penalties, temperature and filters.
     ///
     /// # Errors
     /// Those of [`sample_batch`](Self::sample_batch), and [`crate::Error::InvalidArgument`] if `top_n` exceeds the
     /// vocabulary.
-    pub fn log_probs(
+    pub fn sample_batch_with_log_probs(
+        &self,
         logits: &LogitsView<'_>,
         batch_options: &BatchOptions<'_>,
-        ids: &[i64],
+        ids: &mut [i64],
         top_n: usize,
     ) -> Result<Vec<LogProbs>> {
-        check_one_per_row("ids", ids.len(), logits)?;
         logits.check_top_n(top_n)?;
+        self.sample_batch(logits, batch_options, ids)?;
         let BatchOptions { num_threads, interrupt, .. } = *batch_options;
-        let vocab_size = logits.vocab_size();
         let mut log_probs = vec![LogProbs::default(); ids.len()];
-        for_each_row(&mut log_probs, vocab_size, 1, num_threads, interrupt, |row, out, scratch| {
-            out[0] = row_log_probs(logits, row, ids[row], top_n, scratch)?;
-            Ok(())
-        })?;
-        Ok(log_probs)
+        let result =
+            for_each_row(&mut log_probs, logits.vocab_size(), 1, num_threads, interrupt, |row, out, scratch| {
+                out[0] = row_log_probs(logits, row, ids[row], top_n, scratch)?;
+                Ok(())
+            });
+        self.undo_step_of(&result, batch_options);
+        result.map(|()| log_probs)
+    }
+
+    fn undo_step_of(&self, result: &Result<()>, batch_options: &BatchOptions<'_>) {
+        if result.is_err() && batch_options.step.is_none() {
+            self.step.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

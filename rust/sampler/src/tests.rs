@@ -269,6 +269,16 @@ fn an_interrupt_ends_a_call_which_then_takes_no_step() {
         assert_eq!(sampler.step(), u64::from(!stopped));
         sampler.set_step(0);
     }
+
+    // One row is one check: the second is before its log-probability.
+    let row = LogitsView::contiguous(Elements::F32(&data[..vocab_size]), 1, vocab_size).expect("contiguous");
+    let checks = AtomicUsize::new(0);
+    let check = || if checks.fetch_add(1, Ordering::Relaxed) == 1 { Err(Error::Interrupted) } else { Ok(()) };
+    let interrupt = Interrupt::new(&check);
+    let batch_options = BatchOptions { num_threads: NonZero::new(1), interrupt, ..BatchOptions::default() };
+    let result = sampler.sample_batch_with_log_probs(&row, &batch_options, &mut [0], 1);
+    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    assert_eq!((checks.into_inner(), sampler.step()), (2, 0));
 }
 
 #[test]

@@ -181,8 +181,15 @@ def test_the_speed_counts_the_rows_of_the_batches(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("name", "peak"), [("NVIDIA H100 PCIe", 756e12), ("NVIDIA L4", 121e12), ("NVIDIA L40", None), ("NVIDIA H100", None)]
 )
-def test_the_peak_is_that_of_the_whole_name(name: str, peak: float | None) -> None:
-    assert throughput._PEAK_BFLOAT16.get(name) == peak
+def test_the_peak_is_that_of_the_whole_name(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*shape: int, **place: object) -> torch.Tensor:
+        raise NotImplementedError(shape)
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "ones", measured)
+    found = throughput.peak_flops.__wrapped__
+    with contextlib.nullcontext() if peak else pytest.raises(NotImplementedError):
+        assert found(torch.device("cuda"), torch.bfloat16, 1) == peak
 
 
 def test_samples_are_written_and_change_no_loss(

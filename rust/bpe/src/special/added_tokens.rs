@@ -3,7 +3,7 @@
 use hashbrown::HashMap;
 
 use super::added_token::{AddedToken, SpecialSet};
-use super::matcher::{Matcher, Segment};
+use super::matcher::{Matcher, Segment, first_of_texts};
 use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::vocab::check_id;
@@ -108,7 +108,7 @@ impl AddedTokens {
         self.by_content.get(content).map(|&i| &self.tokens[i])
     }
 
-    /// Checks that the text contains no special token of `set`.
+    /// Checks that the text contains no special token of `set`, and no name of it that is no special token.
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] with the first such token and its byte offset; what the interrupt check
@@ -131,9 +131,15 @@ impl AddedTokens {
         }
         // A name that is no special token here is refused like one: it may be another model's.
         let SpecialSet::Only(names) = set else { return Ok(()) };
-        let others = names.iter().filter(|name| !self.by_content(name).is_some_and(|token| token.special));
-        match others.filter(|name| text.contains(**name)).min() {
-            Some(name) => Err(invalid!("the text holds {name:?}, which is in disallowed_special")),
+        let others: Vec<&str> =
+            names.iter().copied().filter(|name| !self.by_content(name).is_some_and(|token| token.special)).collect();
+        match first_of_texts(&others, text, interrupt)? {
+            Some(found) => Err(invalid!(
+                "the text holds {:?} at byte {}, which is in disallowed_special; \
+                 leave it out there to encode it as ordinary text",
+                &text[found.range()],
+                found.start()
+            )),
             None => Ok(()),
         }
     }

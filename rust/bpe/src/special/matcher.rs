@@ -153,19 +153,35 @@ impl Matcher {
     }
 
     /// Returns the first match from `from` on.
-    fn find(&self, text: &str, mut from: usize, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
-        while from < text.len() {
-            // The search range has room for the longest pattern that begins within the window.
-            let window = from..from + WINDOW.max(self.longest);
-            let input = Input::new(text).range(from..text.len().min(window.end + self.longest));
-            if let Some(found) = self.automaton.find(input).filter(|found| window.contains(&found.start())) {
-                return Ok(Some(found));
-            }
-            interrupt.check()?;
-            from = window.end;
-        }
-        Ok(None)
+    fn find(&self, text: &str, from: usize, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
+        find_in_windows(&self.automaton, self.longest, text, from, interrupt)
     }
+}
+
+/// Returns the leftmost and longest of the texts in `text`.
+pub(super) fn first_of_texts(texts: &[&str], text: &str, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
+    let Some(longest) = texts.iter().map(|text| text.len()).max() else { return Ok(None) };
+    find_in_windows(&longest_of(texts)?, longest, text, 0, interrupt)
+}
+
+fn find_in_windows(
+    automaton: &AhoCorasick,
+    longest: usize,
+    text: &str,
+    mut from: usize,
+    interrupt: Interrupt<'_>,
+) -> Result<Option<Match>> {
+    while from < text.len() {
+        // The search range has room for the longest pattern that begins within the window.
+        let window = from..from + WINDOW.max(longest);
+        let input = Input::new(text).range(from..text.len().min(window.end + longest));
+        if let Some(found) = automaton.find(input).filter(|found| window.contains(&found.start())) {
+            return Ok(Some(found));
+        }
+        interrupt.check()?;
+        from = window.end;
+    }
+    Ok(None)
 }
 
 /// Returns the number of patterns that [`longest_of`] puts before its texts.
@@ -204,6 +220,7 @@ fn touches_word(text: &str, start: usize, end: usize) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
     use std::collections::HashSet;
 
     use proptest::prelude::*;
@@ -249,24 +266,31 @@ mod tests {
         fn refused_tokens(
             contents in prop::collection::hash_set("[ab<é]{1,4}", 1..7),
             flags in prop::collection::vec(any::<(bool, bool, bool)>(), 7),
+            others in prop::collection::vec("[ab<é]{1,4}", 0..3),
             text in "[abc<é]{0,30}",
         ) {
             let tokens: Vec<_> = contents.iter().zip(0..).map(|(content, id)| AddedToken {
                 special: flags[id as usize].0, normalized: flags[id as usize].1, ..AddedToken::special(content, id)
             }).collect();
             let names: HashSet<&str> =
-                contents.iter().zip(&flags).filter(|(_, flags)| flags.2).map(|(content, _)| content.as_str()).collect();
+                contents.iter().zip(&flags).filter(|(_, flags)| flags.2).map(|(content, _)| content).chain(&others)
+                    .map(String::as_str).collect();
             for set in [SpecialSet::All, SpecialSet::Only(&names)] {
                 let refused = tokens.iter().filter(|token| token.special && set.contains(&token.content));
                 let expected = refused.filter_map(|token| Some((text.find(&token.content)?, &token.content))).min();
                 let added = AddedTokens::new(tokens.clone(), |content| Ok(content.to_uppercase())).expect("valid tokens");
-                match (added.refuse(&text, set, Interrupt::NEVER), expected) {
+                let is_special = |name: &str| tokens.iter().any(|token| token.special && token.content == name);
+                let other = names.iter().filter(|name| matches!(set, SpecialSet::Only(_)) && !is_special(name));
+                let other = other.filter_map(|name| Some((text.find(name)?, Reverse(name.len()), name))).min();
+                let start = expected
+                    .map(|(at, content)| format!("the text holds the disallowed special token {content:?} at byte {at};"))
+                    .or(other.map(|(at, _, name)| format!("the text holds {name:?} at byte {at}, which is in ")));
+                match (added.refuse(&text, set, Interrupt::NEVER), start) {
                     (Ok(()), None) => {}
-                    (Err(error), Some((at, content))) => {
-                        let start = format!("the text holds the disallowed special token {content:?} at byte {at};");
+                    (Err(error), Some(start)) => {
                         prop_assert!(error.to_string().starts_with(&start), "{error}: expected {start}");
                     }
-                    (found, expected) => prop_assert!(false, "{found:?}: expected {expected:?}"),
+                    (found, start) => prop_assert!(false, "{found:?}: expected {start:?}"),
                 }
             }
         }
