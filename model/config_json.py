@@ -275,7 +275,7 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family
             f"partial_rotary_factor is {shown(rope['partial_rotary_factor'])}, but transformers' {family.name} rotates "
             f"whole heads; set it to 1, or model_type to {OUR_TYPE!r} to rotate that part of each head here"
         )
-    unused = sorted(rope.keys() - PARAMETERS[rope_type]) if rope_type in PARAMETERS and family is not None else []
+    unused = sorted(rope.keys() - PARAMETERS[rope_type]) if rope_type in PARAMETERS else []
     if unused:
         warnings.warn(
             f"rope_type {rope_type!r} does not read {', '.join(unused)}; ignored, as in transformers",

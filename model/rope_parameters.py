@@ -96,7 +96,8 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
     for name in REQUIRED[rope_type]:
         if rope.get(name) is None:
             raise ValueError(f"rope_type {rope_type!r} needs {name!r}, which is missing")
-    if unread := sorted(rope.keys() - PARAMETERS[rope_type]):
+    stated = {name for name, value in rope.items() if value is not None}
+    if unread := sorted(stated - PARAMETERS[rope_type]):
         known = ", ".join(sorted(PARAMETERS[rope_type]))
         raise ValueError(f"rope_type {rope_type!r} does not read {shown(unread[0])}; known are {known}")
     for name, largest in _LARGEST.items():

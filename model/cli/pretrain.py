@@ -16,6 +16,7 @@ from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ChatTemplateOpt
 from bpe_llama.model.cli.options.run import RunFlags, run_keywords, say_if_nothing_to_resume, say_result
 from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_json import text_part
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.parallel import start
@@ -86,7 +87,9 @@ def command(
             resize_embeddings(model, start_from, vocabulary)
     else:
         shape = new_shape(vocabulary.vocab_size, **sizes) if config is None else LlamaConfig.from_json(config)
-        named = {} if config is None else read_json_object(config / "config.json" if config.is_dir() else config)
+        check_vocabulary(vocabulary, shape.vocab_size)
+        file = config / "config.json" if config is not None and config.is_dir() else config
+        named = {} if file is None else text_part(read_json_object(file))[0]
         ids = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id}
         shape = shape.replace(**{name: value for name, value in ids.items() if name not in named})
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))

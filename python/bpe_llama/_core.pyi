@@ -788,7 +788,7 @@ class Sampler:
                 the vocabulary; if the shape is wrong.
             TypeError: If the dtype or the type of the object is not supported.
 
-        Cost: about three reads of each row, in memory that later calls reuse. `typical_p` below 1 sorts the row in
+        Cost: about three reads of each row; scratch memory is kept for later calls. `typical_p` below 1 sorts the row in
         float64: milliseconds for 32,000 ids. Ids of a batch, `history`, `seeds` and `allowed_ids` take new memory.
 
         Example:
@@ -865,8 +865,8 @@ class Linear:
     Arithmetic is float32; for 4-bit weights, except with AMX, the input is rounded to 23 bits of the largest of each
     8 columns and multiplied as integers. The product of a row has the same bits on every CPU, for every number of
     threads and for every batch, with two exceptions in batches of more than eight rows: AMX (`has_amx`) sums in
-    another order, and so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights, after rounding the rows to
-    bfloat16. Either order is the same for all such batches. Safe to share among threads.
+    another order for all weights but float32, and so does AVX-512 BF16 (`has_avx512_bf16`) with bfloat16 weights,
+    after rounding the rows to bfloat16. Either order is the same for all such batches. Safe to share among threads.
 
     Args:
         matrices: The weights of each layer; all C-contiguous, all with the same I:
@@ -919,11 +919,11 @@ class Linear:
             ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
 
         Cost: one read of the weights for up to about 16 rows, or 32 with AMX or AVX-512 BF16; beyond, `2 * M * I * O`
-        operations.
+        operations. AMX serves all weights but float32.
         """
 
 def has_amx() -> bool:
-    """Return whether `Linear` multiplies more than eight rows with AMX.
+    """Return whether `Linear` multiplies more than eight rows with AMX; float32 weights never.
 
     Example:
         >>> from bpe_llama._core import has_amx

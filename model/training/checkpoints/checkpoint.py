@@ -31,9 +31,11 @@ from bpe_llama.model.checkpoints.assemble import check_shapes, fill
 from bpe_llama.model.checkpoints.tensor_files import read, read_all, stored_in
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.pretrained import Pretrained
+from bpe_llama.model.quantization.layers import QuantizedLinear
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches, short_hash
+from bpe_llama.model.training.data.rows import RowBatches
 from bpe_llama.model.training.optimizers.sharded import is_sharded, local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
@@ -207,7 +209,8 @@ def load_run(
         return None, TrainState(0, 0.0, {})
     state = read_state(checkpoint)
     before, now = (_fixed(TrainConfig().to_dict() | settings) for settings in (state.settings, config.to_dict()))
-    names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
+    free = () if isinstance(batches, RowBatches) else ("packing", "document_mask")  # without effect
+    names = [name for name in _FIXED_OPTIONS if name not in free and before[name] != now[name]]
     if changed := [f"{name} was {shown(before[name])} and is {shown(now[name])}" for name in names]:
         raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
     if state.data not in ("", batches.fingerprint):
@@ -225,14 +228,17 @@ def load_run(
 
 
 def base_fingerprint(model: Pretrained) -> str:
-    """Return a hash of the frozen parameters below adapters, which a checkpoint does not hold; empty without adapters.
+    """Return a hash of the weights below adapters, which a checkpoint does not hold; empty without adapters.
 
     It is of about 64 values of each, spread evenly and rounded to bfloat16, the dtype in which a GPU may hold them.
     """
     if not lora.names(model):
         return ""
-    frozen = (weight.detach().flatten() for weight in model.parameters() if not weight.requires_grad)
-    sampled = (values[:: max(1, len(values) // 64)].to(torch.bfloat16) for values in frozen)
+    own = _learned_by_adapters(model)
+    layers = (module for module in model.modules() if isinstance(module, QuantizedLinear))
+    quantized = (buffer for layer in layers for buffer in layer.buffers())
+    frozen = [*(weight.detach() for weight in model.parameters() if id(weight) not in own), *quantized]
+    sampled = (values.flatten()[:: max(1, values.numel() // 64)].to(torch.bfloat16) for values in frozen)
     return short_hash(*(values.view(torch.int16).cpu().numpy() for values in sampled))
 
 
@@ -307,6 +313,12 @@ def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:
     return {name: folder if name == "default" else folder / name for name in lora.names(model)}
 
 
+def _learned_by_adapters(model: Pretrained) -> set[int]:
+    """Return the identities of the weights of all adapters, active or not."""
+    layers = [layer for _, layer in lora.adapted_layers(model)]
+    return {id(weight) for layer in layers for name in layer.names() for weight in layer.learned(name)}
+
+
 def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
     """Raise `ValueError` unless a checkpoint would hold all that is trained, and a model for text is a causal LM."""
     if predicts_text and "score" in dict(model.named_children()):
@@ -314,7 +326,7 @@ def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
     layers = [layer for _, layer in lora.adapted_layers(model)]
     if any(layer.unmerged is not None for layer in layers):
         raise ValueError("adapters are merged into the weights; unmerge them, or remove them, before training")
-    own = {id(weight) for layer in layers for name in layer.names() for weight in layer.learned(name)}
+    own = _learned_by_adapters(model)
     beside = [name for name, weight in model.named_parameters() if weight.requires_grad and id(weight) not in own]
     if layers and beside:
         raise ValueError(

@@ -205,9 +205,10 @@ def check_shard(folder: Path, shard: Shard, dtype: str) -> None:
 
 
 def fingerprint(tokenizer: CoreTokenizer, vocab_size: int | None = None) -> str:
-    """Return 16 hexadecimal digits of a hash of all that decides the ids of a text; saving and loading keep it.
+    """Return 16 hexadecimal digits of a hash of all that decides the ids of a text.
 
-    With `vocab_size` it is that of the tokenizer without tokens that were added after these, as for a chat template.
+    Saving and loading keep it, but for a `.tiktoken` file, which states that whole pre-tokens need no merge. With
+    `vocab_size` it is that of the tokenizer without tokens that were added after these, as for a chat template.
     """
 
     def known(tokens: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -219,6 +220,10 @@ def fingerprint(tokenizer: CoreTokenizer, vocab_size: int | None = None) -> str:
         own = described.pop("own", None) or {}  # what no tokenizer.json can state
         described["own"] = {key: value for key, value in own.items() if value}
         described["added_tokens"] = known(described["added_tokens"])
+        vocabulary = described["model"]["vocab"]  # has added tokens, too, where ids are missing
+        described["model"]["vocab"] = {
+            name: token_id for name, token_id in vocabulary.items() if vocab_size is None or token_id < vocab_size
+        }
         model = json.dumps(described, sort_keys=True).encode()
     added = json.dumps(known(json.loads(tokenizer.added_tokens_json())), ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(model + added.encode()).hexdigest()[:16]

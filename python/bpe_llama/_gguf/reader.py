@@ -17,6 +17,7 @@ from bpe_llama._gguf.token_types import (
     CONTROL,
     NORMAL,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     AddedToken,
     added_tokens,
@@ -179,14 +180,14 @@ def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or not all(isinstance(score, (int, float)) for score in scores):
         raise ValueError(f"tokenizer.ggml.scores is {_shown(scores)}; expected a list of numbers")
-    if len(scores) != len(tokens):
-        raise ValueError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
+    if len(scores) != (stated := len(metadata["tokenizer.ggml.tokens"])):
+        raise ValueError(f"tokenizer.ggml.scores has {len(scores)} entries for {stated} tokens")
     prefix = _flag(metadata, "add_space_prefix", True)
     # llama.cpp reads tokenizer.ggml.remove_extra_whitespaces, but applies it to Unigram models only.
 
     def build(added: list[AddedToken]) -> CoreTokenizer:
         searched = _searched(added)
-        pieces = list(zip(tokens, map(float, scores), _kinds(types, searched), strict=True))
+        pieces = list(zip(tokens, map(float, scores), _kinds(types, searched), strict=False))
         return CoreTokenizer.build_from_gguf_pieces(pieces, prefix, searched)
 
     return _finish(metadata, tokens, types, build, (1, 2), add_bos=True, pre=None)
@@ -252,7 +253,7 @@ def _check_overlaps(added: list[AddedToken]) -> None:
 
 
 def _tokens(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Return the texts of the tokens and their types."""
+    """Return the texts of the tokens and their types, without padding at their end: llama.cpp prints nothing for it."""
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(_strings(metadata, "tokens"))]
     if not tokens:
         raise ValueError("tokenizer.ggml.tokens is empty")
@@ -270,7 +271,11 @@ def _tokens(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
     for i, kind in enumerate(types):
         if isinstance(kind, bool) or not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
             raise ValueError(f"tokenizer.ggml.token_type[{i}] is {shown(kind)}; expected 1 to 6")
-    return tokens, types
+    roles = [value for key, value in metadata.items() if key.endswith("_token_id") and isinstance(value, int)]
+    used = len(tokens)
+    while used - 1 > max(roles, default=0) and (types[used - 1], tokens[used - 1]) == (UNUSED, f"[PAD{used - 1}]"):
+        used -= 1
+    return tokens[:used], types[:used]
 
 
 def _strings(metadata: dict[str, Any], name: str) -> list[str]:

@@ -148,8 +148,8 @@ def with_padding(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Any]
     padded["tokenizer.ggml.tokens"] = _named([*tokens, *[""] * missing])
     if (types := metadata.get("tokenizer.ggml.token_type")) is not None:
         padded["tokenizer.ggml.token_type"] = [*types, *[UNUSED] * missing]
-    if (scores := metadata.get("tokenizer.ggml.scores")) is not None:  # all different, as the reader is fastest with
-        padded["tokenizer.ggml.scores"] = [*scores, *(min(scores) - i for i in range(1, missing + 1))]
+    if (scores := metadata.get("tokenizer.ggml.scores")) is not None:
+        padded["tokenizer.ggml.scores"] = [*scores, *[min(scores)] * missing]
     return padded
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from bpe_llama.model import LlamaForCausalLM, lora, training
+from bpe_llama.model import LlamaForCausalLM, lora, quantize, training
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
     find_checkpoint,
@@ -96,6 +96,19 @@ def test_an_adapter_is_not_resumed_on_another_base(token_file: Path, tmp_path: P
     assert run(fresh().to(torch.bfloat16)).step == 2  # as on a GPU
     with pytest.raises(ValueError, match=r"the frozen weights was \w{16} and is \w{16}; expected the same base model"):
         run(LlamaForCausalLM(CONFIG, seed=1))
+    with pytest.raises(ValueError, match="expected the same base model"):
+        run(quantize.quantize(fresh(), "int8"))
+
+
+def test_an_adapter_that_is_not_trained_is_no_part_of_the_base(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=2, **SETTINGS)
+
+    def run(seed: int, resume: bool) -> training.TrainResult:
+        model = lora.add(lora.add(fresh(), rank=2, name="before", seed=seed), rank=2, name="now")
+        return training.train(model, token_file, config, tmp_path / "run", resume=resume, progress=False)
+
+    run(0, resume=False)
+    assert run(1, resume=True).step == 2  # the checkpoint has both
 
 
 def test_a_finished_run_returns_the_same_result_when_resumed(token_file: Path, tmp_path: Path) -> None:

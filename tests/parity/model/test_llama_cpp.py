@@ -102,7 +102,7 @@ def test_an_embedding_of_more_rows_than_tokens(
     save_gguf(model, path, dtype="float32", tokenizer=metadata)
     tokenizer, padded = read(tmp_path, metadata).core, Tokenizer.from_gguf(path)
     assert padded.encode(prompt + "[PAD300]") == tokenizer.encode(prompt + "[PAD300]")
-    assert (padded.vocab_size, padded.merges) == (320, tokenizer.merges)
+    assert (padded.vocab_size, padded.merges) == (tokenizer.vocab_size, tokenizer.merges)
     ids = padded(prompt)["input_ids"]
     ours = model.generate(torch.tensor([ids]), max_new_tokens=8, temperature=0.0, eos_id=())[0, len(ids) :]
     with LlamaCpp(path, exact=True) as llama_cpp:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama import Tokenizer
+from bpe_llama._corpus.shards import fingerprint
 from bpe_llama.chat import with_chat_template
 from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training.data.rows import Mixture, Windows, count_below
@@ -127,6 +128,15 @@ def test_bad_shards_are_named_before_the_first_step(case: str, tmp_path: Path) -
     with pytest.raises((ValueError, OSError), match=message):
         run(folder, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_added_tokens_leave_the_fingerprint_of_ids_with_holes() -> None:
+    tok = Tokenizer.from_ranks(
+        {bytes([byte]): byte for byte in range(256)}, pattern="gpt2", special_tokens={"<a>": 300}
+    )
+    more = tok.with_special_tokens(["<b>"])
+    assert more.vocab_size == 302 and fingerprint(more) != fingerprint(tok)
+    assert fingerprint(more, tok.vocab_size) == fingerprint(tok, tok.vocab_size) == fingerprint(tok)
 
 
 def test_shards_of_another_tokenizer_are_refused_unless_it_only_lacks_added_tokens(tmp_path: Path) -> None:
