@@ -108,8 +108,8 @@ impl PySampler {
     ///         the vocabulary; if the shape is wrong.
     ///     TypeError: If the dtype or the type of the object is not supported.
     ///
-    /// Cost: about three reads of each row; scratch memory is kept for later calls. `typical_p` below 1 sorts the row in
-    /// float64: milliseconds for 32,000 ids. Ids of a batch, `history`, `seeds` and `allowed_ids` take new memory.
+    /// Cost: about three reads of each row; scratch memory is kept for later calls. `typical_p` below 1 sorts the row
+    /// in float64: milliseconds for 32,000 ids. Ids of a batch, `history`, `seeds` and `allowed_ids` take new memory.
     ///
     /// Example:
     ///     >>> import numpy as np
