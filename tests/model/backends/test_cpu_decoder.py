@@ -229,7 +229,7 @@ def test_weights_in_any_memory_are_decoded(
     """The kernels, which read in place, refused those with strides and those that are not aligned."""
     model = tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96)
     if kind is not None:
-        quantize.quantize(model, kind, group_size=32)
+        quantize.quantize(model, kind)
     decoder = CpuDecoder(model)
     expected = decoder([[5, 6]], KVCache(model.config, 1, 4)).clone()
     model.load_state_dict({name: moved(model.state_dict()[name])}, strict=False, assign=True)
