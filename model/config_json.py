@@ -13,7 +13,7 @@ from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.model.family import FAMILIES, Family
-from bpe_llama.model.rope_parameters import PARAMETERS, merge_rope
+from bpe_llama.model.rope_parameters import PARAMETERS, merge_rope, without_unread
 
 OUR_TYPE = "bpe_llama"
 """The ``model_type`` of a config that no class of transformers computes."""
@@ -275,13 +275,7 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family
             f"partial_rotary_factor is {shown(rope['partial_rotary_factor'])}, but transformers' {family.name} rotates "
             f"whole heads; set it to 1, or model_type to {OUR_TYPE!r} to rotate that part of each head here"
         )
-    unused = sorted(rope.keys() - PARAMETERS[rope_type]) if rope_type in PARAMETERS else []
-    if unused:
-        warnings.warn(
-            f"rope_type {rope_type!r} does not read {', '.join(unused)}; ignored, as in transformers",
-            stacklevel=5,
-        )
-    picked["rope_parameters"] = {name: value for name, value in rope.items() if name not in unused}
+    picked["rope_parameters"] = without_unread(rope, stacklevel=5)
 
 
 def _states_theta(values: Mapping[str, Any], name: str) -> bool:

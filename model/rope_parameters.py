@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,23 @@ def merge_rope(
     return {"rope_theta": default_theta, "rope_type": "default"} | merged
 
 
+def without_unread(rope: Mapping[str, Any], *, stacklevel: int) -> dict[str, Any]:
+    """Return RoPE parameters without those that their ``rope_type`` does not read.
+
+    Warns:
+        UserWarning: If there are some, with their names.
+    """
+    rope_type = rope["rope_type"]
+    read = PARAMETERS.get(rope_type, rope.keys())
+    unread = sorted(name for name, value in rope.items() if name not in read and value is not None)
+    if unread:
+        warnings.warn(
+            f"rope_type {rope_type!r} does not read {', '.join(unread)}; ignored, as in transformers",
+            stacklevel=stacklevel + 1,
+        )
+    return {name: value for name, value in rope.items() if name in read}
+
+
 def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
     """Check the RoPE parameters of a config.
 
@@ -96,10 +114,6 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
     for name in REQUIRED[rope_type]:
         if rope.get(name) is None:
             raise ValueError(f"rope_type {rope_type!r} needs {name!r}, which is missing")
-    stated = {name for name, value in rope.items() if value is not None}
-    if unread := sorted(stated - PARAMETERS[rope_type]):
-        known = ", ".join(sorted(PARAMETERS[rope_type]))
-        raise ValueError(f"rope_type {rope_type!r} does not read {shown(unread[0])}; known are {known}")
     for name, largest in _LARGEST.items():
         value = rope.get(name)
         if value is not None and not _is_number(value, 1 / largest, largest):

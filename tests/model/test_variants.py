@@ -188,13 +188,9 @@ def test_a_rotation_wider_than_the_heads_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_dynamic_scaling_of_a_row_follows_its_own_length(tiny_model: Make, kind: str) -> None:
-    scaling = {
-        "rope_type": kind,
-        "factor": 4.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [3.0] * 4,
-        "original_max_position_embeddings": 10,
-    }
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": 4.0}
+    if kind == "longrope":
+        scaling |= {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 10}
     rope = RotaryEmbedding(tiny_model(rope_scaling=scaling, max_position_embeddings=10).config)
     positions = torch.stack([torch.arange(20), torch.arange(20).clamp(max=5)])
     together = rope(positions)
