@@ -261,7 +261,6 @@ def test_counting_on_ray_needs_ray(
         (["encode", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),
         (["encode", "--file", "latin1.txt", "-t", "SAVED"], "byte 3 is not valid UTF-8"),
         *(([command, "caf\udce9", "-t", "SAVED"], "a lone surrogate") for command in ("encode", "count", "inspect")),
-        (["encode", "text", "-t", ""], "not empty"),
         (["encode", "text", "-t", "latin1.txt"], "latin1.txt"),
         (["encode", "text", "-t", "SAVED", "--out", "missing/ids.npy"], "missing"),
         (["decode", "12", "1000", "-t", "SAVED"], "1000"),
