@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,12 +23,12 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
 
     Args:
         paths: A file; a folder, for all files below it; a glob pattern; or several of these. The files of each are
-            sorted. In a pattern, ``**`` matches any number of folders, and all files below where it stands last.
+            sorted. In a pattern, ``**`` matches any number of folders, and all files below where it stands last. Links
+            are followed; several links to one folder add its files once.
             Hidden files and folders are left out unless they are named: by ``.*``, say.
 
     Raises:
         FileNotFoundError: If nothing matches; the message names the path or pattern.
-        OSError: If a symbolic link leads back to a folder that holds it: there would be no end of files.
         ValueError: If ``paths`` is empty, or ``**`` is only a part of a name in a pattern.
 
     Examples:
@@ -82,29 +83,31 @@ def _matching(pattern: str) -> Iterable[str]:
 def _files_below(start: str, parts: Sequence[str]) -> Iterator[str]:
     """Yield the paths of all but folders below a folder whose names match ``parts``. Links to folders are followed.
 
-    Raises:
-        OSError: If a link leads back to a folder that holds it.
+    For ``**`` each folder is read once, however many links lead to it, and by a path without links where there is one.
     """
-    # Folders with what is to be matched in them, and for ** the folders above, as devices and inodes.
-    waiting: list[tuple[str, Sequence[str], frozenset[tuple[int, int]]]] = [(start, parts, frozenset())]
+    waiting: deque[tuple[str, Sequence[str]]] = deque([(start, parts)])  # folders, and what is to be matched in them
+    read: set[tuple[int, int, int]] = set()
     while waiting:
-        folder, parts, above = waiting.pop()
+        folder, parts = waiting.pop()
         part, rest = parts[0], parts[1:]
         if part == "**":
             status = os.stat(folder or os.curdir)
-            if (status.st_dev, status.st_ino) in above:
-                raise OSError(errno.ELOOP, "a symbolic link leads back to a folder that holds it", folder)
-            above |= {(status.st_dev, status.st_ino)}
+            state = (status.st_dev, status.st_ino, len(parts))
+            if state in read:
+                continue
+            read.add(state)
             if rest:
-                waiting.append((folder, rest, frozenset()))
+                waiting.append((folder, rest))
         for path, is_folder in _entries(folder, part):
             if not is_folder:
                 if not rest:
                     yield path
-            elif part == "**":
-                waiting.append((path, parts, above))
-            elif rest:
-                waiting.append((path, rest, frozenset()))
+            elif part == "**" or rest:
+                below = (path, parts if part == "**" else rest)
+                if os.path.islink(path):
+                    waiting.appendleft(below)
+                else:
+                    waiting.append(below)
 
 
 def _entries(folder: str, part: str) -> Iterator[tuple[str, bool]]:
@@ -115,7 +118,7 @@ def _entries(folder: str, part: str) -> Iterator[tuple[str, bool]]:
             yield path, os.path.isdir(path)
         return
     with os.scandir(folder or os.curdir) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             hidden = entry.name.startswith(".") and not part.startswith(".")
             if not hidden and fnmatch(entry.name, part):
                 path = os.path.join(folder, entry.name)
