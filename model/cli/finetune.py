@@ -215,7 +215,7 @@ def command(
     if chat_template is not None:
         end_turns(loaded, vocabulary)
     if settings["sequence_length"] is None:
-        config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
+        config = dataclasses.replace(config, sequence_length=min(512, loaded.config.context_length))
     if not full:
         if quantized is not None:
             group = group_size_of(checkpoint_path(model), quantized, group_size)

@@ -64,7 +64,7 @@ class LM(TemplateLM):  # type: ignore[misc]  # the harness publishes no types
         batch_size = integer("batch_size", batch_size, 1)
         self.generator, self.batch_size = generator, batch_size
         self.tokenizer = generator.tokenizer
-        self.max_length = generator.model.config.max_position_embeddings
+        self.max_length = generator.model.config.context_length
         self._device = generator.model.device
 
     @property

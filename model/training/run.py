@@ -168,7 +168,7 @@ def train_on_examples(
     examples, eval_examples = checked_examples(examples), checked_examples(eval_examples, name="eval_examples")
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
-        example.check(model.config.vocab_size, model.config.max_position_embeddings)
+        example.check(model.config.vocab_size, model.config.context_length)
     held_out = held_out_examples(eval_examples, config.batch_size)
     return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
 

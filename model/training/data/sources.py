@@ -98,11 +98,11 @@ def _batches(data: Any, model: LlamaConfig) -> Batches:
         return batches
     if not isinstance(data, Iterable):
         raise TypeError(f"data are a {type(data).__name__}; expected paths, Batches or an iterable of batches")
-    return IterableBatches(data, model.vocab_size, model.max_position_embeddings)
+    return IterableBatches(data, model.vocab_size, model.context_length)
 
 
 def _open(path: Path, model: LlamaConfig, config: TrainConfig, tokenizer: Tokenizer | None) -> Corpus:
-    limit = model.max_position_embeddings
+    limit = model.context_length
     if config.sequence_length > limit:
         raise ValueError(
             f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}; change one of them"

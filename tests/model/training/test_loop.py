@@ -354,6 +354,18 @@ def test_too_few_tokens_and_too_long_sequences_are_refused(token_file: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_rope_scaling_extends_the_context_of_training(token_file: Path, tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    shape = CONFIG.replace(max_position_embeddings=32, rope_scaling=yarn)
+    assert shape.context_length == 128
+    row = np.arange(128)[None] % 64
+    config = training.TrainConfig(max_steps=1, **SETTINGS | {"sequence_length": 128})
+    for place, data in enumerate((token_file, [(row, row)])):
+        training.train(LlamaForCausalLM(shape), data, config, tmp_path / str(place), progress=False)
+    examples = [training.Example(row[0], row[0])]
+    training.train_on_examples(LlamaForCausalLM(shape), examples, config, tmp_path / "examples", progress=False)
+
+
 def test_an_incomplete_last_line_of_metrics_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert training.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
