@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.chat.renderer import compile_template
-from bpe_llama.chat.request import NAMED_TOKENS, prepare
 from bpe_llama.chat.templates import choose_template
 from bpe_llama.model.server.api.forced_calls import call_grammar
 from bpe_llama.model.server.api.options import check_size
@@ -19,10 +17,6 @@ from bpe_llama.model.server.api.tools import Family, ToolParser, family_of
 from bpe_llama.model.server.config import Limits
 from bpe_llama.playground.errors import bad
 from bpe_llama.tokenizer import Tokenizer
-
-NO_VARIABLES = frozenset(signature(prepare).parameters) | frozenset(signature(Tokenizer.apply_chat_template).parameters)
-NO_VARIABLES |= {"messages", "tokenizer", *(f"{name}_token" for name in NAMED_TOKENS)}
-"""What ``chat_template_kwargs`` may not set: options, and the special tokens that a template writes."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bpe_llama._core import shown
+from bpe_llama.chat.request import NO_VARIABLES
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.api import prompts
 from bpe_llama.model.server.api.answers import CallAnswer, EventStream, TokenTexts, finish_reason
@@ -63,7 +64,7 @@ def conversation(service: Service, request: ChatRequest) -> Conversation:
     if request.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", request.reasoning_effort)
     for name in variables:
-        if name in prompts.NO_VARIABLES:
+        if name in NO_VARIABLES:
             raise bad(f"chat_template_kwargs holds {shown(name)}, which is no variable", "chat_template_kwargs")
     if request.continue_final_message and request.messages[-1].role != "assistant":
         message = "continue_final_message is true, but the last message is not the assistant's"

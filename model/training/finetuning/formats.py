@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bpe_llama._core import shown
-from bpe_llama.chat.request import TOKEN_VARIABLES
+from bpe_llama.chat.request import NO_VARIABLES
 
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt-completion", "text")
 _REQUIRED = {
@@ -46,8 +46,7 @@ _REFUSED: dict[str, dict[str, str]] = {
     "prompt-completion": _DEPRECATED | _MEDIA | _PREFERENCES,
     "text": {},
 }
-_NO_VARIABLES = TOKEN_VARIABLES | {"tokenizer", "messages", "train_on", "chat_template"}
-_NO_VARIABLES |= {"add_generation_prompt", "continue_final_message"}
+_NO_VARIABLES = NO_VARIABLES - {"tools", "documents"} | {"train_on"}
 _ROLES = {
     "human": "user",
     "user": "user",

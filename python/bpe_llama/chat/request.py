@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bpe_llama._arguments import boolean, iterator, wrong
@@ -195,8 +196,10 @@ def prepare(
                 f"it reads {sorted(template.variables)}"
             )
     if documents is not None:
-        several = [documents] if isinstance(documents, (Mapping, str)) else documents
-        documents = list(iterator("documents", several, "a list of mappings"))
+        try:
+            documents = list(iterator("documents", documents, "a list of mappings"))
+        except TypeError:
+            raise ValueError(f"documents is {shown(documents)}; expected a list of mappings") from None
         for place, document in enumerate(documents):
             if not isinstance(document, Mapping):
                 raise ValueError(f"document {place} is {shown(document)}; expected a mapping")
@@ -213,6 +216,13 @@ def prepare(
         template.marks_answers,
         datetime.now(),
     )
+
+
+NO_VARIABLES = TOKEN_VARIABLES.union(
+    signature(prepare).parameters,
+    ("self", "tokenizer", "tokenize", "return_assistant_tokens_mask", "return_dict"),  # of `apply_chat_template`
+)
+"""What ``chat_template_kwargs`` may not set: arguments, and the special tokens that a template writes."""
 
 
 def check_tokenizer(tokenizer: object) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bpe_llama import Tokenizer, chat
+from bpe_llama.chat.request import NO_VARIABLES
 from bpe_llama.chat.templates import from_gguf_metadata, read_chat_templates, to_gguf_metadata, write_chat_templates
 
 CHATML = (
@@ -293,6 +295,7 @@ def test_a_template_may_act_on_the_text_of_a_special_token() -> None:
         ({"return_dict": True, "tokenize": False}, "need tokenize=True"),
         ({"tools": {"name": "x"}}, "tools is {'name': 'x'}; expected a list"),
         ({"tools": ["x"]}, "tool 0 is 'x'; expected a JSON schema"),
+        ({"documents": 1}, "documents is 1; expected a list"),
         ({"documents": ["x"]}, "document 0 is 'x'; expected a mapping"),
         ({"chat_template": 3}, "chat_template is 3; expected a template's text or name"),
         ({"chat_template": "{% nonsense %}"}, "unknown tag 'nonsense'"),
@@ -306,6 +309,10 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: s
     with pytest.raises(ValueError) as refused:
         tok.apply_chat_template(TALK, **options)
     assert message in str(refused.value)
+
+
+def test_no_argument_is_a_variable_of_the_template() -> None:
+    assert signature(Tokenizer.apply_chat_template).parameters.keys() - {"variables"} <= NO_VARIABLES
 
 
 def test_an_empty_conversation_is_refused() -> None:

@@ -315,6 +315,9 @@ def _saved(tokenizer: Tokenizer, folder: Path) -> Path:
             ({"messages": TALK, "chat_template_kwargs": {name: value}}, f"sets '{name}'; a row cannot change")
             for name, value in {"messages": [], "tokenizer": 1, "train_on": "all", "chat_template": "x"}.items()
         ),
+        ({"messages": TALK, "chat_template_kwargs": {"templates": 1}}, "sets 'templates'; a row cannot change"),
+        ({"messages": TALK, "chat_template_kwargs": {"named_tokens": 1}}, "sets 'named_tokens'; a row cannot change"),
+        ({"messages": TALK, "chat_template_kwargs": {"documents": 1}}, "documents is 1; expected a list of mappings"),
         ({"messages": TALK, "chat_template_kwargs": {"add_generation_prompt": False}}, "sets 'add_generation_prompt'"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "message 0: 'from' is 'robot'; expected one of"),
         ({"conversations": [{"value": "a"}]}, "message 0 is .*; expected an object with 'from' and 'value'"),
