@@ -119,6 +119,8 @@ class StableLmLayer(ParallelLayer):
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the file without ``rope_pct``, which transformers does not read, where it says the same."""
     stated = values.get("partial_rotary_factor", StableLmConfig.PARTIAL_ROTARY_FACTOR)
+    if isinstance(rope := values.get("rope_parameters"), Mapping):
+        stated = rope.get("partial_rotary_factor", stated)
     return {key: value for key, value in values.items() if (key, value) != ("rope_pct", stated)}
 
 

@@ -88,6 +88,7 @@ def test_an_old_key_of_stablelm_that_says_the_same(factor: dict[str, float]) -> 
     fields = SHAPE | {"model_type": "stablelm"} | factor
     stated = fields | {"rope_pct": factor.get("partial_rotary_factor", 0.25)}
     config, theirs = LlamaConfig.from_dict(stated), transformers.AutoConfig.for_model(**stated)
+    assert LlamaConfig.from_dict(theirs.to_dict()) == config  # has it in rope_parameters
     assert config.rope["partial_rotary_factor"] == theirs.rope_parameters["partial_rotary_factor"] == stated["rope_pct"]
     assert config == LlamaConfig.from_dict(fields) == LlamaConfig.from_dict(config.to_dict())
     with pytest.raises(ValueError, match=r"rope_pct is 0\.75, a key that is not known"):
