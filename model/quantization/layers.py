@@ -62,17 +62,20 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Return whether the Rust kernels can read a tensor in place: it is contiguous and aligned."""
+    return tensor.is_contiguous() and tensor.data_ptr() % tensor.element_size() == 0
+
+
 def readable(tensor: Tensor) -> Tensor:
-    """Return the tensor itself if the Rust kernels can read it in place, contiguous and aligned; else a copy that is.
+    """Return the tensor itself if `is_readable`, else a copy that is.
 
     Example:
         >>> whole = torch.zeros(4)
         >>> readable(whole) is whole, readable(whole[::2]).stride()
         (True, (1,))
     """
-    if tensor.is_contiguous() and tensor.data_ptr() % tensor.element_size() == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor if is_readable(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
 class PackedLinear(QuantizedLinear):
@@ -94,7 +97,7 @@ class PackedLinear(QuantizedLinear):
     def is_shared(self) -> bool:
         """Return whether `packed_matrix` shares the layer's memory: False if a cast changed the scales' dtype."""
         stored = self.stored()
-        return stored[1].dtype == self.core_dtype and all(readable(tensor) is tensor for tensor in stored)
+        return stored[1].dtype == self.core_dtype and all(map(is_readable, stored))
 
     def packed_matrix(self) -> tuple[Any, Any]:
         """Return the quantized weight and its scales as NumPy arrays for `bpe_llama._core.Linear`."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bpe_llama.model.backends.layer_parts import layer_parts
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.quantization.layers import readable
+from bpe_llama.model.quantization.layers import is_readable, readable
 
 ALIGNMENT = 64
 """Bytes; each group of weights begins at a multiple of it, a cache line of most processors."""
@@ -44,10 +44,8 @@ def make_readable(model: LlamaForCausalLM) -> None:
     The parameters and buffers stay the same objects with the same values.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        data = tensor.data
-        moved = readable(data)
-        if moved is not data:
-            tensor.data = moved
+        if not is_readable(tensor):
+            tensor.data = readable(tensor.data)
 
 
 @torch.inference_mode(False)  # as above
