@@ -27,8 +27,8 @@ from bpe_llama.model.rope_parameters import (
     PARAMETERS,
     check_rope_parameters,
     merge_rope,
+    read_parameters,
     scaled_length,
-    without_unread,
 )
 from bpe_llama.model.windows import Window
 
@@ -169,7 +169,7 @@ class LlamaConfig:
         if "original_max_position_embeddings" in PARAMETERS.get(rope["rope_type"], ()):
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         check_rope_parameters(rope, self.head_size)
-        rope = without_unread(rope, stacklevel=5)
+        rope = read_parameters(rope, stacklevel=4)
         if rope["partial_rotary_factor"] == self.PARTIAL_ROTARY_FACTOR == 1.0:
             del rope["partial_rotary_factor"]
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}

@@ -13,7 +13,7 @@ from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.model.family import FAMILIES, Family
-from bpe_llama.model.rope_parameters import PARAMETERS, merge_rope, without_unread
+from bpe_llama.model.rope_parameters import PARAMETERS, merge_rope, read_parameters
 
 OUR_TYPE = "bpe_llama"
 """The ``model_type`` of a config that no class of transformers computes."""
@@ -264,18 +264,15 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family
         rope["rope_theta"] = family.rope_theta
     if values.get("partial_rotary_factor") is not None:
         rope = {"partial_rotary_factor": values["partial_rotary_factor"]} | rope
-    rope_type = rope["rope_type"]
-    if not isinstance(rope_type, str):
-        raise ValueError(f"rope_type is {shown(rope_type)}; expected a string")
     original = "original_max_position_embeddings"
-    if values.get(original) is not None and original in PARAMETERS.get(rope_type, ()):
+    if values.get(original) is not None and original in PARAMETERS.get(rope["rope_type"], ()):
         rope[original] = values[original]
     if family is not None and not family.has_partial_rotary and rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"partial_rotary_factor is {shown(rope['partial_rotary_factor'])}, but transformers' {family.name} rotates "
             f"whole heads; set it to 1, or model_type to {OUR_TYPE!r} to rotate that part of each head here"
         )
-    picked["rope_parameters"] = without_unread(rope, stacklevel=5)
+    picked["rope_parameters"] = read_parameters(rope, stacklevel=5)
 
 
 def _states_theta(values: Mapping[str, Any], name: str) -> bool:

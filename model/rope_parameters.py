@@ -48,7 +48,7 @@ def merge_rope(
         default_theta: The base if no key states one.
 
     Raises:
-        ValueError: If two keys contradict each other, or one is not a mapping.
+        ValueError: If two keys contradict each other, one is not a mapping, or ``rope_type`` is not a string.
 
     Example:
         >>> merge_rope(None, 500_000.0, {"type": "linear", "factor": 2.0})
@@ -64,11 +64,11 @@ def merge_rope(
     ):
         if source is not None and not isinstance(source, Mapping):
             raise ValueError(f"{name} is {shown(source)}; expected an object of names and values")
-        for key, value in (source or {}).items():
-            if key == "type":
-                if "rope_type" in (source or {}):  # transformers then ignores the old name
-                    continue
-                key = "rope_type"
+        source = source or {}
+        for key, value in source.items():
+            if key == "type" and "rope_type" in source:  # transformers then ignores the old name
+                continue
+            key = "rope_type" if key == "type" else key
             value = "longrope" if key == "rope_type" and value == "su" else value  # the name in Phi-3's first configs
             if key in merged and merged[key] != value:
                 raise ValueError(
@@ -76,23 +76,24 @@ def merge_rope(
                     "give it once, or change it with config.replace(...)"
                 )
             merged[key] = value
-    return {"rope_theta": default_theta, "rope_type": "default"} | merged
+    merged = {"rope_theta": default_theta, "rope_type": "default"} | merged
+    if not isinstance(merged["rope_type"], str):
+        raise ValueError(f"rope_type is {shown(merged['rope_type'])}; expected a string")
+    return merged
 
 
-def without_unread(rope: Mapping[str, Any], *, stacklevel: int) -> dict[str, Any]:
-    """Return RoPE parameters without those that their ``rope_type`` does not read.
+def read_parameters(rope: Mapping[str, Any], *, stacklevel: int) -> dict[str, Any]:
+    """Return the RoPE parameters that the ``rope_type`` reads.
 
     Warns:
-        UserWarning: If there are some, with their names.
+        UserWarning: If there are others, with their names.
     """
     rope_type = rope["rope_type"]
     read = PARAMETERS.get(rope_type, rope.keys())
-    unread = sorted(name for name, value in rope.items() if name not in read and value is not None)
-    if unread:
-        warnings.warn(
-            f"rope_type {rope_type!r} does not read {', '.join(unread)}; ignored, as in transformers",
-            stacklevel=stacklevel + 1,
-        )
+    unused = sorted(name for name, value in rope.items() if name not in read and value is not None)
+    if unused:
+        message = f"rope_type {rope_type!r} does not read {', '.join(unused)}; ignored"
+        warnings.warn(message, stacklevel=stacklevel + 1)
     return {name: value for name, value in rope.items() if name in read}
 
 

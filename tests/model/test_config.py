@@ -91,6 +91,7 @@ def test_keys_without_effect_and_old_keys() -> None:
             "short_factor is 2; expected a list of 64 numbers",
         ),
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type is 'spiral'"),
+        ({"rope_scaling": {"rope_type": []}}, "rope_type is []; expected a string"),
         ({"rope_scaling": {"rope_type": "linear"}}, "needs 'factor'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -2}}, "factor is -2"),
         ({"rope_theta": 0}, "rope_theta is 0"),
@@ -101,6 +102,13 @@ def test_refusals_name_the_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         LlamaConfig(**changes)
     assert message in str(caught.value)
+
+
+def test_a_warning_points_at_the_caller() -> None:
+    scaling = {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}
+    with pytest.warns(UserWarning, match="rope_type 'linear' does not read beta_fast; ignored$") as warned:
+        config = LlamaConfig(rope_scaling=scaling)
+    assert warned[0].filename == __file__ and "beta_fast" not in config.rope
 
 
 @pytest.mark.parametrize(
