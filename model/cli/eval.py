@@ -44,18 +44,24 @@ def command(
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: MODEL's own.")] = None,
     adapter: AdapterOption = None,
     field: Annotated[
-        str, typer.Option("--field", "--text-field", help="The field of .jsonl and .parquet rows that holds the text.")
-    ] = "text",
+        str | None,
+        typer.Option(
+            "--field",
+            "--text-field",
+            help="The field of .jsonl and .parquet rows that holds the text.  [default: text]",
+        ),
+    ] = None,
     label_field: Annotated[
         str | None, typer.Option(help="Of a classifier: the field that holds the label.  [default: label]")
     ] = None,
     separator: Annotated[str | None, typer.Option(help="The text that ends a document within a file.")] = None,
     on_error: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
+            metavar="raise|skip",
+            help="At a row without text: raise an error, or skip it and report the count.  [default: raise]",
         ),
-    ] = "raise",
+    ] = None,
     window: Annotated[
         int | None, typer.Option(help="Tokens of one forward pass.  [default: 1024 or the context]")
     ] = None,
@@ -83,11 +89,17 @@ def command(
         raise ValueError("nothing to evaluate on; give --text FILES, --tasks NAMES_OR_FILES, or both")
     if not tasks and (num_fewshot is not None or limit is not None or apply_chat_template):
         raise ValueError("--num-fewshot, --limit and --apply-chat-template are for --tasks, which is not given")
-    of_text = {"--window": window, "--stride": stride, "--separator": separator}
-    of_text |= {"--field": None if field == "text" else field, "--on-error": None if on_error == "raise" else on_error}
+    of_text = {
+        "--window": window,
+        "--stride": stride,
+        "--separator": separator,
+        "--field": field,
+        "--on-error": on_error,
+    }
     given = [flag for flag, value in of_text.items() if value is not None]
     if given and not text:
         raise ValueError(f"{given[0]} is for --text, which is not given")
+    field, on_error = "text" if field is None else field, "raise" if on_error is None else on_error
     bad_rows = BadRows(on_error)
     paths = find_files([*(text or ()), *(files or ())]) if text else []
     names = [name for several in tasks or () for name in several.split(",") if name]

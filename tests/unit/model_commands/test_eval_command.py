@@ -97,7 +97,7 @@ def test_bad_usage(arguments: list[str], message: str, made: Path, rows: Path, c
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--window 8", "--stride 4", "--separator x", "--field a", "--on-error skip"])
+@pytest.mark.parametrize("flag", ["--window 8", "--stride 4", "--separator x", "--field text", "--on-error raise"])
 def test_flags_of_text_are_refused_beside_tasks_alone(made: Path, capsys: Any, flag: str) -> None:
     assert main(["eval", str(made / "run" / "model"), "--tasks", "hellaswag", *flag.split()]) == 2
     assert f"{flag.split()[0]} is for --text, which is not given" in capsys.readouterr().err
