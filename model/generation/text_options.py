@@ -43,20 +43,20 @@ def check_prompt(ids: Sequence[int], name: str, config: LlamaConfig, tokenizer: 
 
 
 def check_known(ids: Sequence[int], name: str, size: int, tokenizer: Tokenizer) -> None:
-    """Raise `ValueError` for an id that the model does not have, such as that of an added token beyond its ids.
+    """Raise `ValueError` for an id beyond the model's vocabulary, such as an added token's.
 
     Args:
-        ids: Ids, none below 0.
+        ids: Ids.
         name: What the message calls them.
         size: The model's vocab_size.
         tokenizer: Its names of tokens.
     """
-    beyond = max(ids, default=0)
-    if size <= beyond < tokenizer.vocab_size:
-        token = tokenizer.id_to_token(beyond)
-        raise ValueError(f"{name} holds {shown(token)}, whose id {beyond} is beyond the model's {size:,}")
-    if beyond >= size:
-        raise ValueError(f"{name} has input id {beyond}, outside the vocabulary of {size}")
+    low, high = min(ids, default=0), max(ids, default=0)
+    if size <= high < tokenizer.vocab_size:
+        token = tokenizer.id_to_token(high)
+        raise ValueError(f"{name} holds {shown(token)}, whose id {high} is beyond the model's {size:,}")
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} has input id {low if low < 0 else high}, outside the vocabulary of {size}")
 
 
 def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:

@@ -168,6 +168,9 @@ def test_added_tokens_beyond_the_model_are_refused_where_they_are_used() -> None
     for prompt in ("go <|user|>", [5, 257]):
         with pytest.raises(ValueError, match=r"the prompt holds '<\|user\|>', whose id 257 is beyond the model's 256"):
             writing.generate(prompt, allowed_special={"<|user|>"})
+    for outside in (-1, 999):
+        with pytest.raises(ValueError, match=f"the prompt has input id {outside}, outside the vocabulary of 256"):
+            writing.generate([5, outside])
     with pytest.raises(ValueError, match=r"257 ids, more than the model's 256, and not all of those beyond are added"):
         TextGenerator(model, Tokenizer.from_ranks(ranks | {b"ab": 256}))
 
