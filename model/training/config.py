@@ -186,7 +186,7 @@ class TrainConfig:
     @property
     def masks_documents(self) -> bool:
         """Return whether attention stays within documents."""
-        return self.packing == "best_fit" if self.document_mask is None else self.document_mask
+        return masks_documents(self.document_mask, self.packing)
 
     def uses_bfloat16(self, device_type: str) -> bool:
         """Return whether the forward and backward pass computes in bfloat16 on such a device."""
@@ -202,6 +202,11 @@ class TrainConfig:
 def _plain(value: float) -> float:
     """Return a number that JSON knows, as checkpoints store the options."""
     return value if isinstance(value, int) else float(value)
+
+
+def masks_documents(document_mask: bool | None, packing: str) -> bool:
+    """Return whether attention stays within documents, by the options of `TrainConfig`."""
+    return packing == "best_fit" if document_mask is None else document_mask
 
 
 def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:

@@ -33,9 +33,8 @@ from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization.layers import QuantizedLinear
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
-from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.config import TrainConfig, masks_documents
 from bpe_llama.model.training.data.batches import Batches, short_hash
-from bpe_llama.model.training.data.rows import RowBatches
 from bpe_llama.model.training.optimizers.sharded import is_sharded, local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
@@ -209,8 +208,7 @@ def load_run(
         return None, TrainState(0, 0.0, {})
     state = read_state(checkpoint)
     before, now = (_fixed(TrainConfig().to_dict() | settings) for settings in (state.settings, config.to_dict()))
-    free = () if isinstance(batches, RowBatches) else ("packing", "document_mask")  # without effect
-    names = [name for name in _FIXED_OPTIONS if name not in free and before[name] != now[name]]
+    names = [name for name in _FIXED_OPTIONS if before[name] != now[name]]
     if changed := [f"{name} was {shown(before[name])} and is {shown(now[name])}" for name in names]:
         raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
     if state.data not in ("", batches.fingerprint):
@@ -244,8 +242,7 @@ def base_fingerprint(model: Pretrained) -> str:
 
 def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the options that must not change, with what `document_mask` stands for where it is None."""
-    masks = settings["document_mask"]
-    masks = settings["packing"] == "best_fit" if masks is None else masks
+    masks = masks_documents(settings["document_mask"], settings["packing"])
     return {name: settings[name] for name in _FIXED_OPTIONS} | {"document_mask": masks}
 
 
