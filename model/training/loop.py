@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import torch
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training.callbacks import Callback, Metrics, TrainResult
-from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
+from bpe_llama.model.training.checkpoints.checkpoint import TrainState, base_fingerprint, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
@@ -42,6 +43,15 @@ from bpe_llama.model.training.step import (
 
 SAVE_SECONDS = 600.0
 """Training time between checkpoints, unless `TrainConfig.save_every` sets their steps."""
+
+
+class LastMetrics(NamedTuple):
+    """The last figures of `metrics.jsonl`, those of evaluation and tokens at the step of a checkpoint."""
+
+    loss: float = math.nan
+    grad_norm: float = math.nan
+    eval_loss: float = math.nan
+    tokens: int = 0
 
 
 @dataclass(eq=False, repr=False)
@@ -76,21 +86,18 @@ class Trainer:
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=use_bfloat16)
         self.average = WeightAverage(self.optimizer, config.ema_decay) if config.ema_decay else None
         self.consecutive_skips, self._done_before, self._started, self._logged_wait = 0, 0.0, time.perf_counter(), 0.0
-        self.resume(TrainState(0, 0.0, {}), None, (math.nan,) * 4)
+        self.resume(TrainState(0, 0.0, {}), None, LastMetrics())
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
 
-    def resume(self, state: TrainState, checkpoint: Path | None, last: Sequence[float]) -> None:
-        """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run.
-
-        `last` has the last loss, gradient norm and held-out loss of `metrics.jsonl`, and the tokens before the step.
-        """
+    def resume(self, state: TrainState, checkpoint: Path | None, last: LastMetrics) -> None:
+        """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run."""
         self.step, self.skipped, self.checkpoint = state.step, state.skipped, checkpoint
         self._saved_step = state.step if checkpoint else -1
         self._recent = state.recent
         self._trained_before = self._logged_at = self._saved_at = state.elapsed
         self._logged_step, self._rows = state.step, 0  # rows since then
-        self.loss, self.grad_norm, self.eval_loss, tokens = last
-        self._tokens_before = 0 if math.isnan(tokens) else int(tokens)  # an iterable knows them when it was read again
+        # An iterable knows its tokens when it was read again.
+        self.loss, self.grad_norm, self.eval_loss, self._tokens_before = last
 
     def run(self) -> TrainResult:
         """Train until the end of the run, or until Ctrl-C or SIGTERM, and save a checkpoint."""
@@ -314,10 +321,9 @@ class Trainer:
         return _is_due(self.step, self.config.save_every)
 
     def _save(self) -> None:
-        state = TrainState(
-            self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, self.batches.fingerprint
-        )
-        whole = self.whole_model()
+        whole, data = self.whole_model(), self.batches.fingerprint
+        base = base_fingerprint(whole) if self.is_main else ""  # rank 0 writes
+        state = TrainState(self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, data, base)
         self.checkpoint = save_checkpoint(
             self.out, whole, self.optimizer, state, self.ranks, self.model, self.config.save_total_limit
         )

@@ -32,7 +32,7 @@ from bpe_llama.model.training.data.rows import RowBatches
 from bpe_llama.model.training.data.sources import DataSource, open_data
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.held_out import held_out_examples
-from bpe_llama.model.training.loop import Trainer
+from bpe_llama.model.training.loop import LastMetrics, Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.parallel import ShardedModel, start
 from bpe_llama.model.training.report.metrics import LossPlot, MetricsFile
@@ -228,12 +228,12 @@ def train_on_batches(
             ranks.on_main(partial(remove_surplus, checkpoint, config.save_total_limit))
         reports: list[Callback] = []
 
-        def open_reports() -> list[float]:
+        def open_reports() -> LastMetrics:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
             plot = LossPlot("token" if predicts_text else "text")
             reports.extend([metrics, ProgressReport(options.get("progress")), plot])
-            of_step = (metrics.last(key, state.step) for key in ("eval_loss", "tokens"))
-            return [metrics.last("loss"), metrics.last("grad_norm"), *of_step]
+            eval_loss, tokens = metrics.last("eval_loss", state.step), int(metrics.last("tokens", state.step, 0))
+            return LastMetrics(metrics.last("loss"), metrics.last("grad_norm"), eval_loss, tokens)
 
         last = ranks.on_main(open_reports)
         callbacks = [each for each in options["callbacks"] if ranks.is_main or each.on_every_rank]

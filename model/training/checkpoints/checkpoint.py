@@ -163,8 +163,7 @@ def _write(
             save_tensors(tensors, folder / f"{_OPTIMIZER}.safetensors")
         else:
             shards.rename(folder / _OPTIMIZER)
-        saved = asdict(state) | {"base": base_fingerprint(model)}
-        write_text(folder / "training.json", json.dumps(saved, indent=2) + "\n")
+        write_text(folder / "training.json", json.dumps(asdict(state), indent=2) + "\n")
         for path in [*folder.rglob("*"), folder]:
             flush(path)
         final = folder.rename(out / name)

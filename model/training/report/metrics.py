@@ -57,10 +57,10 @@ class MetricsFile(Callback):
         write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
 
-    def last(self, key: str, step: int | None = None) -> float:
-        """Return the last value of `key` that the file held at first, or that of `step`; NaN if there is none."""
+    def last(self, key: str, step: int | None = None, default: float = math.nan) -> float:
+        """Return the last value of `key` that the file held at first, or that of `step`; else `default`."""
         found = [line[key] for line in self._lines if key in line and step in (None, line["step"])]
-        return found[-1] if found else math.nan
+        return found[-1] if found else default
 
     def write(self, **values: float | str) -> None:
         """Append one line; an `OSError` names the file, for example on a full disk."""
