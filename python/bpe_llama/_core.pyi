@@ -42,7 +42,7 @@ class Tokenizer:
     """The compiled tokenizer. Users have its subclass `bpe_llama.Tokenizer`, whose class methods make one.
 
     Where a text is taken, a `str` with lone surrogates is encoded as tiktoken does: as U+FFFD. `allowed_special`
-    and `disallowed_special` are collections of special tokens, or `"all"`.
+    is a collection of special tokens, `disallowed_special` of strings; either may be `"all"` special tokens.
 
     Example:
         >>> from bpe_llama import Tokenizer
@@ -193,11 +193,11 @@ class Tokenizer:
             bos: Put `bos_id` first.
             eos: Put `eos_id` last.
             allowed_special: Special tokens that stand for themselves, or `"all"`.
-            disallowed_special: Special tokens that raise where the text holds them, or `"all"`.
+            disallowed_special: Strings that must not occur in the text, or `"all"` special tokens.
 
         Raises:
             TypeError: If `text` is no `str`.
-            ValueError: If the text holds a disallowed special token, `allowed_special` names an unknown one, `bos` or
+            ValueError: If the text holds a disallowed string, `allowed_special` names an unknown token, `bos` or
                 `eos` is asked for where there is none, or a byte of the text has no token.
 
         Cost: linear in the text, whatever it holds.

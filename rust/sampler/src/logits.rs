@@ -130,7 +130,7 @@ impl<'a> LogitsView<'a> {
 
     /// Returns the extrema of a row that can be sampled from.
     ///
-    /// `values` are those of the row in float32, changed by biases, bans or penalties if `is_changed`.
+    /// `values` is the row in float32; `is_changed` if biases, bans or penalties changed it.
     ///
     /// # Errors
     /// [`crate::Error::InvalidArgument`] naming the row and its first NaN or +inf, or if every logit is -inf.

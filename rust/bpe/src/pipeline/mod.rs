@@ -236,7 +236,9 @@ impl Pipeline {
         self.decoders.is_byte_level()
     }
 
-    /// Returns the normalized text with its pieces. After a special token no piece begins at byte 0.
+    /// Returns the normalized text with its pieces.
+    ///
+    /// After a special token all spans are one higher, so that no piece is the first of a text.
     fn pre_tokenize(
         &self,
         text: &str,

@@ -120,11 +120,11 @@ impl PyTokenizer {
     ///     bos: Put `bos_id` first.
     ///     eos: Put `eos_id` last.
     ///     allowed_special: Special tokens that stand for themselves, or `"all"`.
-    ///     disallowed_special: Special tokens that raise where the text holds them, or `"all"`.
+    ///     disallowed_special: Strings that must not occur in the text, or `"all"` special tokens.
     ///
     /// Raises:
     ///     TypeError: If `text` is no `str`.
-    ///     ValueError: If the text holds a disallowed special token, `allowed_special` names an unknown one, `bos` or
+    ///     ValueError: If the text holds a disallowed string, `allowed_special` names an unknown token, `bos` or
     ///         `eos` is asked for where there is none, or a byte of the text has no token.
     ///
     /// Cost: linear in the text, whatever it holds.

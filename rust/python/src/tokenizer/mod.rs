@@ -24,7 +24,7 @@ use crate::named::wrong_type;
 /// The compiled tokenizer. Users have its subclass `bpe_llama.Tokenizer`, whose class methods make one.
 ///
 /// Where a text is taken, a `str` with lone surrogates is encoded as tiktoken does: as U+FFFD. `allowed_special`
-/// and `disallowed_special` are collections of special tokens, or `"all"`.
+/// is a collection of special tokens, `disallowed_special` of strings; either may be `"all"` special tokens.
 ///
 /// Example:
 ///     >>> from bpe_llama import Tokenizer

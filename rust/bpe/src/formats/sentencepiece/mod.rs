@@ -77,16 +77,17 @@ impl Tokenizer {
             let is_piece = matches!(model.kind(token.id), Some(PieceKind::Control | PieceKind::Unknown));
             is_piece && *token == AddedToken::special(&token.content, token.id)
         };
-        let what = if config_beside {
+        if config_beside {
             return Ok(model.source());
-        } else if let Some(token) = self.added_tokens().iter().find(|token| !of_model(token)) {
+        }
+        let what = if let Some(token) = self.added_tokens().iter().find(|token| !of_model(token)) {
             format!("the added token {:?}", token.content)
         } else if let Some(id) = self.template.special_ids().next() {
             format!("the post-processor, which adds {:?},", String::from_utf8_lossy(self.id_to_bytes(id)?))
         } else {
             return Ok(model.source());
         };
-        refuse(&format!("{what} has no place there; save it to a folder, whose tokenizer_config.json has one"))
+        refuse(&format!("{what} cannot be stored in such a file; save to a folder: its tokenizer_config.json holds it"))
     }
 
     /// Returns the tokenizer that encodes and decodes by this model.
