@@ -85,6 +85,7 @@ def command(
         model = load_model(start_from, train_config.weights_dtype, "cpu" if ranks.sharded else train_config.device)
         if resize:
             resize_embeddings(model, start_from, vocabulary)
+        check_vocabulary(vocabulary, model.config.vocab_size)
     else:
         shape = new_shape(vocabulary.vocab_size, **sizes) if config is None else LlamaConfig.from_json(config)
         check_vocabulary(vocabulary, shape.vocab_size)
@@ -93,7 +94,6 @@ def command(
         ids = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id}
         shape = shape.replace(**{name: value for name, value in ids.items() if name not in named})
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
-    check_vocabulary(vocabulary, model.config.vocab_size)
     if chat_template is not None or (start_from is None and "eos_token_id" not in named):
         end_turns(model, vocabulary)
     note(f"{sum(weight.numel() for weight in model.parameters()):,} parameters")
@@ -121,7 +121,7 @@ def new_shape(
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=intermediate_size or -(-hidden_size * 8 // 3 // 32) * 32,
+        intermediate_size=-(-hidden_size * 8 // 3 // 32) * 32 if intermediate_size is None else intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,

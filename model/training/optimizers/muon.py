@@ -32,9 +32,9 @@ class MuonAdamW(torch.optim.Optimizer):
             (hidden if weight.dim() == 2 and not other else others).append(weight)
         self._parts: list[torch.optim.Optimizer] = []
         rate, decay = config.learning_rate, config.weight_decay
-        if hidden and not hasattr(torch.optim, "Muon"):
-            raise ImportError(f"optimizer 'muon' needs torch 2.9 or later; this is torch {torch.__version__}")
         if hidden:
+            if not hasattr(torch.optim, "Muon"):
+                raise ImportError(f"optimizer 'muon' needs torch 2.9 or later; this is torch {torch.__version__}")
             muon = torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
             self._parts.append(muon)
         if others:
