@@ -7,6 +7,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -325,7 +326,7 @@ class _Encoder:
     def _own_tokens(self, text: str) -> Iterator[_Part]:
         """Yield the template's special tokens in a text, by the rules of `Matcher::split` in rust/bpe/src/special."""
         plain = untraced(text)
-        flags = {token.pop("content"): token for token in json.loads(self.tokenizer.added_tokens_json())}
+        flags = _by_content(self.tokenizer.added_tokens_json())
         done = 0
         for found in self.special.finditer(own_text(text, self.filler)):
             content, token = found[0], flags[found[0]]
@@ -374,6 +375,12 @@ class _Encoder:
             ends = list(accumulate(map(len, pieces)))
             offsets += [(begun[a + 1] - 1, begun[b]) for a, b in zip([0, *ends], ends, strict=False)]
         return ids, offsets
+
+
+@lru_cache(maxsize=4)
+def _by_content(added_tokens: str) -> Mapping[str, dict[str, Any]]:
+    """Return the added tokens of `added_tokens_json` by content."""
+    return {token["content"]: token for token in json.loads(added_tokens)}
 
 
 def _strings(value: Any) -> Iterable[str]:
