@@ -252,8 +252,17 @@ def _choice_text(choice: Any) -> str:
         raise TypeError(f"choice is {shown(choice)}; expected a list of strings")
     if not choice:
         raise ValueError("choice is empty; expected at least one string")
-    texts = (json.dumps(one, ensure_ascii=False).replace("\x7f", r"\u007f") for one in dict.fromkeys(choice))
-    return "start: " + " | ".join(texts)
+    return "start: " + " | ".join(map(literal, dict.fromkeys(choice)))
+
+
+def literal(text: str) -> str:
+    r"""Return the terminal of a grammar that matches a text.
+
+    Example:
+        >>> literal("né")
+        '"n\\u00e9"'
+    """
+    return json.dumps(text)  # in ASCII: the lexer refuses U+007F
 
 
 def _text(option: str) -> Callable[[Any], str]:

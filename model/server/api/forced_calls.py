@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bpe_llama.model.generation.structured import literal
 from bpe_llama.model.server.api.tools import HERMES, LLAMA3, MISTRAL, Family
 
 
@@ -38,7 +39,7 @@ def call_grammar(
 
     def marker(text: str) -> str:
         special_id = (special_tokens or {}).get(text)
-        return _literal(text) if special_id is None else f"<[{special_id}]>"
+        return literal(text) if special_id is None else f"<[{special_id}]>"
 
     outside = family is MISTRAL and "[ARGS]" in template  # the name stands before the object, outside of it
     key = "parameters" if family is LLAMA3 else "arguments"
@@ -47,9 +48,9 @@ def call_grammar(
         name = str(function["name"])
         schema = dict(function.get("parameters") or {"type": "object"}) | {"x-guidance": {"lenient": False}}
         if outside:
-            before, after = f"{_literal(name)} {marker('[ARGS]')}", ""
+            before, after = f"{literal(name)} {marker('[ARGS]')}", ""
         else:
-            before, after = _literal(f'{{"name": {json.dumps(name)}, "{key}": '), _literal("}")
+            before, after = literal(f'{{"name": {json.dumps(name)}, "{key}": '), literal("}")
         rules.append(f"call_{place}: {before} %json {json.dumps(schema)} {after}".rstrip())
     begin, end = marker(family.begin), marker(family.end)
     if family is HERMES:
@@ -65,7 +66,3 @@ def call_grammar(
         start = f'"[" {start} "]"'
     choices = " | ".join(f"call_{place}" for place in range(len(functions)))
     return "\n".join([f"start: {start}", f"call: {choices}", *rules])
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text)
