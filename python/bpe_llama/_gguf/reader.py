@@ -187,7 +187,8 @@ def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
 
     def build(added: list[AddedToken]) -> CoreTokenizer:
         searched = _searched(added)
-        pieces = list(zip(tokens, map(float, scores), _kinds(types, searched), strict=False))
+        of_tokens = map(float, scores[: len(tokens)])
+        pieces = list(zip(tokens, of_tokens, _kinds(types, searched), strict=True))
         return CoreTokenizer.build_from_gguf_pieces(pieces, prefix, searched)
 
     return _finish(metadata, tokens, types, build, (1, 2), add_bos=True, pre=None)
