@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,16 @@ def interrupted(process: subprocess.Popen[Any], pipe: IO[Any]) -> tuple[Any, flo
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and can still be asked
     hangs.cancel()
     return written, _used(process) - before
+
+
+def assert_ctrl_c_ends(script: str, said: str) -> None:
+    """Run a script that prints "ready" and computes, and assert that it ends after Ctrl-C and has printed this."""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        let_run(child, 0.3)
+        out, took = interrupted(child, child.stdout)
+    assert out == said
+    assert took < 3.0, f"{took:.1f} s; a second is promised, and a slow machine may take three"
 
 
 def _used(process: subprocess.Popen[Any]) -> float:

@@ -44,26 +44,19 @@ def folder(tmp_path_factory):
 
 
 def test_every_flag_arrives(folder, monkeypatch):
-    seen = {}
-
-    def scheduler(generators, **options):
-        seen.update(options, names=[*generators])
-
-    server = "bpe_llama.model.server"
-    monkeypatch.setattr(f"{server}.scheduler.Scheduler", scheduler)
-    monkeypatch.setattr(f"{server}.page.page_routes", lambda scheduler: "routes")
-    monkeypatch.setattr(
-        f"{server}.app.create_app", lambda scheduler, config, **options: seen.update(options, at=config)
-    )
-    monkeypatch.setattr(f"{server}.running.run", lambda app, host, port, announce: seen.update(host=host, port=port))
+    runs = []
+    monkeypatch.setattr("bpe_llama.model.server.running.run", lambda app, *where, announce: runs.append((app, *where)))
     flags = "--host ::1 --port 1234 --model-name m --api-key k --api-key l --cors http://a --cors http://b --slots 3"
     flags += " --max-queue 5 --max-length 32 --prefix-cache-mb 7 --share-prefixes --timeout 0 --grace 2.5"
     assert main(["serve", str(folder), *flags.split(), "--adapter", f"poet={folder / 'poet'}"]) == 0
+    ((app, host, port),) = runs
+    assert (host, port) == ("::1", 1234) and "/" in {route.path for route in app.routes}
+    service, scheduler = app.state.service, app.state.service.scheduler
     config = ServerConfig(host="::1", api_keys=("k", "l"), cors_origins=("http://a", "http://b"), timeout=None)
-    assert seen == {
-        **{"slots": 3, "max_length": 32, "prefix_cache_bytes": 7 << 20, "max_queue": 5, "share_prefixes": True},
-        **{"names": ["m", "poet"], "routes": "routes", "grace": 2.5, "at": config, "host": "::1", "port": 1234},
-    }
+    assert (service.config, service.grace) == (config, 2.5)
+    assert (scheduler.slots, scheduler.max_queue, scheduler.max_length, scheduler.share_prefixes) == (3, 5, 32, True)
+    assert [*scheduler.generators] == ["m", "poet"]
+    assert {engine.prefixes.blocks.max_bytes for engine in scheduler._thread.engines.values()} == {7 << 20}
 
 
 @pytest.mark.slow

@@ -226,7 +226,7 @@ def misaligned(weight: Tensor) -> Tensor:
 def test_weights_in_any_memory_are_decoded(
     tiny_model: Make, moved: Callable[[Tensor], Tensor], kind: str | None, name: str
 ) -> None:
-    """The kernels, which read in place, refused those with strides and those that are not aligned."""
+    """The kernels read in place, and refused strided or unaligned weights."""
     model = tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96)
     if kind is not None:
         quantize.quantize(model, kind)

@@ -133,7 +133,7 @@ def test_float32_logits_are_batch_invariant(tiny_model: Make, kind: str | None, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tier", simd_tiers()[:-1])
-def test_they_are_on_every_tier(tier: str) -> None:
+def test_float32_logits_are_batch_invariant_on_every_tier(tier: str) -> None:
     name = test_float32_logits_are_batch_invariant.__name__
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{name}"]
     done = subprocess.run(

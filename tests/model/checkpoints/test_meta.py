@@ -173,6 +173,9 @@ def test_round_trip(tiny_model: Make, ids: Tensor, tmp_path: Path, shards: int, 
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
+ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8}
+
+
 @pytest.mark.parametrize(
     ("width", "layers", "stated", "factor"),
     [(2048, 16, None, 32.0), (3072, 28, None, 32.0), (2048, 16, 8.0, 8.0), (64, 1, None, 8.0)],
@@ -183,17 +186,8 @@ def test_the_rope_factor(
     """As transformers' conversion script takes it by the version, which the files do not state."""
     rope = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope["original_max_position_embeddings"] = 8192
-    model = tiny_model(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=8,
-        max_position_embeddings=131_072,
-        rope_theta=5e5,
-        rope_scaling=rope,
-    )
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "max_position_embeddings": 131_072, **ONE_HEAD}
+    model = tiny_model(**shape, rope_theta=5e5, rope_scaling=rope)
     changes = {"head_dim": 8, "use_scaled_rope": True, "rope_scaling_factor": stated}
     write_meta(model, tmp_path, 1, 0, **changes)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")

@@ -46,7 +46,7 @@ def half(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(logits.abs() < 1e-37, 0.0, logits).bfloat16()
 
 
-CUTS = [
+CUTOFFS = [
     {"top_p": 0.9, "temperature": 0.8},
     {},
     {"top_p": 0.5},
@@ -58,7 +58,7 @@ CUTS = [
 
 
 def main() -> None:
-    for number, options in enumerate(CUTS):
+    for number, options in enumerate(CUTOFFS):
         compare(half(rows(60)) if number else rows(60), **options)
     for size in (1, 2):
         compare(rows(size)[:2], top_k=1, top_p=0.9)

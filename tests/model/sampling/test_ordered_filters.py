@@ -150,7 +150,7 @@ def test_the_order_of_filters_counts_and_the_usual_one_is_the_samplers() -> None
 
 
 @pytest.mark.parametrize("top_k", [0, 2])
-def test_ids_stay_whose_weight_underflows_before_the_temperature(top_k: int) -> None:
+def test_filters_keep_ids_with_an_underflowing_weight(top_k: int) -> None:
     row = torch.tensor([0.0, -800.0, -900.0])
     options = GenerationOptions(preset="llama_cpp", temperature=500.0, top_k=top_k, top_p=1.0)
     left = filtered_in_order(row, LLAMA_CPP_FILTERS, options.filter_values, 0.0)

@@ -48,7 +48,7 @@ def assert_same(row: np.ndarray, seed: int, step: int, options: dict) -> None:
     {"temperature": 1e-3, "preset": "llama_cpp", "typical_p": 0.5, "top_p": 0.1},
     0,
 )
-# More than the mass that top-k keeps exceeds p times it, in spite of rounding: four ids were kept.
+# Rounding puts top-p's goal beyond the mass that top-k kept: four ids stayed instead of three.
 @example(
     np.linspace(5, 0, 20, dtype=np.float32),
     {"temperature": 1.0, "preset": "meta", "top_k": 3, "top_p": 1 - 2.0**-53},
