@@ -71,8 +71,9 @@ class Corpus:
             given := fingerprint(tokenizer, self.tokens.shards.vocab_size)
         ):
             raise ValueError(
-                f"{self.name}: encoded by another tokenizer (its fingerprint is {self.tokenizer}, that of the given "
-                f"one {given}); expected that one, or one that only adds special tokens to it"
+                f"{self.name}: another tokenizer encoded it: its fingerprint is {self.tokenizer}, the given "
+                f"tokenizer's is {given}; expected the same tokenizer, or one with more added tokens; a .tiktoken file "
+                "saved from a tokenizer.json counts as another"
             )
 
     def part(self, first: int, end: int) -> Corpus:

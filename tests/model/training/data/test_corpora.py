@@ -150,7 +150,7 @@ def test_shards_of_another_tokenizer_are_refused_unless_it_only_lacks_added_toke
     model = LlamaForCausalLM(CONFIG.replace(vocab_size=264))
     for data in ({"data": tmp_path / "shards"}, {"data": tmp_path / "ids.npy", "eval_file": tmp_path / "shards"}):
         with pytest.raises(
-            ValueError, match=r"shards: encoded by another tokenizer .*expected that one, or one that only"
+            ValueError, match=r"shards: another tokenizer encoded it: .*expected the same tokenizer, or one with more"
         ):
             training.train(model, **data, config=config, out=tmp_path / "run", tokenizer=other, progress=False)
         for tokenizer in (own, with_chat_template(own, "chatml", add_tokens=True), None):
