@@ -228,7 +228,7 @@ def _check_refused(values: Mapping[str, Any]) -> None:
 
 
 def _read_labels(picked: dict[str, Any]) -> None:
-    """Drop the names of labels whose number is not that of the labels, as transformers does."""
+    """Drop label names if there are not `num_labels` of them, as transformers does."""
     count, names = picked.get("num_labels"), picked.get("id2label")
     if isinstance(count, int) and isinstance(names, Mapping) and names and len(names) != count:
         warnings.warn(

@@ -128,7 +128,7 @@ def check_token_ids(name: str, value: Any, vocab_size: int) -> None:
 
 
 def labels_by_id(value: Any) -> dict[int, str]:
-    """Return the names of a classifier's labels, of which ``id2label`` may have the ids as texts.
+    """Return ``id2label`` with int ids; JSON has them as strings.
 
     Raises:
         ValueError: If they are no mapping of numbers, from 0 on, and names.

@@ -69,7 +69,7 @@ _KNOWN = """
 """
 """Keys of ``params.json`` that are read, or that the tensors' shapes imply."""
 _LLAMA_3_2 = {(2048, 16), (3072, 28)}
-"""``dim`` and ``n_layers`` of Llama 3.2 1B and 3B, whose RoPE factor no key states."""
+"""``dim`` and ``n_layers`` of Llama 3.2 1B and 3B; no key states their RoPE factor."""
 
 
 def load(

@@ -67,7 +67,7 @@ def beam_search(
         prefill_chunk: Prompt tokens per forward pass.
         do_sample: Draw the candidates of a step without replacement instead of taking the best. The weight of a
             candidate is the exponential of its score so far.
-        stopped: Tells of new ids whether they end a continuation, as an ending id does: `TextGenerator`'s stop strings.
+        stopped: Whether new ids end a continuation, as an EOS id does; `TextGenerator` passes its stop strings.
 
     Raises:
         ValueError: If an argument is out of range, the prompt is empty or leaves no room in the context, or the logits

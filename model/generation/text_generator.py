@@ -328,7 +328,7 @@ class TextGenerator:
 
 
 class TextRequest:
-    """Decodes one sequence's new ids to text, which continues that of ``before``, and ends it at a stop string."""
+    """Decodes new ids that follow ``before``, and ends at a stop string."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ def check_prompt(ids: Sequence[int], name: str, config: LlamaConfig, tokenizer: 
 
 
 def check_known(ids: Sequence[int], name: str, size: int, tokenizer: Tokenizer) -> None:
-    """Raise `ValueError` for an id beyond the model's vocabulary, such as an added token's.
+    """Raise `ValueError` for an id outside the model's vocabulary, such as an added token's.
 
     Args:
         ids: Ids.

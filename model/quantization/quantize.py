@@ -139,7 +139,7 @@ def _inputs(layer: nn.Linear | FusedExperts) -> tuple[int, ...]:
 
 
 def _group_size(layers: Mapping[str, nn.Linear | FusedExperts], kind: str, stated: int | None) -> int:
-    """Return the group size of int4 that is stated, or else 64 if it divides the inputs of all layers, or 32."""
+    """Return the stated group size of int4; by default 64 if it divides all layers' inputs, else 32."""
     if stated is None:
         return 32 if any(size % 64 for layer in layers.values() for size in _inputs(layer)) else 64
     if kind != "int4":

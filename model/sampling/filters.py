@@ -89,7 +89,7 @@ class Filters:
 def kept_weights(scores_BV: Tensor, filters: Filters) -> Tensor:
     """Return exp((score - highest) / temperature) in float64 where kept and 0 elsewhere, (B, V).
 
-    Cost: that of `kept_ids`.
+    Cost: as `kept_ids`.
 
     Example:
         >>> import torch

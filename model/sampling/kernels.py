@@ -210,7 +210,8 @@ def _settle(
         wanted = tl.ceil((goal - above_mass) / tl.where(weight > 0.0, weight, 1.0))
         ties = tl.minimum(ties, tl.maximum(wanted, 1.0))
     mass = above_mass + ties * weight
-    if OF_BASE:  # of which all stay where rounding puts the goal beyond it, with p next to 1
+    if OF_BASE:
+        # With p next to 1, rounding may put the goal beyond what ``base`` keeps: then all of it stays.
         base_key, base_ties = tl.load(base + row * 3).to(tl.int64), tl.load(base + row * 3 + 1)
         beyond = (key < base_key) | ((key == base_key) & (ties > base_ties))
         key, ties = tl.where(beyond, base_key, key), tl.where(beyond, base_ties, ties)

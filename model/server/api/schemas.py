@@ -125,7 +125,7 @@ class Sampling(Body):
 
 
 class Streamed(Sampling):
-    """A request whose answer may be streamed in chunks."""
+    """A request for an answer that may be streamed."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -32,7 +32,7 @@ def open_data(
 ) -> tuple[Batches, list[Batch]]:
     """Return the batches of a run and those that are held out: of `eval_file`, or of the end of each corpus.
 
-    `tokenizer` is that of the ids, if it is known. The errors are those of `train`, and a `TypeError` if `data` is none
+    `tokenizer` made the ids, if given. The errors are those of `train`, and a `TypeError` if `data` is none
     of `DataSource`.
     """
     held_out = [] if eval_file is None else [_open(eval_file, model, config, tokenizer)]

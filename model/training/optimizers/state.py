@@ -51,8 +51,8 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Load the tensors that `optimizer_tensors` returned.
 
-    A parameter that no step has updated has no state. A `ValueError` names tensors that are missing beside others of
-    their parameter, unknown or of another shape; nothing is changed then.
+    A parameter that no step has updated has no state. A `ValueError` names tensors that are unknown, of
+    another shape, or missing while others of the parameter are there; nothing is changed then.
     """
     parameters, updated = trainable(model), {name.rpartition(".")[0] for name in tensors}
     keys = {name: _expected_keys(optimizer, weight) for name, weight in parameters.items() if name in updated}

@@ -28,7 +28,7 @@ class Attributes(NamedTuple):
     Attributes:
         pattern: The pattern that splits text.
         special_tokens: Special tokens to id.
-        ends: Fields of :class:`Ends`; of those that are missing, the names of special tokens decide.
+        ends: Fields of :class:`Ends`. For missing fields the names of special tokens decide.
         end_ids: Ids other than ``eos_id`` that end generation.
     """
 
