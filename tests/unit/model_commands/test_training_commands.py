@@ -309,6 +309,7 @@ FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
         (["pretrain", "{tokens}", "--tokenizer", "{tok}", "--out", "o", "--heads", "3"], "num_attention_heads"),
         (["pretrain", "{tokens}", "--tokenizer", "{tok}"], "--out"),
         ([*PRETRAIN, "--layers", "0"], "num_hidden_layers"),
+        ([*PRETRAIN, "--intermediate-size", "0"], "intermediate_size"),
         ([*PRETRAIN, "--start-from", "{run}", "--layers", "9"], "--layers is given beside --start-from"),
         ([*PRETRAIN, "--config", "{run}", "--no-tie"], "--tie is given beside --config, which has the model's shape"),
         ([*PRETRAIN, "--config", "{run}", "--start-from", "{run}"], "--start-from is given beside --config"),
