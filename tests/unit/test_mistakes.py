@@ -232,7 +232,7 @@ CHAT = [
     ("tok.apply_chat_template(TALK, add_generation_prompt='yes')", TypeError, "must be True, False or None, got 'yes'"),
     ("tok.apply_chat_template(TALK, add_prompt=True)", ValueError, "'add_prompt' is no option of apply_chat_template"),
     ("tok.apply_chat_template(TALK, tools=5)", ValueError, "tools is 5; expected a list of JSON schemas or functions"),
-    ("tok.apply_chat_template(TALK, documents=5)", TypeError, "documents must be a list of mappings, got 5"),
+    ("tok.apply_chat_template(TALK, documents=5)", ValueError, "documents is 5; expected a list of mappings"),
     ("tok.apply_chat_template(TALK, chat_template=5)", ValueError, "chat_template is 5; expected a template's text or"),
     (
         "chat.encode_conversation(tok, TALK, train_on='user')",
