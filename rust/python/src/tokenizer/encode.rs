@@ -6,7 +6,7 @@ use bpe_llama::{EncodeOptions, SpecialSet};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::{PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyList, PySlice, PyString};
 
 use super::PyTokenizer;
 use crate::arguments::{Specials, prepare_arrays};
@@ -367,16 +367,22 @@ impl PyTokenizer {
     fn truncate<'py>(
         &self,
         py: Python<'py>,
-        #[pyo3(from_py_with = named::text)] text: Text,
+        text: &Bound<'py, PyAny>,
         #[pyo3(from_py_with = named::max_tokens)] max_tokens: usize,
         #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
-    ) -> PyResult<Bound<'py, PyString>> {
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let given = text;
+        let text = Text::read("text", given)?;
         let kept = allowed_special.view(|allowed| {
             interruptible_if_long(py, text.len(), |interrupt| {
                 self.inner.truncate(&text, max_tokens, allowed, interrupt)
             })
         })?;
-        Ok(PyString::new(py, kept))
+        if matches!(text, Text::Owned(_)) {
+            let end = places_before_joining(given)?[kept.chars().count()];
+            return given.get_item(PySlice::new(py, 0, end as isize, 1));
+        }
+        Ok(PyString::new(py, kept).into_any())
     }
 
     /// Return the bytes of each token of a text; together they are the text.
