@@ -70,6 +70,25 @@ impl Text {
     }
 }
 
+/// A `str` as given, and its [`Text`].
+pub(crate) struct GivenText<'py> {
+    pub(crate) given: Bound<'py, PyAny>,
+    pub(crate) text: Text,
+}
+
+impl<'py> Argument<'_, 'py> for GivenText<'py> {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Ok(Self { given: value.clone(), text: Text::read(name, value)? })
+    }
+}
+
+impl GivenText<'_> {
+    /// Returns the index in the `str` of each character of the text and the length, if the two differ.
+    pub(crate) fn places(&self) -> PyResult<Option<Vec<usize>>> {
+        if matches!(self.text, Text::Owned(_)) { places_before_joining(&self.given).map(Some) } else { Ok(None) }
+    }
+}
+
 /// Calls `visit` with each character of the [`Text`] of a `str` with surrogates, and its index in the `str`.
 ///
 /// As in tiktoken, surrogate pairs become their character, lone surrogates U+FFFD.
@@ -102,7 +121,7 @@ fn joined_characters(text: &Bound<'_, PyString>, mut visit: impl FnMut(usize, ch
 }
 
 /// Returns the index in a `str` of each character of its [`Text`], in which surrogate pairs are joined, and the length.
-pub(crate) fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
     let text = text.cast::<PyString>()?;
     let length = text.len()?;
     let mut places = Vec::new();
