@@ -338,7 +338,7 @@ class EncodingTokenizer(CountingTokenizer):
         }
         is_masked = boolean("return_assistant_tokens_mask", return_assistant_tokens_mask)
         is_dict = boolean("return_dict", return_dict)
-        if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], (list, tuple)):
+        if _begins_with_a_list(messages) and not _begins_with_a_list(messages[0]):
             options |= {name: reusable(options[name]) for name in ("tools", "documents")}
             options |= {"tokenize": tokenize, "return_assistant_tokens_mask": is_masked, "return_dict": is_dict}
             rows = [self.apply_chat_template(row, **options) for row in messages]
@@ -403,3 +403,7 @@ class EncodingTokenizer(CountingTokenizer):
         known = () if special else self.special_tokens
         new = [(token, special, False, False, False, normalized) for token in tokens if token not in known]
         return type(self)(self.with_added_tokens(new), **vars(self._attributes))
+
+
+def _begins_with_a_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (list, tuple))
