@@ -7,10 +7,15 @@ Read in this order: `config`, `layers`, `cache`, `llama`; then `checkpoints`, `s
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md
     raise ImportError("import this as bpe_llama.model, not as a global package named model")
 
-from importlib.util import find_spec
+from importlib import import_module
 
-if _missing := [name for name in ("torch", "safetensors", "regex") if find_spec(name) is None]:
-    raise ModuleNotFoundError(f"bpe_llama.model needs {_missing[0]}: pip install 'bpe_llama[model]'", name=_missing[0])
+try:
+    for _name in ("torch", "safetensors", "regex"):
+        import_module(_name)
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"bpe_llama.model needs {error.name}: pip install 'bpe_llama[model]'", name=error.name
+    ) from error
 
 from bpe_llama.model import families
 from bpe_llama.model.adapters import lora

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,9 +106,11 @@ def command(
 
 def check_installed() -> None:
     """Raise an ImportError that names the extra if a package of the server is not installed."""
-    missing = next((name for name in _NEEDED if importlib.util.find_spec(name) is None), None)
-    if missing is not None:
-        raise ImportError(f"serve needs {missing}: pip install 'bpe_llama[serve]'")
+    try:
+        for name in _NEEDED:
+            import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"serve needs {error.name}: pip install 'bpe_llama[serve]'") from error
 
 
 def default_name(model: str) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import reduce
-from importlib.util import find_spec
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +77,10 @@ def cluster(address: str) -> Iterator[None]:
 
 def _check_installed() -> None:
     """Raise an ImportError that names the extra if Ray is not installed."""
-    if find_spec("ray") is None:
-        raise ImportError("bpe_llama.scale needs Ray: pip install 'bpe_llama[scale]'")
+    try:
+        import ray.data  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError("bpe_llama.scale needs Ray: pip install 'bpe_llama[scale]'") from error
 
 
 def _check_answers(address: str) -> None:

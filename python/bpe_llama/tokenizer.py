@@ -277,7 +277,7 @@ class Tokenizer(EncodingTokenizer):
 
         Beside a ``tokenizer.json`` or ``tokenizer.model`` of this name, ``tokenizer_config.json`` and the chat
         templates are written, from which ``transformers`` and :meth:`from_file` read the same special tokens. A file of
-        another name holds the tokenizer alone.
+        another name holds the tokenizer alone: a ``UserWarning`` names the roles and settings that it loses.
 
         Raises:
             ValueError: If the suffix is unknown, or the format cannot express this vocabulary.
@@ -313,6 +313,10 @@ class Tokenizer(EncodingTokenizer):
 
             write_config(path.parent, self, self._attributes)
             write_chat_templates(path.parent, self.chat_template)
+        elif path.suffix and not path.is_dir():
+            from bpe_llama._loading.load import warn_of_losses
+
+            warn_of_losses(path, self, self._attributes)
 
     def as_tiktoken(self, name: str = "bpe_llama") -> Encoding:
         """Return this tokenizer with the methods of `tiktoken.Encoding`; see `bpe_llama.tiktoken`.

@@ -123,6 +123,41 @@ def test_a_command_of_the_model_names_its_extra(command: str, extra: str) -> Non
     assert done.stderr == f"bpe-llama: {command} needs torch: pip install 'bpe_llama[{extra}]'\n"
 
 
+def test_a_command_without_rich_names_its_extra(tmp_path: Path) -> None:
+    done = _python(
+        "import sys; sys.modules['rich'] = None; sys.argv = ['bpe-llama', 'inspect', 'low', '-t', 'x.json']\n"
+        "from bpe_llama.__main__ import main; sys.exit(main())"
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("need rich: pip install 'bpe_llama[cli]'\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "script", "error"),
+    [
+        ("torch", "import bpe_llama.model", "bpe_llama.model needs torch: pip install 'bpe_llama[model]'"),
+        (
+            "prometheus_client",
+            "from bpe_llama.model.cli.serve import check_installed; check_installed()",
+            "serve needs prometheus_client: pip install 'bpe_llama[serve]'",
+        ),
+        (
+            "ray",
+            "from bpe_llama import scale; scale.count_files('x')",
+            "bpe_llama.scale needs Ray: pip install 'bpe_llama[scale]'",
+        ),
+    ],
+)
+def test_a_package_that_is_found_but_not_imported_is_named(
+    package: str, script: str, error: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text(
+        f"raise ModuleNotFoundError(\"No module named '{package}'\", name='{package}')", encoding="utf-8"
+    )
+    done = _python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {script}")
+    assert done.stderr.endswith(f"{error}\n"), done.stderr
+
+
 def test_the_model_names_each_package_that_it_cannot_do_without() -> None:
     for package in ("torch", "safetensors", "regex"):
         done = _python(f"import sys; sys.modules['{package}'] = None; import bpe_llama.model")

@@ -105,6 +105,10 @@ def test_encode_to_a_file(
     capsysbinary.readouterr()
     assert cli.main(["decode", "--file", str(out), "-t", saved]) == 0
     assert capsysbinary.readouterr().out == b"some text\n" * 100 + b"<|end_of_text|>"
+    assert cli.main(["decode", "--file", str(out.rename(tmp_path / "IDS.NPY")), "-t", saved]) == 0
+    assert capsysbinary.readouterr().out.startswith(b"some text\n")
+    assert cli.main(["encode", "x", "-t", saved, "--out", str(tmp_path / "ids.txt")]) == 2  # decode reads it as text
+    assert b"out must end in .npy" in capsysbinary.readouterr().err
 
 
 def test_special_tokens_are_text_unless_allowed(saved: str, capsys: pytest.CaptureFixture[str]) -> None:

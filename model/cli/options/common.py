@@ -55,7 +55,9 @@ ThreadsOption = Annotated[
 ]
 
 
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; errors remain.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; warnings and errors remain.")
+]
 
 
 def with_common_options(command: Callable[..., Any]) -> Callable[..., Any]:

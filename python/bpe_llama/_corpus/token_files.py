@@ -37,8 +37,7 @@ def encode_files(
 
     :meth:`bpe_llama.Tokenizer.encode_files` documents the arguments.
     """
-    if checked_path("out", out).suffix != ".npy":
-        raise ValueError(f"out must end in .npy, got {shown(out)}")
+    check_out(out)
     files = find_files(paths)
     encoder = partial(
         DocumentEncoder,
@@ -53,6 +52,12 @@ def encode_files(
         for batch in encode_documents(encoder, files, range(len(files)), Place(), field, bad_rows, report):
             array.append(batch.ids)
     return array.size
+
+
+def check_out(out: PathLike) -> None:
+    """Raise `ValueError` unless a file of ids has a name that ends in ``.npy``, by which it is read as one."""
+    if checked_path("out", out).suffix != ".npy":
+        raise ValueError(f"out must end in .npy, got {shown(out)}")
 
 
 def place_of_text(texts: Sequence[str | None]) -> int:

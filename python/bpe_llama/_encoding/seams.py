@@ -12,6 +12,7 @@ from bpe_llama._core import Tokenizer as CoreTokenizer
 # punctuation and a space, whatever stands around the two characters. An apostrophe is no seam: o200k has contractions.
 _PATTERNS = frozenset({"r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits"})
 _ENDS = r" \n\r\t.,;:!?()\[\]{}<>=+*/\"\uff0c\u3002\u3001\uff1b\uff1a\uff01\uff1f\uff08\uff09\u300c\u300d"
+_WINDOW = 1 << 20  # Characters that are searched at once: a search in `re` cannot be interrupted.
 _SEAM = re.compile(rf"(?<=[^\W_])(?=[{_ENDS}])|(?<=[!-/:-@\[-`{{-~])(?= )")
 
 
@@ -39,5 +40,7 @@ def seams(text: str, start: int = 0) -> Iterator[int]:
     >>> list(seams("one, two (three)"))
     [3, 4, 8, 15]
     """
-    for match in _SEAM.finditer(text, start):
-        yield match.start()
+    for begin in range(start, len(text), _WINDOW):
+        # A seam lies before a character of the window, and `re` sees the one before `begin`, too.
+        for match in _SEAM.finditer(text, begin, begin + _WINDOW):
+            yield match.start()

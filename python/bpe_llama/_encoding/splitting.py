@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
-from bpe_llama._arguments import one_of, string
+from bpe_llama._arguments import one_of
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 
 _LEVELS = ("line", "word", "token", "character")
-
-
-def without_surrogates(text: str) -> str:
-    """Return the text as it is encoded: pairs of surrogates as characters, lone ones as U+FFFD."""
-    string("text", text)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+_PAIR = re.compile("[\ud800-\udbff](?=[\udc00-\udfff])")
 
 
 def token_starts(tokenizer: CoreTokenizer, text: str, allowed_special: Iterable[str]) -> tuple[list[int], list[bool]]:
@@ -37,7 +29,6 @@ def token_starts(tokenizer: CoreTokenizer, text: str, allowed_special: Iterable[
 
 def last_tokens(tokenizer: CoreTokenizer, text: str, max_tokens: int, allowed_special: Iterable[str]) -> str:
     """Return the end of a text that has at most some tokens; see `Tokenizer.truncate`."""
-    text = without_surrogates(text)
     starts, is_whole = token_starts(tokenizer, text, allowed_special)
     if len(starts) <= max_tokens:
         return text
@@ -64,7 +55,7 @@ class Splitter:
             raise ValueError(f"overlap is {shown(overlap)}; {least}")
         one_of("boundary", boundary, _LEVELS)
         self._tokenizer, self._max_tokens, self._overlap = tokenizer, max_tokens, overlap
-        self._text = text = without_surrogates(text)
+        self._text = text
         self._starts, is_whole = token_starts(tokenizer, text, ())
         self._levels: list[Sequence[int]] = []
         for level in _LEVELS[_LEVELS.index(boundary) :]:
@@ -76,7 +67,9 @@ class Splitter:
             elif level == "token":
                 places = dict.fromkeys(start for start, whole in zip(self._starts, is_whole, strict=True) if whole)
             else:
-                self._levels.append(range(len(text) + 1))
+                pairs = {found.end() for found in _PAIR.finditer(text)}  # a pair of surrogates is one character
+                ends = range(len(text) + 1)
+                self._levels.append([end for end in ends if end not in pairs] if pairs else ends)
                 break
             self._levels.append([*places, len(text)])
 

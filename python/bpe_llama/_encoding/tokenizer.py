@@ -277,7 +277,7 @@ class EncodingTokenizer(CountingTokenizer):
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         add_generation_prompt: bool | None = None,
         *,
         tokenize: bool = True,
@@ -296,7 +296,7 @@ class EncodingTokenizer(CountingTokenizer):
 
         Args:
             messages: Mappings with a `role` ("system", "user", "assistant") and a `content`: a text, None, or a list of
-                parts.
+                parts. For a list of such lists, the result is a list, too; `as_transformers` pads and truncates.
             add_generation_prompt: Append the header of the assistant's answer; None means True unless
                 `continue_final_message` is given.
             tokenize: `False` returns the text instead, a `str`.
@@ -328,7 +328,7 @@ class EncodingTokenizer(CountingTokenizer):
         """
         from bpe_llama import chat
 
-        options = {
+        options: dict[str, Any] = {
             "add_generation_prompt": add_generation_prompt,
             "tools": tools,
             "documents": documents,
@@ -338,6 +338,11 @@ class EncodingTokenizer(CountingTokenizer):
         }
         is_masked = boolean("return_assistant_tokens_mask", return_assistant_tokens_mask)
         is_dict = boolean("return_dict", return_dict)
+        if _begins_with_a_list(messages) and not _begins_with_a_list(messages[0]):
+            options |= {name: reusable(options[name]) for name in ("tools", "documents")}
+            options |= {"tokenize": tokenize, "return_assistant_tokens_mask": is_masked, "return_dict": is_dict}
+            rows = [self.apply_chat_template(row, **options) for row in messages]
+            return {key: [row[key] for row in rows] for key in rows[0]} if is_masked or is_dict else rows
         if not boolean("tokenize", tokenize):
             if is_masked or is_dict:
                 raise ValueError("return_assistant_tokens_mask and return_dict need tokenize=True")
@@ -398,3 +403,7 @@ class EncodingTokenizer(CountingTokenizer):
         known = () if special else self.special_tokens
         new = [(token, special, False, False, False, normalized) for token in tokens if token not in known]
         return type(self)(self.with_added_tokens(new), **vars(self._attributes))
+
+
+def _begins_with_a_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (list, tuple))

@@ -221,14 +221,15 @@ def _with_stated_tokens(
         return core, {}, []
     stated = read_stated_tokens(named, config, special_map, added)
     known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
-    listed = {token.content for token in stated.listed}
-    # added_tokens_decoder overrides the flags in the tokenizer's file; a role only sets the flag `special`.
+    listed, names = {token.content for token in stated.listed}, stated.names()
+    # added_tokens_decoder overrides the flags in the tokenizer's file, a role only sets the flag `special`, and a place
+    # in `extra_special_tokens` sets none.
     new = []
     for token in stated.to_add():
         flags = known.get(token.content)
         if flags is None or token.content in listed:
             new.append(replace(token, special=token.special or bool(flags and flags["special"])).for_core())
-        elif token.special and not flags["special"]:
+        elif token.content in names.values() and not flags["special"]:
             new.append(
                 AddedToken(
                     token.content, **{key: flags[key] for key in flags if key != "id"} | {"special": True}
@@ -237,7 +238,6 @@ def _with_stated_tokens(
     if new:
         core = core.with_added_tokens(new)
     added_ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    names = stated.names()
     ends = []
     for role in END_ROLES:
         name = names.get(role)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -15,6 +16,7 @@ from bpe_llama._files import PathLike, complete_writes, open_regular
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
+from bpe_llama._loading.ends import ends_of
 from bpe_llama._loading.folder import TokenizerAttributes, with_config, with_ranks_config
 from bpe_llama._loading.settings import Settings
 from bpe_llama.chat.templates import NAMED_FOLDER
@@ -63,6 +65,22 @@ def with_gguf_settings(read: gguf.GgufTokenizer) -> tuple[CoreTokenizer, Tokeniz
     core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
     settings = Settings(end_ids=tuple(sorted(read.end_ids - {core.eos_id})))
     return core, TokenizerAttributes(read.chat_template, settings=settings)
+
+
+def warn_of_losses(path: Path, core: CoreTokenizer, attributes: TokenizerAttributes) -> None:
+    """Warn if a saved file, read again, names other roles, another chat template or other settings."""
+    read = load_huggingface(path) if path.suffix == ".json" else load(path)
+    ours, theirs = (
+        ends_of(tokenizer)._asdict() | rest.roles | {"chat_template": rest.chat_template} | vars(rest.settings)
+        for tokenizer, rest in ((core, attributes), read)
+    )
+    if lost := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+        warnings.warn(
+            f"{path}: from_file will not find this tokenizer's {', '.join(lost)} there; expected a folder, "
+            "where they are written beside it",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def file_in(path: PathLike) -> Path:

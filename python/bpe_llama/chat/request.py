@@ -5,7 +5,7 @@ Source of the conventions: ``apply_chat_template`` and ``render_jinja_template``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from inspect import signature
@@ -161,7 +161,7 @@ def prepare(
 
     Args:
         templates: The templates to choose from.
-        named_tokens: Special tokens by variable name, such as `bos_token`.
+        named_tokens: Special tokens by variable name, such as `bos_token`. They are text of the template.
         messages: Mappings with a role.
         add_generation_prompt: As in `Tokenizer.apply_chat_template`, like the arguments below.
         tools: JSON schemas or functions.
@@ -211,7 +211,11 @@ def prepare(
     return ChatRequest(
         source,
         _plain_messages(messages),
-        _plain({**named_tokens, **variables, **given}, "a variable of the chat template"),
+        _plain(
+            {**named_tokens, **variables, **given},
+            "a variable of the chat template",
+            TOKEN_VARIABLES | (named_tokens.keys() - variables.keys()),
+        ),
         "content" if continue_final_message is True else continue_final_message or None,
         template.marks_answers,
         datetime.now(),
@@ -251,22 +255,22 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return copies
 
 
-def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
+def _plain(value: dict[str, Any], where: str, own: Container[str] = ()) -> dict[str, Any]:
+    """Return a copy for a template, in which the values of the keys in ``own`` are text of the template."""
     from bpe_llama.chat.renderer import plain
 
     try:
         return {
-            traced(key, GIVEN): traced(plain(item), TEMPLATE if key in TOKEN_VARIABLES else GIVEN)
-            for key, item in value.items()
+            traced(key, GIVEN): traced(plain(item), TEMPLATE if key in own else GIVEN) for key, item in value.items()
         }
     except RecursionError:
         raise ValueError(f"{where} nests too deeply") from None
 
 
 def _tokens_by_name(tokenizer: ChatTokenizer) -> dict[str, str]:
-    """Return the special tokens with a role by variable name, such as `bos_token`."""
+    """Return the special tokens with a role by variable name, such as `bos_token` or a model's own `image_token`."""
     texts = {token_id: text for text, token_id in (tokenizer.added_tokens | tokenizer.special_tokens).items()}
-    named = {}
+    named = dict(getattr(tokenizer, "special_tokens_map", {}))
     for name in NAMED_TOKENS:
         token_id = getattr(tokenizer, f"{name}_id", None)
         if token_id is not None:

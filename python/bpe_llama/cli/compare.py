@@ -55,7 +55,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
     else:
-        from rich.console import Console
+        from bpe_llama._rich import Console
 
         width = None if sys.stdout.isatty() else 160
         Console(highlight=False, width=width).print(comparing.comparison_table(result))

@@ -36,7 +36,7 @@ def command(
 def _read_ids(ids: list[str] | None, file: Path | None) -> list[int]:
     if ids and file is not None:
         raise ValueError("give ids or --file, not both")
-    if file is not None and file.suffix == ".npy":
+    if file is not None and file.suffix.lower() == ".npy":
         array = open_array(file)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"{file}: expected a flat array of integers, got {array.dtype} of shape {array.shape}")

@@ -11,6 +11,7 @@ import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._corpus.shards import dtype_of
+from bpe_llama._corpus.token_files import check_out
 from bpe_llama._files.arrays import begin_array
 from bpe_llama._progress import note
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerName, read_text
@@ -31,6 +32,8 @@ def command(
     """Print the ids of a text, or save them."""
     if as_json and out is not None:
         raise ValueError("give --json or --out, not both")
+    if out is not None:
+        check_out(out)
     loaded = open_tokenizer(tokenizer)
     content = read_text(text, file)
     ids = loaded.encode(content, bos=bos, eos=eos, allowed_special="all" if allow_special else ())

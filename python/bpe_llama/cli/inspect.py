@@ -38,9 +38,8 @@ def command(
         raise ValueError("--compare and --port need --open")
     if vocabulary and (text is not None or file is not None or ids):
         raise ValueError("--vocabulary takes no text, --file or --ids: it describes the tokenizer alone")
-    from rich.console import Console
-
     from bpe_llama import display
+    from bpe_llama._rich import Console
 
     console = Console(soft_wrap=True, highlight=False)
     loaded = open_tokenizer(tokenizer)

@@ -62,7 +62,9 @@ def whole_number(text: str) -> int:
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; errors remain.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; warnings and errors remain.")
+]
 
 
 def with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -83,9 +83,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Train a vocabulary on text and save it."""
-    from rich.console import Console
-
     from bpe_llama import report as reporting
+    from bpe_llama._rich import Console
 
     if out is None:
         out = Path(DEFAULT_TOKENIZER)

@@ -4,11 +4,13 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::exceptions::{PyMemoryError, PyUnicodeEncodeError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PySlice, PyString};
 
 use crate::arguments::{collect, reserve};
+use crate::interrupt::check_at;
 use crate::named::{Argument, wrong_type};
 
 /// Characters from which on a `str` is read in parts.
@@ -55,30 +57,85 @@ impl Text {
         match PyBackedStr::try_from(text.to_owned()) {
             Ok(text) => Ok(Self::Backed(text)),
             Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) => {
-                // As in tiktoken: surrogate pairs become their character, lone surrogates U+FFFD.
-                let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
-                Ok(Self::Owned(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
+                let mut joined = String::new();
+                joined_characters(text, |_, character| {
+                    joined.try_reserve(character.len_utf8()).map_err(|_| too_long(text.len().unwrap_or(0)))?;
+                    joined.push(character);
+                    Ok(())
+                })?;
+                Ok(Self::Owned(joined))
             }
             Err(error) => Err(error),
         }
     }
 }
 
+/// A `str` as given, and its [`Text`].
+pub(crate) struct GivenText<'py> {
+    pub(crate) given: Bound<'py, PyAny>,
+    pub(crate) text: Text,
+}
+
+impl<'py> Argument<'_, 'py> for GivenText<'py> {
+    fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Ok(Self { given: value.clone(), text: Text::read(name, value)? })
+    }
+}
+
+impl GivenText<'_> {
+    /// Returns the index in the `str` of each character of the text and the length, if the two differ.
+    pub(crate) fn places(&self) -> PyResult<Option<Vec<usize>>> {
+        if matches!(self.text, Text::Owned(_)) { places_before_joining(&self.given).map(Some) } else { Ok(None) }
+    }
+}
+
+/// Calls `visit` with each character of the [`Text`] of a `str` with surrogates, and its index in the `str`.
+///
+/// As in tiktoken, surrogate pairs become their character, lone surrogates U+FFFD.
+///
+/// # Errors
+/// The first error of `visit`; what a signal's handler raises.
+fn joined_characters(text: &Bound<'_, PyString>, mut visit: impl FnMut(usize, char) -> PyResult<()>) -> PyResult<()> {
+    let length = text.len()?;
+    // SAFETY: `text` is a `str`, which does not change, and `at` is less than its length.
+    let read = |at: usize| unsafe { ffi::PyUnicode_ReadChar(text.as_ptr(), at as ffi::Py_ssize_t) };
+    let mut at = 0;
+    for count in 0.. {
+        check_at(text.py(), count)?;
+        if at == length {
+            break;
+        }
+        let (start, unit) = (at, read(at));
+        at += 1;
+        let mut character = char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER);
+        if matches!(unit, 0xD800..=0xDBFF) && at < length {
+            let low = read(at);
+            if matches!(low, 0xDC00..=0xDFFF) {
+                character = char::from_u32(0x10000 + ((unit - 0xD800) << 10) + (low - 0xDC00)).unwrap_or(character);
+                at += 1;
+            }
+        }
+        visit(start, character)?;
+    }
+    Ok(())
+}
+
 /// Returns the index in a `str` of each character of its [`Text`], in which surrogate pairs are joined, and the length.
-pub(crate) fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
-    let units: Vec<u8> = text.call_method1("encode", ("utf-32-be", "surrogatepass"))?.extract()?;
-    // Of a big-endian unit such as 0x0000D83D, the six highest bits of the third byte tell a surrogate.
-    let is_half =
-        |at: usize, kind: u8| units.get(4 * at..4 * at + 3).is_some_and(|unit| unit[1] == 0 && unit[2] & 0xFC == kind);
-    let (length, mut at) = (units.len() / 4, 0);
+fn places_before_joining(text: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let text = text.cast::<PyString>()?;
+    let length = text.len()?;
     let mut places = Vec::new();
     reserve("text", &mut places, length + 1)?;
-    while at < length {
+    joined_characters(text, |at, _| {
         places.push(at);
-        at += if is_half(at, 0xD8) && is_half(at + 1, 0xDC) { 2 } else { 1 };
-    }
+        Ok(())
+    })?;
     places.push(length);
     Ok(places)
+}
+
+fn too_long(characters: usize) -> PyErr {
+    PyMemoryError::new_err(format!("a text of {characters} characters is too long"))
 }
 
 /// A list of texts: any iterable of `str` except a `str`.
@@ -160,8 +217,7 @@ impl LongText {
             let end = (self.at + PIECE).min(part_end);
             let part = self.text.bind(py).get_item(PySlice::new(py, self.at as isize, end as isize, 1))?;
             let part = part.cast::<PyString>()?.to_str()?;
-            let no_memory = |_| PyMemoryError::new_err(format!("a text of {} characters is too long", self.length));
-            utf8.try_reserve(part.len()).map_err(no_memory)?;
+            utf8.try_reserve(part.len()).map_err(|_| too_long(self.length))?;
             utf8.push_str(part);
             self.at = end;
         }

@@ -111,6 +111,44 @@ def test_text_and_ids_equal_transformers(family: str, talk: str, ours: Tokenizer
             assert ours.apply_chat_template(messages, **given) == ids, given
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"image_token": "<|eot|>"},
+        {"extra_special_tokens": {"image_token": "<|eot|>", "note": "<new>"}},
+        {"model_specific_special_tokens": {"image_token": "<|eot|>"}},
+        {"extra_special_tokens": ["<|eot|>"]},
+    ],
+)
+def test_a_template_reads_the_tokens_of_all_roles(stated: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) | stated
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    ours, theirs = Tokenizer.from_file(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    template = "{{ bos_token }}{{ image_token }}{{ note }}{{ messages[0].content }}"
+    talk = [{"role": "user", "content": "hi"}]
+    for given in ({}, {"image_token": "own"}):
+        options = {"chat_template": template, **given}
+        text = theirs.apply_chat_template(talk, tokenize=False, **options)
+        assert ours.apply_chat_template(talk, tokenize=False, **options) == text
+        ids = theirs.apply_chat_template(talk, return_dict=False, **options)
+        assert ours.apply_chat_template(talk, **options) == ids
+
+
+def test_a_list_of_conversations_has_a_list_of_results(ours: Tokenizer, theirs: Any) -> None:
+    talks = [TALKS["plain"], TALKS["answered"]]
+    marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    options: dict[str, Any] = {"chat_template": FAMILIES["gemma 3"], "add_generation_prompt": True}
+    for given in ({"tokenize": False}, {"return_dict": False}):
+        assert ours.apply_chat_template(talks, **given, **options) == theirs.apply_chat_template(
+            talks, **given, **options
+        )
+    options = {"chat_template": marked + "{{ tools }}{{ documents }}", "return_assistant_tokens_mask": True}
+    both = ours.apply_chat_template(talks, tools=iter(TOOLS), documents=iter(DOCUMENTS), **options)
+    alone = [ours.apply_chat_template(talk, tools=TOOLS, documents=DOCUMENTS, **options) for talk in talks]
+    assert both == {name: [row[name] for row in alone] for name in alone[0]}
+
+
 def test_these_conversations_are_rendered_by_most_families(ours: Tokenizer) -> None:
     """So that the comparison above is not one of refusals."""
     for family, template in FAMILIES.items():

@@ -290,6 +290,30 @@ def test_a_folder_that_names_no_ends_has_those_of_the_class(beside: str, file: s
         assert ours.special_tokens_map == theirs.special_tokens_map
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"extra_special_tokens": ["<x>"]},
+        {"additional_special_tokens": ["<x>"]},
+        {"extra_special_tokens": [{"content": "<x>", "lstrip": True, "__type": "AddedToken"}]},
+        {"extra_special_tokens": {"image_token": "<x>"}},
+        {"cls_token": "<x>"},
+        {"cls_token": {"content": "<x>", "special": False, "__type": "AddedToken"}},
+    ],
+)
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_only_a_role_makes_a_token_of_the_file_special(stated: dict[str, Any], name: str, tmp_path: Path) -> None:
+    write(tmp_path, "gpt2", {}, None)
+    add(tmp_path, ["<x>"])
+    (tmp_path / name).write_text(json.dumps(stated), encoding="utf-8")
+    ours, theirs = Tokenizer.from_file(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    flags = json.loads(theirs.backend_tokenizer.to_str())["added_tokens"]
+    assert json.loads(ours.added_tokens_json()) == flags
+    ids = theirs("a <x>b").input_ids
+    assert ours("a <x>b", allowed_special="all")["input_ids"] == ids
+    assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+
+
 def test_a_file_without_a_folder_has_the_ends_of_common_names(tmp_path: Path) -> None:
     write(tmp_path, "gpt2", {}, None)
     (tmp_path / "tokenizer_config.json").unlink()

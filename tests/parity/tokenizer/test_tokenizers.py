@@ -20,7 +20,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from bench import data
 from bench.published import PUBLISHED, first_difference
-from bpe_llama import Tokenizer
+from bpe_llama import Tokenizer, _core
 
 SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>"]
 
@@ -127,6 +127,15 @@ def pair(
     real: Callable[..., Any],
 ) -> Pair:
     return CASES[request.param](tmp_path_factory.mktemp("tokenizer"), texts, real)
+
+
+def test_the_first_line_of_a_merges_txt_is_no_merge() -> None:
+    vocab = {token: i for i, token in enumerate(["a", "b", "ab", "abb", "#version:", "0.2"])}
+    for merges in (["#version: 0.2", "a b", "ab b"], ["a b", "#versions of it", "ab b"]):
+        file = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": vocab, "merges": merges}})
+        theirs = tokenizers.Tokenizer.from_str(file)
+        ours = _core.Tokenizer.build_from_huggingface(file.encode())
+        assert ours.encode("aabbb") == theirs.encode("aabbb").ids == [0, 3, 1]
 
 
 @pytest.mark.parametrize("kind", data.KINDS)

@@ -108,6 +108,15 @@ def ask(content: Any, **fields: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content, **fields}]
 
 
+def test_a_role_is_text_of_the_template_only_as_the_tokenizer_names_it() -> None:
+    template = "{{ image_token }}{{ messages[0].image_token }}{{ messages[0].bos_token }}{{ messages[0].content }}"
+    tok = Tokenizer(tokenizer(template), chat_template=template, roles={"image_token": CLOSE})
+    messages = ask("a", image_token=CLOSE, bos_token=CLOSE)
+    rest = tok.encode(CLOSE + CLOSE + "a")
+    assert tok.apply_chat_template(messages) == [tok.special_tokens[CLOSE], *rest]
+    assert tok.apply_chat_template(messages, image_token=CLOSE) == [*tok.encode(CLOSE), *rest]
+
+
 JOINED = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
 TEXT = "messages[0].content"
 # The template, the messages and other options, and the special tokens that the template itself writes.

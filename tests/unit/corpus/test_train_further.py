@@ -40,8 +40,8 @@ def test_a_saved_base_is_extended_like_the_original(tmp_path):
     tok = train(vocab_size=280, base=loaded)
     assert (tok.pattern_name, tok.chat_template) == ("cl100k", "{{ messages }}")
     assert train(vocab_size=280, base=base, pattern="cl100k").merges == tok.merges
-    tok.save(tmp_path / "tok.json")
-    again = Tokenizer.from_file(tmp_path / "tok.json")
+    tok.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.from_file(tmp_path / "tokenizer.json")
     assert (again.merges, again.special_tokens) == (tok.merges, tok.special_tokens)
     ranks = Tokenizer.from_ranks(base.mergeable_ranks, pattern="cl100k", special_tokens={"<|end|>": 269})
     assert train(vocab_size=280, base=ranks).mergeable_ranks == tok.mergeable_ranks

@@ -81,9 +81,9 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     file.write_text("low lower lowest")
     special = ["<s>", "</s>"]
     tok = Tokenizer.train_from_iterator(["low lower lowest"] * 3, 262, special_tokens=special, progress=False)
-    tok.chat_template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}"
     tok.save(folder / "t.json")
     tok.save(folder / "t.tiktoken")
+    tok.chat_template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}"
     counts, sampler, enc = WordCounts.from_iterator(["low"], progress=False), Sampler(), tok.as_tiktoken()
     counts.save(folder / "counts")
     twin = EducationalTokenizer.from_tokenizer(tok)

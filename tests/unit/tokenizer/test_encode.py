@@ -161,6 +161,17 @@ def test_lone_surrogates_become_replacement_characters(tok: Tokenizer) -> None:
     assert tok.encode("\ud83d\ude00") == tok.encode("😀"), "a pair is one character, as tiktoken reads it"
 
 
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("a😀\ud800\ud83d\udbff\ude00\udc00\udfff", max_size=8))
+def test_surrogates_are_joined_as_utf16_joins_them(tok: Tokenizer, text: str) -> None:
+    joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert tok.encode(text) == tok.encode(joined)
+    for max_tokens in range(4):  # what is left is the caller's own text
+        kept = tok.truncate(text, max_tokens)
+        assert text.startswith(kept) and tok.encode(kept) == tok.encode(tok.truncate(joined, max_tokens))
+    assert tok.truncate(text, 99) == text == "".join(tok.split_by_tokens(text, 5))
+
+
 def test_offsets_are_those_of_the_text_before_surrogates_are_joined(tok: Tokenizer) -> None:
     text, joined = "a\ud83d\ude00 b\ud800c\ude00\ud83d\ud83d\ude00d", "a😀 b\ufffdc\ufffd\ufffd😀d"
     ids, offsets = tok.encode_with_offsets(text)

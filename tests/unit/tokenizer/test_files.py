@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -111,6 +112,32 @@ def test_a_tokenizer_json_is_never_a_vocabulary(first: str, tmp_path: Path) -> N
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         with pytest.raises(ValueError, match=rf"tokenizer\.json: not a tokenizer\.json: unknown field `{first}`"):
             Tokenizer.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("other.json", "bos_id, eos_id, mask_token, chat_template, model_max_length"),
+        ("vocab.json", "bos_id, eos_id, mask_token, chat_template, model_max_length"),
+        ("other.tiktoken", "mask_token, chat_template, model_max_length"),
+        ("tokenizer.json", None),
+        ("folder", None),
+    ],
+)
+def test_what_a_file_of_this_name_does_not_hold_is_named(name: str, lost: str | None, tmp_path: Path) -> None:
+    made = Tokenizer.train_from_iterator(["low"], 259, special_tokens=["<a>", "<b>", "<m>"], progress=False)
+    made.save(tmp_path)
+    path, out = tmp_path / "tokenizer_config.json", tmp_path / "out"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": 9, "chat_template": "{{ messages }}"}
+    config |= {"bos_token": "<a>", "eos_token": "<b>", "mask_token": "<m>"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    tok = Tokenizer.from_file(tmp_path)
+    out.mkdir()
+    said = f"from_file will not find this tokenizer's {lost} there; expected a folder"
+    with contextlib.nullcontext() if lost is None else pytest.warns(UserWarning, match=said):
+        tok.save(out / name)  # a warning that is not expected is an error
+    if lost is None:
+        assert Tokenizer.from_file(out / name).special_tokens_map == tok.special_tokens_map
 
 
 def test_a_vocabulary_of_another_name_is_refused_with_advice(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ use bpe_llama::{EncodeOptions, SpecialSet};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::{PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyList, PySlice, PyString};
 
 use super::PyTokenizer;
 use crate::arguments::{Specials, prepare_arrays};
 use crate::interrupt::{interruptible, interruptible_if_long, interruptible_with_calls, list};
 use crate::named::{self, Argument};
-use crate::text::{LongText, Text, TextInput, places_before_joining};
+use crate::text::{GivenText, LongText, Text, TextInput};
 
 impl PyTokenizer {
     /// Checks the special-token arguments and calls `work` with the resulting options.
@@ -307,17 +307,14 @@ impl PyTokenizer {
     fn encode_with_offsets<'py>(
         &self,
         py: Python<'py>,
-        text: &Bound<'py, PyAny>,
+        #[pyo3(from_py_with = named::text)] text: GivenText<'py>,
         #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
         #[pyo3(from_py_with = named::first)] first: usize,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
-        let given = text;
-        let text = Text::read("text", given)?;
         let (ids, mut offsets) = allowed_special.view(|allowed| {
-            interruptible(py, |interrupt| self.inner.encode_with_offsets_from(&text, first, allowed, interrupt))
+            interruptible(py, |interrupt| self.inner.encode_with_offsets_from(&text.text, first, allowed, interrupt))
         })?;
-        if matches!(text, Text::Owned(_)) {
-            let places = places_before_joining(given)?;
+        if let Some(places) = text.places()? {
             let place = |at: usize| places.get(at).copied().unwrap_or(at);
             for (start, end) in &mut offsets {
                 (*start, *end) = (place(*start), place(*end));
@@ -367,16 +364,19 @@ impl PyTokenizer {
     fn truncate<'py>(
         &self,
         py: Python<'py>,
-        #[pyo3(from_py_with = named::text)] text: Text,
+        #[pyo3(from_py_with = named::text)] text: GivenText<'py>,
         #[pyo3(from_py_with = named::max_tokens)] max_tokens: usize,
         #[pyo3(from_py_with = named::allowed_special)] allowed_special: Specials,
-    ) -> PyResult<Bound<'py, PyString>> {
+    ) -> PyResult<Bound<'py, PyAny>> {
         let kept = allowed_special.view(|allowed| {
-            interruptible_if_long(py, text.len(), |interrupt| {
-                self.inner.truncate(&text, max_tokens, allowed, interrupt)
+            interruptible_if_long(py, text.text.len(), |interrupt| {
+                self.inner.truncate(&text.text, max_tokens, allowed, interrupt)
             })
         })?;
-        Ok(PyString::new(py, kept))
+        if let Some(places) = text.places()? {
+            return text.given.get_item(PySlice::new(py, 0, places[kept.chars().count()] as isize, 1));
+        }
+        Ok(PyString::new(py, kept).into_any())
     }
 
     /// Return the bytes of each token of a text; together they are the text.

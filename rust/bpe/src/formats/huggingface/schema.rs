@@ -66,7 +66,7 @@ pub(super) struct Model<'a> {
     pub(super) ignore_merges: Option<bool>,
     #[serde(borrow)]
     pub(super) vocab: Entries<'a>,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "without_header")]
     pub(super) merges: Vec<Merge<'a>>,
 }
 
@@ -102,24 +102,33 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// One merge: `"a b"` in older files, `["a", "b"]` in newer ones.
 pub(super) struct Merge<'a>(pub(super) Cow<'a, str>, pub(super) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
+/// An item of `merges`: a merge, or the first line of a merges.txt, which `tokenizers` skips.
+struct MergeLine<'a>(Option<Merge<'a>>);
+
+/// Returns the merges among the items of `merges`.
+fn without_header<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Merge<'a>>, D::Error> {
+    let lines = Vec::<MergeLine<'a>>::deserialize(deserializer)?;
+    Ok(lines.into_iter().filter_map(|MergeLine(merge)| merge).collect())
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for MergeLine<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         struct MergeVisitor;
         impl<'de> Visitor<'de> for MergeVisitor {
-            type Value = Merge<'de>;
+            type Value = MergeLine<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a merge: two tokens in an array, or in a string with a space between")
             }
 
             fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> std::result::Result<Self::Value, E> {
-                let (left, right) = split_merge(text)?;
-                Ok(Merge(Cow::Borrowed(left), Cow::Borrowed(right)))
+                let merge = split_merge(text)?.map(|(left, right)| Merge(Cow::Borrowed(left), Cow::Borrowed(right)));
+                Ok(MergeLine(merge))
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Self::Value, E> {
-                let (left, right) = split_merge(text)?;
-                Ok(Merge(Cow::Owned(left.to_owned()), Cow::Owned(right.to_owned())))
+                let merge = split_merge(text)?;
+                Ok(MergeLine(merge.map(|(left, right)| Merge(left.to_owned().into(), right.to_owned().into()))))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
@@ -129,12 +138,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
                 if seq.next_element::<de::IgnoredAny>()?.is_some() {
                     return Err(de::Error::invalid_length(3, &"2 tokens"));
                 }
-                Ok(Merge(left, right))
+                Ok(MergeLine(Some(Merge(left, right))))
             }
         }
-        fn split_merge<E: de::Error>(text: &str) -> std::result::Result<(&str, &str), E> {
+        fn split_merge<E: de::Error>(text: &str) -> std::result::Result<Option<(&str, &str)>, E> {
+            if text.starts_with("#version") {
+                return Ok(None);
+            }
             let parts = text.split_once(' ').filter(|(_, right)| !right.contains(' '));
-            parts.ok_or_else(|| E::custom(format!("merge {text:?} is not two tokens with a space between")))
+            parts.map(Some).ok_or_else(|| E::custom(format!("merge {text:?} is not two tokens with a space between")))
         }
         deserializer.deserialize_any(MergeVisitor)
     }
