@@ -5,7 +5,7 @@ Source of the conventions: ``apply_chat_template`` and ``render_jinja_template``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,7 +160,7 @@ def prepare(
 
     Args:
         templates: The templates to choose from.
-        named_tokens: Special tokens by variable name, such as `bos_token`.
+        named_tokens: Special tokens by variable name, such as `bos_token`. They are text of the template.
         messages: Mappings with a role.
         add_generation_prompt: As in `Tokenizer.apply_chat_template`, like the arguments below.
         tools: JSON schemas or functions.
@@ -208,7 +208,11 @@ def prepare(
     return ChatRequest(
         source,
         _plain_messages(messages),
-        _plain({**named_tokens, **variables, **given}, "a variable of the chat template"),
+        _plain(
+            {**named_tokens, **variables, **given},
+            "a variable of the chat template",
+            named_tokens.keys() - variables.keys(),
+        ),
         "content" if continue_final_message is True else continue_final_message or None,
         template.marks_answers,
         datetime.now(),
@@ -234,19 +238,21 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         reasoning = next((fields[name] for name in _REASONING if fields.get(name) is not None), None)
         if reasoning is not None:
             fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
-        fields["role"] = traced(message["role"], TEMPLATE if message["role"] in _ROLES else UNKNOWN)
+        role = str.__str__(message["role"])  # an enum has a hash of its own
+        fields["role"] = traced(role, TEMPLATE if role in _ROLES else UNKNOWN)
         copies.append(fields)
     if not copies:
         raise ValueError("messages is empty: there are no messages; expected at least one")
     return copies
 
 
-def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
-    from bpe_llama.chat.renderer import plain
+def _plain(value: dict[str, Any], where: str, own: Container[str] = ()) -> dict[str, Any]:
+    """Return a copy for a template, in which the values of the keys in ``own`` are text of the template."""
+    from bpe_llama.chat.renderer import plain, plain_key
 
     try:
         return {
-            traced(key, GIVEN): traced(plain(item), TEMPLATE if key in TOKEN_VARIABLES else GIVEN)
+            traced(plain_key(key), GIVEN): traced(plain(item), TEMPLATE if key in own else GIVEN)
             for key, item in value.items()
         }
     except RecursionError:

@@ -256,7 +256,7 @@ def test_tools_and_variables_cannot_forge_a_special_token_either() -> None:
         "eos_token": "<|im_end|>",
     }
     ids = tok.apply_chat_template([{"role": "user", "content": ""}], **given)
-    assert ids.count(tok.special_tokens["<|im_end|>"]) == 1  # the caller's own eos_token
+    assert tok.special_tokens["<|im_end|>"] not in ids
     assert tok.decode(ids).count("<|im_end|>") == 5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import json
 from typing import Any
 
@@ -108,6 +109,11 @@ def ask(content: Any, **fields: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content, **fields}]
 
 
+class Role(str, enum.Enum):
+    USER = "user"
+    CLOSE = CLOSE
+
+
 JOINED = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
 TEXT = "messages[0].content"
 # The template, the messages and other options, and the special tokens that the template itself writes.
@@ -142,6 +148,10 @@ ATTACKS: list[tuple[str, dict[str, Any], list[str]]] = [
     (f"{{{{ {TEXT} }}}}<|end|>", {"messages": ask("X")}, ["<|end|>"]),
     (f"{{{{ {TEXT} }}}}im_end|>", {"messages": ask("<|")}, []),
     ("<|{{ messages[0].role }}|>", {"messages": [{"role": "user", "content": ""}]}, []),
+    ("{{ messages | tojson }}", {"messages": ask("", eos_token=CLOSE)}, []),
+    ("{{ bos_token }}{{ messages[0].pad_token }}", {"messages": ask("", pad_token=CLOSE), "bos_token": CLOSE}, []),
+    (f"{{{{ messages[0].role + {TEXT} }}}}{CLOSE}", {"messages": [{"role": Role.USER, "content": CLOSE}] * 3}, [CLOSE]),
+    ("{{ messages[0] | tojson }}", {"messages": ask("", **{Role.CLOSE: CLOSE})}, []),
 ]
 
 
