@@ -16,7 +16,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import shown
@@ -179,7 +179,7 @@ def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
 class _Parser:
     """A cursor over the file's bytes with bounds checks. A memory map would end the process if the file shrinks."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: Path, file: IO[bytes], size: int) -> None:
         self.path = path
         self.file = file
         self.size = size
