@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bpe_llama._arguments import iterator, string
+from bpe_llama._arguments import check_surrogates, iterator, string
 from bpe_llama._core import shown
 from bpe_llama.chat.answers import AnswerFinder
 from bpe_llama.chat.provenance import own_text, untraced
@@ -253,10 +253,11 @@ class _Encoder:
         """Return the rendered request.
 
         Raises:
-            ValueError: If a special token in its text holds a character of unknown origin.
+            ValueError: If its text holds a lone surrogate, or a special token in it a character of unknown origin.
         """
         rendered = self.request.render()
         text = rendered.text
+        check_surrogates("the text of the chat template", text)
         own = {found.span() for found in self.special.finditer(own_text(text, self.filler))}
         for found in self.special.finditer(own_text(text, self.filler, unknown=True)):
             if found.span() not in own:

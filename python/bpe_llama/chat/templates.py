@@ -157,10 +157,12 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
     if chosen is not None and not isinstance(chosen, str):
         raise ValueError(f"chat_template is {shown(chosen)}; expected a template's text or name")
     if isinstance(templates, Mapping):
-        if chosen is not None:
-            return templates.get(chosen, chosen)
-        for name in ("tool_use", "default") if has_tools else ("default",):
+        if chosen is not None and chosen not in templates:
+            return chosen
+        for name in (chosen,) if chosen is not None else ("tool_use", "default") if has_tools else ("default",):
             if name in templates:
+                if not isinstance(templates[name], str):
+                    raise ValueError(f"tokenizer.chat_template[{name!r}] is {shown(templates[name])}; expected a text")
                 return templates[name]
         raise ValueError(f"none of the chat templates {sorted(templates)} is the default; name one as chat_template")
     if chosen is not None:

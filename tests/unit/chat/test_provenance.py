@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import enum
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,3 +208,28 @@ def test_a_template_makes_special_tokens_of_known_roles(role: str) -> None:
         "<|{{ messages[0]['role'] }}|>{{ '<|%s|>' % messages[0].role }}{{ '<|{}|>'.format(messages[0].role) }}"
     )
     assert tok.apply_chat_template([{"role": role, "content": ""}]) == [tok.special_tokens[f"<|{role}|>"]] * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    name: str = "a"
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "message"),
+    [
+        ("{{ messages }}", {Key(): 1}, r"a key for the chat template is Key\(name='a'\); expected a text or a number"),
+        ("{{ '\\ud800' }}", CLOSE, "the text of the chat template holds .* a lone surrogate"),
+        ({"default": 5}, "", r"tokenizer\.chat_template\['default'\] is 5; expected a text"),
+        ({"default": ["x"]}, "", r"tokenizer\.chat_template\['default'\] is \['x'\]; expected a text"),
+        (["x"], "", r"tokenizer\.chat_template is \['x'\]; expected a text"),
+    ],
+    ids=["key", "surrogate", "number", "list", "templates"],
+)
+def test_what_no_template_reads_is_named(template: Any, content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tokenizer(template).apply_chat_template(ask(content))
+
+
+def test_a_long_double_is_a_number() -> None:
+    assert chat.render("{{ messages[0].content }}", ask(np.longdouble(1.5))) == "1.5"
