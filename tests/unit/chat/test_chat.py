@@ -394,3 +394,19 @@ def test_named_templates_are_chosen_pickled_and_stored_in_gguf() -> None:
     tok.chat_template = {"rag": "R"}
     with pytest.raises(ValueError, match=r"none of the chat templates \['rag'\] is the default"):
         tok.apply_chat_template(TALK)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "message"),
+    [
+        ("Look.\n\nArgs:" + "\n" * 100_000 + "    a: b", "the docstring of function look has 100,0.. characters"),
+        ("Look.\n\nArgs:\n    a: b (choices: 5)", "argument 'a' of function look: the choices '5' are no JSON list"),
+    ],
+    ids=["long", "choices"],
+)
+def test_docstrings_of_tools_that_are_refused(docstring: str, message: str) -> None:
+    def look(a: str) -> None: ...
+
+    look.__doc__ = docstring
+    with pytest.raises(ValueError, match=message):
+        chat.render("{{ tools }}", [{"role": "user", "content": ""}], tools=[look])
