@@ -63,7 +63,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         function: A function or a bound method; an untyped ``self`` or ``cls`` is left out.
 
     Raises:
-        ValueError: If it has no docstring or too long a one, or an argument lacks a type hint or a description, or has a
+        ValueError: If it has no docstring or a long one, or an argument lacks a type hint or a description, or has a
             type without a JSON schema.
 
     Examples:
