@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bpe_llama._arguments import instance
+from bpe_llama._arguments import check_surrogates, instance
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.tokenizer import EncodingTokenizer
@@ -284,6 +284,14 @@ class Tokenizer(EncodingTokenizer):
             OSError: If it cannot be written.
         """
         path = checked_path("path", path)
+        has_config = path.name in ("tokenizer.json", "tokenizer.model")
+        if has_config:  # all texts are made and checked before the first is written
+            from bpe_llama._loading.folder import config_text
+            from bpe_llama.chat.templates import template_files, write_chat_templates
+
+            config = config_text(self, self._attributes)
+            check_surrogates("tokenizer_config.json", config)
+            template_files(path.parent, self.chat_template)
         if path.suffix == ".json":
             write_text(path, self.to_huggingface())
         elif path.suffix == ".tiktoken":
@@ -307,11 +315,8 @@ class Tokenizer(EncodingTokenizer):
                 f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json, .tiktoken "
                 "or .model"
             )
-        if path.name in ("tokenizer.json", "tokenizer.model"):
-            from bpe_llama._loading.folder import write_config
-            from bpe_llama.chat.templates import write_chat_templates
-
-            write_config(path.parent, self, self._attributes)
+        if has_config:
+            write_text(path.parent / "tokenizer_config.json", config)
             write_chat_templates(path.parent, self.chat_template)
         elif path.suffix and not path.is_dir():
             from bpe_llama._loading.load import warn_of_losses

@@ -369,3 +369,12 @@ print("done")
 def test_where_no_thread_can_be_started_the_caller_does_the_work() -> None:
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=300)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_an_error_of_reading_is_not_one_of_a_full_disk(tmp_path: Path) -> None:
+    for reason, message in (
+        ("a.txt: the file shrank while it was read", r"^a\.txt: the file shrank"),  # the core's
+        ("100 requested and 10 written", r"No space left on device, it seems.*out\.npy"),  # numpy's
+    ):
+        with pytest.raises(OSError, match=message), atomic_write(tmp_path / "out.npy"):
+            raise OSError(reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
@@ -16,6 +17,9 @@ from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._files import PathLike
 from bpe_llama._files.read_write import LARGEST_TEXT
+
+_MAX_UNDIVIDED = 16 << 20  # as MAX_UNDIVIDED of rust/bpe/src/corpus/boundaries.rs
+_RUNS = re.compile(r"\S+")
 
 
 def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
@@ -164,7 +168,8 @@ def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterat
     Raises:
         ImportError: If ``pyarrow`` is not installed.
         ValueError: If a file has no such column, is damaged or no Parquet file; if a row holds no text and ``bad_rows``
-            does not skip it. The message names the file and, where known, the row, counted from 0.
+            does not skip it; if a text has no white space for 16 MiB. The message names the file and, where known, the
+            row, counted from 0.
     """
     for path in paths:
         for row, values in enumerate(parquet_rows(path, [field])):
@@ -175,6 +180,10 @@ def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterat
                 bad_rows.skip_or_raise(f"{where}: {error}", error)
                 continue
             if isinstance(text, str):
+                if len(text) > _MAX_UNDIVIDED and any(len(run[0]) > _MAX_UNDIVIDED for run in _RUNS.finditer(text)):
+                    raise ValueError(
+                        f"{where}: more than {_MAX_UNDIVIDED} bytes of text without white space; expected fewer"
+                    )
                 yield text
             elif text is None:
                 bad_rows.skip_or_raise(f"{where} is null, where text was expected")
@@ -204,16 +213,17 @@ def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[di
             for field in fields or ():
                 if field not in names:
                     raise ValueError(f"no column {field!r}; it has {names}")
-            # A row group may hold gigabytes, so rows are read in small batches.
-            for batch in file.iter_batches(batch_size=256, columns=fields):
+            # A row group may hold gigabytes, and each row a copy of one long text, so rows are read in small batches.
+            for batch in file.iter_batches(batch_size=32, columns=fields):
                 for values in zip(*batch.columns, strict=True):
                     yield dict(zip(batch.schema.names, values, strict=True))
                     row += 1
-    except (ValueError, OSError, pyarrow.ArrowException) as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+    except (ValueError, OSError, MemoryError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         where = f", row {row}" if row else ""
-        raise ValueError(f"{path}{where}: {error}") from error
+        kind = MemoryError if isinstance(error, MemoryError) else ValueError
+        raise kind(f"{path}{where}: {error}") from error
 
 
 def in_batches(texts: Iterable[str], characters: int = 1 << 22) -> Iterator[list[str]]:

@@ -23,6 +23,7 @@ from bpe_llama._files.ctrl_c import ctrl_c_waits
 from bpe_llama._files.lock import TAKEN, lock_at_once, release
 
 _LOCK = ".lock"
+_NUMPY_WROTE = re.compile(r"\d+ requested and \d+ written")  # of a file written in part; the error has no errno
 _LONGEST = 40  # characters of the file's name in the folder's
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.(tmp|swap)")
 _PLAN = ".plan.json"  # what to rename and remove, in a temporary folder that is complete
@@ -58,9 +59,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _finish(temporary, mode)
             temporary.replace(path)
         except OSError as error:
-            if error.errno is None:  # numpy's, of a file written in part
+            if _NUMPY_WROTE.search(str(error)):
                 reason = f"{os.strerror(errno.ENOSPC)}, it seems; the file was not written whole ({error})"
                 raise OSError(errno.ENOSPC, reason, os.fspath(path)) from None
+            if error.errno is None:  # the core's, of a file that it reads
+                raise
             if error.filename is not None and folder not in Path(os.fsdecode(error.filename)).parents:
                 raise
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None

@@ -11,13 +11,12 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import shown
@@ -123,10 +122,10 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
     """
     path = checked_path("path", path)
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
             raise ValueError(f"{path}: not a GGUF file: it is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Parser(path, data).header()
+        return _Parser(path, file, size).header()
 
 
 def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
@@ -178,12 +177,12 @@ def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
 
 
 class _Parser:
-    """A cursor over the file's bytes with bounds checks."""
+    """A cursor over the file's bytes with bounds checks. A memory map would end the process if the file shrinks."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, file: IO[bytes], size: int) -> None:
         self.path = path
-        self.data = data
-        self.size = len(data)
+        self.file = file
+        self.size = size
         self.at = 0
         self.what = "the header"
         self.numbers = 0  # of the arrays so far
@@ -191,25 +190,31 @@ class _Parser:
     def fail(self, message: str) -> ValueError:
         return ValueError(f"{self.path}: {message}")
 
-    def need(self, nbytes: int) -> int:
-        """Advance by `nbytes` and return the offset before."""
-        begin = self.at
-        if nbytes > self.size - begin:
+    def need(self, nbytes: int) -> None:
+        """Raise unless the file has `nbytes` more."""
+        if nbytes > self.size - self.at:
             raise self.fail(
-                f"truncated GGUF file: {self.what} needs {nbytes:,} bytes at offset {begin:,}, "
+                f"truncated GGUF file: {self.what} needs {nbytes:,} bytes at offset {self.at:,}, "
                 f"the file ends at {self.size:,}"
             )
-        self.at = begin + nbytes
-        return begin
+
+    def read(self, nbytes: int) -> bytes:
+        """Advance by `nbytes` and return them."""
+        self.need(nbytes)
+        data = self.file.read(nbytes)
+        if len(data) < nbytes:
+            raise self.fail(f"the file shrank while it was read: {self.what} at offset {self.at:,} is not there")
+        self.at += nbytes
+        return data
 
     def scalar(self, letter: str) -> Any:
-        return struct.unpack_from("<" + letter, self.data, self.need(struct.calcsize(letter)))[0]
+        return struct.unpack("<" + letter, self.read(struct.calcsize("<" + letter)))[0]
 
     def string(self) -> str:
         length = self.scalar("Q")
-        begin = self.need(length)
+        begin = self.at
         try:
-            return self.data[begin : self.at].decode("utf-8")
+            return self.read(length).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.fail(f"{self.what}: text at offset {begin:,} is not UTF-8 ({error.reason})") from None
 
@@ -224,23 +229,22 @@ class _Parser:
             item_kind, count = self.scalar("I"), self.scalar("Q")
             if item_kind in _SCALARS:
                 letter = _SCALARS[item_kind]
-                begin = self.need(count * struct.calcsize(letter))
+                nbytes = count * struct.calcsize("<" + letter)
+                self.need(nbytes)
                 self.numbers += count
                 if self.numbers > _MAX_NUMBERS:
                     most = f"expected at most {_MAX_NUMBERS:,} in all arrays"
                     raise self.fail(f"{self.what} has an array of {count:,} numbers; {most}")
-                return list(struct.unpack_from(f"<{count}{letter}", self.data, begin))
+                return list(struct.unpack(f"<{count}{letter}", self.read(nbytes)))
             # Each string or array has a length field of 8 bytes, which bounds the count before the list is built.
-            if count * 8 > self.size - self.at:
-                self.need(count * 8)
+            self.need(count * 8)
             return [self.value(item_kind, nesting + 1) for _ in range(count)]
         raise self.fail(f"{self.what} has unknown value type {kind} (expected 0 to 12)")
 
     def header(self) -> GGUFHeader:
-        magic = self.data[: len(_MAGIC)]
+        magic = self.read(min(len(_MAGIC), self.size))
         if magic != _MAGIC:
             raise self.fail(f"not a GGUF file: it begins with {magic!r}, expected {_MAGIC!r}")
-        self.at = len(_MAGIC)
         version = self.scalar("I")
         if version & 0xFFFF == 0:
             raise self.fail("a big-endian GGUF file; only little-endian ones are read")

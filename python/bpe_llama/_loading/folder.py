@@ -11,7 +11,7 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
-from bpe_llama._files import read_bytes, read_json_object, write_text
+from bpe_llama._files import read_bytes, read_json_object
 from bpe_llama._loading.added_tokens import (
     ROLES,
     AddedToken,
@@ -316,8 +316,8 @@ def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any], add_bos: b
     return core.with_template(before, after)
 
 
-def write_config(folder: Path, tokenizer: CoreTokenizer, attributes: TokenizerAttributes) -> None:
-    """Write the ``tokenizer_config.json`` from which transformers and `with_config` read the same special tokens."""
+def config_text(tokenizer: CoreTokenizer, attributes: TokenizerAttributes) -> str:
+    """Return the ``tokenizer_config.json`` from which transformers and `with_config` read the same special tokens."""
     ends = zip(END_ROLES, ends_of(tokenizer), strict=True)
     added = {str(token.pop("id")): token for token in json.loads(tokenizer.added_tokens_json())}
     config: dict[str, Any] = {
@@ -335,4 +335,4 @@ def write_config(folder: Path, tokenizer: CoreTokenizer, attributes: TokenizerAt
     if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead
         before, after = ids_around(tokenizer)
         config |= {"add_bos_token": before is not None, "add_eos_token": after is not None}
-    write_text(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+    return json.dumps(config, ensure_ascii=False, indent=2) + "\n"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama._arguments import check_surrogates
 from bpe_llama._core import shown
 
 # transformers reads a larger model_max_length as no limit.
@@ -122,6 +123,7 @@ def _input_names(config: Mapping[str, Any], class_name: str | None) -> tuple[str
     names = config.get("model_input_names", [*_INPUTS, "token_type_ids"] if has_type_ids else _INPUTS)
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise _wrong("model_input_names", names, "a list of names")
+    check_surrogates("tokenizer_config.json: model_input_names", " ".join(names))
     return tuple(names)
 
 

@@ -44,19 +44,23 @@ def read_tokenizer(
     """Return the tokenizer of a `.tiktoken` file; see :meth:`bpe_llama.Tokenizer.from_tiktoken`."""
     path = checked_path("path", path)
     stated = Attributes("", {}, {}, ())
+    is_stated = pattern is None and special_tokens is None
     if pattern is None:
         stated = tiktoken_attributes(path)
         pattern = stated.pattern
         if special_tokens is not None:
             stated = stated._replace(special_tokens=special_tokens, ends={}, end_ids=())
         special_tokens = stated.special_tokens
-    core = CoreTokenizer.build_from_tiktoken(path, pattern, checked_ids(special_tokens))
     try:
+        core = CoreTokenizer.build_from_tiktoken(path, pattern, checked_ids(special_tokens))
         for token_id in stated.end_ids:
             core.id_to_bytes(token_id)
         core = core.with_ends(*ends_of(core)._replace(**stated.ends))
-    except KeyError as error:
-        raise ValueError(f"{_json_path(path)}: {error.args[0]}") from None
+    except (KeyError, ValueError, OverflowError) as error:
+        message = str(error.args[0])
+        if isinstance(error, KeyError) or (is_stated and str(path) not in message):
+            raise ValueError(f"{_json_path(path)}: {message}") from None
+        raise
     return core, Settings(end_ids=stated.end_ids)
 
 

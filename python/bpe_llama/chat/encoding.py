@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bpe_llama._arguments import iterator, string
+from bpe_llama._arguments import check_surrogates, iterator, string
 from bpe_llama._core import shown
 from bpe_llama.chat.answers import AnswerFinder
 from bpe_llama.chat.provenance import own_text, untraced
@@ -254,10 +254,11 @@ class _Encoder:
         """Return the rendered request.
 
         Raises:
-            ValueError: If a special token in its text holds a character of unknown origin.
+            ValueError: If its text holds a lone surrogate, or a special token in it a character of unknown origin.
         """
         rendered = self.request.render()
         text = rendered.text
+        check_surrogates("the text of the chat template", text)
         own = {found.span() for found in self.special.finditer(own_text(text, self.filler))}
         for found in self.special.finditer(own_text(text, self.filler, unknown=True)):
             if found.span() not in own:

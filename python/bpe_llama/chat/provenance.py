@@ -36,8 +36,14 @@ class Traced(str):
     _origins: bytes
 
     def __new__(cls, text: str, origins: bytes) -> Traced:
-        """Return the text with its origins."""
+        """Return the text with its origins.
+
+        Raises:
+            ValueError: If there are more or fewer origins than characters.
+        """
         made = super().__new__(cls, text)
+        if len(made) != len(origins):
+            raise ValueError(f"{len(origins)} origins for {len(made)} characters; expected one each")
         made._origins = origins
         return made
 
@@ -234,7 +240,8 @@ def traced(value: Any, origin: bytes) -> Any:
         True
     """
     if isinstance(value, str):
-        return Traced(value, origin * len(value))
+        text = str.__str__(value)  # not what an enum or another subclass writes of itself
+        return Traced(text, origin * len(text))
     if isinstance(value, dict):
         return {traced(key, origin): traced(item, origin) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("chat templates need jinja2: pip install 'bpe_llama[chat]'", name="jinja2") from error
 
 from bpe_llama._arguments import check_surrogates
+from bpe_llama._core import shown
 from bpe_llama.chat.limits import LimitError, Limits, Meter
 from bpe_llama.chat.provenance import Traced, concatenated
 from bpe_llama.chat.sandbox import ChatEnvironment
@@ -152,15 +153,31 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float.__float__(value)
     if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {plain_key(key): plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, tuple):
         return tuple(plain(item) for item in value)
-    if isinstance(value, np.generic):
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, np.generic) and not isinstance(value, np.clongdouble):  # which is its own `item`
         return plain(value.item())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if callable(getattr(value, "model_dump", None)):
         return plain(value.model_dump())
     return f"<{type(value).__name__}>"
+
+
+def plain_key(key: Any) -> Any:
+    """Return a copy of a mapping's key, as `plain` does.
+
+    Raises:
+        ValueError: If it becomes a mapping.
+    """
+    copy = plain(key)
+    try:
+        hash(copy)
+    except TypeError:
+        raise ValueError(f"a key for the chat template is {shown(key)}; expected a text or a number") from None
+    return copy

@@ -214,7 +214,7 @@ def prepare(
         _plain(
             {**named_tokens, **variables, **given},
             "a variable of the chat template",
-            TOKEN_VARIABLES | (named_tokens.keys() - variables.keys()),
+            named_tokens.keys() - variables.keys(),
         ),
         "content" if continue_final_message is True else continue_final_message or None,
         template.marks_answers,
@@ -248,7 +248,8 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         reasoning = next((fields[name] for name in _REASONING if fields.get(name) is not None), None)
         if reasoning is not None:
             fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
-        fields["role"] = traced(message["role"], TEMPLATE if message["role"] in _ROLES else UNKNOWN)
+        role = str.__str__(message["role"])  # an enum has a hash of its own
+        fields["role"] = traced(role, TEMPLATE if role in _ROLES else UNKNOWN)
         copies.append(fields)
     if not copies:
         raise ValueError("messages is empty: there are no messages; expected at least one")
@@ -257,11 +258,12 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def _plain(value: dict[str, Any], where: str, own: Container[str] = ()) -> dict[str, Any]:
     """Return a copy for a template, in which the values of the keys in ``own`` are text of the template."""
-    from bpe_llama.chat.renderer import plain
+    from bpe_llama.chat.renderer import plain, plain_key
 
     try:
         return {
-            traced(key, GIVEN): traced(plain(item), TEMPLATE if key in own else GIVEN) for key, item in value.items()
+            traced(plain_key(key), GIVEN): traced(plain(item), TEMPLATE if key in own else GIVEN)
+            for key, item in value.items()
         }
     except RecursionError:
         raise ValueError(f"{where} nests too deeply") from None

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from bpe_llama._arguments import check_surrogates, instance, string
 from bpe_llama._arguments import path as checked_path
-from bpe_llama._arguments import string
 from bpe_llama._core import shown
 from bpe_llama._files import read_json, read_text, write_text
 
@@ -25,6 +25,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 NAMED_FOLDER = "additional_chat_templates"
 LEGACY_FILE = "chat_template.json"  # of transformers' processors
 _GGUF = "tokenizer.chat_template"
+_LONGEST_NAME = 255 - len(".jinja")  # bytes
 
 
 def read_chat_templates(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -69,6 +70,7 @@ def read_chat_templates(folder: Path, config: Mapping[str, Any]) -> ChatTemplate
 def _checked_templates(value: Any, path: Path) -> ChatTemplate:
     """Return the templates of a configuration: a text, a list of names and texts, or a mapping."""
     if isinstance(value, str):
+        check_surrogates(f"{path}: chat_template", value)
         return value
     if isinstance(value, list):
         for place, entry in enumerate(value):
@@ -84,6 +86,7 @@ def _checked_templates(value: Any, path: Path) -> ChatTemplate:
     for name, template in value.items():
         if not isinstance(template, str):
             raise ValueError(f"{path}: chat_template[{name!r}] is {shown(template)}; expected a text")
+        check_surrogates(f"{path}: chat_template", name + template)
     return value
 
 
@@ -98,7 +101,7 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
         chat_template: A text, named texts or None.
 
     Raises:
-        ValueError: If a name cannot be a file name, or a template is no text. Nothing is written then.
+        TypeError, ValueError: As of `template_files`. Nothing is written then.
         OSError: If a file cannot be written.
 
     Examples:
@@ -108,20 +111,36 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
         >>> read_chat_templates(folder, {})
         {'default': 'D', 'tool_use': 'U'}
     """
-    named = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
-    files: dict[Path, str] = {}
-    for name, template in named.items():
-        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
-            raise ValueError(f"the chat template's name {name!r} cannot be the name of a file")
-        if not isinstance(template, str):
-            raise ValueError(f"the chat template {name!r} is {shown(template)}; expected a text")
-        files[folder / TEMPLATE_FILE if name == "default" else folder / NAMED_FOLDER / f"{name}.jinja"] = template
+    files = template_files(folder, chat_template)
     for file, template in files.items():
         file.parent.mkdir(exist_ok=True)
         write_text(file, template)
     for file in [folder / TEMPLATE_FILE, folder / LEGACY_FILE, *(folder / NAMED_FOLDER).glob("*.jinja")]:
         if file not in files:
             file.unlink(missing_ok=True)
+
+
+def template_files(folder: Path, chat_template: ChatTemplate | None) -> dict[Path, str]:
+    """Return the files of chat templates in a folder, and their texts.
+
+    Raises:
+        TypeError: If the templates are no text, mapping or None.
+        ValueError: If a name cannot be a file name, a template is no text, or one holds a lone surrogate.
+    """
+    given = chat_template if isinstance(chat_template, Mapping) else {"default": chat_template}
+    named = {} if chat_template is None else given
+    instance("chat_template", chat_template, (str, Mapping, type(None)), "a text, named texts or None")
+    files: dict[Path, str] = {}
+    for name, template in named.items():
+        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
+            raise ValueError(f"the chat template's name {shown(name)} cannot be the name of a file")
+        if not isinstance(template, str):
+            raise ValueError(f"the chat template {shown(name)} is {shown(template)}; expected a text")
+        check_surrogates("the name or the text of a chat template", name + template)
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"the chat template's name {shown(name)} is too long for the name of a file")
+        files[folder / TEMPLATE_FILE if name == "default" else folder / NAMED_FOLDER / f"{name}.jinja"] = template
+    return files
 
 
 def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tools: bool) -> str:
@@ -138,10 +157,12 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
     if chosen is not None and not isinstance(chosen, str):
         raise ValueError(f"chat_template is {shown(chosen)}; expected a template's text or name")
     if isinstance(templates, Mapping):
-        if chosen is not None:
-            return templates.get(chosen, chosen)
-        for name in ("tool_use", "default") if has_tools else ("default",):
+        if chosen is not None and chosen not in templates:
+            return chosen
+        for name in (chosen,) if chosen is not None else ("tool_use", "default") if has_tools else ("default",):
             if name in templates:
+                if not isinstance(templates[name], str):
+                    raise ValueError(f"tokenizer.chat_template[{name!r}] is {shown(templates[name])}; expected a text")
                 return templates[name]
         raise ValueError(f"none of the chat templates {sorted(templates)} is the default; name one as chat_template")
     if chosen is not None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from bpe_llama._arguments import iterator
 from bpe_llama._core import shown
 
+LONGEST_DOCSTRING = 10_000  # characters; the time to parse one grows with their square
 _NAMES = {
     int: "integer",
     float: "number",
@@ -62,8 +63,8 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         function: A function or a bound method; an untyped ``self`` or ``cls`` is left out.
 
     Raises:
-        ValueError: If it has no docstring, or an argument lacks a type hint or a description, or has a type without a
-            JSON schema.
+        ValueError: If it has no docstring or a long one, or an argument lacks a type hint or a description, or has a
+            type without a JSON schema.
 
     Examples:
         >>> def multiply(x: float, y: float = 1.0) -> float:
@@ -83,6 +84,9 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     text = inspect.getdoc(function)
     if not text:
         raise ValueError(f"function {name} has no docstring, so it cannot be described as a tool")
+    if len(text) > LONGEST_DOCSTRING:
+        most = f"expected at most {LONGEST_DOCSTRING:,}"
+        raise ValueError(f"the docstring of function {name} has {len(text):,} characters; {most}")
     description, described, returned = parse_docstring(text.strip())
     parameters = inspect.signature(function).parameters
     receiver = next(iter(parameters), None)
@@ -132,6 +136,8 @@ def _described(text: str, where: str) -> dict[str, Any]:
         choices = json.loads(found[1])
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: the choices {found[1]!r} are not JSON: {error}") from None
+    if not isinstance(choices, list):
+        raise ValueError(f"{where}: the choices {found[1]!r} are no JSON list")
     values = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
     return {"enum": values, "description": text[: found.start()].strip()}
 

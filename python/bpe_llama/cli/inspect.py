@@ -57,7 +57,11 @@ def command(
     content = read_text(text, file)
     encoded = loaded.encode_ordinary(content)
     tokens = [loaded.id_to_bytes(token_id) for token_id in encoded]
-    console.print(display.token_table(encoded, tokens) if ids else display.coloured_tokens(tokens))
+    if ids:
+        for row in display.token_rows(encoded, tokens):
+            typer.echo(row)
+    else:
+        console.print(display.coloured_tokens(tokens))
     console.print(display.rates(len(encoded), content))
 
 

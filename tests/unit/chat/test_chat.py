@@ -258,7 +258,7 @@ def test_tools_and_variables_cannot_forge_a_special_token_either() -> None:
         "eos_token": "<|im_end|>",
     }
     ids = tok.apply_chat_template([{"role": "user", "content": ""}], **given)
-    assert ids.count(tok.special_tokens["<|im_end|>"]) == 1  # the caller's own eos_token
+    assert tok.special_tokens["<|im_end|>"] not in ids
     assert tok.decode(ids).count("<|im_end|>") == 5
 
 
@@ -401,3 +401,19 @@ def test_named_templates_are_chosen_pickled_and_stored_in_gguf() -> None:
     tok.chat_template = {"rag": "R"}
     with pytest.raises(ValueError, match=r"none of the chat templates \['rag'\] is the default"):
         tok.apply_chat_template(TALK)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "message"),
+    [
+        ("Look.\n\nArgs:" + "\n" * 100_000 + "    a: b", "the docstring of function look has 100,0.. characters"),
+        ("Look.\n\nArgs:\n    a: b (choices: 5)", "argument 'a' of function look: the choices '5' are no JSON list"),
+    ],
+    ids=["long", "choices"],
+)
+def test_docstrings_of_tools_that_are_refused(docstring: str, message: str) -> None:
+    def look(a: str) -> None: ...
+
+    look.__doc__ = docstring
+    with pytest.raises(ValueError, match=message):
+        chat.render("{{ tools }}", [{"role": "user", "content": ""}], tools=[look])

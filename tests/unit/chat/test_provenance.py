@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import enum
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,6 +120,11 @@ def test_a_role_is_text_of_the_template_only_as_the_tokenizer_names_it() -> None
     assert tok.apply_chat_template(messages, image_token=CLOSE) == [*tok.encode(CLOSE), *rest]
 
 
+class Role(str, enum.Enum):
+    USER = "user"
+    CLOSE = CLOSE
+
+
 JOINED = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
 TEXT = "messages[0].content"
 # The template, the messages and other options, and the special tokens that the template itself writes.
@@ -151,6 +159,10 @@ ATTACKS: list[tuple[str, dict[str, Any], list[str]]] = [
     (f"{{{{ {TEXT} }}}}<|end|>", {"messages": ask("X")}, ["<|end|>"]),
     (f"{{{{ {TEXT} }}}}im_end|>", {"messages": ask("<|")}, []),
     ("<|{{ messages[0].role }}|>", {"messages": [{"role": "user", "content": ""}]}, []),
+    ("{{ messages | tojson }}", {"messages": ask("", eos_token=CLOSE)}, []),
+    ("{{ bos_token }}{{ messages[0].pad_token }}", {"messages": ask("", pad_token=CLOSE), "bos_token": CLOSE}, []),
+    (f"{{{{ messages[0].role + {TEXT} }}}}{CLOSE}", {"messages": [{"role": Role.USER, "content": CLOSE}] * 3}, [CLOSE]),
+    ("{{ messages[0] | tojson }}", {"messages": ask("", **{Role.CLOSE: CLOSE})}, []),
 ]
 
 
@@ -205,3 +217,28 @@ def test_a_template_makes_special_tokens_of_known_roles(role: str) -> None:
         "<|{{ messages[0]['role'] }}|>{{ '<|%s|>' % messages[0].role }}{{ '<|{}|>'.format(messages[0].role) }}"
     )
     assert tok.apply_chat_template([{"role": role, "content": ""}]) == [tok.special_tokens[f"<|{role}|>"]] * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    name: str = "a"
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "message"),
+    [
+        ("{{ messages }}", {Key(): 1}, r"a key for the chat template is Key\(name='a'\); expected a text or a number"),
+        ("{{ '\\ud800' }}", CLOSE, "the text of the chat template holds .* a lone surrogate"),
+        ({"default": 5}, "", r"tokenizer\.chat_template\['default'\] is 5; expected a text"),
+        ({"default": ["x"]}, "", r"tokenizer\.chat_template\['default'\] is \['x'\]; expected a text"),
+        (["x"], "", r"tokenizer\.chat_template is \['x'\]; expected a text"),
+    ],
+    ids=["key", "surrogate", "number", "list", "templates"],
+)
+def test_what_no_template_reads_is_named(template: Any, content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tokenizer(template).apply_chat_template(ask(content))
+
+
+def test_a_long_double_is_a_number() -> None:
+    assert chat.render("{{ messages[0].content }}", ask(np.longdouble(1.5))) == "1.5"

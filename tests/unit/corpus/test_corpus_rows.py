@@ -172,6 +172,14 @@ def test_a_parquet_row_without_text_is_named_or_skipped(tok: Tokenizer, tmp_path
     assert trained.merges == Tokenizer.train_from_iterator(kept, 258, superword_from=257, progress=False).merges
 
 
+def test_long_parquet_texts_without_white_space(tok: Tokenizer, tmp_path: Path) -> None:
+    """They are refused as those of JSON lines are."""
+    fine, long = "a" * (16 << 20) + " b", "a" * (17 << 20)
+    write_parquet(tmp_path / "rows.parquet", ["one", fine, long])
+    with pytest.raises(ValueError, match=r"rows\.parquet, row 2: column 'text': more than 16777216 bytes of text"):
+        encoded(tok, tmp_path / "rows.parquet", tmp_path)
+
+
 def test_parquet_text_that_is_not_utf8(tok: Tokenizer, tmp_path: Path) -> None:
     write_parquet_bytes(tmp_path / "rows.parquet", [b"one", b"caf\xe9", b"two"])
     with pytest.raises(ValueError, match=r"rows\.parquet, row 1: column 'text': 'utf-8' codec can't decode"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpe_llama._gguf.header import TENSOR_TYPES, read_gguf_header
+from bpe_llama._gguf.header import TENSOR_TYPES, _Parser, read_gguf_header
 from tests.gguf_files import finish
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
@@ -137,3 +137,12 @@ def test_tensors_that_share_bytes_are_refused(small: Path, tmp_path: Path) -> No
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"overlapping\.gguf: tensors 'one' and 'two' overlap: the second begins at"):
         read_gguf_header(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(small: Path, tmp_path: Path) -> None:
+    """As one that another process truncates; a memory map of it would end the process."""
+    size = small.stat().st_size
+    path = tmp_path / "shrunk.gguf"
+    path.write_bytes(small.read_bytes()[:100])
+    with open(path, "rb") as file, pytest.raises(ValueError, match=r"shrunk\.gguf: the file shrank while it was read"):
+        _Parser(path, file, size).header()

@@ -82,6 +82,8 @@ def test_what_published_normalizers_do_is_no_growth(tmp_path: Path) -> None:
     [
         (normalizers(*[DOUBLE] * 1001), "normalizer has 1001 steps; expected at most 1000"),
         (pre_tokenizers(*[BYTE_LEVEL] * 1001), "pre_tokenizer has 1001 steps"),
+        (normalizers(*[normalizers()["normalizer"]] * 1001), "normalizer has 1001 steps"),
+        (pre_tokenizers(pre_tokenizers(*[BYTE_LEVEL] * 1000)["pre_tokenizer"]), "pre_tokenizer has 1001 steps"),
         ({"decoder": {"type": "Sequence", "decoders": [DOUBLE] * 1001}}, "decoder has 1001 steps"),
         ({"post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL] * 1001}}, "post_processor has 1001 steps"),
         (normalizers(replace({"Regex": "(?i)" + "k" * 20_000}, "")), "a regex has 20004 bytes; expected at most 16384"),

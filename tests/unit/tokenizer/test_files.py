@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,3 +161,36 @@ def test_many_special_tokens_cost_linear_time(tok: Tokenizer, tmp_path: Path) ->
     assert len(again) == len(tok) + len(names)
     config = json.loads((tmp_path / "many" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["extra_special_tokens"] == names
+
+
+@pytest.mark.parametrize(
+    "template", [5, ["x"], b"x", {"a/b": "x"}, {"a" * 300: "x"}, {"a": 5}, "\ud800", {"a\ud800": "x"}], ids=repr
+)
+def test_a_chat_template_that_cannot_be_saved_leaves_the_old_files(template: Any, tmp_path: Path) -> None:
+    Tokenizer.train_from_iterator(["ab"], 257, progress=False).save(tmp_path)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    tok = Tokenizer.train_from_iterator(["cd"], 257, progress=False)
+    tok.chat_template = template
+    with pytest.raises((TypeError, ValueError), match=r"chat.template"):
+        tok.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+@pytest.mark.parametrize("key", ["chat_template", "model_input_names"])
+def test_a_configuration_with_a_lone_surrogate_is_refused(key: str, tmp_path: Path) -> None:
+    Tokenizer.train_from_iterator(["ab"], 257, progress=False).save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    value = ["\ud800"] if key == "model_input_names" else "\ud800"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {key} holds"):
+        Tokenizer.from_file(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"pattern": "("}, {"bos_id": 2**40}, {"special_tokens": {"<s>": 1}}], ids=repr)
+def test_wrong_attributes_of_a_tiktoken_file_are_named_with_their_file(wrong: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "x.tiktoken"
+    Tokenizer.train_from_iterator(["ab"], 258, special_tokens=["<s>"], progress=False).save(path)
+    beside = tmp_path / "x.tiktoken.json"
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | wrong))
+    with pytest.raises(ValueError, match=r"x\.tiktoken\.json: "):
+        Tokenizer.from_file(path)

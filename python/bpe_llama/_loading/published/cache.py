@@ -27,7 +27,7 @@ _MAX_BYTES = 64 << 20  # the largest known file has 3.6 MB
 def cache_folder() -> Path:
     """Return our cache: ``$BPE_LLAMA_CACHE``, else ``~/.cache/bpe_llama``."""
     chosen = os.environ.get("BPE_LLAMA_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "bpe_llama"
+    return Path(os.path.expanduser(chosen)) if chosen else Path.home() / ".cache" / "bpe_llama"
 
 
 def cache_folders() -> list[Path]:
@@ -113,7 +113,7 @@ def _hub_cache() -> Path:
 
 def _expanded(path: str) -> Path:
     """Return a folder with ``~`` and variables replaced, as `huggingface_hub` does."""
-    return Path(os.path.expandvars(path)).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(path)))
 
 
 def _fetch(url: str, sha256: str, target: Path) -> Path:

@@ -161,6 +161,19 @@ fn compressed_files_and_json_lines() {
 }
 
 #[test]
+fn many_empty_members_of_gzip_are_refused() {
+    let gzip = |text: &[u8]| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text).and_then(|()| gzip.finish()).expect("in memory")
+    };
+    let (_folder, path) = write("c.gz", &[gzip(b"a"), gzip(b"").repeat(10_000), gzip(b"b")].concat());
+    assert_eq!(read(&path, &CorpusOptions::default(), 16).expect("text").0, ["ab"]);
+    let (_folder, path) = write("c.gz", &gzip(b"").repeat(20_000));
+    let error = read(&path, &CorpusOptions::default(), 16).expect_err("too many").to_string();
+    assert!(error.contains("c.gz: damaged compressed data: too many empty members in a row"), "{error}");
+}
+
+#[test]
 fn errors_name_the_place() {
     let (_folder, path) = write("bad.txt", &[&[b'a'; 50][..], b"\xff"].concat());
     for block_bytes in [3, 1000] {

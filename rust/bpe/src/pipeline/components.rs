@@ -6,6 +6,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use super::bounds::check_steps;
 use super::model::ModelOptions;
 use crate::Result;
 use crate::error::{quoting, shortened};
@@ -314,13 +315,14 @@ pub(crate) struct Components {
 /// Returns the component in a field of the file, or `None` for null.
 ///
 /// # Errors
-/// [`Error::Format`] naming the field if it holds an unknown component or an unknown field.
+/// [`Error::Format`] naming the field if it holds an unknown component or an unknown field, or too many steps.
 pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> Result<Option<T>> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
     let shown = shortened(&value.to_string());
     if !has_named_fields(&value) {
         return Err(malformed!("tokenizer.json: {field} is {shown}; expected an object wherever a component stands"));
     }
+    check_steps(field, nested_steps(&value))?;
     serde_json::from_value(value)
         .map(Some)
         .map_err(|error| malformed!("tokenizer.json: {field} is {shown}: {}; this is not supported", quoting(&error)))
@@ -329,8 +331,18 @@ pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> R
 /// Returns whether a component and those of its sequence are objects: serde reads a list, too, as the fields in their
 /// order, where `tokenizers` refuses it or reads another component.
 fn has_named_fields(component: &Value) -> bool {
-    let steps = ["normalizers", "pretokenizers", "processors", "decoders"].map(|list| &component[list]);
-    component.is_object() && steps.iter().filter_map(|list| list.as_array()).flatten().all(has_named_fields)
+    component.is_object() && listed_steps(component).all(has_named_fields)
+}
+
+/// Returns the number of steps in a component, those that are sequences included: an empty sequence takes time, too.
+fn nested_steps(component: &Value) -> usize {
+    listed_steps(component).map(|step| 1 + nested_steps(step)).sum()
+}
+
+/// Returns the components that a sequence lists; none of another component.
+fn listed_steps(component: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["normalizers", "pretokenizers", "processors", "decoders"];
+    lists.into_iter().filter_map(|list| component[list].as_array()).flatten()
 }
 
 /// Refuses an empty text to prepend: `tokenizers` 0.23 panics, or drops a part of the text.

@@ -1,6 +1,6 @@
 //! Decoders: tokens to text.
 
-use super::bounds::{Growth, check_steps};
+use super::bounds::Growth;
 use super::components::{Decoder, Metaspace, PrependScheme};
 use super::search::Search;
 use crate::Result;
@@ -27,13 +27,9 @@ impl Decoders {
     /// Returns the steps of a decoder.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] for an invalid regex or too many steps.
+    /// [`crate::Error::Format`] for an invalid regex.
     pub(super) fn compile(decoder: Option<&Decoder>) -> Result<Self> {
-        let compile = |decoder: &Decoder| {
-            let steps = decoder.steps();
-            check_steps("decoder", steps.len())?;
-            steps.into_iter().map(Step::compile).collect::<Result<_>>()
-        };
+        let compile = |decoder: &Decoder| decoder.steps().into_iter().map(Step::compile).collect::<Result<_>>();
         decoder.map(compile).transpose().map(Self)
     }
 

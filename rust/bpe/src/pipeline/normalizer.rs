@@ -7,7 +7,7 @@ use unicode_normalization_alignments::UnicodeNormalization;
 use unicode_normalization_alignments::char::is_combining_mark;
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::bounds::{Growth, check_steps};
+use super::bounds::Growth;
 use super::components::Normalizer;
 use super::search::Search;
 use crate::Result;
@@ -40,10 +40,9 @@ impl Normalizers {
     /// Returns the steps of a normalizer.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] naming an invalid regex or table, or too many steps.
+    /// [`crate::Error::Format`] naming an invalid regex or table.
     pub(super) fn compile(normalizer: Option<&Normalizer>) -> Result<Self> {
         let steps = normalizer.map(Normalizer::steps).unwrap_or_default();
-        check_steps("normalizer", steps.len())?;
         steps.into_iter().map(Step::compile).collect::<Result<_>>().map(Self)
     }
 

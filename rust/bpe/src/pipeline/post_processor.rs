@@ -1,6 +1,6 @@
 //! Post-processors, compiled to a template, and offsets that exclude white space.
 
-use super::bounds::{check_items, check_steps};
+use super::bounds::check_items;
 use super::components::{ByteLevel, PostProcessor, TemplateItem, TemplateText};
 use crate::{Error, Result};
 
@@ -35,15 +35,12 @@ impl Template {
     /// Returns the template of a post-processor.
     ///
     /// # Errors
-    /// [`Error::Format`] for a sequence of several templates, a template with an undefined token, and too many steps or
-    /// items.
+    /// [`Error::Format`] for a sequence of several templates, a template with an undefined token, and too many items.
     pub(crate) fn compile(processor: &PostProcessor) -> Result<Self> {
         let keep = |text| Item::Text(text, None);
         let mut template = Self::default();
         let mut is_set = false;
-        let steps = processor.steps();
-        check_steps("post_processor", steps.len())?;
-        for step in steps {
+        for step in processor.steps() {
             if is_set && !matches!(step, PostProcessor::ByteLevel(_)) {
                 return Err(malformed!(
                     "tokenizer.json: post_processor is a Sequence of several templates, which is not supported; \

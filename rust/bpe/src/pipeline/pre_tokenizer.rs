@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use fancy_regex::Regex;
 use unicode_categories::UnicodeCategories;
 
-use super::bounds::{Growth, check_steps};
+use super::bounds::Growth;
 use super::components::{Behavior, Pattern, PreTokenizer, PrependScheme};
 use super::scripts;
 use super::search::Search;
@@ -58,10 +58,9 @@ impl PreTokenizers {
     /// Returns the steps of a pre-tokenizer.
     ///
     /// # Errors
-    /// [`Error::Format`] naming an invalid component, or too many steps.
+    /// [`Error::Format`] naming an invalid component.
     pub(super) fn compile(pre_tokenizer: Option<&PreTokenizer>) -> Result<Self> {
         let given = pre_tokenizer.map(PreTokenizer::steps).unwrap_or_default();
-        check_steps("pre_tokenizer", given.len())?;
         let mut steps = Vec::new();
         for step in given {
             compile(step, &mut steps)?;
