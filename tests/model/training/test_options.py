@@ -225,6 +225,39 @@ def test_float8_needs_a_gpu_and_keeps_names_and_dtypes(token_file: Path, tmp_pat
     assert any(not torch.equal(weight.grad, exact[name]) for name, weight in model.named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda weight: None, "None"),
+        (lambda weight: "much", "'much'"),
+        (lambda weight: weight[0], r"a tensor of torch.float32, shape \(\d+,\), requires_grad=True"),
+        (lambda weight: weight.sum() * 1j, r"a tensor of torch.complex64, shape \(\), requires_grad=True"),
+        (lambda weight: torch.tensor(1.0), r"a tensor of torch.float32, shape \(\), requires_grad=False"),
+    ],
+)
+def test_a_loss_without_a_gradient_is_named(token_file: Path, tmp_path: Path, returned: Any, message: str) -> None:
+    def loss_fn(model: LlamaForCausalLM, batch: training.TensorBatch, learned: int) -> Any:
+        return returned(model.model.embed_tokens.weight)
+
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    with pytest.raises(ValueError, match=f"loss_fn returned {message}; expected a scalar float tensor with a gradient"):
+        training.train(fresh(), token_file, config, tmp_path / "run", loss_fn=loss_fn, progress=False)
+
+
+def test_token_bytes_are_checked_and_missing_ones_are_0(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    for wrong in (np.full(64, -1), np.ones((64, 2), int), np.full(64, np.nan), "abc"):
+        with pytest.raises(ValueError, match=r"token_bytes (is|have)"):
+            training.train(fresh(), token_file, config, tmp_path / "run", token_bytes=wrong, progress=False)
+    bits = []
+    for given in ([1] * 40, np.arange(64) < 40, np.arange(99) < 40):
+        out = tmp_path / str(len(bits))
+        training.train(fresh(), token_file, config, out, token_bytes=given, progress=False)
+        metrics = training.read_metrics(out / "metrics.jsonl")
+        bits.append([line[key] for line in metrics for key in line if "bits_per_byte" in key])
+    assert bits[0] and bits[0] == bits[1] == bits[2]
+
+
 def test_a_custom_loss_and_callbacks_see_the_run(token_file: Path, tmp_path: Path) -> None:
     events: list[tuple[str, float]] = []
 
