@@ -130,6 +130,15 @@ def test_variables_of_the_template_set_no_special_token(padded: Running, name: s
     assert error["param"] == "chat_template_kwargs" and f"{name!r}, which is no variable" in error["message"]
 
 
+def test_long_names_and_numbers_are_refused_in_short(server: Running, padded: Running) -> None:
+    error = httpx.post(padded.url + CHAT, json={"messages": [USER], "chat_template_kwargs": {"x" * 100_000: 1}})
+    assert error.status_code == 400 and "is no option of apply_chat_template" in error.text and len(error.text) < 2000
+    error = httpx.post(server.url + TEXT, headers=JSON, content=b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}")
+    assert error.status_code == 400 and "the body is no JSON: Exceeds the limit" in error.json()["error"]["message"]
+    for host, status in (("127.0.0.1", 200), ("127.²".encode("latin-1"), 403)):
+        assert httpx.get(server.url + "/v1/models", headers={"Host": host}).status_code == status
+
+
 def test_special_tokens_stay_text_wherever_a_client_writes_them(padded: Running, monkeypatch) -> None:
     seen: list[list[int]] = []
     submit = padded.scheduler.submit
