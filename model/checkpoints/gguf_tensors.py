@@ -139,7 +139,7 @@ def read_tensor(info: TensorInfo, dtype: torch.dtype) -> Tensor:
     """Return one tensor, dequantized to `dtype`, with its rows in GGUF's order.
 
     Raises:
-        ValueError: If the tensor type is unknown.
+        ValueError: If the tensor type is unknown, or the file has become shorter.
 
     Cost: one pass over the file's bytes; at most 64 MiB besides the result.
     """
@@ -152,7 +152,10 @@ def read_tensor(info: TensorInfo, dtype: torch.dtype) -> Tensor:
     out = torch.empty(info.shape, dtype=dtype)
     if out.numel() == 0:
         return out
-    raw = np.memmap(info.path, np.uint8, "c", info.start, (rows, info.nbytes // rows))
+    try:
+        raw = np.memmap(info.path, np.uint8, "c", info.start, (rows, info.nbytes // rows))
+    except ValueError as error:  # the file has become shorter since its header was read
+        raise ValueError(f"{info.path}: truncated GGUF file: tensor {info.name!r}: {error}") from error
     step = max(1, _CHUNK_ELEMENTS * rows // out.numel())
     flat = out.view(rows, -1)
     for begin in range(0, rows, step):

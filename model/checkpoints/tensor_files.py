@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
@@ -47,26 +48,34 @@ def stored_in(path: Path) -> dict[str, Stored]:
             for name, tensor in open_pickled(path).items()
         }
     found = {}
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            part = file.get_slice(name)
+            dtype = part.get_dtype()
+            found[name] = Stored(path, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype))
+    return found
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                part = file.get_slice(name)
-                dtype = part.get_dtype()
-                found[name] = Stored(path, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype))
+        yield
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-    return found
 
 
 def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the named tensors of a file, one at a time.
+
+    Raises:
+        ValueError: If the file is damaged, also since `stored_in` read its table.
 
     Cost: memory for one tensor, whatever the size of the file.
     """
     if path.suffix == ".safetensors":
         for name in names:
             # Opened for each tensor, since a mapping keeps all pages it has read in memory.
-            with safe_open(path, framework="pt") as file:
+            with _damage_named(path), safe_open(path, framework="pt") as file:
                 yield name, file.get_tensor(name)
         return
     tensors, read_bytes, limit = open_pickled(path), 0, remap_after([path])
@@ -85,10 +94,8 @@ def read_all(path: Path) -> dict[str, Tensor]:
         ValueError: If it is damaged; the message names it.
     """
     check_regular(path)
-    try:
+    with _damage_named(path):
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

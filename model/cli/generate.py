@@ -175,7 +175,10 @@ def read_prompt() -> str:
     """Return standard input as text."""
     if sys.stdin.isatty():
         raise ValueError("no prompt: give it as an argument or on standard input")
-    return sys.stdin.buffer.read().decode("utf-8")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not UTF-8 ({error.reason} at byte {error.start:,})") from None
 
 
 def read_biases(texts: Sequence[str]) -> dict[int, float]:

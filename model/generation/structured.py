@@ -20,6 +20,7 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from bpe_llama._core import shown
 from bpe_llama.model.sampling.constraint import Constraint, ConstraintError, message_of
@@ -36,7 +37,10 @@ MAX_GRAMMAR_BYTES = 1 << 17
 """The largest schema, regex or grammar. Compilation may take quadratic time: 1 s for 90 kB of properties."""
 
 MAX_INTERSECTED = 12
-"""Patterns that one string of a schema may have to match at once: the time of compilation doubles with each."""
+"""Patterns that one text of a schema or grammar may have to match at once: compilation takes twice the time with each.
+
+llguidance counts its steps, but one step may take all of that time and memory.
+"""
 
 MAX_REMAINDERS = 20_000
 """Product of the ``multipleOf`` of one number. It becomes an automaton of so many states; llguidance has no limit."""
@@ -87,6 +91,7 @@ class Grammars:
             _check_intersections(json.loads(text), option)
         elif option == "grammar":
             _check_schemas_within(text)
+            _check_ampersands(text)
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
@@ -173,7 +178,7 @@ def _schema_text(schema: Any) -> str:
         raise TypeError(text if text.startswith("json_schema") else f"json_schema is no JSON: {text}") from None
 
 
-def _check_intersections(schema: Any, option: str) -> None:
+def _check_intersections(schema: dict[str, Any], option: str) -> None:
     """Raise a ValueError if one text would have to match over `MAX_INTERSECTED` patterns at once.
 
     The same for one number and `MAX_REMAINDERS`. What stands beside ``$ref`` and in the branches of ``allOf`` holds
@@ -181,6 +186,7 @@ def _check_intersections(schema: Any, option: str) -> None:
     objects, never too low.
     """
     known: dict[str, tuple[int, int]] = {}
+    identifiers = ("$id", "id") if "draft-04" in str(schema.get("$schema")) else ("$id",)
 
     def count(part: Any) -> tuple[int, int]:
         """Return the number of patterns, and the product of ``multipleOf``, that hold together."""
@@ -189,11 +195,16 @@ def _check_intersections(schema: Any, option: str) -> None:
         if not isinstance(part, dict):
             return 0, 1
         together = [(int(isinstance(part.get("pattern"), str)), _remainders(part.get("multipleOf")))]
+        counted = {"$defs", "definitions"} if part is schema else set()  # elsewhere, names of properties
         if isinstance(part.get("allOf"), list):
+            counted.add("allOf")
             together += map(count, part["allOf"])
         if isinstance(part.get("$ref"), str):
             together.append(count_ref(part["$ref"]))
-        together.append(largest(count(part[name]) for name in part if name not in ("allOf", "$defs")))
+        for name in identifiers:
+            if part is not schema and isinstance(part.get(name), str):
+                raise ValueError(f"{option} has the {name} {shown(part[name])} in a part of it; expected none there")
+        together.append(largest(count(part[name]) for name in part if name not in counted))
         patterns, remainders = zip(*together, strict=True)
         return sum(patterns), min(math.prod(remainders), MAX_REMAINDERS + 1)
 
@@ -204,10 +215,7 @@ def _check_intersections(schema: Any, option: str) -> None:
     def count_ref(ref: str) -> tuple[int, int]:
         if ref not in known:
             known[ref] = 0, 1  # of itself
-            found = schema
-            for name in ref.removeprefix("#").split("/")[1:]:
-                found = found.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-            known[ref] = count(found)
+            known[ref] = count(_referred(schema, ref, option))
         return known[ref]
 
     try:
@@ -224,9 +232,28 @@ def _check_intersections(schema: Any, option: str) -> None:
         )
 
 
+def _referred(schema: Any, ref: str, option: str) -> Any:
+    """Return the part of a schema that a ``$ref`` points to.
+
+    Example:
+        >>> _referred({"$defs": {"a b": [1, 2]}}, "#/$defs/a%20b/1", "json_schema")
+        2
+    """
+    start, *names = unquote(ref).split("/")
+    found = schema if start == "#" else None
+    for name in names:
+        name = name.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list):
+            found = dict(zip(map(str, range(len(found))), found, strict=True))
+        found = found.get(name) if isinstance(found, dict) else None
+    if found is None:
+        raise ValueError(f"{option} has the $ref {shown(ref)}; expected the place of a part of it, as '#/$defs/name'")
+    return found
+
+
 def _remainders(multiple: Any) -> int:
     """Return the remainders that a ``multipleOf`` leaves in its last digit: 25 for 0.25."""
-    if not isinstance(multiple, int | float) or not 0 < multiple < math.inf:
+    if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < multiple < math.inf:
         return 1
     return min(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits))), MAX_REMAINDERS + 1)
 
@@ -238,7 +265,19 @@ def _check_schemas_within(grammar: str) -> None:
             schema, _ = json.JSONDecoder().raw_decode(grammar, found.end())
         except (ValueError, RecursionError):
             continue  # llguidance says what is wrong
-        _check_intersections(schema, "grammar")
+        if isinstance(schema, dict):
+            _check_intersections(schema, "grammar")
+
+
+def _check_ampersands(grammar: str) -> None:
+    """Raise a ValueError if the ``&`` of a grammar could join over `MAX_INTERSECTED` patterns, whatever its rules."""
+    found = _NO_OPERATORS.sub("", grammar).count("&")
+    if found >= MAX_INTERSECTED:
+        raise ValueError(f'grammar has the operator "&" {found} times; expected at most {MAX_INTERSECTED - 1}')
+
+
+_NO_OPERATORS = re.compile(r"""(?:\#|//)[^\n]*|"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/|<[^<>]*>""", re.DOTALL)
+"""Comments, strings, regexes and special tokens of a grammar; no other token holds ``#``, ``/``, ``"`` or ``<``."""
 
 
 def _choice_text(choice: Any) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bpe_llama._arguments import boolean, iterator, keywords_of
+from bpe_llama._arguments import boolean, check_surrogates, iterator, keywords_of
 from bpe_llama._arguments import check_keywords as check_names
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.structured import STRUCTURED, Grammars
-from bpe_llama.model.sampling.checks import check_number
+from bpe_llama.model.sampling.checks import check_number, sequences_of_ids
 from bpe_llama.model.sampling.keywords import TextAndSearchKeywords
 
 if TYPE_CHECKING:
@@ -64,11 +64,13 @@ def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:
 
     Raises:
         TypeError: If one is no string.
-        ValueError: If one is empty.
+        ValueError: If one is empty or has a lone surrogate.
     """
     stops = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
     if not all(isinstance(each, str) for each in stops):
         raise TypeError(f"stop is {shown(stop)}; expected a string or several")
+    for each in stops:
+        check_surrogates("stop", each)
     if "" in stops:
         raise ValueError("a stop string is empty; it would end every text before it begins")
     return stops
@@ -97,16 +99,25 @@ class TextOptions:
             if isinstance(options["bad_words"], str):
                 raise TypeError(f"bad_words is {shown(options['bad_words'])}; expected a list of words")
             iterator("bad_words", options["bad_words"], "a list of words, or of sequences of ids")
-            words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
-            options["bad_words"] = [ids for several in words for ids in several]
+            options["bad_words"] = self._sequences("bad_words", options["bad_words"], self._ids_of_word)
         check_number("dry_multiplier", options.get("dry_multiplier", 0.0), 0, math.inf)
         if options.get("dry_multiplier"):
             given = options.get("dry_sequence_breakers")
             given = DRY_BREAKERS if given is None else (given,) if isinstance(given, str) else given
             iterator("dry_sequence_breakers", given, "strings, or sequences of ids")
-            breakers = [self._ids_containing(part) if isinstance(part, str) else [part] for part in given]
-            options["dry_sequence_breakers"] = [ids for several in breakers for ids in several]
+            options["dry_sequence_breakers"] = self._sequences("dry_sequence_breakers", given, self._ids_containing)
         return options
+
+    def _sequences(self, name: str, given: Iterable[Any], of_text: Callable[[str], list[list[int]]]) -> list[list[int]]:
+        """Return the ids of texts, and sequences of ids as they are, each checked before the next is taken."""
+        found: list[list[int]] = []
+        for part in given:
+            if isinstance(part, str):
+                check_surrogates(name, part)
+                found += of_text(part)
+            else:
+                found += map(list, sequences_of_ids(name, [part]))
+        return found
 
     def _ids_of_word(self, word: str) -> list[list[int]]:
         """Return the ids of a word at the beginning of a text and, if they differ, those after a space.

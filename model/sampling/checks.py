@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from numbers import Real
 from operator import index
 from typing import Any
@@ -63,7 +64,7 @@ def check_names(name: str, given: Any, known: Collection[str]) -> None:
     """Raise for what is no sequence of some names, each once at most."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f"{name} is {shown(given)}; expected a sequence of names")
-    unknown = [one for one in given if not is_one_of(one, known)]
+    unknown = [*islice((one for one in given if not is_one_of(one, known)), 1)]
     if unknown or len(set(given)) < len(given):
         what = f"names {shown(unknown[0])}" if unknown else "names a filter twice"
         raise ValueError(f"{name} {what}; expected some of {', '.join(known)}, each once")

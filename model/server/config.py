@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from bpe_llama._arguments import iterator, number, string
@@ -11,10 +12,10 @@ def is_loopback(host: str) -> bool:
     """Return whether an address is reached from this machine only.
 
     Example:
-        >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
-        (True, False)
+        >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0"), is_loopback("127.²")
+        (True, False, False)
     """
-    return host.lower() in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())
+    return host.lower() in ("localhost", "::1") or bool(re.fullmatch(r"127\.[0-9.]+", host))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ LEAST = {
     "seed": 0,
 }
 """The least value of the options that have no largest one."""
+MAX_STEP_TOKENS = 1 << 31
+"""The most tokens of an optimizer step."""
 _OPTIONAL = {"max_seconds": float, "document_mask": bool, "save_every": int}  # may be None
 
 
@@ -143,7 +145,11 @@ class TrainConfig:
             end, kind = (2**63, "less than 2**63") if isinstance(value, int) else (math.inf, "finite")
             self._expect(field, least <= value < end, f"at least {least} and {kind}")
         self._expect("save_every", self.save_every is None or self.save_every >= 0, "at least 0, or None")
-        self._expect("learning_rate", 0 < self.learning_rate < math.inf, "a positive number")
+        tokens = self.batch_size * self.sequence_length * self.gradient_accumulation
+        if tokens > MAX_STEP_TOKENS:
+            product = "batch_size * sequence_length * gradient_accumulation"
+            raise ValueError(f"{product} is {shown(tokens)} tokens in a step, expected at most {MAX_STEP_TOKENS:,}")
+        self._expect("learning_rate", 0 < self.learning_rate <= 1e30, "a positive number up to 1e30")  # in float32
         self._expect("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a positive number or None")
         for field in ("min_learning_rate_ratio", "decay_fraction", "warmup_fraction", "eval_fraction"):
             self._expect(field, 0 <= getattr(self, field) <= 1, "0 to 1")
@@ -174,11 +180,11 @@ class TrainConfig:
         elif kind is int:
             value = integer(field, value)
         elif kind is float:
-            value = _plain(number(field, value))
+            value = float(number(field, value))
         elif kind is tuple:
             if not isinstance(value, (tuple, list)):
                 raise TypeError(wrong(field, value, "two numbers"))
-            value = tuple(_plain(number(field, each)) for each in value)
+            value = tuple(float(number(field, each)) for each in value)
         elif field not in CHOICES:
             string(field, value)
         object.__setattr__(self, field, value)  # the class is frozen
@@ -199,11 +205,6 @@ class TrainConfig:
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
 
 
-def _plain(value: float) -> float:
-    """Return a number that JSON knows, as checkpoints store the options."""
-    return value if isinstance(value, int) else float(value)
-
-
 def masks_documents(document_mask: bool | None, packing: str) -> bool:
     """Return whether attention stays within documents, by the options of `TrainConfig`."""
     return packing == "best_fit" if document_mask is None else document_mask
@@ -220,7 +221,10 @@ def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> Train
         return config
     if not (math.isfinite(number("epochs", epochs)) and epochs > 0):
         raise ValueError(f"epochs is {epochs}, expected a positive number")
-    steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
+    steps = float(epochs) * rows / (config.batch_size * config.gradient_accumulation)
+    if steps >= 1 << 63:
+        raise ValueError(f"epochs is {shown(epochs)}, {steps:g} steps; expected fewer than 2**63")
+    steps = max(1, math.ceil(steps))
     return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))
 
 

@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -164,11 +165,11 @@ def is_reported_by_rank_0(error: str) -> bool:
 
     The other ranks wait for rank 0 to end with the same message. One that fails alone reports its error itself.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return False
-    from torch.distributed.rendezvous import rendezvous
-
     try:
+        if _world_of_environment() == 1:
+            return False
+        from torch.distributed.rendezvous import rendezvous
+
         store, rank, _ = next(rendezvous("env://", timeout=ERROR_TIMEOUT))
         if rank == 0:
             store.set(_ERROR, error)
@@ -176,6 +177,24 @@ def is_reported_by_rank_0(error: str) -> bool:
         return bool(store.get(_ERROR).decode() == error)
     except (RuntimeError, ValueError):  # rank 0 did not come in time, or there is no torchrun
         return False
+
+
+def _world_of_environment() -> int:
+    """Return `WORLD_SIZE`, 1 if it is not set; of several ranks, check what torch reads with it."""
+    world = _environment("WORLD_SIZE", 1, 1 << 16)
+    if world > 1:
+        _environment("RANK", 0, world)
+        _environment("MASTER_PORT", 0, 1 << 16)
+    return world
+
+
+def _environment(name: str, least: int, end: int) -> int:
+    """Return an environment variable that must be a number from `least` up to `end`; `least` if it is not set."""
+    value = os.environ.get(name, str(least))
+    if not re.fullmatch("[0-9]{1,9}", value) or not least <= int(value) < end:
+        expected = f"a number from {least} to {end - 1}, as torchrun sets it"
+        raise ValueError(f"the environment variable {name} is {shown(value)}; expected {expected}")
+    return int(value)
 
 
 def start(device: str = "auto", parallel: str = "auto") -> Ranks:
@@ -187,7 +206,7 @@ def start(device: str = "auto", parallel: str = "auto") -> Ranks:
     """
     distributed = torch.distributed
     initialized = distributed.is_available() and distributed.is_initialized()
-    world = distributed.get_world_size() if initialized else int(os.environ.get("WORLD_SIZE", "1"))
+    world = distributed.get_world_size() if initialized else _world_of_environment()
     found = resolve_device(device)
     if world == 1:
         return Ranks(device=found)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 
 from bpe_llama._arguments import boolean, check_keywords, instance, iterator, keywords_of, wrong
 from bpe_llama._arguments import path as checked_path
+from bpe_llama._core import shown
 from bpe_llama._files import locked
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
@@ -26,7 +27,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
 )
 from bpe_llama.model.training.checkpoints.finished import save_finished
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batch, Batches
+from bpe_llama.model.training.data.batches import Batch, Batches, integers
 from bpe_llama.model.training.data.examples import Example, ExampleBatches, checked_examples
 from bpe_llama.model.training.data.rows import RowBatches
 from bpe_llama.model.training.data.sources import DataSource, open_data
@@ -64,9 +65,9 @@ class RunOptions(ReportOptions, total=False):
 
     Attributes:
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
-        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
-            loss in bits per byte, which is comparable across vocabularies. Only the cross-entropy is reported so, not
-            the training loss of a `loss_fn`, z-loss or label smoothing.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them; missing ones are 0.
+            Metrics then have the loss in bits per byte, which is comparable across vocabularies. Only the cross-entropy
+            is reported so, not the training loss of a `loss_fn`, z-loss or label smoothing.
     """
 
     loss_fn: LossFunction
@@ -90,6 +91,12 @@ def check_run(model: object, config: object, out: object, options: RunOptions, t
         instance(f"callbacks[{place}]", callback, Callback, "a Callback, which has the methods on_step, close ...")
     if not callable(options.get("loss_fn", batch_loss)):
         raise TypeError(wrong("loss_fn", options["loss_fn"], "a function"))
+    if (sizes := options.get("token_bytes")) is not None:
+        config_of_model: Any = model.config
+        sizes, size = integers(sizes, "token_bytes"), config_of_model.vocab_size
+        if sizes.ndim != 1 or (sizes < 0).any():
+            raise ValueError(f"token_bytes is {shown(sizes)}; expected numbers from 0, (V,)")
+        options["token_bytes"] = np.pad(sizes[:size], (0, max(0, size - len(sizes))))  # ids without a token: no bytes
 
 
 def train(

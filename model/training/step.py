@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bpe_llama._core import shown
 from bpe_llama.model.evaluation.scoring import token_nats
 from bpe_llama.model.layers.loss import labels_within_documents
 from bpe_llama.model.layers.matmul.products import training_products
@@ -65,8 +66,19 @@ class Scored(NamedTuple):
 
     @classmethod
     def of(cls, found: Tensor | Scored) -> Scored:
-        """Return what a loss or score function returned as a score."""
-        return found if isinstance(found, Scored) else cls(found)
+        """Return what a loss or score function returned as a score.
+
+        Raises:
+            ValueError: If the loss is no scalar, or has no gradient where one is computed.
+        """
+        scored = found if isinstance(found, Scored) else cls(found)
+        loss, what = scored.loss, "a scalar float tensor with a gradient"
+        if not isinstance(loss, Tensor):
+            raise ValueError(f"loss_fn returned {shown(loss)}; expected {what}")
+        if loss.dim() or not loss.is_floating_point() or (torch.is_grad_enabled() and not loss.requires_grad):
+            given = f"a tensor of {loss.dtype}, shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
+            raise ValueError(f"loss_fn returned {given}; expected {what}")
+        return scored
 
 
 # Any model that the caller trains: its class is not fixed.

@@ -208,6 +208,14 @@ GENERATION = [
     ("generator.generate('low', reuse='yes')", TypeError, "reuse must be True, False or None, got 'yes'"),
     ("generator.generate('low', n='2')", TypeError, "n must be an int, got '2'"),
     ("generator.generate('low', num_beams=0)", ValueError, "num_beams is 0; expected at least 1"),
+    ("generator.generate('low', bad_words=range(10**12))", TypeError, "bad_words is [0]; expected sequences of ids"),
+    (
+        "generator.generate('low', bad_words=['\\ud800'])",
+        ValueError,
+        "bad_words holds '\\ud800' at character 0, a lone",
+    ),
+    ("generator.generate('low', stop='\\ud800')", ValueError, "stop holds '\\ud800' at character 0, a lone surrogate"),
+    ("generator.generate('low', filter_order=range(10**12))", ValueError, "filter_order names 0; expected some of"),
     ("generator.generate('low', bad_words='er')", TypeError, "bad_words is 'er'; expected a list of words"),
     (
         "generator.generate('low', bad_words=5)",

@@ -130,6 +130,15 @@ def test_variables_of_the_template_set_no_special_token(padded: Running, name: s
     assert error["param"] == "chat_template_kwargs" and f"{name!r}, which is no variable" in error["message"]
 
 
+def test_long_names_and_numbers_are_refused_in_short(server: Running, padded: Running) -> None:
+    error = httpx.post(padded.url + CHAT, json={"messages": [USER], "chat_template_kwargs": {"x" * 100_000: 1}})
+    assert error.status_code == 400 and "is no option of apply_chat_template" in error.text and len(error.text) < 2000
+    error = httpx.post(server.url + TEXT, headers=JSON, content=b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}")
+    assert error.status_code == 400 and "the body is no JSON: Exceeds the limit" in error.json()["error"]["message"]
+    for host, status in (("127.0.0.1", 200), ("127.²".encode("latin-1"), 403)):
+        assert httpx.get(server.url + "/v1/models", headers={"Host": host}).status_code == status
+
+
 def test_special_tokens_stay_text_wherever_a_client_writes_them(padded: Running, monkeypatch) -> None:
     seen: list[list[int]] = []
     submit = padded.scheduler.submit
@@ -240,12 +249,40 @@ def test_patterns_that_must_match_at_once_are_bounded(server: Running) -> None:
     chained = {f"d{i}": part | {"$ref": f"#/$defs/d{i + 1}"} for i, part in enumerate(patterns)}
     chained[f"d{len(patterns)}"] = {"type": "string"}
     objects = [{"type": "object", "properties": {"a": part}} for part in patterns]
-    for schema in ({"allOf": patterns}, {"$defs": chained, "$ref": "#/$defs/d0"}, {"allOf": objects}):
+    listed = [part | {"$ref": f"#/any%4ff/{i}"} for i, part in enumerate(patterns, 1)]
+    del listed[-1]["$ref"]
+    for schema in (
+        {"allOf": patterns},
+        {"$defs": chained, "$ref": "#/$defs/d0"},
+        {"allOf": objects},
+        {"anyOf": listed},
+        {"properties": {"$defs": {"allOf": patterns}}},
+    ):
         error = httpx.post(server.url + TEXT, json={"prompt": "a", "structured_outputs": {"json": schema}}).json()
         assert f"{len(patterns)} patterns that one text must match" in error["error"]["message"]
     grammars = Grammars(server.generator.tokenizer, server.generator.model.config.vocab_size)
     properties = {f"p{i}": {"type": "string", "pattern": "^a+$"} for i in range(30)}
     assert grammars.constraint({"json_schema": {"type": "object", "properties": properties}}) is not None
+    operands = [f"/.*a.{{{i}}}/" for i in range(1, MAX_INTERSECTED + 2)]
+    grammar = 'start: T <|"|>  # "\nT: ' + " & ".join(operands) + ' <|"|>'
+    error = httpx.post(server.url + TEXT, json={"prompt": "a", "structured_outputs": {"grammar": grammar}}).json()
+    assert f'grammar has the operator "&" {MAX_INTERSECTED} times' in error["error"]["message"]
+    assert grammars.constraint({"grammar": f'start: T\nT: /a/ & /{"&" * 20}|a/ | "{"&" * 20}" // {"&" * 20}'})
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"$defs": {"a": {"$anchor": "b"}}, "$ref": "#b"}, "has the $ref '#b'; expected the place of a part of it"),
+        ({"$id": "http://x/", "$ref": "http://x/#/a", "a": {}}, "has the $ref 'http://x/#/a'; expected the place"),
+        ({"anyOf": [{"$id": "http://x/"}]}, "has the $id 'http://x/' in a part of it"),
+        ({"$schema": "http://json-schema.org/draft-04/schema#", "anyOf": [{"id": "x"}]}, "has the id 'x' in a part"),
+        ({"multipleOf": True}, "is not valid: Expected f64 for 'multipleOf', got true"),
+    ],
+)
+def test_a_schema_whose_cost_is_unknown_is_refused(server: Running, schema: dict, message: str) -> None:
+    answer = httpx.post(server.url + TEXT, json={"prompt": "a", "structured_outputs": {"json": schema}})
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def install(app: FastAPI) -> None:
         message = str(error.detail)
         if error.status_code == 404:
             message = f"there is no {request.url.path}"
+        elif isinstance(error.__cause__, ValueError):  # of json.loads: too large a number, no UTF-8
+            message = f"the body is no JSON: {error.__cause__}"
         elif error.status_code == 405:
             message = f"{request.url.path} does not take {request.method}"
         return ApiError(error.status_code, message, headers=error.headers).response()

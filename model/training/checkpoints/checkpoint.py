@@ -92,6 +92,9 @@ def _step_and_revision(folder: Path) -> tuple[int, int]:
 
 def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
     """Return the checkpoint from which a run in `out` resumes, None for step 0; a run there raises if not `resume`."""
+    for path in out.glob("step-*"):
+        if _NAME.fullmatch(path.name) and not path.is_dir():
+            raise ValueError(f"{path}: no folder, where a run writes a checkpoint; expected no such file")
     checkpoint = find_checkpoint(out)
     if checkpoint is not None and not resume:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,9 +13,28 @@ from bpe_llama._corpus.corpus import Tokens
 from bpe_llama.model.layers.loss import IGNORED
 
 
+def integers(value: Any, what: str) -> npt.NDArray[np.int64]:
+    """Return an array, a tensor or a list of integers as an int64 array.
+
+    Raises:
+        ValueError: If it holds anything else; it says `what` does.
+
+    Example:
+        >>> integers([1, 2], "ids").dtype
+        dtype('int64')
+    """
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (RuntimeError, TypeError, ValueError) as error:  # a tensor without data, a list of unequal rows
+        raise ValueError(f"{what} are no array of integers: {error}") from None
+    if array.dtype.kind not in "iub":
+        raise ValueError(f"{what} have dtype {array.dtype}; expected integers")
+    return array.astype(np.int64, copy=False)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one micro-batch.
+    """The rows of one micro-batch: arrays, or what `integers` makes one of.
 
     Attributes:
         ids: int64 `(B, T)`.
@@ -29,6 +48,13 @@ class Batch:
     labels: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64] | None = None
     document_ids: npt.NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        """Store int64 arrays."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is MISSING:
+                object.__setattr__(self, field.name, integers(value, f"{field.name} of a batch"))
 
     @property
     def learned(self) -> int:
@@ -59,7 +85,7 @@ class Batch:
         """Return whether padding stands on the left of a token.
 
         Example:
-            >>> [Batch(*[np.ones((1, 3))] * 2, np.array([mask])).padded_left for mask in ([0, 1, 1], [1, 1, 0])]
+            >>> [Batch(*[np.ones((1, 3), int)] * 2, np.array([mask])).padded_left for mask in ([0, 1, 1], [1, 1, 0])]
             [True, False]
         """
         mask = self.attention_mask
@@ -94,8 +120,8 @@ class Batch:
         least, more = divmod(len(self.ids), world)
         first = rank * least + min(rank, more)
         part = slice(first, first + least + (rank < more))
-        fields = (self.ids, self.labels, self.attention_mask, self.document_ids)
-        return Batch(*(None if field is None else field[part] for field in fields))  # type: ignore[arg-type]
+        arrays = (self.ids, self.labels, self.attention_mask, self.document_ids)
+        return Batch(*(None if array is None else array[part] for array in arrays))  # type: ignore[arg-type]
 
 
 class Batches(Protocol):

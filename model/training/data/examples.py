@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from bpe_llama._arguments import instance, integer, iterator
 from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import Batch, check_ids, short_hash
+from bpe_llama.model.training.data.batches import Batch, check_ids, integers, short_hash
 from bpe_llama.model.training.data.rows import Ids, Row, collate
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text as ids and labels.
+    """A text as ids and labels: arrays, or what `integers` makes one of.
 
     Attributes:
         ids: int64 `(n,)`.
@@ -27,6 +27,11 @@ class Example:
 
     ids: Ids
     labels: Ids
+
+    def __post_init__(self) -> None:
+        """Store int64 arrays."""
+        object.__setattr__(self, "ids", integers(self.ids, "ids of an example"))
+        object.__setattr__(self, "labels", integers(self.labels, "labels of an example"))
 
     @property
     def learned(self) -> int:

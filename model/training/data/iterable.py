@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bpe_llama.model.layers.documents import Documents
-from bpe_llama.model.training.data.batches import Batch, Batches, check_ids
+from bpe_llama.model.training.data.batches import Batch, Batches, check_ids, integers
 
 _KEYS = {"input_ids": "ids", "labels": "labels", "attention_mask": "attention_mask", "document_ids": "document_ids"}
 _END = object()
@@ -101,13 +101,13 @@ def _as_batch(item: Any, where: str) -> Batch:
             raise ValueError(f"{where} has {', '.join(unknown)}; expected {', '.join(_KEYS)}")
         if "input_ids" not in item:
             raise ValueError(f"{where} has no input_ids")
-        fields = {_KEYS[key]: _integers(value, f"{key} of {where}") for key, value in item.items()}
+        fields = {_KEYS[key]: integers(value, f"{key} of {where}") for key, value in item.items()}
         if "labels" not in fields:
             mask = fields.get("attention_mask")
             fields["labels"] = fields["ids"] if mask is None else np.where(mask > 0, fields["ids"], -100)
         batch = Batch(**fields)
     elif isinstance(item, (tuple, list)) and len(item) == 2:
-        batch = Batch(_integers(item[0], f"the ids of {where}"), _integers(item[1], f"the labels of {where}"))
+        batch = Batch(integers(item[0], f"the ids of {where}"), integers(item[1], f"the labels of {where}"))
     else:
         raise ValueError(f"{where} is a {type(item).__name__}; expected a Batch, a pair of ids and labels, or a dict")
     shape = batch.ids.shape
@@ -115,14 +115,11 @@ def _as_batch(item: Any, where: str) -> Batch:
         field = getattr(batch, name)
         if field is not None and (field.shape != shape or field.ndim != 2):
             raise ValueError(f"{name} of {where} have shape {field.shape}; expected (B, T), that of the ids {shape}")
+    mask = batch.attention_mask
+    if mask is not None and mask.size and not 0 <= mask.min() <= mask.max() <= 1:
+        wrong = mask.max() if mask.min() >= 0 else mask.min()
+        raise ValueError(f"attention_mask of {where} holds {wrong}; expected 0 for padding, else 1")
     return batch
-
-
-def _integers(value: Any, what: str) -> npt.NDArray[np.int64]:
-    array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
-    if array.dtype.kind not in "iub":
-        raise ValueError(f"{what} have dtype {array.dtype}; expected integers")
-    return array.astype(np.int64, copy=False)
 
 
 class BatchDataset(IterableDataset[dict[str, Tensor]]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -83,8 +82,9 @@ def _paths(data: DataSource) -> dict[Path, float | None] | None:
         if not data:
             raise ValueError("no data: expected at least one path and its weight")
         for path, weight in data.items():
-            if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight > 0):
-                raise ValueError(f"the weight of {path} is {shown(weight)}, expected a positive number")
+            if not (isinstance(weight, (int, float)) and 1e-100 <= weight <= 1e100):  # ratios that a float holds
+                expected = "expected a positive number, from 1e-100 to 1e100"
+                raise ValueError(f"the weight of {path} is {shown(weight)}, {expected}")
     elif not (isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data)):
         return None
     if len({str(path) for path in data}) < len(data):

@@ -120,10 +120,10 @@ class LossPlot(Callback):
         self._unit = unit
 
     def on_end(self, run: Run, result: TrainResult) -> None:
-        """Draw the plot, unless the run ended before its first metrics; without matplotlib, warn: the run counts."""
+        """Draw the plot, unless the run ended before its first metrics; warn if it cannot be drawn: the run counts."""
         metrics = read_metrics(run.out / "metrics.jsonl")
         if any("loss" in line or "eval_loss" in line for line in metrics):
             try:
                 plot_loss(metrics, run.out / "loss.png", unit=self._unit)
-            except ImportError as error:
+            except (ImportError, OSError) as error:
                 warnings.warn(f"{run.out / 'loss.png'} is not drawn: {error}", stacklevel=2)

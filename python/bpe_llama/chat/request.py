@@ -192,7 +192,7 @@ def prepare(
     for name in variables:
         if name not in template.variables:
             raise ValueError(
-                f"{name!r} is no option of apply_chat_template and no variable that the chat template reads; "
+                f"{shown(name)} is no option of apply_chat_template and no variable that the chat template reads; "
                 f"it reads {sorted(template.variables)}"
             )
     if documents is not None:

@@ -237,9 +237,12 @@ def test_the_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG))
+    tensors = read_gguf_header(path).tensors
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="truncated GGUF file: tensor"):
         LlamaForCausalLM.from_pretrained(path)
+    with pytest.raises(ValueError, match=r"m\.gguf: truncated GGUF file: tensor"):  # since its header was read
+        [read_tensor(tensor, torch.float32) for tensor in tensors.values()]
 
 
 def test_a_classifier_from_a_gguf_file_is_refused(tmp_path: Path) -> None:

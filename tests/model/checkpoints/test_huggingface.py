@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,13 @@ def test_a_truncated_file_is_named(tiny_model: Make, tmp_path: Path, keep: int) 
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
         LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_file_truncated_while_it_is_read_is_named(tiny_model: Make, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
+        LlamaForCausalLM.from_pretrained(tmp_path, progress=lambda done, total: os.truncate(path, 4))
 
 
 def test_a_header_larger_than_its_file_allocates_no_memory(tiny_model: Make, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 from bpe_llama.model import LlamaForCausalLM, lora, quantize, training
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
+    checkpoint_to_resume,
     find_checkpoint,
     save_checkpoint,
 )
@@ -200,6 +201,10 @@ def test_a_model_that_transformers_does_not_support_is_saved(token_file: Path, t
 def test_a_run_is_neither_overwritten_nor_resumed_with_other_data(token_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     training.train(fresh(), token_file, training.TrainConfig(max_steps=2, **SETTINGS), out)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "step-00000004").touch()
+    with pytest.raises(ValueError, match="step-00000004: no folder, where a run writes a checkpoint"):
+        checkpoint_to_resume(tmp_path / "taken", True)
     with pytest.raises(ValueError, match="holds a run already"):
         training.train(fresh(), token_file, training.TrainConfig(max_steps=4, **SETTINGS), out)
     with pytest.raises(ValueError, match="batch_size was 4 and is 5"):

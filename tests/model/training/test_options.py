@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
+from bpe_llama.model.training.config import with_epochs
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.optimizers.adamw import MasterAdamW
 from bpe_llama.model.training.optimizers.muon import MuonAdamW
@@ -62,6 +63,20 @@ def test_numbers_of_numpy_are_stored_as_json_has_them() -> None:
     plain = {"max_steps": 3, "learning_rate": 0.5, "betas": (0.5, 0.75), "max_seconds": 60.0}
     assert config == training.TrainConfig(**plain)
     assert type(config.max_steps) is int and type(config.learning_rate) is float
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_numbers_that_are_whole_train_as_floats(token_file: Path, tmp_path: Path, optimizer: str) -> None:
+    options = {"optimizer": optimizer, "betas": (0, 0), "weight_decay": 0, "learning_rate": 1}
+    config = training.TrainConfig(max_steps=1, sequence_length=8, batch_size=2, warmup_steps=0, **options)
+    assert config.betas == (0.0, 0.0) and all(type(beta) is float for beta in config.betas)
+    training.train(fresh(), token_file, config, tmp_path / "run", progress=False)
+
+
+def test_epochs_of_too_many_steps_are_refused() -> None:
+    for epochs, rows in ((1e308, 10**6), (10**30, 1)):
+        with pytest.raises(ValueError, match=r"epochs is 1\S+, \S+ steps; expected fewer than 2\*\*63"):
+            with_epochs(training.TrainConfig(), epochs, rows)
 
 
 def test_muon_does_not_update_norms_that_are_matrices() -> None:
@@ -166,6 +181,9 @@ def test_schedules() -> None:
         ({"z_loss": float("nan")}, "z_loss is nan, expected at least 0"),
         ({"master_weights": True}, "master_weights is True and weights_dtype 'float32'"),
         ({"optimizer": "muon", "weights_dtype": "bfloat16"}, "optimizer is 'muon' and weights_dtype 'bfloat16'"),
+        ({"learning_rate": 1e31}, r"learning_rate is 1e\+31, expected a positive number up to 1e30"),
+        ({"batch_size": 2**62}, r"batch_size \* .* tokens in a step, expected at most 2,147,483,648"),
+        ({"gradient_accumulation": 2**62}, r"\* gradient_accumulation is .* tokens in a step, expected at most"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
@@ -205,6 +223,39 @@ def test_float8_needs_a_gpu_and_keeps_names_and_dtypes(token_file: Path, tmp_pat
         error = (weight.grad - exact[name]).norm() / exact[name].norm()
         assert error < 0.15, name  # float8 keeps 3 or 4 significant bits
     assert any(not torch.equal(weight.grad, exact[name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda weight: None, "None"),
+        (lambda weight: "much", "'much'"),
+        (lambda weight: weight[0], r"a tensor of torch.float32, shape \(\d+,\), requires_grad=True"),
+        (lambda weight: weight.sum() * 1j, r"a tensor of torch.complex64, shape \(\), requires_grad=True"),
+        (lambda weight: torch.tensor(1.0), r"a tensor of torch.float32, shape \(\), requires_grad=False"),
+    ],
+)
+def test_a_loss_without_a_gradient_is_named(token_file: Path, tmp_path: Path, returned: Any, message: str) -> None:
+    def loss_fn(model: LlamaForCausalLM, batch: training.TensorBatch, learned: int) -> Any:
+        return returned(model.model.embed_tokens.weight)
+
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    with pytest.raises(ValueError, match=f"loss_fn returned {message}; expected a scalar float tensor with a gradient"):
+        training.train(fresh(), token_file, config, tmp_path / "run", loss_fn=loss_fn, progress=False)
+
+
+def test_token_bytes_are_checked_and_missing_ones_are_0(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    for wrong in (np.full(64, -1), np.ones((64, 2), int), np.full(64, np.nan), "abc"):
+        with pytest.raises(ValueError, match=r"token_bytes (is|have)"):
+            training.train(fresh(), token_file, config, tmp_path / "run", token_bytes=wrong, progress=False)
+    bits = []
+    for given in ([1] * 40, np.arange(64) < 40, np.arange(99) < 40):
+        out = tmp_path / str(len(bits))
+        training.train(fresh(), token_file, config, out, token_bytes=given, progress=False)
+        metrics = training.read_metrics(out / "metrics.jsonl")
+        bits.append([line[key] for line in metrics for key in line if "bits_per_byte" in key])
+    assert bits[0] and bits[0] == bits[1] == bits[2]
 
 
 def test_a_custom_loss_and_callbacks_see_the_run(token_file: Path, tmp_path: Path) -> None:

@@ -321,6 +321,27 @@ def test_bad_usage_is_one_line_of_rank_0_and_an_error_of_one_rank_its_own(
         assert message in reported and reported.count("\n") == 1 and silent == ""
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "variable WORLD_SIZE is 'abc'; expected a number from 1 to 65535, as torchrun sets it"),
+        ({"WORLD_SIZE": "-1"}, "variable WORLD_SIZE is '-1'; expected"),
+        ({"RANK": "abc"}, "variable RANK is 'abc'; expected a number from 0 to 1"),
+        ({"RANK": "5"}, "variable RANK is '5'; expected a number from 0 to 1"),
+        ({"MASTER_PORT": "abc"}, "variable MASTER_PORT is 'abc'; expected"),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_so_are_named(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    for name, value in (place | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        parallel.start("cpu")
+    assert not parallel.is_reported_by_rank_0(message)
+
+
 def _check_equal(
     name: str, world: int, expected: Path, found: Path, expected_name: str = "", *, exactly: bool = False
 ) -> None:

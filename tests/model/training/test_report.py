@@ -58,6 +58,12 @@ def test_a_run_without_metrics_draws_no_plot(token_file: Path, tmp_path: Path, m
     assert not (tmp_path / "run" / "loss.png").exists()
 
 
+def test_a_run_that_cannot_write_its_plot_ends_well(token_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "loss.png").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"loss\.png is not drawn: .*directory"):
+        training.train(fresh(), token_file, training.TrainConfig(max_steps=2, **SETTINGS), tmp_path / "run")
+
+
 def test_bits_per_byte_are_nats_over_bytes(token_file: Path, tmp_path: Path) -> None:
     token_bytes = np.arange(64) % 3 + 1
     model = fresh()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama import Tokenizer
+from bpe_llama._core import shown
 from bpe_llama._corpus.shards import fingerprint
 from bpe_llama.chat import with_chat_template
 from bpe_llama.model import LlamaForCausalLM, training
@@ -160,8 +162,9 @@ def test_shards_of_another_tokenizer_are_refused_unless_it_only_lacks_added_toke
 
 def test_bad_data_are_named_before_the_first_step(tmp_path: Path) -> None:
     a, b = write_shards(tmp_path / "a", [steps_of(50)]), write_shards(tmp_path / "b", [steps_of(50)], tokenizer="other")
-    for weight in (0, -1.0, math.nan, math.inf, "much"):
-        with pytest.raises(ValueError, match=rf"the weight of .*a is {weight!r}, expected a positive number"):
+    for weight in (0, -1.0, math.nan, math.inf, "much", 1e308, 5e-324, 10**400):
+        said = re.escape(shown(weight))
+        with pytest.raises(ValueError, match=rf"the weight of .*a is {said}, expected a positive number"):
             run({a: weight, tmp_path / "absent": 1.0}, tmp_path / "run")
     with pytest.raises(ValueError, match=r"different tokenizers encoded .*a and .*b"):
         run([a, b], tmp_path / "run")

@@ -241,6 +241,11 @@ def test_invalid_batches_are_named() -> None:
         ((ids * 0.5, ids), "ids of batch 0 have dtype float64; expected integers"),
         ((ids * 64, ids), "token 64 of batch 0 is outside the model's vocabulary of 64"),
         ((-ids, ids), "token -1 of batch 0 is outside"),
+        ((torch.ones(2, 5, dtype=torch.long, device="meta"), ids), "ids of batch 0 are no array of integers: Cannot"),
+        ((torch.ones(2, 5, requires_grad=True), ids), "ids of batch 0 have dtype float32; expected integers"),
+        (([[1, 2], [3]], ids), "ids of batch 0 are no array of integers: "),
+        ({"input_ids": ids, "attention_mask": ids * 2**62}, f"attention_mask of batch 0 holds {2**62}; expected 0"),
+        ({"input_ids": ids, "attention_mask": -ids}, "attention_mask of batch 0 holds -1; expected 0"),
         ((np.ones((1, 70), np.int64),) * 2, "batch 0 has rows of 70 tokens, the model's context is 66"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -251,3 +256,13 @@ def test_invalid_batches_are_named() -> None:
         batches.batch(0)
     with pytest.raises(ValueError, match="the data end after 0 batches"):
         IterableBatches([]).batch(0)
+
+
+@pytest.mark.parametrize("kind", [training.Batch, training.Example])
+def test_batches_and_examples_hold_int64_arrays(kind: Any) -> None:
+    for given in ([1, 2], np.array([1, 2], np.uint16), torch.tensor([1, 2])):
+        held = kind(given, given)
+        assert held.ids.dtype == held.labels.dtype == np.int64 and held.ids.tolist() == [1, 2]
+    for given in (None, "ab", [1.5], torch.ones(2, dtype=torch.long, device="meta")):
+        with pytest.raises(ValueError, match=r"ids of an? (batch|example) (have dtype|are no array of integers)"):
+            kind(given, given)
