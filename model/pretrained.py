@@ -67,6 +67,7 @@ class Pretrained(nn.Module):
     NEW_HEAD: ClassVar[tuple[str, ...]] = ()
     """Weights that a checkpoint of a causal LM lacks; loading one initializes them."""
 
+    @torch.inference_mode(False)  # weights created in a caller's inference mode have no version and no gradient
     def __init__(
         self,
         config: LlamaConfig,

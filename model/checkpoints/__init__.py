@@ -20,6 +20,7 @@ __all__ = ["average", "load"]
 ADAPTER = "adapter_config.json"
 
 
+@torch.inference_mode(False)  # as `Pretrained.__init__`
 def load(
     path: str | Path,
     model_class: type[Model],
