@@ -261,6 +261,13 @@ def test_nothing_stale_is_reused_after_a_fused_step(
     assert again == fresh(one).generate("Once upon a time", **options)
 
 
+def test_resizing_the_vocabulary_is_noticed(generator: TextGenerator) -> None:
+    one, options = fresh(generator), {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
+    one.generate("Once upon a time", **options)
+    one.model.resize_token_embeddings(one.model.config.vocab_size + 8)
+    assert one.generate("Once upon a time", **options) == fresh(one).generate("Once upon a time", **options)
+
+
 def test_streams_may_overlap_and_end_early(generator: TextGenerator) -> None:
     one, options = fresh(generator), {"max_new_tokens": 20, "temperature": 0.9, "eos_id": ()}
     expected = [fresh(generator).generate(prompt, **options) for prompt in ("Once upon", "Once more")]
