@@ -328,7 +328,8 @@ class Pretrained(nn.Module):
         check_keywords("from_pretrained", options, keywords_of(PretrainedOptions))
         hub: Any = {name: value for name, value in options.items() if name in HUB_OPTIONS}
         own: Any = {name: value for name, value in options.items() if name not in HUB_OPTIONS}
-        return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **own)
+        with torch.inference_mode(False):  # as in `__init__`; a decorator would be a frame that warnings count
+            return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **own)
 
     def save_pretrained(self, folder: str | Path, portable: bool = True) -> None:
         """Write config, generation config and weights into a folder; see `checkpoints.huggingface.save`.

@@ -20,7 +20,6 @@ __all__ = ["average", "load"]
 ADAPTER = "adapter_config.json"
 
 
-@torch.inference_mode(False)  # as `Pretrained.__init__`
 def load(
     path: str | Path,
     model_class: type[Model],
