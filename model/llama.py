@@ -110,10 +110,11 @@ class LlamaModel(Pretrained):
                 documents, and positions restart. A document is a run of equal numbers.
 
         Raises:
-            ValueError: If shapes do not fit, an id is outside the vocabulary, the cache is full, or there are both a
-                cache and `document_ids`.
+            ValueError: If shapes do not fit, an id is outside the vocabulary, the cache is full or another model's, or
+                there are both a cache and `document_ids`.
         """
-        batch, length = check_ids(input_ids, self.config.vocab_size)
+        input_ids = check_ids(input_ids, self.config.vocab_size)
+        batch, length = input_ids.shape
         for name, tensor in (("position_ids", position_ids), ("document_ids", document_ids)):
             if tensor is not None:
                 instance(name, tensor, Tensor, "a tensor, (batch, length)")
@@ -126,6 +127,7 @@ class LlamaModel(Pretrained):
             raise ValueError(f"attention_mask has shape {found}; expected ({batch}, S), one row for each of input_ids")
         if past_key_values is not None:
             instance("past_key_values", past_key_values, KVCache)
+            past_key_values.check_model(self.config, self.dtype)
         documents = None
         if document_ids is not None:
             if past_key_values is not None:
@@ -227,8 +229,8 @@ class LlamaForCausalLM(Pretrained):
                 documents, and positions restart. A document is a run of equal numbers; its first token has no loss.
 
         Raises:
-            ValueError: If shapes do not fit, an id or label is outside the vocabulary, the cache is full, or there are
-                both a cache and `document_ids`.
+            ValueError: If shapes do not fit, an id or label is outside the vocabulary, the cache is full or another
+                model's, or there are both a cache and `document_ids`.
         """
         if labels is not None:
             instance("labels", labels, Tensor, "a tensor, (batch, length)")

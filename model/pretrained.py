@@ -67,6 +67,7 @@ class Pretrained(nn.Module):
     NEW_HEAD: ClassVar[tuple[str, ...]] = ()
     """Weights that a checkpoint of a causal LM lacks; loading one initializes them."""
 
+    @torch.inference_mode(False)  # weights created in a caller's inference mode have no version and no gradient
     def __init__(
         self,
         config: LlamaConfig,
@@ -327,7 +328,8 @@ class Pretrained(nn.Module):
         check_keywords("from_pretrained", options, keywords_of(PretrainedOptions))
         hub: Any = {name: value for name, value in options.items() if name in HUB_OPTIONS}
         own: Any = {name: value for name, value in options.items() if name not in HUB_OPTIONS}
-        return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **own)
+        with torch.inference_mode(False):  # as in `__init__`; a decorator would be a frame that warnings count
+            return load(local_path(path, needed_files, **hub), cls, dtype=dtype, device=device, **own)
 
     def save_pretrained(self, folder: str | Path, portable: bool = True) -> None:
         """Write config, generation config and weights into a folder; see `checkpoints.huggingface.save`.
@@ -386,8 +388,8 @@ def check_model(model: object, name: str = "model") -> None:
         raise TypeError(wrong(name, model, "a LlamaForCausalLM"))
 
 
-def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:
-    """Return the shape (B, T) of valid ids.
+def check_ids(input_ids: Tensor, vocab_size: int) -> Tensor:
+    """Return valid ids as int64, (B, T).
 
     The range of the ids is checked on the CPU alone: on CUDA the check would wait for the device, and torch reports it.
 
@@ -398,10 +400,11 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:
     instance("input_ids", input_ids, Tensor, "a tensor of ids, (batch, length)")
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
-    if input_ids.is_floating_point():
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
         raise TypeError(f"input_ids has dtype {input_ids.dtype}; expected integers")
+    input_ids = input_ids.long()
     if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocab_size:
             raise ValueError(f"input id {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
-    return input_ids.shape[0], input_ids.shape[1]
+    return input_ids

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bpe_llama._arguments import boolean
 from bpe_llama.model.backends.cpu.decoder import CpuDecoder
@@ -74,6 +76,7 @@ class Refreshed:
         self._cuda_graph = boolean("cuda_graph", cuda_graph) and model.device.type in GRAPH_DEVICES
         self._decoder: CpuDecoder | None = None
         self._fingerprint: list[object] = []
+        _count_optimizer_steps()
 
     def refresh(self, cache: KVCache) -> bool:
         """Use the model as it is now, over this form of cache; return whether it changed since the last call."""
@@ -190,9 +193,21 @@ def prefill_ragged(forward: Forward, prompts: Sequence[list[int]], cache: KVCach
     return torch.cat(parts)
 
 
+_optimizer_steps = [0]
+"""Steps of all optimizers since the first `Refreshed`: fused ones change weights without another version."""
+
+
+@functools.cache
+def _count_optimizer_steps() -> None:
+    def count(*_: object) -> None:
+        _optimizer_steps[0] += 1
+
+    register_optimizer_step_post_hook(count)
+
+
 def fingerprint_of(model: LlamaForCausalLM) -> list[object]:
     """Return a value that changes whenever the weights, or the layers that use them, do."""
-    marks: list[object] = []
+    marks: list[object] = [*_optimizer_steps]
     for module in model.modules():
         marks.append((id(module), module.training, getattr(module, "active", ())))
         for tensor in (*module._parameters.values(), *module._buffers.values()):

@@ -143,6 +143,19 @@ class KVCache:
         """Return the number of slots."""
         return self.keys[0].shape[0]
 
+    def check_model(self, config: LlamaConfig, dtype: torch.dtype) -> None:
+        """Raise `ValueError` unless the cache is one for models of this config and dtype.
+
+        Under autocast the dtype may differ: attention casts keys and values.
+        """
+        found = len(self.keys), self.store.shape[3], self.store.shape[5]
+        expected = config.num_hidden_layers, *config.cache_shape
+        if found != expected:
+            sizes = " and ".join("{} layers with {} KV heads of {}".format(*each) for each in (found, expected))
+            raise ValueError(f"the cache and the model have {sizes}; expected the cache of this model's config")
+        if self.dtype != dtype and not torch.is_autocast_enabled(self.store.device.type):
+            raise ValueError(f"the cache has dtype {self.dtype}; expected the model's, {dtype}")
+
     def place(self, batch_size: int, new: int) -> CacheColumns:
         """Return the columns of ``new`` tokens of each slot.
 

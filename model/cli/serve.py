@@ -91,8 +91,6 @@ def command(
     name = model_name or default_name(model)
     if name in adapters:
         raise ValueError(f"--adapter has the name {name!r}, which is the model's; expected another")
-    if not is_loopback(host) and not api_key:
-        typer.echo(f"anyone who can connect to {host} can use this server; --api-key makes it ask for a key", err=True)
     sizes: dict[str, Any] = {"slots": slots, "max_length": max_length, "prefix_cache_bytes": prefix_cache_mb << 20}
     check_quantized(quantized, group_size)
     group_size = group_size_of(checkpoint_path(model), quantized, group_size)
@@ -101,7 +99,13 @@ def command(
     generators = {name: base} | {each: adapted(base, path, tokenizer) for each, path in adapters.items()}
     scheduler = Scheduler(generators, max_queue=max_queue, share_prefixes=share_prefixes, **sizes)
     app = create_app(scheduler, config, routes=page_routes(scheduler), grace=grace)
-    run(app, host, port, announce=typer.echo)
+
+    def announce(url: str) -> None:
+        if not is_loopback(host) and not api_key:
+            typer.echo(f"anyone who can connect to {host} can use this server; --api-key asks for a key", err=True)
+        typer.echo(url)
+
+    run(app, host, port, announce=announce)
 
 
 def check_installed() -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from bpe_llama._arguments import iterator, number, string
 
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:A-Z]+)(:[0-9]{1,5})?")
+"""An origin as a browser sends it: scheme, host and port, in lower case; ``null`` is that of a local file."""
+
 
 def is_loopback(host: str) -> bool:
     """Return whether an address is reached from this machine only.
@@ -65,7 +68,7 @@ class ServerConfig:
         limits: Limits of one request.
 
     Raises:
-        ValueError: If a key is empty or not ASCII, or ``timeout`` is not above 0.
+        ValueError: If a key is empty or not ASCII, an origin is none, or ``timeout`` is not above 0.
         TypeError: If keys or origins are no list of texts, or ``timeout`` is no number.
     """
 
@@ -82,6 +85,9 @@ class ServerConfig:
         for key in self.api_keys:
             if not key or not key.isascii() or not key.isprintable() or key != key.strip():
                 raise ValueError("an API key is empty, or has characters other than printable ASCII")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"the CORS origin is {origin!r}; expected one such as 'http://localhost:3000', or '*'")
         if self.timeout is not None and not number("timeout", self.timeout) > 0:
             raise ValueError(f"timeout is {self.timeout}; expected seconds above 0")
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpe_llama.model import KVCache, LlamaForCausalLM
-from bpe_llama.model.cache import make_cache
+from bpe_llama.model.cache import QuantizedCache, make_cache
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -203,6 +203,38 @@ def test_bad_labels_are_named(tiny_model: Make, ids: Tensor, label: int) -> None
 def test_a_mask_of_the_wrong_width_is_refused(tiny_model: Make, ids: Tensor) -> None:
     with pytest.raises(ValueError, match="covers 19 columns; expected 20"):
         tiny_model()(ids, torch.ones(3, 19))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+def test_ids_may_be_any_integers(tiny_model: Make, ids: Tensor, dtype: torch.dtype) -> None:
+    model = tiny_model()
+    assert_close(model(ids.to(dtype)).logits, model(ids).logits)
+    assert_close(model.loss(ids.to(dtype), ids), model.loss(ids, ids))
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "message"),
+    [
+        ({"num_hidden_layers": 2}, None, "2 layers with 2 KV heads of 8 and 3 layers with 2 KV heads of 8"),
+        ({"num_hidden_layers": 4}, None, "4 layers with 2 KV heads of 8 and 3 layers"),
+        ({"num_key_value_heads": 3}, None, "3 layers with 3 KV heads of 8 and 3 layers with 2 KV heads"),
+        ({"head_dim": 16}, None, "3 layers with 2 KV heads of 16 and 3 layers with 2 KV heads of 8"),
+        ({}, torch.bfloat16, "the cache has dtype torch.bfloat16; expected the model's, torch.float32"),
+    ],
+)
+@pytest.mark.parametrize("form", [KVCache, QuantizedCache])
+def test_the_cache_of_another_model_is_refused(
+    tiny_model: Make,
+    ids: Tensor,
+    changes: dict[str, Any],
+    dtype: torch.dtype | None,
+    message: str,
+    form: type[KVCache],
+) -> None:
+    cache = form(tiny_model(**changes).config, batch_size=3, max_length=32, dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(ids, past_key_values=cache)
+    assert cache.lengths == [0, 0, 0]
 
 
 def test_a_full_cache_is_named(tiny_model: Make, ids: Tensor) -> None:

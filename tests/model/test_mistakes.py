@@ -116,6 +116,8 @@ MODEL = [
     ("model([[1, 5]])", TypeError, "input_ids must be a tensor of ids, (batch, length), got [[1, 5]]"),
     ("model('low')", TypeError, "input_ids must be a tensor of ids, (batch, length), got 'low'"),
     ("model(ids.float())", TypeError, "input_ids has dtype torch.float32; expected integers"),
+    ("model(ids.bool())", TypeError, "input_ids has dtype torch.bool; expected integers"),
+    ("model.loss(ids.cfloat(), ids)", TypeError, "input_ids has dtype torch.complex64; expected integers"),
     ("model(ids[0])", ValueError, "input_ids has shape (3,); expected (batch, length)"),
     ("model(ids + 500)", ValueError, "input id 507 is outside the vocabulary of 262"),
     ("model(ids, labels=[1])", TypeError, "labels must be a tensor, (batch, length), got [1]"),

@@ -162,6 +162,20 @@ def test_a_bad_field_is_named(http, path, body, param, says):
     assert error["param"] == param and says in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (TEXT, {"prompt": "a", "functions": None}),
+        (CHAT, message(audio=None, function_call=None) | {"functions": None, "function_call": None}),
+        (RESPOND, {"input": "a", "functions": None}),
+        (EMBED, {"input": "a", "functions": None}),
+    ],
+)
+def test_an_unknown_field_that_is_null_is_absent(http, path, body):
+    response = http.post(path, json=body | ({} if path == EMBED else {"temperature": None}))
+    assert response.status_code == 200, response.text
+
+
 def test_bodies_that_are_no_json(http):
     for content in ("", "{", "[" * 100_000, '"text"', b"\xff\xfe"):
         response = http.post(TEXT, content=content, headers={"Content-Type": "application/json"})

@@ -115,6 +115,9 @@ def test_from_start_to_end(folder):
         (["--port", "70000"], "--port is 70000; expected 0 to 65535"),
         (["--api-key", ""], "an API key is empty"),
         (["--timeout", "-1"], "timeout is -1"),
+        (["--cors", "foo"], "the CORS origin is 'foo'; expected one such as 'http://localhost:3000', or '*'"),
+        (["--cors", "http://localhost:3000/"], "the CORS origin is 'http://localhost:3000/'"),
+        (["--host", "300.1.1.1"], "cannot listen on 300.1.1.1 port 8000"),
         (["--slots", "0"], "--slots"),
     ],
 )

@@ -114,6 +114,7 @@ class CpuDecoder:
                 self._native, self._native_rows = NativeWeights(layers, head, last_norm), native_rows(linears)
             self._few.clear()
             self._many.clear()
+            self._kept_logits.clear()  # the vocabulary may have another size
             self._fingerprint = self._weights_in_memory()
 
     def _weights_in_memory(self) -> list[tuple[int, int]]:

@@ -122,8 +122,9 @@ class NativeMixture:
         self.router.into(x_MD, logits_ME, threads)
         weights_MC, chosen_MC = self.module.choose(logits_ME.tensor)
         if rows == 1:
-            for expert, weight in zip(chosen_MC[0].tolist(), weights_MC[0].tolist(), strict=True):
-                out_MD.add_(self.experts[expert].output(x_MD, threads), alpha=weight)
+            # In the order and with the rounding of several rows: an `alpha` would be multiplied without rounding.
+            for expert, weight in sorted(zip(chosen_MC[0].tolist(), weights_MC[0].tolist(), strict=True)):
+                out_MD.add_(self.experts[expert].output(x_MD, threads).mul_(weight))
         else:
             for expert in sorted(set(chosen_MC.flatten().tolist())):
                 row_P, column_P = (chosen_MC == expert).nonzero(as_tuple=True)
@@ -132,7 +133,9 @@ class NativeMixture:
         if self.shared is not None:
             gate_M1 = Rows(x_MD.tensor.new_empty(rows, 1))
             self.shared_gate.into(x_MD, gate_M1, threads)
-            out_MD.add_(self.shared.output(x_MD, threads).mul_(gate_M1.tensor.sigmoid_()))
+            # softmax(g, 0)[0] = sigmoid(g), row by row; `sigmoid` rounds the last elements of a tensor in another way.
+            share_M2 = torch.cat((gate_M1.tensor, torch.zeros_like(gate_M1.tensor)), dim=1).softmax(1)
+            out_MD.add_(self.shared.output(x_MD, threads).mul_(share_M2[:, :1]))
 
 
 class _Layer:

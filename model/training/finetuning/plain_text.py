@@ -49,23 +49,26 @@ def write_tokens(
         UserWarning: The number of skipped rows; without `parse_special`, text that looks like special tokens.
 
     Raises:
-        ValueError: If a row holds no text; the message names file and place.
+        ValueError: If a row holds no text, or no file a text; the message names file and place.
     """
     bad_rows = BadRows(on_error)
     if parse_special:
         _write_parsed(paths, tokenizer, out, bad_rows)
-        bad_rows.warn(stacklevel=3)
-        return
-    if any(has_rows(path) and not has_lines(path) and not is_parquet(path) for path in paths):
+    elif any(has_rows(path) and not has_lines(path) and not is_parquet(path) for path in paths):
         before, after = begins_and_ends(tokenizer)
         encoder = DocumentEncoder(tokenizer, [], reading_of(None, "text", bad_rows), before, after, None, ())
         with begin_array(out, dtype_of(tokenizer.vocab_size)) as array:
             for texts in in_batches(_texts(paths, bad_rows)):
                 ids, *_ = encoder.encode_texts(texts)
                 array.append(ids)
-        bad_rows.warn(stacklevel=3)
     else:
         tokenizer.encode_files(paths, out, eos=True, on_error=on_error, progress=progress)
+    bad_rows.warn(stacklevel=3)
+    # An empty file is an empty text, which the tokenizer may end with a token.
+    if not any(path.stat().st_size for path in paths) or not np.load(out, mmap_mode="r").size:
+        raise ValueError(f"{' to '.join(map(str, dict.fromkeys((paths[0], paths[-1]))))}: no text to learn")
+    if parse_special:
+        return
     lookalikes = SpecialLookalikes(tokenizer)
     if lookalikes.pattern is not None:
         for path in paths:

@@ -25,19 +25,19 @@ Many = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class Strict(BaseModel):
-    """A request with fields of exact types; an unknown field is an error."""
+    """A request with fields of exact types; an unknown field is an error, unless it is null, which means absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
     def _first_unknown(cls, given: Any) -> Any:
-        """Keep the first unknown field alone, for the same reason."""
+        """Keep the first unknown field alone, for the same reason, and none that is null."""
         if not isinstance(given, dict):
             return given
         known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = [name for name in given if name not in known]
-        return {name: given[name] for name in given if name in known or name is unknown[0]} if unknown[1:] else given
+        unknown = [name for name, value in given.items() if name not in known and value is not None]
+        return {name: value for name, value in given.items() if name in known or name in unknown[:1]}
 
 
 Shape = TypeVar("Shape", bound=Strict)

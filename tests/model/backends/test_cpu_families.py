@@ -16,7 +16,7 @@ from bpe_llama.model.backends.cpu.dispatch import can_decode
 from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
 from bpe_llama.model.cache import QuantizedCache, SlidingWindowCache
 from bpe_llama.model.device import HAS_TRITON
-from tests.model.backends.test_ragged_batch import differences
+from tests.model.backends.test_ragged_batch import differences, drawn
 from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
 
 BY_MODULES = {"deepseek_v2", "deepseek_v3", "llama4_text"}
@@ -57,6 +57,18 @@ def test_logits_and_cache_are_the_models(name: str, case: dict[str, Any]) -> Non
     for held, new in ROWS:
         logits, in_cache = differences(model, held, new)
         assert logits < 2e-5 and in_cache < 2e-4
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_float32_logits_are_batch_invariant(name: str, case: dict[str, Any]) -> None:
+    model = build(name, case)
+    ids, decoder = drawn(20, 1), CpuDecoder(model)
+    alone, beside = (KVCache(model.config, slots, 32) for slots in (1, 2))
+    for cache in (alone, beside):
+        cache.prompt_lengths[:] = [len(ids)] * cache.batch_size
+    whole = decoder([ids, ids[::-1]], beside, every=True)[: len(ids)].clone()
+    one_by_one = torch.cat([decoder([[token_id]], alone).clone() for token_id in ids])
+    torch.testing.assert_close(one_by_one, whole, rtol=0, atol=0)
 
 
 @pytest.fixture(params=[0, 4, 100])

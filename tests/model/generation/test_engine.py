@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -107,6 +108,23 @@ def test_a_model_that_generated_in_inference_mode_can_be_trained(tiny_model: Mak
         model(ids, labels=ids).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert all(weight.grad is not None and not weight.is_inference() for weight in model.parameters())
+
+
+def test_a_model_made_in_inference_mode_is_like_any_other(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        built = tiny_model(eos_token_id=None)
+        built.save_pretrained(tmp_path)
+        loaded = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
+    options = GenerationOptions(max_new_tokens=6, temperature=0.0)
+    expected = alone(tiny_model(eos_token_id=None), ids[0].tolist(), options)
+    for model in (built, loaded):
+        engine = Engine(model, 1)
+        (sequence,) = engine.prefill([ids[0].tolist()], [options])
+        finish(engine)
+        assert sequence.new_ids == expected
+        with torch.enable_grad():
+            model(ids, labels=ids).loss.backward()
+        assert all(weight.grad is not None for weight in model.parameters())
 
 
 @pytest.mark.parametrize("slots", [1, 3])

@@ -246,6 +246,31 @@ def test_nothing_stale_is_reused(generator: TextGenerator, prefilled: list[Seque
     check()
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_nothing_stale_is_reused_after_a_fused_step(
+    generator: TextGenerator, prefilled: list[Sequence], optimizer: Any, adapted: bool
+) -> None:
+    one, options = fresh(generator), {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
+    if adapted:
+        lora.add(one.model, rank=2)
+    trained = [weight for weight in one.model.parameters() if weight.requires_grad]
+    with torch.enable_grad():
+        sum(weight.sin().sum() for weight in trained).backward()
+    one.generate("Once upon a time", **options)
+    optimizer(trained, lr=0.05, fused=True).step()
+    again = one.generate("Once upon a time", **options)
+    assert prefilled[-1].num_cached_tokens == 0
+    assert again == fresh(one).generate("Once upon a time", **options)
+
+
+def test_resizing_the_vocabulary_is_noticed(generator: TextGenerator) -> None:
+    one, options = fresh(generator), {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
+    one.generate("Once upon a time", **options)
+    one.model.resize_token_embeddings(one.model.config.vocab_size + 8)
+    assert one.generate("Once upon a time", **options) == fresh(one).generate("Once upon a time", **options)
+
+
 def test_streams_may_overlap_and_end_early(generator: TextGenerator) -> None:
     one, options = fresh(generator), {"max_new_tokens": 20, "temperature": 0.9, "eos_id": ()}
     expected = [fresh(generator).generate(prompt, **options) for prompt in ("Once upon", "Once more")]

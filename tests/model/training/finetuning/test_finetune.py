@@ -328,6 +328,20 @@ def test_weights_that_no_checkpoint_would_hold_are_not_trained(
     training.finetune(saved, tokenizer, talks, config, tmp_path / "out", progress=False)
 
 
+@pytest.mark.parametrize("parse_special", [False, True])
+@pytest.mark.parametrize(("name", "count"), [("txt", 1), ("txt", 3), ("jsonl", 3)])
+def test_files_without_text_are_named(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int, parse_special: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [Path(f"{number}.{name}") for number in range(count)]
+    for file in files:
+        file.write_text("\n" if name == "jsonl" else "")
+    named = f"^0.{name}: no text" if count == 1 else f"^0.{name} to 2.{name}: no text to learn$"
+    with pytest.raises(ValueError, match=named):
+        write_tokens(files, tokenizer, tmp_path / "tokens.npy", parse_special=parse_special, progress=False)
+
+
 @pytest.mark.parametrize("beside", ["alone", "parsed", "rows"])
 def test_plain_text_keeps_its_lines(beside: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Each of the three ways in which plain text is read."""
