@@ -24,8 +24,7 @@ static HAS_FAST_BF16: LazyLock<bool> = LazyLock::new(|| {
 /// The instructions that multiply more than [`GEMV_ROWS`] activation rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GemmBackend {
-    /// Passes of the GEMV micro-kernel, or `gemm/widened.rs` for many rows without AVX-512: float32 fused multiply-adds, or
-    /// integers for int4.
+    /// Passes of the GEMV micro-kernel, or `gemm/fma.rs` for many rows: float32 fused multiply-adds, or integers for int4.
     Fma,
     /// AVX-512 BF16 for bfloat16 weights, [`GemmBackend::Fma`] for all others.
     Avx512Bf16,

@@ -28,8 +28,8 @@
 //! | int4 | integers | AMX, 6 products | integers | integers |
 //!
 //! - **FMA** widens weights to float32 and uses fused multiply-adds of AVX-512, of AVX2, of NEON, or of the baseline. One pass
-//!   over the weights takes 8 activation rows with AVX-512, 4 without. Without AVX-512, weights are widened once for all passes
-//!   over more than 16 rows.
+//!   over the weights takes 8 activation rows with AVX-512, 4 without. From 128 rows on with AVX-512, and 48 without, weights are
+//!   widened and transposed once for all rows.
 //! - **Integers**: activations are rounded to 23 bits of the largest of each 8 columns, and their products with four-bit codes
 //!   summed exactly: by `VPDPBUSD` (AVX-512 VNNI, AVX-VNNI), `VPMADDUBSW` (AVX2, AVX-512 BW), `SDOT` (NEON's dot products) or
 //!   products of words.
@@ -47,7 +47,7 @@
 //!   order, which is the same for every number of threads and for every batch of more than 8 rows; so AMX, although up to 1.5
 //!   times as fast there, does not serve float32 weights.
 //! - **Packed activations.** Activations are repacked once for each product, in the order that a micro-kernel reads. Weights
-//!   never are.
+//!   are only for many rows, some dozen at a time.
 //! - **Thread pool.** A product takes microseconds, so workers spin for 0.1 ms before they sleep. A forked child starts its own
 //!   pool. [`ElementWise`], which runs between operations of `PyTorch`, uses `PyTorch`'s OpenMP threads where there are any,
 //!   but in no forked process.

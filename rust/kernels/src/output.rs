@@ -1,5 +1,6 @@
 //! Float32 results that several threads write at the same time.
 
+use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, zero_padded};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Returns the elements as atomic bits. One thread writes each element, with relaxed stores, which cost nothing.
@@ -26,6 +27,43 @@ impl Output<'_> {
             for row in 0..R {
                 let before = if accumulate { f32::from_bits(bits[row].load(Ordering::Relaxed)) } else { -0.0 };
                 bits[row].store((before + products[row][m]).to_bits(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Writes or adds the first `count` products of a vector, each multiplied with its scale, if any.
+    ///
+    /// # Safety
+    /// The CPU has the features of `V`, and no other thread accesses these outputs now.
+    #[inline(always)]
+    pub(crate) unsafe fn store_vector<V: F32x16>(
+        &self,
+        index: usize,
+        count: usize,
+        products: &CacheLine,
+        scales: Option<&[f32]>,
+    ) {
+        let bits = &self.bits[index..][..count.min(LANES)];
+        let to = bits.as_ptr().cast::<f32>().cast_mut();
+        // SAFETY: the caller's promise; `AtomicU32` may be written through a shared reference.
+        unsafe {
+            let mut products = V::load(&products.0);
+            if let Some(scales) = scales {
+                let scales = if let Some(scales) = scales.first_chunk() { *scales } else { zero_padded(scales) };
+                products = products.mul_add(V::load(&scales), V::splat(-0.0));
+            }
+            if count >= LANES {
+                if self.accumulate {
+                    products = products.mul_add(V::splat(1.0), V::load(&*to.cast()));
+                }
+                products.store(&mut *to.cast());
+            } else {
+                let mut line = [0.0; LANES];
+                products.store(&mut line);
+                for (bits, product) in bits.iter().zip(line) {
+                    let before = if self.accumulate { f32::from_bits(bits.load(Ordering::Relaxed)) } else { -0.0 };
+                    bits.store((before + product).to_bits(), Ordering::Relaxed);
+                }
             }
         }
     }

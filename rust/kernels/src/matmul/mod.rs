@@ -25,7 +25,7 @@ use crate::backend::{GEMV_ROWS, GemmBackend};
 use crate::output::{Output, atomic_bits};
 use crate::{Error, Result, thread_pool};
 use bpe_llama_simd::Backend;
-use gemm::{amx, avx512_bf16, widened};
+use gemm::{amx, avx512_bf16, fma};
 use pack::PackedActivations;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use task::{Layout, Task};
@@ -88,7 +88,7 @@ fn matmul_with(
     let (mut first_column, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {
-        let layout = Layout::of(&matrix.weights, gemm);
+        let layout = Layout::of(&matrix.weights, rows, backend, gemm);
         let panels = activations.panels(layout);
         let chunk_rows = chunk_rows(matrix, layout, panels.len(), backend);
         tasks.push(Task { matrix, layout, panels, packed: &activations.packed, chunk_rows, first_column, out: &out });
@@ -121,6 +121,9 @@ fn matmul_with(
 
 /// Returns how many weight rows a thread takes at a time: about a fixed number of bytes, in whole register blocks.
 fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, passes: usize, backend: Backend) -> usize {
+    if let Layout::F32Tiles { .. } = layout {
+        return fma::block_rows(backend.is_avx512());
+    }
     let (bytes, multiple) = match (layout, passes > 1) {
         (Layout::AmxTiles, false) => (CHUNK_BYTES, 32),
         (Layout::AmxTiles, true) => (2 * CHUNK_BYTES_OF_PASSES, 32),
@@ -128,9 +131,6 @@ fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, passes: usize, backend: Backe
         (Layout::Bf16Tiles, true) => (CHUNK_BYTES_OF_PASSES, 48),
         (_, false) => (CHUNK_BYTES, 4),
         (Layout::Int4 { .. }, true) => (CHUNK_BYTES_OF_PASSES, 4),
-        (_, true) if widened::is_used(passes, backend.is_avx512()) => {
-            (widened::WIDENED_BYTES * matrix.row_bytes() / (4 * matrix.columns), widened::KERNEL_ROWS)
-        }
         (_, true) => (CHUNK_BYTES_OF_PASSES, 3),
     };
     (bytes / matrix.row_bytes().max(1)).next_multiple_of(multiple).max(multiple)
@@ -148,7 +148,9 @@ fn run_chunk(tasks: &[Task<'_>], mut chunk: usize, backend: Backend) {
                 Layout::AmxTiles => unsafe { amx::run(task, rows) },
                 // SAFETY: as above, for AVX-512 BF16.
                 Layout::Bf16Tiles => unsafe { avx512_bf16::run(task, rows) },
-                Layout::Sequential | Layout::EvenOdd | Layout::Int4 { .. } => gemv::run(task, backend, rows),
+                Layout::Sequential | Layout::EvenOdd | Layout::F32Tiles { .. } | Layout::Int4 { .. } => {
+                    gemv::run(task, backend, rows)
+                }
             }
             return;
         }

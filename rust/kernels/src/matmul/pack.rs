@@ -5,8 +5,12 @@ use super::gemv::int4_pack;
 use super::task::{Layout, Panel};
 use super::weights::Matrix;
 use crate::backend::{GEMM_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512, GemmBackend};
-use bpe_llama_simd::Backend;
-use bpe_llama_simd::f32x16::{CacheLine, LANES, zero_padded};
+#[cfg(target_arch = "aarch64")]
+use bpe_llama_simd::f32x16::Neon;
+#[cfg(target_arch = "x86_64")]
+use bpe_llama_simd::f32x16::{Avx2, Avx512};
+use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, Portable, zero_padded};
+use bpe_llama_simd::{Backend, Kind};
 use std::cell::Cell;
 
 /// Appends the activation rows `x` in a layout.
@@ -18,6 +22,8 @@ fn append(layout: Layout, x: &[f32], columns: usize, backend: Backend, packed: &
         Layout::Bf16Tiles => unsafe { avx512_bf16::pack(x, columns, packed) },
         Layout::Sequential => append_strided::<LANES, 1>(x, columns, packed),
         Layout::EvenOdd => append_strided::<{ 2 * LANES }, 2>(x, columns, packed),
+        Layout::F32Tiles { stride: 1 } => append_tiles::<LANES, 1>(x, columns, backend, packed),
+        Layout::F32Tiles { .. } => append_tiles::<{ 2 * LANES }, 2>(x, columns, backend, packed),
         Layout::Int4 { group } => int4_pack::append(x, columns, group, backend, packed),
     }
 }
@@ -27,17 +33,77 @@ fn append(layout: Layout, x: &[f32], columns: usize, backend: Backend, packed: &
 fn append_strided<const N: usize, const STRIDE: usize>(x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
     for column in (0..columns).step_by(N) {
         for start in 0..STRIDE {
-            packed.extend(x.chunks_exact(columns).map(|row| {
-                let tail;
-                let block = if let Some(block) = row[column..].first_chunk::<N>() {
-                    block
-                } else {
-                    tail = zero_padded(&row[column..]);
-                    &tail
-                };
-                CacheLine(std::array::from_fn(|lane| block[STRIDE * lane + start]))
-            }));
+            packed.extend(x.chunks_exact(columns).map(|row| strided::<N, STRIDE>(&row[column..], start)));
         }
+    }
+}
+
+/// Returns every `STRIDE`th of the first `N` elements, from `start` on.
+#[inline(always)]
+fn strided<const N: usize, const STRIDE: usize>(row: &[f32], start: usize) -> CacheLine {
+    let tail;
+    let block = if let Some(block) = row.first_chunk::<N>() {
+        block
+    } else {
+        tail = zero_padded(row);
+        &tail
+    };
+    CacheLine(std::array::from_fn(|lane| block[STRIDE * lane + start]))
+}
+
+/// Appends what [`append_strided`] does of up to 16 rows, transposed.
+fn append_tiles<const N: usize, const STRIDE: usize>(
+    x: &[f32],
+    columns: usize,
+    backend: Backend,
+    packed: &mut Vec<CacheLine>,
+) {
+    match backend.kind() {
+        // SAFETY: the portable backend needs no CPU feature.
+        Kind::Portable => unsafe { append_transposed::<Portable, N, STRIDE>(x, columns, packed) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Backend` exists only if the CPU has it.
+        Kind::Neon => unsafe { append_transposed::<Neon, N, STRIDE>(x, columns, packed) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx2 => unsafe { append_tiles_avx2::<N, STRIDE>(x, columns, packed) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx512 => unsafe { append_tiles_avx512::<N, STRIDE>(x, columns, packed) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn append_tiles_avx2<const N: usize, const STRIDE: usize>(x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
+    // SAFETY: AVX2 and FMA are enabled here.
+    unsafe { append_transposed::<Avx2, N, STRIDE>(x, columns, packed) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+fn append_tiles_avx512<const N: usize, const STRIDE: usize>(x: &[f32], columns: usize, packed: &mut Vec<CacheLine>) {
+    // SAFETY: AVX-512 F, BW and VL are enabled here.
+    unsafe { append_transposed::<Avx512, N, STRIDE>(x, columns, packed) };
+}
+
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn append_transposed<V: F32x16, const N: usize, const STRIDE: usize>(
+    x: &[f32],
+    columns: usize,
+    packed: &mut Vec<CacheLine>,
+) {
+    let (first, vectors) = (packed.len(), STRIDE * columns.div_ceil(N));
+    packed.resize(first + LANES * vectors, CacheLine::ZERO);
+    let mut tile = [CacheLine::ZERO; LANES];
+    for vector in 0..vectors {
+        for (line, row) in tile.iter_mut().zip(x.chunks_exact(columns)) {
+            *line = strided::<N, STRIDE>(&row[vector / STRIDE * N..], vector % STRIDE);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { V::transpose(&tile, &mut packed[first + vector..], vectors) };
     }
 }
 
@@ -62,7 +128,7 @@ impl PackedActivations {
         packed.clear();
         let mut activations = Self { packed, panels: Vec::with_capacity(1) };
         for matrix in matrices {
-            let layout = Layout::of(&matrix.weights, gemm);
+            let layout = Layout::of(&matrix.weights, x.len() / columns, backend, gemm);
             if activations.panels.iter().all(|(other, _)| *other != layout) {
                 activations.pack(layout, x, columns, backend);
             }
@@ -75,6 +141,7 @@ impl PackedActivations {
         while first_row < rows {
             let panel_rows = match rows - first_row {
                 left if matches!(layout, Layout::AmxTiles | Layout::Bf16Tiles) => left.min(GEMM_ROWS),
+                left if matches!(layout, Layout::F32Tiles { .. }) => left.min(LANES),
                 GEMV_ROWS.. if backend.is_avx512() => GEMV_ROWS,
                 left => left.min(GEMV_ROWS_WITHOUT_AVX512),
             };

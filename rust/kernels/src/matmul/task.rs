@@ -1,8 +1,10 @@
 //! A task: one matrix, the activations packed for it, and the place of its results.
 
+use super::gemm::fma;
 use super::weights::{Matrix, Weights, group_size};
 use crate::backend::GemmBackend;
 use crate::output::Output;
+use bpe_llama_simd::Backend;
 use bpe_llama_simd::f32x16::CacheLine;
 use std::ops::Range;
 
@@ -15,6 +17,8 @@ pub(crate) enum Layout {
     EvenOdd,
     /// Rounded to integers, and the sums of each `group` of columns: see `gemv/int4.rs`.
     Int4 { group: usize },
+    /// Tiles of 16 columns of 16 rows, transposed: `Sequential`, or with a stride of 2 in the order of `EvenOdd`.
+    F32Tiles { stride: usize },
     /// Tiles of three bfloat16 terms, for AMX.
     AmxTiles,
     /// Tiles rounded to bfloat16, for AVX-512 BF16.
@@ -22,13 +26,17 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
-    /// Returns the layout that a product of these weights needs. That of float32 is one, as a row's result must not depend on
-    /// the number of rows.
-    pub(crate) fn of(weights: &Weights<'_>, gemm: GemmBackend) -> Self {
+    /// Returns the layout that a product of these weights with so many activation rows needs. Both layouts of float32 give a
+    /// row the same bits, as its result must not depend on the number of rows.
+    pub(crate) fn of(weights: &Weights<'_>, rows: usize, backend: Backend, gemm: GemmBackend) -> Self {
+        let many = fma::is_used(rows, backend);
         match weights {
+            Weights::F32(_) if many => Self::F32Tiles { stride: 1 },
             Weights::F32(_) => Self::Sequential,
             _ if gemm == GemmBackend::Amx => Self::AmxTiles,
             Weights::Bf16(_) if gemm == GemmBackend::Avx512Bf16 => Self::Bf16Tiles,
+            Weights::Int8(..) if many => Self::F32Tiles { stride: 1 },
+            Weights::Bf16(_) if many => Self::F32Tiles { stride: 2 },
             Weights::Int8(..) => Self::Sequential,
             Weights::Bf16(_) => Self::EvenOdd,
             Weights::Int4(codes, scales) => Self::Int4 { group: group_size(codes, scales) },

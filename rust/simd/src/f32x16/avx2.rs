@@ -1,6 +1,6 @@
 //! The AVX2 backend.
 
-use super::vector::{F32x16, LANES};
+use super::vector::{CacheLine, F32x16, LANES};
 #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
 use std::arch::x86_64::*;
 
@@ -107,5 +107,49 @@ impl F32x16 for Avx2 {
             _mm_storeu_ps(sums.as_mut_ptr(), _mm_permute_ps::<0xd8>(even));
             sums
         }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(tile: &[CacheLine; LANES], lanes: &mut [CacheLine], stride: usize) {
+        for (row, column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+            unsafe {
+                let mut from = [_mm256_setzero_ps(); 8];
+                for line in 0..8 {
+                    from[line] = _mm256_load_ps(tile[row + line].0.as_ptr().add(column));
+                }
+                let to = transposed_8x8(from);
+                for line in 0..8 {
+                    _mm256_store_ps(lanes[(column + line) * stride].0.as_mut_ptr().add(row), to[line]);
+                }
+            }
+        }
+    }
+}
+
+/// Returns 8 vectors of 8 lanes, transposed.
+///
+/// # Safety
+/// Needs AVX.
+#[inline(always)]
+unsafe fn transposed_8x8(mut from: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller has AVX.
+    unsafe {
+        let mut to = from;
+        // Interleave words of 2 rows, then of 4, then 128-bit lanes.
+        for row in (0..8).step_by(2) {
+            to[row] = _mm256_unpacklo_ps(from[row], from[row + 1]);
+            to[row + 1] = _mm256_unpackhi_ps(from[row], from[row + 1]);
+        }
+        for row in [0, 4] {
+            from[row] = _mm256_shuffle_ps::<0x44>(to[row], to[row + 2]);
+            from[row + 1] = _mm256_shuffle_ps::<0xee>(to[row], to[row + 2]);
+            from[row + 2] = _mm256_shuffle_ps::<0x44>(to[row + 1], to[row + 3]);
+            from[row + 3] = _mm256_shuffle_ps::<0xee>(to[row + 1], to[row + 3]);
+        }
+        for row in 0..4 {
+            to[row] = _mm256_permute2f128_ps::<0x20>(from[row], from[row + 4]);
+            to[row + 4] = _mm256_permute2f128_ps::<0x31>(from[row], from[row + 4]);
+        }
+        to
     }
 }

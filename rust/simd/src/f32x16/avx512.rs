@@ -1,7 +1,7 @@
 //! The AVX-512 backend.
 
 use super::avx2::sum_8;
-use super::vector::{F32x16, LANES};
+use super::vector::{CacheLine, F32x16, LANES};
 #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
 use std::arch::x86_64::*;
 
@@ -76,6 +76,41 @@ impl F32x16 for Avx512 {
             let mut sums = [0.0; 4];
             _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(first_of_four, sum_1)));
             sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(tile: &[CacheLine; LANES], lanes: &mut [CacheLine], stride: usize) {
+        unsafe {
+            let zero = _mm512_setzero_si512();
+            let (mut from, mut to) = ([zero; LANES], [zero; LANES]);
+            for row in 0..LANES {
+                from[row] = _mm512_load_si512(tile[row].0.as_ptr().cast());
+            }
+            // Interleave words of 2 rows, then of 4, then 128-bit lanes of 8 rows and of 16.
+            for row in (0..LANES).step_by(2) {
+                to[row] = _mm512_unpacklo_epi32(from[row], from[row + 1]);
+                to[row + 1] = _mm512_unpackhi_epi32(from[row], from[row + 1]);
+            }
+            for row in (0..LANES).step_by(4) {
+                from[row] = _mm512_unpacklo_epi64(to[row], to[row + 2]);
+                from[row + 1] = _mm512_unpackhi_epi64(to[row], to[row + 2]);
+                from[row + 2] = _mm512_unpacklo_epi64(to[row + 1], to[row + 3]);
+                from[row + 3] = _mm512_unpackhi_epi64(to[row + 1], to[row + 3]);
+            }
+            for column in 0..4 {
+                for row in [column, 8 + column] {
+                    to[row] = _mm512_shuffle_i32x4::<0x88>(from[row], from[row + 4]);
+                    to[row + 4] = _mm512_shuffle_i32x4::<0xdd>(from[row], from[row + 4]);
+                }
+            }
+            for row in 0..LANES / 2 {
+                from[row] = _mm512_shuffle_i32x4::<0x88>(to[row], to[row + 8]);
+                from[row + 8] = _mm512_shuffle_i32x4::<0xdd>(to[row], to[row + 8]);
+            }
+            for row in 0..LANES {
+                _mm512_store_si512(lanes[row * stride].0.as_mut_ptr().cast(), from[row]);
+            }
         }
     }
 }

@@ -66,4 +66,14 @@ pub trait F32x16: Copy {
         // SAFETY: the caller's promise.
         unsafe { [a.sum(), b.sum(), c.sum(), d.sum()] }
     }
+
+    /// Writes a tile transposed: lane `l` of the 16 lines to `to[l * stride]`.
+    #[inline(always)]
+    unsafe fn transpose(tile: &[CacheLine; LANES], to: &mut [CacheLine], stride: usize) {
+        for lane in 0..LANES {
+            for line in 0..LANES {
+                to[lane * stride].0[line] = tile[line].0[lane];
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Tiles of 16 rows of 64 bytes: activations packed as pairs of bfloat16, and accumulators.
 
 use crate::output::Output;
-use bpe_llama_simd::f32x16::{CacheLine, LANES};
+use bpe_llama_simd::f32x16::{Avx512, CacheLine, F32x16, LANES};
 use std::arch::x86_64::*;
 
 /// Rows of a tile, and 32-bit words in a row.
@@ -91,37 +91,10 @@ pub(super) unsafe fn high_halves(low: __m512i, high: __m512i) -> __m512i {
 /// The CPU has AVX-512 F.
 #[inline(always)]
 pub(crate) unsafe fn transpose(tile: &mut [CacheLine; TILE_ROWS]) {
-    // SAFETY: the caller's promise; rows are aligned.
+    // SAFETY: the caller's promise.
     unsafe {
-        let zero = _mm512_setzero_si512();
-        let (mut from, mut to) = ([zero; TILE_ROWS], [zero; TILE_ROWS]);
-        for row in 0..TILE_ROWS {
-            from[row] = _mm512_load_si512(tile[row].0.as_ptr().cast());
-        }
-        // Interleave words of 2 rows, then of 4, then 128-bit lanes of 8 rows and of 16.
-        for row in (0..TILE_ROWS).step_by(2) {
-            to[row] = _mm512_unpacklo_epi32(from[row], from[row + 1]);
-            to[row + 1] = _mm512_unpackhi_epi32(from[row], from[row + 1]);
-        }
-        for row in (0..TILE_ROWS).step_by(4) {
-            from[row] = _mm512_unpacklo_epi64(to[row], to[row + 2]);
-            from[row + 1] = _mm512_unpackhi_epi64(to[row], to[row + 2]);
-            from[row + 2] = _mm512_unpacklo_epi64(to[row + 1], to[row + 3]);
-            from[row + 3] = _mm512_unpackhi_epi64(to[row + 1], to[row + 3]);
-        }
-        for column in 0..4 {
-            for row in [column, 8 + column] {
-                to[row] = _mm512_shuffle_i32x4::<0x88>(from[row], from[row + 4]);
-                to[row + 4] = _mm512_shuffle_i32x4::<0xdd>(from[row], from[row + 4]);
-            }
-        }
-        for row in 0..TILE_ROWS / 2 {
-            from[row] = _mm512_shuffle_i32x4::<0x88>(to[row], to[row + 8]);
-            from[row + 8] = _mm512_shuffle_i32x4::<0xdd>(to[row], to[row + 8]);
-        }
-        for row in 0..TILE_ROWS {
-            _mm512_store_si512(tile[row].0.as_mut_ptr().cast(), from[row]);
-        }
+        let from = *tile;
+        Avx512::transpose(&from, tile, 1);
     }
 }
 

@@ -1,9 +1,9 @@
 //! The micro-kernel of float32, bfloat16 and int8 weights, which widen to float32 one by one.
 
-use super::half_vector::{HalfVector, Halved, half_of_mut};
-use super::micro_kernel::{MicroKernel, multiply_add, multiply_add_half, rows_in_steps, sum_lanes, sum_lines};
+use super::micro_kernel::{MicroKernel, multiply_add, rows_in_steps, sum_lanes};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, zero_padded};
+use std::ops::Range;
 
 /// A format in which `N` consecutive weights of a row widen to `S` vectors.
 trait Dense<const N: usize, const S: usize> {
@@ -67,53 +67,33 @@ unsafe fn multiply<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize, co
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize, const R: usize>(
+unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize>(
     weights: &[D::Element],
-    row: usize,
+    rows: Range<usize>,
     columns: usize,
-    widened: &mut [CacheLine],
+    transposed: &mut [CacheLine],
 ) {
-    let rows = rows_in_steps::<_, R, N>(weights, row, columns);
-    for (step, widened) in widened.as_chunks_mut::<R>().0.as_chunks_mut::<S>().0.iter_mut().enumerate() {
-        for next in 0..R {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let vectors: [V; S] = match rows[next].0.get(step) {
-                    Some(weights) => D::widen(weights),
-                    None => D::widen(&zero_padded(rows[next].1)),
-                };
-                for vector in 0..S {
-                    vectors[vector].store(&mut widened[vector][next].0);
-                }
-            }
-        }
-    }
-}
-
-/// See [`MicroKernel::multiply_widened`].
-///
-/// # Safety
-/// The CPU has the features of `V`.
-#[inline(always)]
-unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
-    widened: &[CacheLine],
-    x: &[CacheLine],
-) -> [[f32; M]; R] {
-    let mut lines = [[CacheLine::ZERO; M]; R];
+    let vectors = transposed.len() / LANES;
+    // Of fewer than 16 rows the last one is taken several times: such products are not stored.
+    let rows: [_; LANES] = std::array::from_fn(|line| {
+        weights[(rows.start + line).min(rows.end - 1) * columns..][..columns].as_chunks::<N>()
+    });
     // SAFETY: the caller's promise.
     unsafe {
-        for half in 0..2 {
-            let mut accumulators = [[V::Half::zero(); M]; R];
-            for (widened, x) in widened.as_chunks().0.iter().zip(x.as_chunks().0) {
-                multiply_add_half(&mut accumulators, widened, x, half);
-            }
-            for row in 0..R {
-                for m in 0..M {
-                    accumulators[row][m].store(half_of_mut(&mut lines[row][m], half));
+        let mut tiles = [[CacheLine::ZERO; LANES]; S];
+        for step in 0..vectors / S {
+            for line in 0..LANES {
+                let (whole, rest) = rows[line];
+                let widened: [V; S] =
+                    if step < whole.len() { D::widen(&whole[step]) } else { D::widen(&zero_padded(rest)) };
+                for vector in 0..S {
+                    widened[vector].store(&mut tiles[vector][line].0);
                 }
             }
+            for vector in 0..S {
+                V::transpose(&tiles[vector], &mut transposed[step * S + vector..], vectors);
+            }
         }
-        sum_lines::<V, R, M>(&lines)
     }
 }
 
@@ -149,7 +129,7 @@ macro_rules! without_scales {
     ($weights:ident, $vectors:literal) => {
         impl MicroKernel for $weights<'_> {
             #[inline(always)]
-            unsafe fn multiply<V: Halved, const R: usize, const M: usize>(
+            unsafe fn multiply<V: F32x16, const R: usize, const M: usize>(
                 self,
                 row: usize,
                 columns: usize,
@@ -165,20 +145,13 @@ macro_rules! without_scales {
             }
 
             #[inline(always)]
-            unsafe fn widen<V: Halved, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
+            unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, transposed: &mut [CacheLine]) {
                 // SAFETY: the caller's promise.
-                unsafe { widen::<Self, V, _, _, R>(self.0, row, columns, widened) }
+                unsafe { widen::<Self, V, _, _>(self.0, rows, columns, transposed) }
             }
 
-            #[inline(always)]
-            unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
-                self,
-                _: usize,
-                widened: &[CacheLine],
-                x: &[CacheLine],
-            ) -> [[f32; M]; R] {
-                // SAFETY: the caller's promise.
-                unsafe { multiply_widened::<V, R, M>(widened, x) }
+            fn scales(&self, _: usize) -> Option<&[f32]> {
+                None
             }
         }
     };
@@ -218,7 +191,7 @@ impl Int8<'_> {
 
 impl MicroKernel for Int8<'_> {
     #[inline(always)]
-    unsafe fn multiply<V: Halved, const R: usize, const M: usize>(
+    unsafe fn multiply<V: F32x16, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
@@ -234,19 +207,12 @@ impl MicroKernel for Int8<'_> {
     }
 
     #[inline(always)]
-    unsafe fn widen<V: Halved, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]) {
+    unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, transposed: &mut [CacheLine]) {
         // SAFETY: the caller's promise.
-        unsafe { widen::<Self, V, _, _, R>(self.codes, row, columns, widened) }
+        unsafe { widen::<Self, V, _, _>(self.codes, rows, columns, transposed) }
     }
 
-    #[inline(always)]
-    unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
-        self,
-        row: usize,
-        widened: &[CacheLine],
-        x: &[CacheLine],
-    ) -> [[f32; M]; R] {
-        // SAFETY: the caller's promise.
-        self.scaled(row, unsafe { multiply_widened::<V, R, M>(widened, x) })
+    fn scales(&self, row: usize) -> Option<&[f32]> {
+        Some(&self.scales[row..])
     }
 }

@@ -1,9 +1,9 @@
 //! The trait of weights that are widened to float32, and what micro-kernels share.
 
-use super::half_vector::{HalfVector, Halved, half_of};
 use crate::backend::GEMV_ROWS;
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16};
+use std::ops::Range;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// The micro-kernel of a weight format that is widened to float32: it multiplies `R` weight rows with `M` activation rows,
@@ -16,7 +16,7 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     ///
     /// # Safety
     /// The CPU has the features of `V`.
-    unsafe fn multiply<V: Halved, const R: usize, const M: usize>(
+    unsafe fn multiply<V: F32x16, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
@@ -27,22 +27,14 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     /// Returns the vectors of a row that is widened to float32.
     fn widened_vectors(columns: usize) -> usize;
 
-    /// Writes `R` weight rows, the first of them `row`, widened: the first vector of each row, then the second, and so on.
+    /// Writes up to 16 weight rows, widened and transposed: first lane 0 of each vector of the 16 rows, then lane 1, and so on.
     ///
     /// # Safety
     /// The CPU has the features of `V`.
-    unsafe fn widen<V: Halved, const R: usize>(self, row: usize, columns: usize, widened: &mut [CacheLine]);
+    unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, transposed: &mut [CacheLine]);
 
-    /// Returns what [`multiply`](Self::multiply) does, with the same bits, from the rows that [`widen`](Self::widen) wrote.
-    ///
-    /// # Safety
-    /// The CPU has the features of `V`.
-    unsafe fn multiply_widened<V: Halved, const R: usize, const M: usize>(
-        self,
-        row: usize,
-        widened: &[CacheLine],
-        x: &[CacheLine],
-    ) -> [[f32; M]; R];
+    /// Returns the scales of the weight rows from `row` on, if any, which multiply the products of [`widen`](Self::widen).
+    fn scales(&self, row: usize) -> Option<&[f32]>;
 }
 
 /// Adds the products of one vector of each weight row and each activation row.
@@ -67,52 +59,6 @@ pub(super) unsafe fn multiply_add<V: F32x16, const R: usize, const M: usize>(
                 compiler_fence(Ordering::SeqCst);
             }
         }
-    }
-}
-
-/// Adds the products of a vector of each widened weight row and each activation row, one half of the lanes.
-///
-/// # Safety
-/// The CPU has the features of `H`.
-#[inline(always)]
-pub(super) unsafe fn multiply_add_half<H: HalfVector, const R: usize, const M: usize>(
-    accumulators: &mut [[H; M]; R],
-    widened: &[CacheLine; R],
-    x: &[CacheLine; M],
-    half: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut weights = [H::zero(); R];
-        for row in 0..R {
-            weights[row] = H::load(half_of(&widened[row], half));
-        }
-        for m in 0..M {
-            let x = H::load(half_of(&x[m], half));
-            for row in 0..R {
-                accumulators[row][m] = weights[row].mul_add(x, accumulators[row][m]);
-            }
-        }
-    }
-}
-
-/// Returns the sum of the lanes of each accumulator in memory.
-///
-/// # Safety
-/// The CPU has the features of `V`.
-#[inline(always)]
-pub(super) unsafe fn sum_lines<V: F32x16, const R: usize, const M: usize>(
-    lines: &[[CacheLine; M]; R],
-) -> [[f32; M]; R] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut accumulators = [[V::splat(0.0); M]; R];
-        for row in 0..R {
-            for m in 0..M {
-                accumulators[row][m] = V::load(&lines[row][m].0);
-            }
-        }
-        sum_lanes(accumulators)
     }
 }
 

@@ -10,30 +10,27 @@
 //! | `dense.rs` | its formats: float32, bfloat16, int8 |
 //! | `int4.rs` | four-bit weights |
 //! | `int4_vector.rs`, `int4_pack.rs` | their vector operations on each backend, and their activations |
-//! | `half_vector.rs` | half a vector, for the micro-kernel of `gemm/widened.rs` |
 //!
 //! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 mod dense;
-mod half_vector;
 mod int4;
 pub(super) mod int4_pack;
 mod int4_vector;
 mod micro_kernel;
 
-pub(super) use half_vector::Halved;
 pub(super) use micro_kernel::MicroKernel;
 
-use super::gemm::widened;
+use super::gemm::fma;
 use super::prefetch_distance::PrefetchDistance;
-use super::task::{Panel, Task};
+use super::task::{Layout, Panel, Task};
 use super::weights::Weights;
 use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
 #[cfg(target_arch = "aarch64")]
 use bpe_llama_simd::f32x16::Neon;
-use bpe_llama_simd::f32x16::Portable;
 #[cfg(target_arch = "x86_64")]
 use bpe_llama_simd::f32x16::{Avx2, Avx512};
+use bpe_llama_simd::f32x16::{F32x16, Portable};
 use bpe_llama_simd::{Backend, Kind};
 use dense::{Bf16, F32, Int8};
 use std::ops::Range;
@@ -81,11 +78,11 @@ fn run_avx512<K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn run_passes<V: Halved, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
+unsafe fn run_passes<V: F32x16, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let passes = task.panels.len();
-    if widened::is_used(passes, V::REGISTERS >= 16) {
+    if let Layout::F32Tiles { .. } = task.layout {
         // SAFETY: the caller's promise.
-        return unsafe { widened::run::<V, K>(task, kernel, rows) };
+        return unsafe { fma::run::<V, K>(task, kernel, rows) };
     }
     let bytes = rows.len() * task.matrix.row_bytes();
     for (pass, panel) in task.panels.iter().enumerate() {
@@ -100,7 +97,7 @@ unsafe fn run_passes<V: Halved, K: MicroKernel>(task: &Task<'_>, kernel: K, rows
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn run_pass<V: Halved, K: MicroKernel>(
+unsafe fn run_pass<V: F32x16, K: MicroKernel>(
     task: &Task<'_>,
     kernel: K,
     panel: &Panel,
@@ -130,7 +127,7 @@ unsafe fn run_pass<V: Halved, K: MicroKernel>(
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-unsafe fn sweep<V: Halved, K: MicroKernel, const R: usize, const M: usize>(
+unsafe fn sweep<V: F32x16, K: MicroKernel, const R: usize, const M: usize>(
     task: &Task<'_>,
     kernel: K,
     panel: &Panel,

@@ -257,7 +257,7 @@ proptest! {
 
     #[test]
     fn a_row_has_the_same_bits_in_every_batch(
-        format in 0_usize..4, rows in 1_usize..100, batch in 2_usize..70, threads in 1_usize..4, seed in any::<u64>(),
+        format in 0_usize..4, rows in 1_usize..100, batch in 2_usize..150, threads in 1_usize..4, seed in any::<u64>(),
     ) {
         let columns = 192;
         let owned = Owned::new(format, &numbers(rows * columns, seed), rows, columns, 64);
