@@ -149,7 +149,7 @@ fn run_chunk(tasks: &[Task<'_>], mut chunk: usize, backend: Backend) {
                 // SAFETY: as above, for AVX-512 BF16.
                 Layout::Bf16Tiles => unsafe { avx512_bf16::run(task, rows) },
                 Layout::Sequential | Layout::EvenOdd | Layout::F32Tiles { .. } | Layout::Int4 { .. } => {
-                    gemv::run(task, backend, rows)
+                    gemv::run(task, backend, rows);
                 }
             }
             return;

@@ -50,12 +50,12 @@ mod tests {
                 vector.store(&mut lanes);
                 bits.extend(lanes.map(f32::to_bits));
             }
-            let tile: [CacheLine; LANES] =
-                std::array::from_fn(|line| CacheLine(std::array::from_fn(|lane| (LANES * line + lane) as f32)));
-            let mut lanes = [CacheLine::ZERO; 2 * LANES - 1];
+            let tile = std::array::from_fn(|line| CacheLine(floats.map(|x| x * line as f32)));
+            let mut lanes = [CacheLine::ZERO; 2 * LANES];
             V::transpose(&tile, &mut lanes, 2);
             for (lane, line) in lanes.iter().step_by(2).enumerate() {
-                assert_eq!(line.0, std::array::from_fn(|line| (LANES * line + lane) as f32));
+                let column: [f32; LANES] = std::array::from_fn(|line| tile[line].0[lane]);
+                assert_eq!(line.0.map(f32::to_bits), column.map(f32::to_bits));
             }
             let sums = V::sum_each([x, y, x.mul_add(y, x), V::splat(0.1)]);
             bits.extend([x.sum(), x.mul_add(x, y).sum()].iter().chain(&sums).map(|sum| sum.to_bits()));

@@ -70,9 +70,9 @@ pub trait F32x16: Copy {
     /// Writes a tile transposed: lane `l` of the 16 lines to `to[l * stride]`.
     #[inline(always)]
     unsafe fn transpose(tile: &[CacheLine; LANES], to: &mut [CacheLine], stride: usize) {
-        for lane in 0..LANES {
-            for line in 0..LANES {
-                to[lane * stride].0[line] = tile[line].0[lane];
+        for (line, from) in tile.iter().enumerate() {
+            for (lane, element) in from.0.into_iter().enumerate() {
+                to[lane * stride].0[line] = element;
             }
         }
     }
