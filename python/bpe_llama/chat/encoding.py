@@ -258,7 +258,7 @@ class _Encoder:
         """
         rendered = self.request.render()
         text = rendered.text
-        check_surrogates("the text of the chat template", text)
+        check_surrogates("the text that the chat_template wrote", text)
         own = {found.span() for found in self.special.finditer(own_text(text, self.filler))}
         for found in self.special.finditer(own_text(text, self.filler, unknown=True)):
             if found.span() not in own:

@@ -122,9 +122,9 @@ def test_a_model_is_saved_as_a_model(rules: dict[str, Any], tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"cannot be saved as \.tiktoken"):
         tok.save(tmp_path / "vocab.tiktoken")
     for more, what in (
-        (tok.with_special_tokens(["<|end|>"]), 'the added token "<|end|>" has no place'),
-        (tok.with_tokens(["zz"]), 'the added token "zz" has no place'),
-        (Tokenizer(tok.with_template(tok.bos_id, None)), 'the post-processor, which adds "<s>", has no place'),
+        (tok.with_special_tokens(["<|end|>"]), 'the added token "<|end|>" cannot be stored'),
+        (tok.with_tokens(["zz"]), 'the added token "zz" cannot be stored'),
+        (Tokenizer(tok.with_template(tok.bos_id, None)), 'the post-processor, which adds "<s>", cannot be stored'),
     ):
         with pytest.raises(ValueError, match=re.escape(f"cannot be saved as .model: {what}")):
             more.save(tmp_path / "more.model")

@@ -228,7 +228,7 @@ class Key:
     ("template", "content", "message"),
     [
         ("{{ messages }}", {Key(): 1}, r"a key for the chat template is Key\(name='a'\); expected a text or a number"),
-        ("{{ '\\ud800' }}", CLOSE, "the text of the chat template holds .* a lone surrogate"),
+        ("{{ '\\ud800' }}", CLOSE, "the text that the chat_template wrote holds .* a lone surrogate"),
         ({"default": 5}, "", r"tokenizer\.chat_template\['default'\] is 5; expected a text"),
         ({"default": ["x"]}, "", r"tokenizer\.chat_template\['default'\] is \['x'\]; expected a text"),
         (["x"], "", r"tokenizer\.chat_template is \['x'\]; expected a text"),
