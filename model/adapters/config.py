@@ -110,7 +110,7 @@ class AdapterConfig:
         values: dict[str, Any] = {}
         for name, (parse, expected) in _PARSERS.items():
             given = described.get(name)
-            if given is None or (name == "layers_pattern" and isinstance(given, str | list | tuple) and not given):
+            if given is None:
                 if name == "task_type" and "task_type" in described:
                     values[name] = None
                 continue
@@ -321,6 +321,10 @@ def _expressions(value: Any) -> tuple[str, ...]:
     return texts
 
 
+def _layers_pattern(value: Any) -> tuple[str, ...]:
+    return () if value == "" else _expressions(value)
+
+
 def _strings_or_pattern(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
         if value.lower() != ALL_LINEAR:
@@ -379,7 +383,7 @@ _PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "target_modules": (_strings_or_pattern, "a list of names, a pattern or 'all-linear'"),
     "exclude_modules": (_strings_or_pattern, "a list of names or a pattern"),
     "layers_to_transform": (_numbers, "a list of layer numbers"),
-    "layers_pattern": (_expressions, "a list of names"),
+    "layers_pattern": (_layers_pattern, "a list of names"),
     "rank_pattern": (_patterns(_number(1, whole=True)), "patterns and ranks of at least 1"),
     "alpha_pattern": (_patterns(_number(-math.inf)), "patterns and numbers"),
     "modules_to_save": (_expressions, "a list of names"),
