@@ -280,7 +280,7 @@ def test_patterns_that_must_match_at_once_are_bounded(server: Running) -> None:
         ({"multipleOf": True}, "is not valid: Expected f64 for 'multipleOf', got true"),
     ],
 )
-def test_a_schema_whose_cost_is_unknown_is_refused(server: Running, schema: dict, message: str) -> None:
+def test_a_schema_of_unknown_cost_is_refused(server: Running, schema: dict, message: str) -> None:
     answer = httpx.post(server.url + TEXT, json={"prompt": "a", "structured_outputs": {"json": schema}})
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 

@@ -28,8 +28,8 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     Args:
         paths: A file; a folder, for all files below it; a glob pattern; or several of these. The files of each are
             sorted. In a pattern, ``**`` matches any number of folders, and all files below where it stands last. Links
-            are followed; several links to one folder add its files once.
-            Hidden files and folders are left out unless they are named: by ``.*``, say.
+            are followed; several links to one folder add its files once. Hidden files and folders are left out unless
+            they are named: by ``.*``, say.
 
     Raises:
         FileNotFoundError: If nothing matches; the message names the path or pattern.

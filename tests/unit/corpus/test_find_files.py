@@ -87,7 +87,7 @@ def test_links_that_lead_back_add_no_files(folder: Path, pattern: str) -> None:
 
 @needs_links
 def test_links_that_meet_add_the_files_of_a_folder_once(tmp_path: Path) -> None:
-    """Each of these 60 folders has two links to the next: 2**60 paths to the last."""
+    """Each of the 60 folders has two links to the next: 2**60 paths to the last."""
     folders = [tmp_path / f"{place:02}" for place in range(60)]
     for folder in folders:
         folder.mkdir()

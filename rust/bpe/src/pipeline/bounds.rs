@@ -11,7 +11,7 @@ const MOST_ITEMS: usize = 4096;
 /// The most bytes that a component makes of one byte. Unicode's normal forms make at most 11 of 3.
 const MOST_GROWTH: usize = 64;
 
-/// Refuses a component of too many steps, those that are sequences included.
+/// Refuses a component of too many steps, sequences included.
 ///
 /// # Errors
 /// [`crate::Error::Format`] naming the component.

@@ -334,7 +334,7 @@ fn has_named_fields(component: &Value) -> bool {
     component.is_object() && listed_steps(component).all(has_named_fields)
 }
 
-/// Returns the number of steps in a component, those that are sequences included: an empty sequence takes time, too.
+/// Returns the number of steps in a component. Sequences count, too: even an empty one takes time.
 fn nested_steps(component: &Value) -> usize {
     listed_steps(component).map(|step| 1 + nested_steps(step)).sum()
 }

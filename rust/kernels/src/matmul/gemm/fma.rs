@@ -128,7 +128,7 @@ unsafe fn multiply<V: F32x16, const R: usize, const M: usize>(
     }
 }
 
-/// Sums one lane for `M` rows of a panel, and adds the sums of the lanes before that the level lists.
+/// Sums one lane for `M` rows of a panel, adds the sums of all levels below `level`, and stores the result there.
 ///
 /// # Safety
 /// The CPU has the features of `V`.

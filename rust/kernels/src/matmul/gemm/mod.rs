@@ -7,8 +7,8 @@
 //! | `tile.rs` | AVX-512 | packs activations, transposes tiles | |
 //! | `fma.rs` | AVX-512, AVX2, NEON, baseline | all but int4, widened to float32 | float32 |
 //!
-//! Float32 weights always, and others without AMX and AVX-512 BF16, are multiplied by `fma.rs` from 128 rows on with AVX-512 and
-//! from 48 without, and before by several passes of GEMV; int4 weights without AMX always by the latter.
+//! `fma.rs` multiplies float32 weights, and others without AMX or AVX-512 BF16, from 128 activation rows on with AVX-512 and
+//! from 48 without. Fewer rows, and int4 weights without AMX, take several passes of GEMV.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
