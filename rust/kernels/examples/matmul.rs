@@ -1,29 +1,35 @@
-//! Times `matmul` with the matrices of a model of SmolLM2-135M's shape.
+//! Times `matmul` with the matrices of a model of SmolLM2-135M's shape, or of one layer of Llama 3.2 1B's.
 //!
-//! `cargo run --release --package bpe-llama-kernels --example matmul -- 1 int4 1`: threads, weight format, activation rows.
+//! `cargo run --release --package bpe-llama-kernels --example matmul -- 1 int4 1 1b`: threads, weight format, activation rows,
+//! and, if wanted, the wider shape.
 
 use bpe_llama_kernels::{Activations, Matrix, Weights, matmul};
 use std::time::Instant;
 
-const SHAPES: [(usize, usize); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
-const LAYERS: usize = 30;
+/// Rows and columns of each matrix of a layer.
+type Shapes = [(usize, usize); 4];
+
+const SMOL_LM2: (Shapes, usize) = ([(960, 576), (576, 576), (3072, 576), (576, 1536)], 30);
+const LLAMA_1B: (Shapes, usize) = ([(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192)], 1);
 const GROUP: usize = 64;
 
 fn main() -> Result<(), bpe_llama_kernels::Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |index: usize| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(1);
     let (threads, format, rows) = (number(0), arguments.get(1).map_or("int4", String::as_str), number(2));
-    let weights: usize = LAYERS * SHAPES.iter().map(|(rows, columns)| rows * columns).sum::<usize>();
+    let (shapes, layers) = if arguments.get(3).is_some_and(|shape| shape == "1b") { LLAMA_1B } else { SMOL_LM2 };
+    let widest = shapes.iter().map(|(rows, columns)| *rows.max(columns)).max().unwrap_or_default();
+    let weights: usize = layers * shapes.iter().map(|(rows, columns)| rows * columns).sum::<usize>();
     let floats = vec![0.25f32; if format == "float32" { weights } else { 0 }];
     let halves = vec![0x3e80u16; if format == "bfloat16" { weights } else { 0 }];
     let bytes = vec![7i8; if format == "int8" { weights } else { 0 }];
-    let scales = vec![0.5f32; 3072];
+    let scales = vec![0.5f32; widest];
     let codes = vec![0x7au8; if format == "int4" { weights / 2 } else { 0 }];
     let int4_scales = vec![[0x3f00u16, 0x3e80]; if format == "int4" { weights / GROUP } else { 0 }];
 
     let mut matrices = Vec::new();
     let mut start = 0;
-    for (rows, columns) in SHAPES.iter().copied().cycle().take(LAYERS * SHAPES.len()) {
+    for (rows, columns) in shapes.iter().copied().cycle().take(layers * shapes.len()) {
         let end = start + rows * columns;
         let weights = match format {
             "float32" => Weights::F32(&floats[start..end]),
@@ -38,9 +44,9 @@ fn main() -> Result<(), bpe_llama_kernels::Error> {
         matrices.push(Matrix::new(rows, columns, weights)?);
         start = end;
     }
-    let x = vec![0.5f32; rows * 1536];
-    let mut out = vec![0f32; rows * 3072];
-    let all = time(&matrices, &x, &mut out, threads)?;
+    let x = vec![0.5f32; rows * widest];
+    let mut out = vec![0f32; rows * widest];
+    let all = time(&matrices, rows, (&x, &mut out), threads)?;
     let bytes: usize = matrices.iter().map(Matrix::bytes).sum();
     println!(
         "{format}, {rows} rows, {threads} threads: {:.2} ms, {:.1} GB/s, {:.0} GFLOP/s",
@@ -48,9 +54,9 @@ fn main() -> Result<(), bpe_llama_kernels::Error> {
         bytes as f64 / all / 1e9,
         (2 * weights * rows) as f64 / all / 1e9
     );
-    for (shape, (outputs, inputs)) in SHAPES.iter().enumerate() {
-        let alike: Vec<_> = matrices.iter().copied().skip(shape).step_by(SHAPES.len()).collect();
-        let seconds = time(&alike, &x, &mut out, threads)?;
+    for (shape, (outputs, inputs)) in shapes.iter().enumerate() {
+        let alike: Vec<_> = matrices.iter().copied().skip(shape).step_by(shapes.len()).collect();
+        let seconds = time(&alike, rows, (&x, &mut out), threads)?;
         let operations = 2 * alike.len() * outputs * inputs * rows;
         println!("  {outputs} x {inputs}: {:.2} ms, {:.0} GFLOP/s", seconds * 1e3, operations as f64 / seconds / 1e9);
     }
@@ -59,8 +65,12 @@ fn main() -> Result<(), bpe_llama_kernels::Error> {
 
 /// Returns the seconds of the products with all matrices, one after the other: the sum of the best of nine runs of each. A
 /// single product is shorter than a time slice of the scheduler, so other processes do not disturb its best run.
-fn time(matrices: &[Matrix<'_>], x: &[f32], out: &mut [f32], threads: usize) -> Result<f64, bpe_llama_kernels::Error> {
-    let rows = x.len() / 1536;
+fn time(
+    matrices: &[Matrix<'_>],
+    rows: usize,
+    (x, out): (&[f32], &mut [f32]),
+    threads: usize,
+) -> Result<f64, bpe_llama_kernels::Error> {
     let mut best = vec![f64::INFINITY; matrices.len()];
     for _ in 0..9 {
         for (matrix, best) in matrices.iter().zip(&mut best) {

@@ -90,7 +90,7 @@ fn matmul_with(
     for matrix in matrices {
         let layout = Layout::of(&matrix.weights, rows, backend, gemm);
         let panels = activations.panels(layout);
-        let chunk_rows = chunk_rows(matrix, layout, panels.len(), backend);
+        let chunk_rows = chunk_rows(matrix, layout, panels.len());
         tasks.push(Task { matrix, layout, panels, packed: &activations.packed, chunk_rows, first_column, out: &out });
         first_column += matrix.rows;
         chunks += matrix.rows.div_ceil(chunk_rows);
@@ -120,9 +120,9 @@ fn matmul_with(
 }
 
 /// Returns how many weight rows a thread takes at a time: about a fixed number of bytes, in whole register blocks.
-fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, passes: usize, backend: Backend) -> usize {
+fn chunk_rows(matrix: &Matrix<'_>, layout: Layout, passes: usize) -> usize {
     if let Layout::F32Tiles { .. } = layout {
-        return fma::block_rows(backend.is_avx512());
+        return fma::BLOCK_ROWS;
     }
     let (bytes, multiple) = match (layout, passes > 1) {
         (Layout::AmxTiles, false) => (CHUNK_BYTES, 32),

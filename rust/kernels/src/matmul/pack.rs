@@ -1,5 +1,6 @@
 //! Packs activations: panels of rows, in the column order that a micro-kernel reads, the same columns of all rows together.
 
+use super::gemm::fma::lane_stride;
 use super::gemm::{amx, avx512_bf16};
 use super::gemv::int4_pack;
 use super::task::{Layout, Panel};
@@ -96,14 +97,15 @@ unsafe fn append_transposed<V: F32x16, const N: usize, const STRIDE: usize>(
     packed: &mut Vec<CacheLine>,
 ) {
     let (first, vectors) = (packed.len(), STRIDE * columns.div_ceil(N));
-    packed.resize(first + LANES * vectors, CacheLine::ZERO);
+    let stride = lane_stride(vectors);
+    packed.resize(first + LANES * stride, CacheLine::ZERO);
     let mut tile = [CacheLine::ZERO; LANES];
     for vector in 0..vectors {
         for (line, row) in tile.iter_mut().zip(x.chunks_exact(columns)) {
             *line = strided::<N, STRIDE>(&row[vector / STRIDE * N..], vector % STRIDE);
         }
         // SAFETY: the caller's promise.
-        unsafe { V::transpose(&tile, &mut packed[first + vector..], vectors) };
+        unsafe { V::transpose(&tile, &mut packed[first + vector..], stride) };
     }
 }
 

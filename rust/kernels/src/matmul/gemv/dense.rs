@@ -72,8 +72,9 @@ unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize>(
     rows: Range<usize>,
     columns: usize,
     transposed: &mut [CacheLine],
+    step: usize,
+    stride: usize,
 ) {
-    let vectors = transposed.len() / LANES;
     // Of fewer than 16 rows the last one is taken several times: such products are not stored.
     let rows: [_; LANES] = std::array::from_fn(|line| {
         weights[(rows.start + line).min(rows.end - 1) * columns..][..columns].as_chunks::<N>()
@@ -81,17 +82,17 @@ unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut tiles = [[CacheLine::ZERO; LANES]; S];
-        for step in 0..vectors / S {
+        for place in 0..columns.div_ceil(N) {
             for line in 0..LANES {
                 let (whole, rest) = rows[line];
                 let widened: [V; S] =
-                    if step < whole.len() { D::widen(&whole[step]) } else { D::widen(&zero_padded(rest)) };
+                    if place < whole.len() { D::widen(&whole[place]) } else { D::widen(&zero_padded(rest)) };
                 for vector in 0..S {
                     widened[vector].store(&mut tiles[vector][line].0);
                 }
             }
             for vector in 0..S {
-                V::transpose(&tiles[vector], &mut transposed[step * S + vector..], vectors);
+                V::transpose(&tiles[vector], &mut transposed[(place * S + vector) * step..], stride);
             }
         }
     }
@@ -145,9 +146,16 @@ macro_rules! without_scales {
             }
 
             #[inline(always)]
-            unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, transposed: &mut [CacheLine]) {
+            unsafe fn widen<V: F32x16>(
+                self,
+                rows: Range<usize>,
+                columns: usize,
+                transposed: &mut [CacheLine],
+                step: usize,
+                stride: usize,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { widen::<Self, V, _, _>(self.0, rows, columns, transposed) }
+                unsafe { widen::<Self, V, _, _>(self.0, rows, columns, transposed, step, stride) }
             }
 
             fn scales(&self, _: usize) -> Option<&[f32]> {
@@ -207,9 +215,16 @@ impl MicroKernel for Int8<'_> {
     }
 
     #[inline(always)]
-    unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, transposed: &mut [CacheLine]) {
+    unsafe fn widen<V: F32x16>(
+        self,
+        rows: Range<usize>,
+        columns: usize,
+        transposed: &mut [CacheLine],
+        step: usize,
+        stride: usize,
+    ) {
         // SAFETY: the caller's promise.
-        unsafe { widen::<Self, V, _, _>(self.codes, rows, columns, transposed) }
+        unsafe { widen::<Self, V, _, _>(self.codes, rows, columns, transposed, step, stride) }
     }
 
     fn scales(&self, row: usize) -> Option<&[f32]> {

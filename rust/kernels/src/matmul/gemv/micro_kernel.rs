@@ -27,11 +27,18 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     /// Returns the vectors of a row that is widened to float32.
     fn widened_vectors(columns: usize) -> usize;
 
-    /// Writes up to 16 weight rows, widened and transposed: first lane 0 of each vector of the 16 rows, then lane 1, and so on.
+    /// Writes up to 16 weight rows, widened and transposed: lane `l` of vector `v` of all 16 goes to `v * step + l * stride`.
     ///
     /// # Safety
     /// The CPU has the features of `V`.
-    unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, transposed: &mut [CacheLine]);
+    unsafe fn widen<V: F32x16>(
+        self,
+        rows: Range<usize>,
+        columns: usize,
+        transposed: &mut [CacheLine],
+        step: usize,
+        stride: usize,
+    );
 
     /// Returns the scales of the weight rows from `row` on, if any, which multiply the products of [`widen`](Self::widen).
     fn scales(&self, row: usize) -> Option<&[f32]>;

@@ -128,6 +128,30 @@ fn activations_that_are_no_numbers_change_their_own_row_alone() {
 }
 
 #[test]
+fn a_row_of_a_long_prompt_has_its_own_bits() {
+    // More columns and more rows than `gemm/fma.rs` takes at a time.
+    let (rows, columns, batch) = (50, 2_100, 530);
+    let x = numbers(batch * columns, 1);
+    for format in 0..3 {
+        let owned = Owned::new(format, &numbers(rows * columns, 2), rows, columns, 64);
+        let matrix = Matrix::new(rows, columns, owned.weights()).expect("a fitting shape");
+        for backend in Backend::available() {
+            let multiply = |x: &[f32]| {
+                let mut out = vec![0.0; x.len() / columns * rows];
+                matmul_with(backend, GemmBackend::Fma, &[matrix], Activations::Plain(x), &mut out, false, 2)
+                    .expect("fitting shapes");
+                out
+            };
+            let together = multiply(&x);
+            for row in [0, 15, 16, 511, 512, 529] {
+                let alone = multiply(&x[row * columns..][..columns]);
+                assert_eq!(alone, together[row * rows..][..rows], "format {format}, row {row}, {backend:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn extreme_gates_are_finite() {
     let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
