@@ -24,10 +24,9 @@ from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.held_out import held_out_loss
-from bpe_llama.model.training.interrupts import interrupts
-from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
 from bpe_llama.model.training.optimizers.state import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
+from bpe_llama.model.training.process import interrupts, keep_freed_memory, return_freed_memory
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.step import (
     LossFunction,
