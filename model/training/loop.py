@@ -133,7 +133,7 @@ class Trainer:
                 if self._save_is_due() and not self.consecutive_skips:
                     self._save()
                 self._logged_at += time.perf_counter() - began  # neither counts in tokens_per_second
-            if self.checkpoint is None or self._saved_step != self.step:
+            if self._saved_step != self.step:
                 self._save()
             if self.average:
                 self.average.load()
@@ -235,8 +235,8 @@ class Trainer:
 
     def _accumulating(self, index: int) -> contextlib.AbstractContextManager[None]:
         """Return the context of a micro-batch: with DDP all but the last of a step exchange no gradients."""
-        if isinstance(self.loss_fn, ReplicatedLoss):
-            return self.loss_fn.accumulating(index == self.config.gradient_accumulation - 1)
+        if isinstance(self.loss_fn, ReplicatedLoss) and index < self.config.gradient_accumulation - 1:
+            return self.loss_fn.ddp.no_sync()
         return contextlib.nullcontext()
 
     def _agree(self, stop: threading.Event) -> None:
