@@ -57,8 +57,8 @@ def ours(config: dict[str, Any], dtype: str) -> Step:
 
     from bpe_llama.model import LlamaConfig, LlamaForCausalLM
     from bpe_llama.model.training.config import TrainConfig
-    from bpe_llama.model.training.memory import keep_freed_memory
     from bpe_llama.model.training.optimizers.state import optimizer_for
+    from bpe_llama.model.training.process import keep_freed_memory
     from bpe_llama.model.training.step import TensorBatch, batch_loss, clip_gradients, gradient_norm
 
     keep_freed_memory()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -44,13 +44,13 @@ from bpe_llama.model.quantization import quantize
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.finetuning.classification import LabelledTexts, finetune_classifier, read_labelled
 from bpe_llama.model.training.finetuning.conversations import find_formats
-from bpe_llama.model.training.finetuning.options import FINETUNE_DEFAULTS, DataConfig, DataOptions
+from bpe_llama.model.training.finetuning.options import FINETUNE_DEFAULTS, DataConfig
 from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.report.loggers import logger_named
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
 TASKS = ("text", "classification")
-_OF_TEXT: tuple[Literal["format", "train_on", "parse_special"], ...] = ("format", "train_on", "parse_special")
+_OF_TEXT = ("format", "train_on", "parse_special")
 ADAPTED_LAYERS = (
     *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
     *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
@@ -163,7 +163,7 @@ def command(
     if quantized is not None and merge:
         raise ValueError("--merge needs weights that are not quantized; give it or --quantize, not both")
     # Errors in the data and the folder are raised before a large model is loaded.
-    data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
+    data = DataConfig(format, train_on, parse_special, on_error)
     files = find_files(texts)
     check_task(task, label_field, text_field, data, show_example)
     of_text = {
@@ -191,7 +191,7 @@ def command(
     if task == "classification":
         labelled = read_texts(settings["sequence_length"] or 512)
     else:
-        find_formats(files, DataConfig(**data))
+        find_formats(files, data)
     if settings["max_steps"] is not None:
         epochs = None
         settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
@@ -255,7 +255,7 @@ def command(
             epochs=epochs,
             show_example=show_example,
             **keywords,
-            **data,
+            **dataclasses.asdict(data),
         )
         score = None
     unit = "token" if labelled is None else "text"
@@ -299,7 +299,7 @@ def command(
 
 
 def check_task(
-    task: str, label_field: str | None, text_field: str | None, data: DataOptions, show_example: bool
+    task: str, label_field: str | None, text_field: str | None, data: DataConfig, show_example: bool
 ) -> None:
     """Raise a ValueError for a --task that is unknown, or for flags of another task."""
     if task not in TASKS:
@@ -307,7 +307,7 @@ def check_task(
     if task == "text":
         flags = {"--label-field": label_field is not None, "--text-field": text_field is not None}
     else:
-        flags = {f"--{name.replace('_', '-')}": data[name] != getattr(DataConfig, name) for name in _OF_TEXT}
+        flags = {f"--{name.replace('_', '-')}": getattr(data, name) != getattr(DataConfig, name) for name in _OF_TEXT}
         flags["--show-example"] = show_example
     given = [flag for flag, is_given in flags.items() if is_given]
     if given:

@@ -132,29 +132,6 @@ class Job:
             raise bad(str(error), self.param) from None
 
 
-@dataclass
-class Choice:
-    """One complete answer, with the fields of its updates."""
-
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    prompt_logprobs: list[float | None] = field(default_factory=list)
-    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    finish_reason: str | None = None
-
-    def add(self, update: Update) -> None:
-        """Append the text, ids and log-probabilities of an update."""
-        self.text += update.text
-        self.ids += update.new_ids
-        self.logprobs += update.logprobs
-        self.top_logprobs += update.top_logprobs
-        self.prompt_logprobs += update.prompt_logprobs
-        self.prompt_top_logprobs += update.prompt_top_logprobs
-        self.finish_reason = update.finish_reason or self.finish_reason
-
-
 class Generation:
     """The running prompts of one request: `start` it, iterate over its updates, `close` it.
 
@@ -222,14 +199,14 @@ class Generation:
                 update.finish_reason = "length"  # the server shuts down: the client gets the text so far
             yield number, update
 
-    async def collect(self) -> list[Choice]:
-        """Start, and return all choices once they are complete.
+    async def collect(self) -> list[Update]:
+        """Start, and return all choices once they are complete: the sum of the updates of each.
 
         Raises:
             ApiError: See `start`; also if the request fails or takes too long.
             ClientGoneError: If the client disconnects before.
         """
-        choices = [Choice() for _ in range(len(self.job.prompts) * self.job.n)]
+        choices = [Update(number % self.job.n, "", []) for number in range(len(self.job.prompts) * self.job.n)]
 
         async def read() -> None:
             async for number, update in self:

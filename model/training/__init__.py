@@ -14,8 +14,8 @@ Read in this order:
 | `initial`, `optimizers/` | initial weights, also of new tokens; AdamW and Muon |
 | `step`, `held_out` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
-| `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
-| `memory` | memory that one step freed, kept for the next |
+| `loop`, `callbacks`, `parallel` | the training loop, what it calls; the ranks of `torchrun` |
+| `process` | Ctrl-C and SIGTERM; memory that one step freed, kept for the next |
 | `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files, conversations and labelled texts |
 """

@@ -24,10 +24,9 @@ from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.held_out import held_out_loss
-from bpe_llama.model.training.interrupts import interrupts
-from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
 from bpe_llama.model.training.optimizers.state import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
+from bpe_llama.model.training.process import interrupts, keep_freed_memory, return_freed_memory
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.step import (
     LossFunction,
@@ -134,7 +133,7 @@ class Trainer:
                 if self._save_is_due() and not self.consecutive_skips:
                     self._save()
                 self._logged_at += time.perf_counter() - began  # neither counts in tokens_per_second
-            if self.checkpoint is None or self._saved_step != self.step:
+            if self._saved_step != self.step:
                 self._save()
             if self.average:
                 self.average.load()
@@ -236,8 +235,8 @@ class Trainer:
 
     def _accumulating(self, index: int) -> contextlib.AbstractContextManager[None]:
         """Return the context of a micro-batch: with DDP all but the last of a step exchange no gradients."""
-        if isinstance(self.loss_fn, ReplicatedLoss):
-            return self.loss_fn.accumulating(index == self.config.gradient_accumulation - 1)
+        if isinstance(self.loss_fn, ReplicatedLoss) and index < self.config.gradient_accumulation - 1:
+            return self.loss_fn.ddp.no_sync()
         return contextlib.nullcontext()
 
     def _agree(self, stop: threading.Event) -> None:

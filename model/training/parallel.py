@@ -266,10 +266,6 @@ class ReplicatedLoss:
         found: Tensor | Scored = self.ddp(self.loss_fn, batch, learned)
         return found
 
-    def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for a micro-batch, of which only the last of a step exchanges gradients."""
-        return contextlib.nullcontext() if last else self.ddp.no_sync()
-
 
 def _summed(bucket: Any) -> torch.futures.Future[Tensor]:
     """Sum gradients over ranks; DDP's default divides by their number, but losses are already divided by tokens."""

@@ -18,7 +18,7 @@ from bpe_llama.model.layers.loss import labels_within_documents
 from bpe_llama.model.layers.matmul.products import training_products
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.data.batches import Batch
-from bpe_llama.model.training.optimizers.sharded import local
+from bpe_llama.model.training.optimizers.adamw import local
 
 
 @dataclass(frozen=True)

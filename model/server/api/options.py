@@ -149,38 +149,31 @@ def check_size(value: Any, limits: Limits, field: str) -> None:
         raise bad(f"{field} has over {limits.schema_bytes:,} bytes", field, "schema_too_large")
 
 
-def format_options(given: ResponseFormat | TextFormat | None, limits: Limits, field: str) -> dict[str, Any]:
-    """Return the option for the format of an answer: text, a JSON object, or JSON of a schema.
+def add_format(options: dict[str, Any], given: ResponseFormat | TextFormat | None, limits: Limits, field: str) -> None:
+    """Add the option for the format of an answer: text, a JSON object, or JSON of a schema.
 
     Args:
+        options: Those of the request so far.
         given: The format that the request asks for.
         limits: Their ``schema_bytes`` bounds the schema.
         field: The field of the request, which errors name.
 
     Raises:
-        ApiError: If the schema is missing, too long, or given for another format.
+        ApiError: If the schema is missing, too long, or given for another format; if ``structured_outputs`` has given a
+            schema too.
     """
     if given is None:
-        return {}
+        return
     schema: Any = given.schema_ if isinstance(given, TextFormat) else given.json_schema and given.json_schema.schema_
     where = f"{field}.schema" if isinstance(given, TextFormat) else f"{field}.json_schema.schema"
-    if given.type != "json_schema" and schema is not None:
+    found: dict[str, Any] = {"json_object": True} if given.type == "json_object" else {}
+    if given.type == "json_schema":
+        if schema is None:
+            raise bad(f"{where} is missing", where, "missing_field")
+        check_size(schema, limits, where)
+        found = {"json_schema": schema}
+    elif schema is not None:
         raise bad(f"{where} is given, but the type is {given.type}; expected json_schema", where)
-    if given.type != "json_schema":
-        return {"json_object": True} if given.type == "json_object" else {}
-    if schema is None:
-        raise bad(f"{where} is missing", where, "missing_field")
-    check_size(schema, limits, where)
-    return {"json_schema": schema}
-
-
-def add_format(options: dict[str, Any], given: ResponseFormat | TextFormat | None, limits: Limits, field: str) -> None:
-    """Add the option of `format_options`.
-
-    Raises:
-        ApiError: As `format_options`; if ``structured_outputs`` has given a schema too.
-    """
-    found = format_options(given, limits, field)
     if options.keys() & found.keys():
         raise bad(f"structured_outputs and {field} each give a schema; expected one of them", field)
     options |= found

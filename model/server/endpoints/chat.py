@@ -156,19 +156,11 @@ class ChatStream:
             message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
             if answer.calls:
                 message["tool_calls"] = answer.calls
-            update = Update(
-                number,
-                choice.text,
-                choice.ids,
-                choice.logprobs,
-                choice.top_logprobs,
-                finish_reason=choice.finish_reason,
-            )
             choices.append(
                 {
                     "index": number,
                     "message": message,
-                    "logprobs": self._logprobs(update),
+                    "logprobs": self._logprobs(choice),
                     "finish_reason": finish_reason(choice.finish_reason, len(answer.calls)),
                 }
             )

@@ -20,7 +20,8 @@ from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import add_format, check_stream, constraint_field, sampling_options
 from bpe_llama.model.server.api.schemas import CompletionRequest
-from bpe_llama.model.server.generation import Choice, Generation, Job, Service, new_id
+from bpe_llama.model.server.generation import Generation, Job, Service, new_id
+from bpe_llama.model.server.scheduler import Update
 from bpe_llama.playground.errors import JsonResponse, bad
 from bpe_llama.playground.threads import in_thread
 from bpe_llama.tokenizer import Tokenizer
@@ -126,10 +127,8 @@ class CompletionStream:
         async for number, update in generation:
             first = number not in started
             started.add(number)
-            choice = Choice()
-            choice.add(update)
             text = (self._echo(number) if first else "") + ("" if nothing else update.text)
-            logprobs = self._logprobs(number, choice, first)
+            logprobs = self._logprobs(number, update, first)
             reason = "length" if nothing and update.finish_reason else update.finish_reason
             if text or reason or logprobs:
                 yield self._chunk({"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason})
@@ -167,7 +166,7 @@ class CompletionStream:
         tokenizer = job.generator.tokenizer
         return tokenizer.decode([token_id for token_id in prompt if has_token(tokenizer, token_id)])
 
-    def _logprobs(self, number: int, choice: Choice, first: bool) -> dict[str, Any] | None:
+    def _logprobs(self, number: int, choice: Update, first: bool) -> dict[str, Any] | None:
         """Return the log-probabilities of new tokens; with ``echo``, the prompt's come before them."""
         if self.request.logprobs is None:
             return None
@@ -186,9 +185,9 @@ class CompletionStream:
             top = list(choice.prompt_top_logprobs) or [[] for _ in ids]
             places = offsets.of_prompt(ids, prompt, self._echo(number))
         if self.request.max_tokens != 0:
-            places += [offsets.next(token_id) for token_id in choice.ids]
-            ids, logprobs = ids + choice.ids, logprobs + list(choice.logprobs)
-            top = top + (choice.top_logprobs or [[] for _ in choice.ids])
+            places += [offsets.next(token_id) for token_id in choice.new_ids]
+            ids, logprobs = ids + choice.new_ids, logprobs + list(choice.logprobs)
+            top = top + (choice.top_logprobs or [[] for _ in choice.new_ids])
         return {
             "tokens": [self.texts.text(token_id) for token_id in ids],
             "token_logprobs": logprobs,

@@ -22,6 +22,7 @@ from bpe_llama.model.server.scheduler.updates import (
     ScheduledRequest,
     ShuttingDownError,
     Update,
+    as_exception,
 )
 
 MARGIN = 64
@@ -104,10 +105,8 @@ class EngineThread:
                     self._grow(engine, min(request.room(engine.model), len(request.prompt) + MARGIN))
                 request.sequence = engine.add_request(request.prompt, request.options, scheduled.salt)
                 self._choices[request.sequence] = choice
-        except BaseException as error:  # a panic of Rust code is no Exception
-            self._fail(
-                scheduled, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
-            )
+        except BaseException as error:
+            self._fail(scheduled, as_exception(error))
 
     def abort(self, scheduled: ScheduledRequest) -> None:
         """End a request without an update, since nobody reads it any more."""
@@ -187,9 +186,7 @@ class EngineThread:
         try:
             update = choice.update(engine)
         except BaseException as error:
-            self._fail(
-                scheduled, error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
-            )
+            self._fail(scheduled, as_exception(error))
             return
         if update is None:
             return

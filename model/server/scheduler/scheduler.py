@@ -24,13 +24,13 @@ from bpe_llama.model.server.scheduler.engine_thread import EngineThread
 from bpe_llama.model.server.scheduler.memory import first_length
 from bpe_llama.model.server.scheduler.threads import CompileThreads
 from bpe_llama.model.server.scheduler.updates import (
-    EngineError,
     QueueFullError,
     ScheduledChoice,
     ScheduledRequest,
     ShuttingDownError,
     Stream,
     Update,
+    as_exception,
 )
 from bpe_llama.playground.threads import in_thread
 
@@ -227,7 +227,7 @@ class Scheduler:
                 result = function()
                 answer = lambda: None if future.done() else future.set_result(result)  # noqa: E731
             except BaseException as error:
-                failure = error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
+                failure = as_exception(error)
                 answer = lambda: None if future.done() else future.set_exception(failure)  # noqa: E731
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(answer)

@@ -32,6 +32,11 @@ class EngineError(RuntimeError):
     """A step failed as a whole; ``__cause__`` is the error of the engine."""
 
 
+def as_exception(error: BaseException) -> Exception:
+    """Return an error as one that a handler raises: a panic of Rust code is no `Exception`."""
+    return error if isinstance(error, Exception) else EngineError(f"the request failed: {error}")
+
+
 @dataclass
 class Update:
     """What one step added to one choice of a request: T new ids and their text."""
@@ -51,6 +56,16 @@ class Update:
     """"stop", "length", or "timeout" at the deadline; None while the choice goes on."""
     num_cached_tokens: int = 0
     """Prompt tokens that were not computed for this choice: from the prefix cache, or from an equal prompt."""
+
+    def add(self, later: Update) -> None:
+        """Append what a later step added to the choice."""
+        self.text += later.text
+        self.new_ids += later.new_ids
+        self.logprobs += later.logprobs
+        self.top_logprobs += later.top_logprobs
+        self.prompt_logprobs += later.prompt_logprobs
+        self.prompt_top_logprobs += later.prompt_top_logprobs
+        self.finish_reason = later.finish_reason or self.finish_reason
 
 
 @dataclass(eq=False)

@@ -35,7 +35,7 @@ from bpe_llama.model.quantization.layers import QuantizedLinear
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig, masks_documents
 from bpe_llama.model.training.data.batches import Batches, short_hash
-from bpe_llama.model.training.optimizers.sharded import is_sharded, local
+from bpe_llama.model.training.optimizers.adamw import local
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import Recent
@@ -78,16 +78,13 @@ def find_checkpoint(out: Path) -> Path | None:
     return next(reversed(_checkpoints(out)), None)
 
 
-def _checkpoints(out: Path) -> list[Path]:
-    """Return the checkpoints in `out`, the earliest first."""
-    found = (folder for folder in out.glob("step-*") if _NAME.fullmatch(folder.name) and folder.is_dir())
-    return sorted(found, key=_step_and_revision)
-
-
-def _step_and_revision(folder: Path) -> tuple[int, int]:
-    """Return the step of a checkpoint, and the number of earlier checkpoints of that step."""
-    found = _NAME.fullmatch(folder.name)
-    return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
+def _checkpoints(out: Path) -> dict[Path, tuple[int, int]]:
+    """Return the checkpoints in `out`, the earliest first: their steps, and how many were saved of the step before."""
+    found: dict[Path, tuple[int, int]] = {}
+    for folder in out.glob("step-*"):
+        if folder.is_dir() and (name := _NAME.fullmatch(folder.name)):
+            found[folder] = int(name[1]), int(name[2] or 0)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
@@ -151,10 +148,8 @@ def _write(
     out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState, shards: Path | None, keep: int
 ) -> Path:
     remove_unfinished(out, shards)
-    name, before = f"step-{state.step:08d}", [_step_and_revision(folder) for folder in _checkpoints(out)]
-    revisions = [revision for step, revision in before if step == state.step]
-    if revisions:
-        name += f".{revisions[-1] + 1}"
+    revisions = [revision for step, revision in _checkpoints(out).values() if step == state.step]
+    name = f"step-{state.step:08d}" + (f".{revisions[-1] + 1}" if revisions else "")
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out) as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
@@ -177,8 +172,9 @@ def _write(
 
 def remove_surplus(latest: Path, keep: int) -> None:
     """Remove the checkpoints beside `latest` that are too many if `keep` stay, and earlier ones of its step."""
-    others = [folder for folder in _checkpoints(latest.parent) if folder != latest]
-    same_step = [folder for folder in others if _step_and_revision(folder)[0] == _step_and_revision(latest)[0]]
+    others = _checkpoints(latest.parent)
+    latest_step, _ = others.pop(latest)
+    same_step = [folder for folder, (step, _) in others.items() if step == latest_step]
     earlier = [folder for folder in others if folder not in same_step]
     for surplus in same_step + earlier[: len(earlier) + 1 - keep if keep else 0]:
         # Renamed first, so that a kill leaves no part of a checkpoint.
@@ -286,7 +282,7 @@ def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim
     """
     whole, shards = folder / f"{_OPTIMIZER}.safetensors", folder / _OPTIMIZER
     with _reading(folder):
-        if shards.is_dir() or is_sharded(model):
+        if shards.is_dir() or any(hasattr(weight, "to_local") for weight in model.parameters()):  # the model is sharded
             tensors = load_shards(shards if shards.is_dir() else whole, model)
         else:
             tensors = read_all(whole)

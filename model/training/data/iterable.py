@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bpe_llama.model.layers.documents import Documents
+from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.batches import Batch, Batches, check_ids, integers
 
 _KEYS = {"input_ids": "ids", "labels": "labels", "attention_mask": "attention_mask", "document_ids": "document_ids"}
@@ -104,7 +105,7 @@ def _as_batch(item: Any, where: str) -> Batch:
         fields = {_KEYS[key]: integers(value, f"{key} of {where}") for key, value in item.items()}
         if "labels" not in fields:
             mask = fields.get("attention_mask")
-            fields["labels"] = fields["ids"] if mask is None else np.where(mask > 0, fields["ids"], -100)
+            fields["labels"] = fields["ids"] if mask is None else np.where(mask > 0, fields["ids"], IGNORED)
         batch = Batch(**fields)
     elif isinstance(item, (tuple, list)) and len(item) == 2:
         batch = Batch(integers(item[0], f"the ids of {where}"), integers(item[1], f"the labels of {where}"))

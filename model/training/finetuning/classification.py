@@ -88,21 +88,18 @@ def read_labelled(
         if not has_rows(path):
             raise ValueError(f"{path}: expected rows with a text and a label: .json, .jsonl, .ndjson or .parquet")
         for place, row in read_rows(path, bad_rows):
-            try:
+            with bad_rows.caught(place):
                 text, value = _text_and_label(row, text_field, label_field)
                 ids = list(tokenizer(text, truncation=False)["input_ids"])
                 if not ids:
                     raise ValueError(f"{text_field!r} is {shown(text)}, which has no token to classify")
                 if labels is not None and str(value) not in labels:
                     raise ValueError(f"{label_field!r} is {shown(value)}; expected one of {', '.join(labels)}")
-            except ValueError as error:
-                bad_rows.skip_or_raise(f"{place}: {error}", error)
-                continue
-            if len(ids) > max_length:
-                ids = list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
-                truncated += 1
-            values.setdefault(str(value), value)
-            found.append((ids, str(value)))
+                if len(ids) > max_length:
+                    ids = list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+                    truncated += 1
+                values.setdefault(str(value), value)
+                found.append((ids, str(value)))
     bad_rows.warn(stacklevel=2)
     names = _sorted_names(values, label_field) if labels is None else list(labels)
     if not found:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,12 +20,9 @@ from bpe_llama.chat import encode_conversation, render_for
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.finetuning.formats import Chat, Completion, describe_fields, detect_format, read_row
-from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.finetuning.options import DataConfig
 from bpe_llama.model.training.finetuning.plain_text import SpecialLookalikes, encode_parsed
 from bpe_llama.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
@@ -85,9 +83,8 @@ def read_conversations(
     paths: Sequence[Path],
     tokenizer: Tokenizer,
     max_length: int,
-    *,
+    config: DataConfig = DataConfig(),  # noqa: B008, frozen
     progress: ProgressOption = None,
-    **data: Unpack[DataOptions],
 ) -> Conversations:
     """Return conversations and completions as examples, whose labels are -100 for tokens that are not learned.
 
@@ -99,9 +96,9 @@ def read_conversations(
         paths: `.json`, `.jsonl`, `.ndjson` and `.parquet` files; those ending in `.gz` or `.zst` are decompressed.
         tokenizer: Its vocabulary and, for chats, its chat template.
         max_length: Longest example in tokens; longer ones are truncated.
+        config: How the files are read.
         progress: None shows the number of rows on a terminal, True always, False never; a function is called with a
             `bpe_llama._progress.Progress`.
-        data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
         UserWarning: The number of skipped rows and the place of the first; the number of conversations whose reasoning
@@ -109,9 +106,9 @@ def read_conversations(
 
     Raises:
         ImportError: If `pyarrow`, which reads Parquet files, is not installed.
-        ValueError: If a row cannot be used and `on_error` is "raise", naming file and place; if no token is learned.
+        ValueError: If a row cannot be used and `config.on_error` is "raise", naming file and place; or if no token is
+            learned.
     """
-    config = DataConfig(**data)
     bad_rows = BadRows(config.on_error)
     formats = find_formats(paths, config)
     if tokenizer.chat_template is None and not {"prompt-completion", "text"}.issuperset(formats.values()):
@@ -129,7 +126,7 @@ def read_conversations(
                 rows += 1
                 if report is not None and rows % 100 == 0:
                     report("read", rows, None)
-                try:
+                with bad_rows.caught(place):
                     found = read_row(row, format, config.train_on)
                     if isinstance(found, str):
                         raise ValueError("the row holds a text; expected conversations or completions")
@@ -139,18 +136,15 @@ def read_conversations(
                     for field, value in fields.items():
                         check_text(value, field)
                     ids, learned = encoder.encode(found)
-                except ValueError as error:
-                    bad_rows.skip_or_raise(f"{place}: {error}", error)
-                    continue
-                if isinstance(found, Completion) and not config.parse_special:
-                    lookalikes.count(found.prompt + found.completion)
-                ids_T = np.array(ids[:max_length], dtype=np.int64)
-                example = Example(ids_T, np.where(np.array(learned[:max_length], dtype=bool), ids_T, IGNORED))
-                if example.learned:
-                    examples.append(example)
-                    truncated += len(ids) > max_length
-                else:
-                    dropped += 1
+                    if isinstance(found, Completion) and not config.parse_special:
+                        lookalikes.count(found.prompt + found.completion)
+                    ids_T = np.array(ids[:max_length], dtype=np.int64)
+                    example = Example(ids_T, np.where(np.array(learned[:max_length], dtype=bool), ids_T, IGNORED))
+                    if example.learned:
+                        examples.append(example)
+                        truncated += len(ids) > max_length
+                    else:
+                        dropped += 1
     bad_rows.warn(stacklevel=2)
     lookalikes.warn(stacklevel=2)
     if encoder.without_reasoning:
@@ -168,19 +162,25 @@ class _Encoder:
     def __init__(self, tokenizer: Tokenizer, train_on: str, parse_special: bool) -> None:
         self.tokenizer, self.train_on, self.parse_special = tokenizer, train_on, parse_special
         self.without_reasoning = 0  # conversations whose reasoning the template omitted
-        self._reads_parts: bool | None = None
 
     def encode(self, found: Chat | Completion) -> tuple[list[int], list[bool]]:
         """Return the ids, and for each id whether it is learned."""
         return self._chat(found) if isinstance(found, Chat) else self._completion(found)
 
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Return whether the chat template supports content in parts; others render the list itself, or fail."""
+        try:
+            text = render_for(self.tokenizer, [{"role": "user", "content": [{"type": "text", "text": "\N{SNOWMAN}"}]}])
+        except ValueError:
+            return False
+        return "\N{SNOWMAN}" in text and "'type'" not in text and '"type"' not in text
+
     def _chat(self, chat: Chat) -> tuple[list[int], list[bool]]:
         messages = chat.messages
-        if any(isinstance(message, dict) and isinstance(message.get("content"), list) for message in messages):
-            if self._reads_parts is None:
-                self._reads_parts = _reads_parts(self.tokenizer)
-            if not self._reads_parts:
-                messages = [_with_one_text(message) for message in messages]
+        in_parts = any(isinstance(message, dict) and isinstance(message.get("content"), list) for message in messages)
+        if in_parts and not self._reads_parts:
+            messages = [_with_one_text(message) for message in messages]
         ids, learned = encode_conversation(self.tokenizer, messages, train_on=self.train_on, **chat.options)
         reasoning = [part for message in messages for part in _reasoning(message)]
         if reasoning:
@@ -199,15 +199,6 @@ class _Encoder:
             before = []
         ids = before + prompt + answer
         return ids, [self.train_on == "all"] * (len(ids) - len(answer)) + [True] * len(answer)
-
-
-def _reads_parts(tokenizer: Tokenizer) -> bool:
-    """Return whether a chat template supports content in parts; others render the list itself, or fail."""
-    try:
-        text = render_for(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "\N{SNOWMAN}"}]}])
-    except ValueError:
-        return False
-    return "\N{SNOWMAN}" in text and "'type'" not in text and '"type"' not in text
 
 
 def _with_one_text(message: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.rows import RowBatches
 from bpe_llama.model.training.data.sources import open_data
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
-from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.finetuning.options import DataConfig
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example, print_trainable_parameters
 from bpe_llama.model.training.parallel import start
@@ -92,19 +92,18 @@ def finetune(
     boolean("show_example", show_example)
     check_vocabulary(tokenizer, model.config.vocab_size)
     with_epochs(config, epochs, 1)  # raises before the files are read
-    data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
+    data = DataConfig(format, train_on, parse_special, on_error)
     files, out, resume = find_files(texts), Path(out), options.get("resume", False)
-    is_text = "text" in find_formats(files, DataConfig(**data)).values()
+    is_text = "text" in find_formats(files, data).values()
     if is_text and train_on != DataConfig.train_on:
         raise ValueError(f"train_on is {shown(train_on)}, and all of plain text is learned; leave it out")
     ranks = start(config.device, config.parallel)
     ranks.on_main(lambda: checkpoint_to_resume(out, resume))  # before this run replaces another run's tokens.npy
     if is_text:
         token_file = out / "tokens.npy"
-        how: dict[str, Any] = {"parse_special": parse_special, "on_error": on_error}
-        how["progress"] = options.get("progress")
+        progress = options.get("progress")
         with ranks.entered_on_main(locked(out)):
-            ranks.on_main(lambda: write_tokens(files, tokenizer, token_file, **how))
+            ranks.on_main(lambda: write_tokens(files, tokenizer, token_file, data, progress))
         batches, held_out = open_data(token_file, model.config, config)
         if show_example and ranks.is_main:
             print_example(tokenizer, open_tokens(token_file)[: config.sequence_length].astype(np.int64))
@@ -113,9 +112,8 @@ def finetune(
         assert isinstance(batches, RowBatches)  # as those of a token file are
         config = with_epochs(config, epochs, batches.data.rows_per_epoch)
         return train_on_batches(model, batches, config, out, held_out=held_out, tokenizer=tokenizer, **options)
-    found = read_conversations(
-        files, tokenizer, config.sequence_length, progress=ranks.is_main and options.get("progress"), **data
-    )
+    progress = ranks.is_main and options.get("progress")
+    found = read_conversations(files, tokenizer, config.sequence_length, data, progress)
     if ranks.is_main and (found.truncated or found.dropped):
         note(
             f"{found.truncated} conversations truncated to {config.sequence_length} tokens, {found.dropped} dropped, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama._corpus.bad_rows import BadRows
@@ -75,12 +75,3 @@ def finetune_config(*, full: bool = False, **options: Any) -> TrainConfig:
     """
     rate = {"learning_rate": FULL_LEARNING_RATE} if full else {}
     return TrainConfig(**(FINETUNE_DEFAULTS | rate | options))
-
-
-class DataOptions(TypedDict, total=False):
-    """The fields of `DataConfig` as keyword arguments, so that mypy checks the functions that pass them on."""
-
-    format: str
-    train_on: str
-    parse_special: bool
-    on_error: str

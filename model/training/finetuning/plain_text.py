@@ -14,12 +14,14 @@ import numpy as np
 
 from bpe_llama._core import DocumentEncoder, FileLines
 from bpe_llama._corpus.bad_rows import BadRows
-from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet, read_whole, reading_of
+from bpe_llama._corpus.documents import read_documents
+from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet, reading_of
 from bpe_llama._corpus.rows import check_text, has_lines, has_rows, read_rows
 from bpe_llama._corpus.shards import dtype_of
 from bpe_llama._corpus.token_files import begins_and_ends
 from bpe_llama._files.arrays import begin_array
 from bpe_llama.model.training.finetuning.formats import read_row
+from bpe_llama.model.training.finetuning.options import DataConfig
 from bpe_llama.tokenizer import Tokenizer
 
 
@@ -27,9 +29,7 @@ def write_tokens(
     paths: Sequence[Path],
     tokenizer: Tokenizer,
     out: Path,
-    *,
-    parse_special: bool = False,
-    on_error: str = "raise",
+    config: DataConfig = DataConfig(),  # noqa: B008, frozen
     progress: bool | None = None,
 ) -> None:
     """Write the ids of all texts to a `.npy` file, each with the special tokens that the tokenizer's files add.
@@ -40,19 +40,18 @@ def write_tokens(
         paths: Text files, and `.json`, `.jsonl` and `.parquet` files with a `text`.
         tokenizer: Its vocabulary.
         out: The token file.
-        parse_special: Whether special tokens spelled out in a text are encoded as special tokens, as rendered chats
-            need. A special token that a text already begins or ends with is not added again.
-        on_error: "raise" an error at the first row without text, or "skip" such rows.
+        config: Its `parse_special` and `on_error` count. A special token that a text already begins or ends with is
+            not added again if special tokens are parsed.
         progress: As of `Tokenizer.encode_files`.
 
     Warns:
-        UserWarning: The number of skipped rows; without `parse_special`, text that looks like special tokens.
+        UserWarning: The number of skipped rows; unless special tokens are parsed, text that looks like special tokens.
 
     Raises:
         ValueError: If a row holds no text, or no file a text; the message names file and place.
     """
-    bad_rows = BadRows(on_error)
-    if parse_special:
+    bad_rows = BadRows(config.on_error)
+    if config.parse_special:
         _write_parsed(paths, tokenizer, out, bad_rows)
     elif any(has_rows(path) and not has_lines(path) and not is_parquet(path) for path in paths):
         before, after = begins_and_ends(tokenizer)
@@ -62,12 +61,12 @@ def write_tokens(
                 ids, *_ = encoder.encode_texts(texts)
                 array.append(ids)
     else:
-        tokenizer.encode_files(paths, out, eos=True, on_error=on_error, progress=progress)
+        tokenizer.encode_files(paths, out, eos=True, on_error=config.on_error, progress=progress)
     bad_rows.warn(stacklevel=3)
     # An empty file is an empty text, which the tokenizer may end with a token.
     if not any(path.stat().st_size for path in paths) or not np.load(out, mmap_mode="r").size:
         raise ValueError(f"{' to '.join(map(str, dict.fromkeys((paths[0], paths[-1]))))}: no text to learn")
-    if parse_special:
+    if config.parse_special:
         return
     lookalikes = SpecialLookalikes(tokenizer)
     if lookalikes.pattern is not None:
@@ -83,22 +82,14 @@ def write_tokens(
 
 def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
     for path in paths:
-        if is_parquet(path):
-            yield from read_parquet([path], "text", bad_rows)
-        elif has_rows(path):
-            for place, row in read_rows(path, bad_rows):
-                try:
-                    text = read_row(row, "text")
-                    check_text(text, "text")
-                except ValueError as error:
-                    bad_rows.skip_or_raise(f"{place}: {error}", error)
-                else:
-                    yield str(text)
-        else:
-            try:
-                yield read_whole(path).decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                bad_rows.skip_or_raise(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})", error)
+        if is_parquet(path) or not has_rows(path):
+            yield from read_documents([path], bad_rows=bad_rows)
+            continue
+        for place, row in read_rows(path, bad_rows):
+            with bad_rows.caught(place):
+                text = read_row(row, "text")
+                check_text(text, "text")
+                yield str(text)
 
 
 def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_rows: BadRows) -> None:
@@ -144,7 +135,7 @@ class SpecialLookalikes:
 
 
 def encode_parsed(tokenizer: Tokenizer, text: str, before: str | None, parse_special: bool) -> list[int]:
-    """Return the ids of a text that follows `before`, if not None; `parse_special` is that of `write_tokens`."""
+    """Return the ids of a text that follows `before`, if not None; `parse_special` is that of `DataConfig`."""
     special = tokenizer.special_tokens
     names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
     if before is not None and parse_special and before.endswith(tuple(special)):

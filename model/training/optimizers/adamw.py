@@ -1,4 +1,4 @@
-"""AdamW for bfloat16 weights in two forms; which parameters are trained, and which decay."""
+"""AdamW for bfloat16 weights in two forms; which parameters are trained, which decay, what a rank holds of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as update
-
-from bpe_llama.model.training.optimizers.sharded import local
 
 _CHUNK = 1 << 23  # elements per block of an update
 
@@ -34,6 +32,15 @@ def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[di
 def can_fuse(parameters: list[nn.Parameter]) -> bool:
     """Return whether torch updates these parameters by one kernel."""
     return all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor (DTensor, by FSDP2) that this rank holds, without a copy; others as they are.
+
+    Sharded is what has a `to_local`: the import of DTensor takes a second.
+    """
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 class EachWeight(torch.optim.Optimizer):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 from bpe_llama._arguments import string
 from bpe_llama._core import shown
@@ -62,6 +64,14 @@ class BadRows:
         if not self.skips:
             raise ValueError(what) from error
         self.add(1, what)
+
+    @contextlib.contextmanager
+    def caught(self, place: str) -> Iterator[None]:
+        """Count the row at ``place``, or raise an error that names it, if the block raises a ``ValueError``."""
+        try:
+            yield
+        except ValueError as error:
+            self.skip_or_raise(f"{place}: {error}", error)
 
     def warn(self, stacklevel: int) -> None:
         """Warn of skipped rows, if there are any; a ``stacklevel`` of 2 names the caller's line.

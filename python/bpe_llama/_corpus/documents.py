@@ -43,16 +43,13 @@ def read_documents(
 
 def _rows(path: Path, field: str, bad_rows: BadRows) -> Iterator[str]:
     for place, row in read_rows(path, bad_rows):
-        try:
+        with bad_rows.caught(place):
             if not isinstance(row, dict) or field not in row:
                 raise ValueError(f"no field {field!r}")
             text = row[field]
             if not isinstance(text, str):
                 raise ValueError(f"field {field!r} is {text!r:.40}, where a string was expected")
             check_text(text, field)
-        except ValueError as error:
-            bad_rows.skip_or_raise(f"{place}: {error}", error)
-        else:
             yield text
 
 

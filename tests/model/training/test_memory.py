@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bpe_llama.model.training.memory import keep_freed_memory, return_freed_memory
+from bpe_llama.model.training.process import keep_freed_memory, return_freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 

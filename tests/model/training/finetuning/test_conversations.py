@@ -98,7 +98,7 @@ def test_invalid_lines_are_refused_by_place_or_skipped(
     good = write_talks(tmp_path / "good.jsonl", [talk] * 2)
     path.write_bytes(path.read_bytes() + b"\n" + write_talks(tmp_path / "more.jsonl", [talk]).read_bytes())
     with pytest.warns(UserWarning, match=f"skipped 1 row without text; the first: .*{message}"):
-        found = read_conversations([path], tokenizer, 24, on_error="skip")
+        found = read_conversations([path], tokenizer, 24, DataConfig(on_error="skip"))
     expected = read_conversations([good], tokenizer, 24)
     assert [example.ids.tolist() for example in found.examples] == [
         example.ids.tolist() for example in expected.examples
@@ -127,7 +127,7 @@ def test_every_format_in_every_file_is_the_same_conversation(
     assert [tokenizer.decode(example.ids) for example in found.examples] == [SPELT] * 3
     assert {learned_text(tokenizer, example) for example in found.examples} == {"up<|end|>"}
     forced = read_conversations(
-        [path], tokenizer, 100, format=kind.split(" ")[0] if kind != "text parts" else "messages"
+        [path], tokenizer, 100, DataConfig(kind.split(" ")[0] if kind != "text parts" else "messages")
     )
     assert [example.ids.tolist() for example in forced.examples] == [example.ids.tolist() for example in found.examples]
 
@@ -224,9 +224,9 @@ def test_all_fields_of_sharegpt_and_alpaca_are_used(tokenizer: Tokenizer, tmp_pa
         "<|system|>is<|end|><|user|>d<|end|><|assistant|>e<|end|><|user|>a\nb<|end|><|assistant|>c<|end|>"
     )
     assert learned_text(tokenizer, second) == "e<|end|>c<|end|>"
-    (last,) = read_conversations([tmp_path / "b.jsonl"], tokenizer, 200, train_on="last").examples
+    (last,) = read_conversations([tmp_path / "b.jsonl"], tokenizer, 200, DataConfig(train_on="last")).examples
     assert learned_text(tokenizer, last) == "c<|end|>"
-    (whole,) = read_conversations([tmp_path / "b.jsonl"], tokenizer, 200, train_on="all").examples
+    (whole,) = read_conversations([tmp_path / "b.jsonl"], tokenizer, 200, DataConfig(train_on="all")).examples
     assert np.array_equal(whole.labels, whole.ids)
     split = {"prompt": [*TALK, TALK[0]], "completion": [{"role": "assistant", "content": "is"}]}
     for train_on, text in {
@@ -234,7 +234,7 @@ def test_all_fields_of_sharegpt_and_alpaca_are_used(tokenizer: Tokenizer, tmp_pa
         "all": f"{SPELT}<|user|>what<|end|><|assistant|>is<|end|>",
     }.items():
         path = write_rows(tmp_path / "c.jsonl", [split])
-        (example,) = read_conversations([path], tokenizer, 200, train_on=train_on).examples
+        (example,) = read_conversations([path], tokenizer, 200, DataConfig(train_on=train_on)).examples
         assert learned_text(tokenizer, example) == text
 
 
@@ -264,7 +264,7 @@ def test_a_completion_is_learned_after_its_prompt_as_trl_does(tokenizer: Tokeniz
     assert bare.decode(first.ids) == "what is up<|endoftext|>" and learned_text(bare, first) == " up<|endoftext|>"
     assert bare.decode(second.ids) == "what is<|endoftext|><|endoftext|>"
     assert (first.ids == bare.eos_id).sum() == (second.ids == bare.eos_id).sum() == 1
-    first, second = read_conversations([path], bare, 100, parse_special=True).examples
+    first, second = read_conversations([path], bare, 100, DataConfig(parse_special=True)).examples
     for example, row in zip((first, second), rows, strict=True):
         ended = (
             row["completion"] if row["completion"].endswith("<|endoftext|>") else row["completion"] + "<|endoftext|>"
@@ -272,7 +272,7 @@ def test_a_completion_is_learned_after_its_prompt_as_trl_does(tokenizer: Tokeniz
         together, prompt = (bare.encode(text, allowed_special="all") for text in (row["prompt"] + ended, row["prompt"]))
         assert example.ids.tolist() == together
         assert (example.labels >= 0).tolist() == [n >= len(prompt) for n in range(len(together))]
-    everything = read_conversations([path], bare, 100, parse_special=True, train_on="all").examples
+    everything = read_conversations([path], bare, 100, DataConfig(parse_special=True, train_on="all")).examples
     assert all(np.array_equal(example.ids, example.labels) for example in everything)
     framed = bare.with_special_tokens(["<s>", "</s>"])
     ends = {"single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}
@@ -287,7 +287,7 @@ def test_a_completion_is_learned_after_its_prompt_as_trl_does(tokenizer: Tokeniz
     }
     (tmp_path / "framed.json").write_text(json.dumps(file))
     framed = Tokenizer.from_file(tmp_path / "framed.json")
-    (example, _) = read_conversations([path], framed, 100, parse_special=True).examples
+    (example, _) = read_conversations([path], framed, 100, DataConfig(parse_special=True)).examples
     assert framed.decode(example.ids) == "<s>what is up</s>" and learned_text(framed, example) == " up</s>"
 
 
@@ -342,7 +342,7 @@ def test_rows_of_another_format_are_refused_by_place_or_skipped(
     with pytest.raises(ValueError, match=rf"a\.jsonl, line 2: .*({message})"):
         read_conversations([path], tokenizer, 100)
     with pytest.warns(UserWarning, match=rf"skipped 1 row .*a\.jsonl, line 2: .*({message})"):
-        assert len(read_conversations([path], tokenizer, 100, on_error="skip").examples) == 2
+        assert len(read_conversations([path], tokenizer, 100, DataConfig(on_error="skip")).examples) == 2
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.csv.gz", "a.xlsx", "a.jsonlines"])

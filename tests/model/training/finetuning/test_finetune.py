@@ -339,7 +339,7 @@ def test_files_without_text_are_named(
         file.write_text("\n" if name == "jsonl" else "")
     named = f"^0.{name}: no text" if count == 1 else f"^0.{name} to 2.{name}: no text to learn$"
     with pytest.raises(ValueError, match=named):
-        write_tokens(files, tokenizer, tmp_path / "tokens.npy", parse_special=parse_special, progress=False)
+        write_tokens(files, tokenizer, tmp_path / "tokens.npy", DataConfig(parse_special=parse_special), progress=False)
 
 
 @pytest.mark.parametrize("beside", ["alone", "parsed", "rows"])
@@ -350,6 +350,8 @@ def test_plain_text_keeps_its_lines(beside: str, tokenizer: Tokenizer, tmp_path:
     files = [tmp_path / "a.txt"]
     if beside == "rows":
         files.append(write_rows(tmp_path / "b.json", [{"text": "is it so"}]))
-    write_tokens(files, tokenizer, tmp_path / "tokens.npy", parse_special=beside == "parsed", progress=False)
+    write_tokens(
+        files, tokenizer, tmp_path / "tokens.npy", DataConfig(parse_special=beside == "parsed"), progress=False
+    )
     ids = training.open_tokens(tmp_path / "tokens.npy").tolist()
     assert tokenizer.decode(ids[: ids.index(tokenizer.eos_id)]) == text
