@@ -257,10 +257,9 @@ class Tokenizer(EncodingTokenizer):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, or its tokenizer is neither byte-level BPE nor SentencePiece's BPE.
         """
-        from bpe_llama._gguf.reader import read_tokenizer
-        from bpe_llama._loading.load import with_gguf_settings
+        from bpe_llama._loading.load import load_gguf
 
-        core, attributes = with_gguf_settings(read_tokenizer(path))
+        core, attributes = load_gguf(path)
         return cls(core, **vars(attributes))
 
     # -- saving --------------------------------------------------------------------------------------------------------
