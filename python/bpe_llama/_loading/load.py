@@ -12,11 +12,11 @@ from typing import Literal, TypeAlias
 
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._ends import ends_of
 from bpe_llama._files import PathLike, complete_writes, open_regular
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
-from bpe_llama._loading.ends import ends_of
 from bpe_llama._loading.folder import TokenizerAttributes, with_config, with_ranks_config
 from bpe_llama._loading.settings import Settings
 from bpe_llama.chat.templates import NAMED_FOLDER
