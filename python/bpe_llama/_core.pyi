@@ -84,12 +84,6 @@ class Tokenizer:
     def build_from_sentencepiece(model: bytes) -> Tokenizer:
         """Return the tokenizer of a SentencePiece model, given as bytes; `Tokenizer.from_file` calls this."""
     @staticmethod
-    def build_from_pieces(pieces: Sequence[tuple[str, float, int]], prefix: bool, collapse: bool) -> Tokenizer:
-        """Return the tokenizer of SentencePiece pieces: text, score and kind.
-
-        `prefix` puts a space before a text, `collapse` makes one space of several.
-        """
-    @staticmethod
     def build_from_gguf(
         tokens: Sequence[str],
         merges: Sequence[tuple[int, int]],
@@ -110,12 +104,6 @@ class Tokenizer:
         added: Sequence[tuple[str, int, bool, bool, bool]],
     ) -> Tokenizer:
         """Return the tokenizer of a GGUF file whose merges begin with characters; `Tokenizer.from_gguf` calls this."""
-    def with_bos_eos(self, bos_id: int | None, eos_id: int | None) -> Tokenizer:
-        """Return the tokenizer with other ids that begin and end a text; `None` for no such id.
-
-        Raises:
-            ValueError: If an id is outside the vocabulary.
-        """
     def with_ends(self, bos_id: int | None, eos_id: int | None, pad_id: int | None, unk_id: int | None) -> Tokenizer:
         """Return the tokenizer with other special ids: begin, end, padding, unknown; `None` for no such id.
 

@@ -160,7 +160,7 @@ class WordCounts:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as the bytes of the file format."""
-        return _unpickle, (type(self), self._counts.to_bytes())
+        return type(self).from_bytes, (self.to_bytes(),)
 
     def __repr__(self) -> str:
         """Return a summary."""
@@ -225,10 +225,6 @@ class WordCounts:
     def most_common(self, n: int | None = None) -> list[tuple[bytes, int]]:
         """Return the ``n`` most frequent words, or all, with their counts; ties by bytes."""
         return self._counts.most_common(n)
-
-
-def _unpickle(cls: type[WordCounts], data: bytes) -> WordCounts:
-    return cls(CoreWordCounts.from_bytes(data))
 
 
 def count_files(

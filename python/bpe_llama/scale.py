@@ -340,7 +340,6 @@ def encode_corpus(
     import ray.data
 
     from bpe_llama._corpus.encode_corpus import Corpus
-    from bpe_llama._corpus.token_files import checked_specials
 
     all_bad_rows = BadRows(on_error)
     begins, ends = tokenizer.ids_around_documents(bos, eos)
@@ -354,7 +353,7 @@ def encode_corpus(
         field=field,
         on_error=on_error,
         shard_tokens=shard_tokens,
-        allowed_special=checked_specials(tokenizer, allowed_special),
+        allowed_special=allowed_special,
     )
     corpus = replace(corpus, files=[path.absolute() for path in corpus.files])  # workers may have another folder
     parts = corpus.parts()

@@ -10,8 +10,8 @@ from bpe_llama._arguments import check_surrogates, instance
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.tokenizer import EncodingTokenizer
+from bpe_llama._ends import ends_of, template_ids
 from bpe_llama._files import PathLike, write_bytes, write_text
-from bpe_llama._loading.ends import ends_of, ids_around
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -257,10 +257,9 @@ class Tokenizer(EncodingTokenizer):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, or its tokenizer is neither byte-level BPE nor SentencePiece's BPE.
         """
-        from bpe_llama._gguf.reader import read_tokenizer
-        from bpe_llama._loading.load import with_gguf_settings
+        from bpe_llama._loading.load import load_gguf
 
-        core, attributes = with_gguf_settings(read_tokenizer(path))
+        core, attributes = load_gguf(path)
         return cls(core, **vars(attributes))
 
     # -- saving --------------------------------------------------------------------------------------------------------
@@ -349,7 +348,7 @@ class Tokenizer(EncodingTokenizer):
         if model is None:
             return _unpickle, (type(self), self.to_own_json().encode(), ends, attributes)
         added = [tuple(token[key] for key in _FLAGS) for token in json.loads(self.added_tokens_json())]
-        return _unpickle_sentencepiece, (type(self), model, added, ids_around(self), ends, attributes)
+        return _unpickle_sentencepiece, (type(self), model, added, template_ids(self), ends, attributes)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""

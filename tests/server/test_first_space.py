@@ -27,7 +27,9 @@ THREE = {"max_tokens": 3, "logit_bias": {str(A): 100}}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    tokenizer = Tokenizer(_core.Tokenizer.build_from_pieces(PIECES, True, False).with_bos_eos(1, 2))
+    added = [(PIECES[i][0], i, True, False, False) for i in range(3)]
+    core = _core.Tokenizer.build_from_gguf_pieces(PIECES, True, added)
+    tokenizer = Tokenizer(core.with_ends(1, 2, None, None))
     tokenizer.chat_template = TEMPLATE
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,

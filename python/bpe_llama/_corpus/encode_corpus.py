@@ -38,9 +38,17 @@ from bpe_llama._corpus.shards import (
     fingerprint,
     open_shards,
     write_index,
-    write_json,
 )
-from bpe_llama._files import PathLike, append_bytes, locked, read_bytes, read_json_object, remove_abandoned
+from bpe_llama._corpus.token_files import checked_specials
+from bpe_llama._files import (
+    PathLike,
+    append_bytes,
+    locked,
+    read_bytes,
+    read_json_object,
+    remove_abandoned,
+    write_text,
+)
 from bpe_llama._progress import ProgressOption, Report, reporting
 
 _SOURCES = "sources.json"
@@ -83,10 +91,12 @@ class Corpus:
         dataset: str | None = None,
         config: str | None = None,
         split: str = "train",
+        allowed_special: Iterable[str] | str,
         **options: Any,
     ) -> Corpus:
         """Return the corpus of the files that match `paths`, or of a data set."""
         checked_path("out", out)
+        options["allowed_special"] = checked_specials(tokenizer, allowed_special)
         for name, value in (("dataset", dataset), ("config", config), ("split", split)):
             if value is not None or name == "split":
                 string(name, value)
@@ -151,7 +161,7 @@ class Corpus:
             if has_index or any(log.stat().st_size for log in self.out.glob("*.progress")):
                 _check_same(path, read_json_object(path), sources)
             else:  # no shard is finished, so inputs and options may change
-                write_json(path, sources)
+                write_text(path, json.dumps(sources) + "\n")
             shards = open_shards(self.out) if has_index else None
             if shards is not None:
                 self._remove_logs()  # of a run that was killed after it wrote the index

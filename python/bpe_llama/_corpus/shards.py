@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
-from bpe_llama._files import PathLike, atomic_write, open_regular, read_json_object
+from bpe_llama._files import PathLike, open_regular, read_json_object, write_text
 from bpe_llama._files.arrays import ArrayFile, begin_array
 
 __all__ = ["Shard", "TokenShards", "fingerprint", "open_shards"]
@@ -266,13 +266,7 @@ def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
 def write_index(shards: TokenShards) -> None:
     """Write `index.json`, which completes the folder."""
     index = _FORMAT | {key: value for key, value in asdict(shards).items() if key != "folder"}
-    write_json(shards.folder / INDEX, index, indent=1)
-
-
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a value as JSON, atomically and to the disk."""
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=indent) + "\n")
+    write_text(shards.folder / INDEX, json.dumps(index, indent=1) + "\n")
 
 
 def _read_index(folder: Path) -> TokenShards:

@@ -14,6 +14,7 @@ from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.encode_documents import Place, encode_documents
 from bpe_llama._corpus.files import find_files, reading_of
 from bpe_llama._corpus.shards import dtype_of
+from bpe_llama._ends import ids_around
 from bpe_llama._files import PathLike
 from bpe_llama._files.arrays import begin_array
 from bpe_llama._progress import ProgressOption, reporting
@@ -31,7 +32,7 @@ def encode_files(
     bad_rows: BadRows,
     num_threads: int | None,
     progress: ProgressOption,
-    allowed_special: Iterable[str] = (),
+    allowed_special: Iterable[str] | str,
 ) -> int:
     """Return the number of ids written: ``begins``, a document, ``ends``, and so on.
 
@@ -46,7 +47,7 @@ def encode_files(
         begins=list(begins),
         ends=list(ends),
         num_threads=num_threads,
-        allowed_special=allowed_special,
+        allowed_special=checked_specials(tokenizer, allowed_special),
     )
     with begin_array(Path(out), dtype_of(tokenizer.vocab_size)) as array, reporting(progress) as report:
         for batch in encode_documents(encoder, files, range(len(files)), Place(), field, bad_rows, report):
@@ -60,18 +61,6 @@ def check_out(out: PathLike) -> None:
         raise ValueError(f"out must end in .npy, got {shown(out)}")
 
 
-def place_of_text(texts: Sequence[str | None]) -> int:
-    """Return the index of the text among the items of a template, of which ``None`` stands for a special token.
-
-    Raises:
-        ValueError: If the text is there never, or more than once.
-    """
-    places = [place for place, text in enumerate(texts) if text is not None]
-    if len(places) != 1:
-        raise ValueError(f"the post_processor of this tokenizer has a text {len(places)} times; expected it once")
-    return places[0]
-
-
 def begins_and_ends(tokenizer: CoreTokenizer) -> tuple[list[int], list[int]]:
     """Return the ids before and after a document in training data.
 
@@ -81,9 +70,7 @@ def begins_and_ends(tokenizer: CoreTokenizer) -> tuple[list[int], list[int]]:
     Raises:
         ValueError: If the post-processor repeats the text, or drops it.
     """
-    items = tokenizer.template(False)
-    place = place_of_text([text for _, text, _ in items])
-    before, after = ([token for token, _, _ in part if token is not None] for part in (items[:place], items[place:]))
+    before, after = ids_around(tokenizer.template(False))
     if not after and tokenizer.eos_id is not None:
         after = [tokenizer.eos_id]
     return before, after

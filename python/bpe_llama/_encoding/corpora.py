@@ -77,7 +77,7 @@ class CorpusTokenizer(CoreTokenizer):
             (2, array([256, 256], dtype=uint16))
         """
         from bpe_llama._corpus.bad_rows import BadRows
-        from bpe_llama._corpus.token_files import checked_specials, encode_files
+        from bpe_llama._corpus.token_files import encode_files
 
         bad_rows = BadRows(on_error)
         begins, ends = self.ids_around_documents(bos, eos)
@@ -92,7 +92,7 @@ class CorpusTokenizer(CoreTokenizer):
             bad_rows=bad_rows,
             num_threads=num_threads,
             progress=progress,
-            allowed_special=checked_specials(self, allowed_special),
+            allowed_special=allowed_special,
         )
         bad_rows.warn(stacklevel=2)
         return count
@@ -158,7 +158,6 @@ class CorpusTokenizer(CoreTokenizer):
         """
         from bpe_llama._corpus.bad_rows import BadRows
         from bpe_llama._corpus.encode_corpus import Corpus, encode_corpus
-        from bpe_llama._corpus.token_files import checked_specials
 
         bad_rows = BadRows(on_error)
         begins, ends = self.ids_around_documents(bos, eos)
@@ -175,7 +174,7 @@ class CorpusTokenizer(CoreTokenizer):
             field=field,
             on_error=on_error,
             shard_tokens=shard_tokens,
-            allowed_special=checked_specials(self, allowed_special),
+            allowed_special=allowed_special,
         )
         shards = encode_corpus(corpus, num_threads, bad_rows, progress)
         bad_rows.warn(stacklevel=2)

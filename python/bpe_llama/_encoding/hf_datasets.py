@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bpe_llama._corpus.token_files import place_of_text
 from bpe_llama._encoding.batches import Batches, Item
+from bpe_llama._ends import ids_around
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,19 +79,18 @@ class EncodeColumn:
         ids, offsets = self.tokenizer.encode_batch_to_numpy(
             texts, self.num_threads, allowed_special=self.allowed_special
         )
-        at = place_of_text([item.text for item in self.template])
-        special = [item.special for item in self.template if item.special is not None]
-        before, after = special[:at], special[at:]
+        before, after = ids_around(self.template)
+        added = len(before) + len(after)
         lengths = np.diff(offsets)
         is_cut = self.batch.strategy is not None and self.batch.max_length is not None
-        room = (self.batch.max_length or 0) - len(special) if is_cut else None
+        room = (self.batch.max_length or 0) - added if is_cut else None
         if room is not None and room < 0:
-            raise ValueError(f"max_length is {self.batch.max_length}; the special tokens alone are {len(special)}")
+            raise ValueError(f"max_length is {self.batch.max_length}; the special tokens alone are {added}")
         kept = lengths if room is None else np.minimum(lengths, room)
-        if not special and np.array_equal(kept, lengths):
+        if not added and np.array_equal(kept, lengths):
             return ids, offsets
         starts = offsets[:-1] + (lengths - kept if self.batch.truncation_side == "left" else 0)
-        ends = np.cumsum(kept + len(special))
+        ends = np.cumsum(kept + added)
         made = np.concatenate([[0], ends]).astype(np.int64)
         out = np.empty(made[-1], np.uint32)
         for place, token in enumerate(before):

@@ -10,7 +10,7 @@ from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._encoding.batches import Batches, Span, columns_of, template_of
 from bpe_llama._encoding.counting import CountingTokenizer
-from bpe_llama._loading.ends import END_ROLES, ends_of
+from bpe_llama._ends import END_ROLES, ends_of
 from bpe_llama._loading.settings import Settings
 
 if TYPE_CHECKING:
@@ -158,13 +158,14 @@ class EncodingTokenizer(CountingTokenizer):
             )
         expected = "a str or a sequence of str"
         firsts = [texts] if isinstance(texts, str) else list(iterator("texts", texts, expected))
-        seconds = None if text_pairs is None else [text_pairs] if isinstance(text_pairs, str) else None
-        if text_pairs is not None and seconds is None:
-            seconds = list(iterator("text_pairs", text_pairs, expected))
+        seconds: list[str] | None = None
+        if text_pairs is not None:
+            given = [text_pairs] if isinstance(text_pairs, str) else iterator("text_pairs", text_pairs, expected)
+            seconds = list(given)
             for row, text in enumerate(seconds):
                 string(f"text_pairs[{row}]", text)
-        if seconds is not None and len(seconds) != len(firsts):
-            raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
+            if len(seconds) != len(firsts):
+                raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
         if pad_id is not None and not 0 <= integer("pad_id", pad_id) < 2**32:
             raise ValueError(wrong("pad_id", pad_id, "an id from 0 to 2**32 - 1"))
         allowed_special = reusable(allowed_special)

@@ -141,15 +141,8 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), PreTokenizer(_BAILING)),
     **dict.fromkeys(("poro-chat", "bloom", "gpt3-finnish"), PreTokenizer((_NO_MARKS,))),
     "viking": PreTokenizer((_NO_MARKS, r"\p{N}")),
-    "tekken": PreTokenizer(
-        (_TEKKEN,),
-        ignore_merges=True,
-        add_bos=True,
-    ),
-    "granite-embed-multi-97m": PreTokenizer(
-        (_GRANITE,),
-        ignore_merges=True,
-    ),
+    "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "granite-embed-multi-97m": PreTokenizer((_GRANITE,), ignore_merges=True),
     "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", "r50k", "[0-9][0-9][0-9]")),
     "deepseek-llm": PreTokenizer(
         (

@@ -44,12 +44,10 @@ class GgufTokenizer:
     """The tokenizer of a GGUF file.
 
     Attributes:
-        core: The compiled tokenizer, with its `bos_id` and `eos_id`.
+        core: The compiled tokenizer, with the special-token ids of the file.
         chat_template: A template, or several by name (`"default"` is the unnamed one), or None.
         add_bos: Whether llama.cpp prepends `bos_id` to a text.
         add_eos: Whether llama.cpp appends `eos_id` to a text.
-        pad_id: The padding id.
-        unk_id: The id of the unknown token.
         eot_id: The id that ends a turn of a conversation.
         eom_id: The id that ends a message to a tool.
         end_ids: All ids that end generation in llama.cpp, `eos_id`, `eot_id` and `eom_id` included.
@@ -60,8 +58,6 @@ class GgufTokenizer:
     chat_template: ChatTemplate | None
     add_bos: bool
     add_eos: bool
-    pad_id: int | None
-    unk_id: int | None
     eot_id: int | None
     eom_id: int | None
     end_ids: frozenset[int]
@@ -214,7 +210,7 @@ def _finish(
         stated = token_id(metadata, name, len(tokens))
         is_control = default < len(tokens) and types[default] == CONTROL
         ends.append(default if stated is None and is_control else stated)
-    unk = token_id(metadata, "unknown", len(tokens))
+    pad, unk = (token_id(metadata, name, len(tokens)) for name in ("padding", "unknown"))
     special = find_special_tokens(metadata, tokens, types, ends[1])
     added = added_tokens(metadata, tokens, special.types)
     _check_overlaps(added)
@@ -223,12 +219,10 @@ def _finish(
         stated if stated is not None else usual for stated, usual in zip(ends, (core.bos_id, core.eos_id), strict=True)
     )
     return GgufTokenizer(
-        core=core.with_bos_eos(bos, eos),
+        core=core.with_ends(bos, eos, pad, unk if unk is not None or types[0] != UNKNOWN else 0),
         chat_template=from_gguf_metadata(metadata),
         add_bos=_flag(metadata, "add_bos_token", add_bos) and bos is not None,
         add_eos=_flag(metadata, "add_eos_token", False) and eos is not None,
-        pad_id=token_id(metadata, "padding", len(tokens)),
-        unk_id=unk if unk is not None or types[0] != UNKNOWN else 0,
         eot_id=special.eot_id,
         eom_id=special.eom_id,
         end_ids=special.end_ids | ({eos} if eos is not None else set()),

@@ -33,8 +33,6 @@ def tokenizer_metadata(
     *,
     add_bos: bool | None = None,
     add_eos: bool | None = None,
-    pad_id: int | None = None,
-    unk_id: int | None = None,
     pre: str | None = None,
     model_ends: Collection[int] = (),
 ) -> dict[str, Any]:
@@ -49,8 +47,6 @@ def tokenizer_metadata(
         add_bos: Whether `bos_id` is prepended to a text; by default the post-processor decides. Without a
             post-processor, the key is omitted for a SentencePiece tokenizer and false for a byte-level one.
         add_eos: Whether `eos_id` is appended to a text, likewise.
-        pad_id: The padding id; by default the tokenizer's.
-        unk_id: The id of the unknown token; by default the tokenizer's.
         pre: llama.cpp's name of the pattern; by default the first of its names. For a vocabulary over characters with
             merges, a name such as `"gemma4"`.
         model_ends: The ids at which the model ends generation, of which no warning is needed.
@@ -68,8 +64,6 @@ def tokenizer_metadata(
         stated = _ends_around(tokenizer)
         add_bos = stated[0] if add_bos is None else add_bos
         add_eos = stated[1] if add_eos is None else add_eos
-    pad_id = tokenizer.pad_id if pad_id is None else pad_id
-    unk_id = tokenizer.unk_id if unk_id is None else unk_id
     described["model"]["merges"] = [
         tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in described["model"]["merges"]
     ]
@@ -80,7 +74,7 @@ def tokenizer_metadata(
         metadata = _characters(tokenizer, described, pre)
     else:
         metadata = _sentencepiece(tokenizer, described)
-    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": pad_id, "unknown": unk_id}
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id, "unknown": tokenizer.unk_id}
     for key, token_id in ids.items():
         if token_id is not None:
             metadata.setdefault(f"tokenizer.ggml.{key}_token_id", token_id)
@@ -245,9 +239,7 @@ def _name_of(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | Non
     """Return llama.cpp's name of the pattern, and differences for a warning."""
     pattern, differences = tokenizer.pattern, []
     ignore_merges: bool = described["model"]["ignore_merges"]
-    published = pattern.removeprefix(
-        "(?#oniguruma)"
-    )  # the prefix of a pattern from a tokenizer.json; the meaning is the same
+    published = pattern.removeprefix("(?#oniguruma)")  # of a pattern from a tokenizer.json, which means the same
     if published in _nearest():
         name, difference = _nearest()[published]
         pattern = _pattern_of(PRE_TOKENIZERS[name])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -226,30 +230,33 @@ def listed_tokens(config: Mapping[str, Any]) -> dict[int, AddedToken]:
     return dict(sorted(by_id.items()))
 
 
-def ignored_id_warning(
-    config: Mapping[str, Any], added: Mapping[str, Any], id_of: Callable[[str], int | None]
-) -> str | None:
-    """Return a warning that names the first token with another id than in a file, or ``None``.
+def warn_of_ignored_ids(folder: Path, core: CoreTokenizer, config: Mapping[str, Any], added: Mapping[str, Any]) -> None:
+    """Warn of the first token that has another id in ``core`` than in a file of its folder.
 
     transformers uses the ids in these files for the order of adding only: a token of the vocabulary keeps its id, and a
     new one gets the next.
 
     Args:
+        folder: The folder.
+        core: The tokenizer.
         config: The content of tokenizer_config.json, with a valid ``added_tokens_decoder``.
         added: The content of added_tokens.json, likewise.
-        id_of: Returns the id of a token, or ``None``.
     """
     if "added_tokens_decoder" in config:
         where = "tokenizer_config.json: added_tokens_decoder"
         given = [(token["content"], int(key)) for key, token in config["added_tokens_decoder"].items()]
     else:
         where, given = "added_tokens.json", list(added.items())
+    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
     for content, token_id in given:
-        has = id_of(content)
-        if content and has != token_id:
+        if content and (has := ids.get(content)) != token_id:
             what = "left out" if has is None else f"{has}"
-            return f"{where} gives token {shown(content)} the id {token_id}, which is ignored: it is {what}"
-    return None
+            warnings.warn(
+                f"{folder}: {where} gives token {shown(content)} the id {token_id}, which is ignored: it is {what}",
+                UserWarning,
+                stacklevel=5,
+            )
+            return
 
 
 @dataclass

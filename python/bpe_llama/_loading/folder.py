@@ -11,17 +11,17 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
+from bpe_llama._ends import END_ROLES, ends_of, template_ids
 from bpe_llama._files import read_bytes, read_json_object
 from bpe_llama._loading.added_tokens import (
     ROLES,
     AddedToken,
     AddedTokens,
     StatedTokens,
-    ignored_id_warning,
     listed_tokens,
     read_stated_tokens,
+    warn_of_ignored_ids,
 )
-from bpe_llama._loading.ends import END_ROLES, ends_of, ids_around
 from bpe_llama._loading.rebuilding import differences
 from bpe_llama._loading.settings import Settings, read_settings
 from bpe_llama._loading.tokenizer_classes import class_of, class_tokens
@@ -102,10 +102,8 @@ def with_config(
             _warn_of_rebuilding(path, name, file, config, read_stated_tokens(*files, own), core)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
-    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    if ignored := ignored_id_warning(config, added, ids.get):
-        warnings.warn(f"{folder}: {ignored}", UserWarning, stacklevel=4)
-    return core, read_attributes(folder, roles, extra, config=config, class_name=name, sections=parts)
+    warn_of_ignored_ids(folder, core, config, added)
+    return core, read_attributes(folder, config, roles, extra, class_name=name, sections=parts)
 
 
 def with_ranks_config(core: CoreTokenizer, folder: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
@@ -128,15 +126,13 @@ def with_ranks_config(core: CoreTokenizer, folder: Path) -> tuple[CoreTokenizer,
     try:
         core = _with_listed_ids(core, listed_tokens(config))
         core, roles, extra = _with_stated_tokens(core, None, {}, config, special_map, added)
-        before, after = ids_around(core)
+        before, after = template_ids(core)
         if (before, after) != (None, None) or config.keys() & {"add_bos_token", "add_eos_token"}:
             core = _with_ends_around(core, config, before is not None, after is not None)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    if ignored := ignored_id_warning(config, added, ids.get):
-        warnings.warn(f"{folder}: {ignored}", UserWarning, stacklevel=4)
-    return core, read_attributes(folder, roles, extra, config=config)
+    warn_of_ignored_ids(folder, core, config, added)
+    return core, read_attributes(folder, config, roles, extra)
 
 
 def _with_listed_ids(core: CoreTokenizer, listed: Mapping[int, AddedToken]) -> CoreTokenizer:
@@ -156,32 +152,31 @@ def _with_listed_ids(core: CoreTokenizer, listed: Mapping[int, AddedToken]) -> C
     rest = {name: token_id for name, token_id in known.items() if name not in named and token_id not in named.values()}
     made = CoreTokenizer.build_from_ranks(ranks, core.pattern_name or core.pattern, list((rest | named).items()))
     made = made.with_added_tokens([token.for_core() for token in listed.values() if token.content in named])
-    return made.with_ends(*ends_of(core)).with_template(*ids_around(core))
+    return made.with_ends(*ends_of(core)).with_template(*template_ids(core))
 
 
 def read_attributes(
     folder: Path,
+    config: Mapping[str, Any],
     roles: Mapping[str, str],
-    extra: Iterable[str] = (),
+    extra: Iterable[str],
     *,
-    config: Mapping[str, Any] | None = None,
     class_name: str | None = None,
     sections: Mapping[str, Any] | None = None,
 ) -> TokenizerAttributes:
     """Return the content of a folder's files that the compiled tokenizer does not hold.
 
     Args:
-        folder: May hold a ``tokenizer_config.json`` and chat templates.
+        folder: May hold chat templates.
+        config: The content of its ``tokenizer_config.json``.
         roles: Special tokens by role.
         extra: Special tokens without a role.
-        config: The content of ``tokenizer_config.json``; ``None`` reads it.
         class_name: As :func:`bpe_llama._loading.settings.read_settings` takes it.
         sections: As :func:`bpe_llama._loading.settings.read_settings` takes it.
 
     Raises:
         ValueError: If a file is damaged or a field is wrong, naming both.
     """
-    config = read_object(folder / "tokenizer_config.json") if config is None else config
     try:
         settings = read_settings(config, class_name, sections)
     except ValueError as error:
@@ -333,6 +328,6 @@ def config_text(tokenizer: CoreTokenizer, attributes: TokenizerAttributes) -> st
     if own:
         config["model_specific_special_tokens"] = own
     if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead
-        before, after = ids_around(tokenizer)
+        before, after = template_ids(tokenizer)
         config |= {"add_bos_token": before is not None, "add_eos_token": after is not None}
     return json.dumps(config, ensure_ascii=False, indent=2) + "\n"

@@ -12,11 +12,11 @@ from typing import Literal, TypeAlias
 
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._ends import ends_of
 from bpe_llama._files import PathLike, complete_writes, open_regular
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
-from bpe_llama._loading.ends import ends_of
 from bpe_llama._loading.folder import TokenizerAttributes, with_config, with_ranks_config
 from bpe_llama._loading.settings import Settings
 from bpe_llama.chat.templates import NAMED_FOLDER
@@ -34,7 +34,7 @@ def load(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
     file = file_in(path)
     match format_of(file):
         case "gguf":
-            return with_gguf_settings(gguf.read_tokenizer(file))
+            return load_gguf(file)
         case "huggingface":
             return with_config(file, is_in_folder=is_folder)
         case "sentencepiece":
@@ -59,11 +59,12 @@ def load_huggingface(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes
     return with_config(path / "tokenizer.json" if is_folder else path, is_in_folder=is_folder)
 
 
-def with_gguf_settings(read: gguf.GgufTokenizer) -> tuple[CoreTokenizer, TokenizerAttributes]:
-    """Return the tokenizer of a GGUF file with the special-token ids of its metadata."""
-    core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
-    core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
-    settings = Settings(end_ids=tuple(sorted(read.end_ids - {core.eos_id})))
+def load_gguf(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
+    """Return the tokenizer in a GGUF file, and the settings and chat templates of its metadata."""
+    read = gguf.read_tokenizer(path)
+    bos, eos = read.core.bos_id, read.core.eos_id
+    core = read.core.with_template(bos if read.add_bos else None, eos if read.add_eos else None)
+    settings = Settings(end_ids=tuple(sorted(read.end_ids - {eos})))
     return core, TokenizerAttributes(read.chat_template, settings=settings)
 
 

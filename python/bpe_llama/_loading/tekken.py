@@ -9,8 +9,8 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
+from bpe_llama._ends import Ends
 from bpe_llama._files import read_json
-from bpe_llama._loading.ends import Ends
 
 _VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
 _FIELDS = {

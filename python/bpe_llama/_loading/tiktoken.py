@@ -15,8 +15,8 @@ from bpe_llama._arguments import check_surrogates, instance, integer, string
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
+from bpe_llama._ends import Ends, ends_of
 from bpe_llama._files import PathLike, read_bytes, read_json, write_text
-from bpe_llama._loading.ends import Ends, ends_of
 from bpe_llama._loading.published.cache import vocabulary_file
 from bpe_llama._loading.published.vocabularies import published_by_name, published_by_sha256
 from bpe_llama._loading.settings import Settings

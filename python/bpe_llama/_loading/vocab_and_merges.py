@@ -10,10 +10,10 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
+from bpe_llama._ends import END_ROLES, Ends
 from bpe_llama._files import read_json, read_text
-from bpe_llama._loading.added_tokens import AddedTokens, ignored_id_warning, read_stated_tokens
+from bpe_llama._loading.added_tokens import AddedTokens, read_stated_tokens, warn_of_ignored_ids
 from bpe_llama._loading.components import post_processor
-from bpe_llama._loading.ends import END_ROLES, Ends
 from bpe_llama._loading.folder import TokenizerAttributes, read_attributes, read_object
 from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
@@ -38,9 +38,7 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
     config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
-    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    if ignored := ignored_id_warning(config, added, ids.get):
-        warnings.warn(f"{path.parent}: {ignored}", UserWarning, stacklevel=4)
+    warn_of_ignored_ids(path.parent, core, config, added)
     name = _class_name(config, read_object(path.parent / "config.json"))
     if name == "WhisperTokenizer" and core.token_to_id(_WHISPER_PROMPT) is not None:
         warnings.warn(
@@ -84,7 +82,7 @@ def describe(folder: Path) -> tuple[str, Ends, TokenizerAttributes]:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     others = {role: content for role, content in stated.names().items() if role not in END_ROLES}
-    read = read_attributes(folder, others, stated.extra_names(), config=config, class_name=name)
+    read = read_attributes(folder, config, others, stated.extra_names(), class_name=name)
     return text, Ends(*(added.id_of(roles[role] or "") for role in END_ROLES)), read
 
 

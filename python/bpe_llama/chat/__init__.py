@@ -12,15 +12,16 @@ text of theirs becomes a special token, whatever the template does with it.
 | `sandbox`, `operations`, `limits` | check each operation of a template against the limits |
 | `provenance` | carry the origin of each character, so that only the template's text becomes a special token |
 | `answers` | find the assistant's answers in rendered text |
-| `encoding` | encode rendered text, for generation and for fine-tuning |
+| `encoder` | encode rendered text |
+| `encoding` | render and encode messages, for generation and for fine-tuning |
 | `set_template` | set a tokenizer's template |
 
 Source of the conventions: https://huggingface.co/docs/transformers/chat_templating.
 """
 
+from bpe_llama.chat.encoder import EncodedChat
 from bpe_llama.chat.encoding import (
     TRAIN_ON,
-    EncodedChat,
     encode_chat,
     encode_conversation,
     encode_marked_chat,

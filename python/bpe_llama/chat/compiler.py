@@ -5,7 +5,7 @@ The calls are methods of `sandbox.ChatEnvironment`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jinja2 import nodes
@@ -60,8 +60,12 @@ class CheckedCode(CodeGenerator):
 
     def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
         """Write text between tags as text of the template."""
-        self.write("environment.own(")
-        super().visit_TemplateData(node, frame)
+        self._write_call("own", super().visit_TemplateData, node, frame)
+
+    def _write_call(self, method: str, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
+        """Write a call of the environment with the code of a node as its argument."""
+        self.write(f"environment.{method}(")
+        visit(node, frame)
         self.write(")")
 
     def _output_const_repr(self, group: Iterable[Any]) -> str:
@@ -78,27 +82,21 @@ class CheckedCode(CodeGenerator):
 
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
         """Write a slice whose size is counted."""
-        if not isinstance(node.arg, nodes.Slice):
+        if isinstance(node.arg, nodes.Slice):
+            self._write_call("keep", super().visit_Getitem, node, frame)
+        else:
             super().visit_Getitem(node, frame)
-            return
-        self.write("environment.keep(")
-        super().visit_Getitem(node, frame)
-        self.write(")")
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
         """Write a list whose size is counted."""
-        self.write("environment.keep(")
-        super().visit_List(node, frame)
-        self.write(")")
+        self._write_call("keep", super().visit_List, node, frame)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
         """Write a tuple whose size is counted."""
-        if node.ctx != "load":
+        if node.ctx == "load":
+            self._write_call("keep", super().visit_Tuple, node, frame)
+        else:
             super().visit_Tuple(node, frame)
-            return
-        self.write("environment.keep(")
-        super().visit_Tuple(node, frame)
-        self.write(")")
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
         """Write a mapping whose size is counted and whose keys are checked."""

@@ -113,7 +113,7 @@ def render_template(
         pieces = []
         for piece in program.generate(messages=messages, **variables):
             pieces.append(piece)
-            environment.written += len(pieces[-1])
+            environment.written += len(piece)
             meter.check_length(environment.written)
     except Exception as error:
         raise failure(error) from error

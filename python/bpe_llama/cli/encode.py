@@ -40,10 +40,6 @@ def command(
     if out is None:
         typer.echo(json.dumps(ids) if as_json else " ".join(map(str, ids)))
     else:
-        _save_ids(ids, loaded.vocab_size, out)
+        with begin_array(out, dtype_of(loaded.vocab_size)) as array:
+            array.append(np.array(ids, np.uint32))
         note(f"{out}: {len(ids):,} ids", on_stdout=True)
-
-
-def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
-    with begin_array(out, dtype_of(vocab_size)) as array:
-        array.append(np.array(ids, np.uint32))

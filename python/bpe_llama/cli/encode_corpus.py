@@ -11,7 +11,15 @@ import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import note
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, JsonOption, TokenizerName, integer_option
+from bpe_llama.cli.options import (
+    DEFAULT_TOKENIZER,
+    JsonOption,
+    OnErrorOption,
+    SeparatorOption,
+    ThreadsOption,
+    TokenizerName,
+    integer_option,
+)
 
 EXAMPLE = "Example: bpe-llama encode-corpus 'corpus/*.jsonl.zst' --tokenizer tokenizer.json --out shards"
 
@@ -28,9 +36,7 @@ def command(
     split: Annotated[str, typer.Option(help="The split of --dataset, such as 'train' or 'train[:1%]'.")] = "train",
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
     field: Annotated[str, typer.Option(help="The field or column of .jsonl, .parquet and --dataset.")] = "text",
-    separator: Annotated[
-        str | None, typer.Option(help="Text that ends a document within a text file; default: a file is a document.")
-    ] = None,
+    separator: SeparatorOption = None,
     bos: Annotated[
         bool | None,
         typer.Option("--bos/--no-bos", help="Begin documents with the bos token; default: as the tokenizer's files."),
@@ -39,17 +45,12 @@ def command(
         bool,
         typer.Option("--eos/--no-eos", help="End documents as the tokenizer's files say, else with eos."),
     ] = True,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
-        ),
-    ] = "raise",
+    on_error: OnErrorOption = "raise",
     allow_special: Annotated[
         bool, typer.Option(help="Encode special tokens in the documents as their ids, as in rendered chats.")
     ] = False,
     shard_tokens: Annotated[int, integer_option("A shard ends with the document that reaches it.")] = 100_000_000,
-    threads: Annotated[int | None, integer_option("Number of threads; default: one per core.")] = None,
+    threads: ThreadsOption = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Encode on this Ray cluster; auto: find one, local: start one."),

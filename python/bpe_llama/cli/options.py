@@ -61,6 +61,14 @@ def whole_number(text: str) -> int:
     raise typer.BadParameter(f"expected a whole number, got {text!r}{hint}")
 
 
+SeparatorOption = Annotated[
+    str | None, typer.Option(help="Text that ends a document within a text file; default: a file is a document.")
+]
+OnErrorOption = Annotated[
+    str,
+    typer.Option(metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."),
+]
+ThreadsOption = Annotated[int | None, integer_option("Number of threads; default: one per core.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show no progress and no notes; warnings and errors remain.")

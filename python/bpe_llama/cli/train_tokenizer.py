@@ -13,7 +13,14 @@ import typer
 
 from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import is_quiet, note
-from bpe_llama.cli.options import DEFAULT_TOKENIZER, JsonOption, integer_option
+from bpe_llama.cli.options import (
+    DEFAULT_TOKENIZER,
+    JsonOption,
+    OnErrorOption,
+    SeparatorOption,
+    ThreadsOption,
+    integer_option,
+)
 from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.tokenizer import Tokenizer
 
@@ -51,16 +58,9 @@ def command(
     min_frequency: Annotated[int, integer_option("Least count of a pair that is merged.")] = 0,
     max_token_length: Annotated[int | None, integer_option("Longest token in bytes.")] = None,
     field: Annotated[str, typer.Option(help="The field or column of .jsonl and .parquet.")] = "text",
-    separator: Annotated[
-        str | None, typer.Option(help="Text that ends a document within a text file; default: a file is a document.")
-    ] = None,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
-        ),
-    ] = "raise",
-    threads: Annotated[int | None, integer_option("Number of threads; default: one per core.")] = None,
+    separator: SeparatorOption = None,
+    on_error: OnErrorOption = "raise",
+    threads: ThreadsOption = None,
     out: Annotated[
         Path | None,
         typer.Option(

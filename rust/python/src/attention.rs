@@ -1,16 +1,13 @@
 //! `attend` for Python: attention of new tokens over a KV cache in a NumPy array.
 
 use crate::arguments::at_least;
-use crate::error::{caught, detached, value_error};
+use crate::error::run_kernel;
 use crate::linear::check_order;
 use crate::named::{self, shown};
 use bpe_llama_kernels::{AttentionShape, KvCache, NewTokens, attend};
 use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-
-/// With fewer elements of keys a call returns before another thread could use the GIL.
-const RELEASE_ELEMENTS: usize = 1 << 15;
 
 /// Apply RoPE to M new tokens, append their keys and values to the cache, and write their attention to `out`.
 ///
@@ -95,9 +92,8 @@ pub(crate) fn py_attend<'py>(
         let shape = AttentionShape { heads, kv_heads, head_dim, capacity, window, softcap, interleaved };
         let out = written.as_slice_mut()?;
         let attended = positions.iter().flatten().fold(0_usize, |sum, (_, position)| sum.saturating_add(*position));
-        let is_short = attended.saturating_mul(kv_heads * head_dim) < RELEASE_ELEMENTS;
-        let call = || attend(shape, tokens, cache, out, num_threads);
-        if is_short { caught(call) } else { detached(py, call) }?.map_err(value_error)
+        let key_elements = attended.saturating_mul(kv_heads * head_dim);
+        run_kernel(py, key_elements, || attend(shape, tokens, cache, out, num_threads))
     };
     if let Ok(array) = cache.cast::<PyArray6<f32>>() {
         let mut cache = writable(array)?;

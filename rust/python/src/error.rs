@@ -1,6 +1,7 @@
 //! Converts Rust errors to Python exceptions.
 
 use std::any::Any;
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -33,7 +34,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
 }
 
 /// Converts an error of the sampler or the kernels, which only report invalid arguments.
-pub(crate) fn value_error(error: impl std::fmt::Display) -> PyErr {
+pub(crate) fn value_error(error: impl Display) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
@@ -48,6 +49,18 @@ pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> PyResult<R> {
 /// As [`caught`], without the GIL.
 pub(crate) fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> PyResult<R> {
     py.detach(|| caught(work))
+}
+
+/// The size below which a kernel returns before another thread could use the GIL.
+const RELEASE_SIZE: usize = 1 << 15;
+
+/// Runs a kernel; without the GIL, unless its input, of `size` elements or bytes, is small.
+pub(crate) fn run_kernel<E: Display + Send>(
+    py: Python<'_>,
+    size: usize,
+    work: impl FnOnce() -> Result<(), E> + Send,
+) -> PyResult<()> {
+    if size < RELEASE_SIZE { caught(work) } else { detached(py, work) }?.map_err(value_error)
 }
 
 #[cold]

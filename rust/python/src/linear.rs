@@ -1,7 +1,7 @@
 //! `Linear` for Python: matrix products with weights in NumPy arrays.
 
 use crate::arguments::{at_least, collect};
-use crate::error::{caught, detached, value_error};
+use crate::error::{run_kernel, value_error};
 use crate::named::{self, shown, wrong_type};
 use bpe_llama_kernels::{
     Activations, Gate, Matrix, NormWeights, Weights, has_amx, has_avx512, has_avx512_bf16, matmul,
@@ -45,9 +45,6 @@ pub(crate) fn py_has_amx() -> bool {
 pub(crate) fn py_has_avx512_bf16() -> bool {
     has_avx512_bf16()
 }
-
-/// With fewer bytes of weights a call returns before another thread could use the GIL.
-const RELEASE_BYTES: usize = 1 << 15;
 
 const EXPECTED: &str = "expected a float32 or uint16 array (O, I), an int8 array (O, I) with a float32 array (O,), or a \
     uint8 array (O, I / 2) with a uint16 array (O, Q, 2)";
@@ -272,8 +269,7 @@ impl PyLinear {
             )));
         }
         let out = written.as_slice_mut()?;
-        let run = || matmul(&matrices, activations, out, add, num_threads);
-        if self.bytes < RELEASE_BYTES { caught(run) } else { detached(py, run) }?.map_err(value_error)
+        run_kernel(py, self.bytes, || matmul(&matrices, activations, out, add, num_threads))
     }
 }
 

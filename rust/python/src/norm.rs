@@ -1,16 +1,13 @@
 //! `normalize` for Python: RMSNorm and LayerNorm in place in a NumPy array.
 
 use crate::arguments::at_least;
-use crate::error::{caught, detached, value_error};
+use crate::error::run_kernel;
 use crate::linear::{Norm, check_order};
 use crate::named;
 use bpe_llama_kernels::normalize;
 use numpy::{PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-
-/// With fewer elements a call returns before another thread could use the GIL.
-const RELEASE_ELEMENTS: usize = 1 << 15;
 
 /// Normalize columns of M rows in place, in groups of H columns: with as many groups as heads, each head alone.
 ///
@@ -58,7 +55,5 @@ pub(crate) fn py_normalize<'py>(
     let weights = norm.weights(py)?;
     let width = x.shape()[1];
     let rows = written.as_slice_mut()?;
-    let is_short = rows.len() < RELEASE_ELEMENTS;
-    let call = || normalize(rows, width, start..stop, weights, eps, num_threads);
-    if is_short { caught(call) } else { detached(py, call) }?.map_err(value_error)
+    run_kernel(py, rows.len(), || normalize(rows, width, start..stop, weights, eps, num_threads))
 }

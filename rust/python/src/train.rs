@@ -1,11 +1,12 @@
 //! Word counts and training.
 
+use std::borrow::Borrow;
 use std::path::PathBuf;
 
 use bpe_llama::Result;
 use bpe_llama::corpus::{CorpusReader, Skipped};
 use bpe_llama::pretokenize::Pretokenizer;
-use bpe_llama::train::{Batch, OnProgress, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
+use bpe_llama::train::{Batch, OnProgress, Progress, TieOrder, TrainOptions, WordCounts as Counts};
 use bpe_llama::train::{count_batches, count_files, train};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyTuple};
@@ -156,7 +157,14 @@ impl Options {
 /// Tokens by id, and merges as pairs of ids.
 type Vocabulary<'py> = (Vec<Bound<'py, PyBytes>>, Vec<Bound<'py, PyTuple>>);
 
-fn vocabulary(py: Python<'_>, trained: Trained) -> PyResult<Vocabulary<'_>> {
+/// Returns the vocabulary learned from counts; those given by value are freed before the merges.
+fn learn<'py>(
+    py: Python<'py>,
+    counts: impl Borrow<Counts> + Send,
+    options: &TrainOptions,
+    on_progress: Option<&Py<PyAny>>,
+) -> PyResult<Vocabulary<'py>> {
+    let trained = run(py, on_progress, |on_progress, _| train(counts, options, on_progress))?;
     let tokens = trained.tokens.iter().map(|token| PyBytes::new(py, token)).collect();
     let merges = trained.merges.into_iter().map(|pair| pair.into_pyobject(py)).collect::<PyResult<_>>()?;
     Ok((tokens, merges))
@@ -262,9 +270,7 @@ fn train_merges<'py>(
     options: Options,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<Vocabulary<'py>> {
-    let options = options.into_core()?;
-    let trained = run(py, on_progress.as_ref(), |on_progress, _| train(&counts.0, &options, on_progress))?;
-    vocabulary(py, trained)
+    learn(py, &counts.0, &options.into_core()?, on_progress.as_ref())
 }
 
 /// Return the tokens and merges learned from files, and what was skipped; `bpe_llama.training` calls this.
@@ -281,8 +287,7 @@ fn train_from_files(
 ) -> PyResult<(Vocabulary<'_>, SkippedRows)> {
     let options = options.into_core()?;
     let (counts, skipped) = from_files(py, paths.0, splitting, reading, on_progress.as_ref())?;
-    let trained = run(py, on_progress.as_ref(), |on_progress, _| train(counts, &options, on_progress))?;
-    Ok((vocabulary(py, trained)?, skipped_rows(&skipped)))
+    Ok((learn(py, counts, &options, on_progress.as_ref())?, skipped_rows(&skipped)))
 }
 
 /// Return the tokens and merges learned from texts, in one call, as `train_from_files` does.
@@ -294,10 +299,8 @@ fn train_from_iterator<'py>(
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<Vocabulary<'py>> {
     let options = options.into_core()?;
-    let py = texts.py();
     let counts = from_iterator(texts, &splitting, on_progress.as_ref())?;
-    let trained = run(py, on_progress.as_ref(), |on_progress, _| train(counts, &options, on_progress))?;
-    vocabulary(py, trained)
+    learn(texts.py(), counts, &options, on_progress.as_ref())
 }
 
 /// Adds the names of this file to the module.

@@ -1,10 +1,10 @@
 //! Element-wise parts of a layer in training for Python, on NumPy arrays.
 
 use crate::arguments::at_least;
-use crate::error::{caught, detached, value_error};
+use crate::error::run_kernel;
 use crate::linear::check_order;
 use crate::named;
-use bpe_llama_kernels::{Angles, ElementWise, Loss, Result};
+use bpe_llama_kernels::{Angles, ElementWise, Loss};
 use numpy::ndarray::Dimension;
 use numpy::{
     BorrowError, Element, PyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray, PyReadwriteArray,
@@ -12,9 +12,6 @@ use numpy::{
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-
-/// With fewer elements a call returns before another thread could use the GIL.
-const RELEASE_ELEMENTS: usize = 1 << 15;
 
 /// Adds the functions to the module.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -51,10 +48,6 @@ fn check_shapes<const N: usize>(expected: &[usize], arrays: [(&str, &[usize]); N
         None => Ok(()),
         Some((name, shape)) => Err(PyValueError::new_err(format!("{name} has shape {shape:?}; expected {expected:?}"))),
     }
-}
-
-fn call(py: Python<'_>, elements: usize, work: impl FnOnce() -> Result<()> + Send) -> PyResult<()> {
-    if elements < RELEASE_ELEMENTS { caught(work) } else { detached(py, work) }?.map_err(value_error)
 }
 
 /// Write the RMSNorm of M rows, `x / sqrt(mean(x ** 2) + eps) * weights`, to `out`.
@@ -97,7 +90,7 @@ fn py_rms_norm<'py>(
     let (x, weights) = (read("x", &x)?, read("weights", &weights)?);
     let (mut out, mut scales) = (write("out", &out)?, write("scales", &scales)?);
     let (x, weights, out, scales) = (x.as_slice()?, weights.as_slice()?, out.as_slice_mut()?, scales.as_slice_mut()?);
-    call(py, x.len(), || ElementWise::new(num_threads).rms_norm(x, weights, eps, out, scales))
+    run_kernel(py, x.len(), || ElementWise::new(num_threads).rms_norm(x, weights, eps, out, scales))
 }
 
 /// Write the gradients of `rms_norm` with respect to `x` and to `weights`.
@@ -147,7 +140,7 @@ fn py_rms_norm_backward<'py>(
     let (mut for_x, mut for_weights) = (write("for_x", &for_x)?, write("for_weights", &for_weights)?);
     let (gradient, x, weights, scales) = (gradient.as_slice()?, x.as_slice()?, weights.as_slice()?, scales.as_slice()?);
     let (for_x, for_weights) = (for_x.as_slice_mut()?, for_weights.as_slice_mut()?);
-    call(py, x.len(), || {
+    run_kernel(py, x.len(), || {
         ElementWise::new(num_threads).rms_norm_backward(gradient, x, weights, scales, for_x, for_weights)
     })
 }
@@ -184,7 +177,7 @@ fn py_swiglu<'py>(
     let num_threads = at_least(1, "num_threads", num_threads)?;
     let (gate, up, mut out) = (read("gate", &gate)?, read("up", &up)?, write("out", &out)?);
     let (gate, up, out) = (gate.as_slice()?, up.as_slice()?, out.as_slice_mut()?);
-    call(py, gate.len(), || ElementWise::new(num_threads).swiglu(gate, up, out))
+    run_kernel(py, gate.len(), || ElementWise::new(num_threads).swiglu(gate, up, out))
 }
 
 /// Write the gradients of `swiglu` with respect to `gate` and `up`.
@@ -225,7 +218,7 @@ fn py_swiglu_backward<'py>(
     let (mut for_gate, mut for_up) = (write("for_gate", &for_gate)?, write("for_up", &for_up)?);
     let (gradient, gate, up) = (gradient.as_slice()?, gate.as_slice()?, up.as_slice()?);
     let (for_gate, for_up) = (for_gate.as_slice_mut()?, for_up.as_slice_mut()?);
-    call(py, gate.len(), || ElementWise::new(num_threads).swiglu_backward(gradient, gate, up, for_gate, for_up))
+    run_kernel(py, gate.len(), || ElementWise::new(num_threads).swiglu_backward(gradient, gate, up, for_gate, for_up))
 }
 
 /// Write rows of heads, with features `i` and `i + R / 2` of each head rotated (RoPE), to `out`.
@@ -278,7 +271,7 @@ fn py_rotate<'py>(
     let (x, cos, sin, mut out) = (read("x", &x)?, read("cos", &cos)?, read("sin", &sin)?, write("out", &out)?);
     let angles = Angles { cos: cos.as_slice()?, sin: sin.as_slice()?, pairs };
     let (x, out) = (x.as_slice()?, out.as_slice_mut()?);
-    call(py, x.len(), || ElementWise::new(num_threads).rotate(x, angles, heads, head_dim, back, out))
+    run_kernel(py, x.len(), || ElementWise::new(num_threads).rotate(x, angles, heads, head_dim, back, out))
 }
 
 /// Write the cross-entropy of each row of logits, times a factor, to `losses`.
@@ -329,5 +322,5 @@ fn py_cross_entropy<'py>(
     let (labels, factors) = (labels.as_slice()?, factors.as_slice()?);
     let (logits, losses) = (logits.as_slice_mut()?, losses.as_slice_mut()?);
     let loss = Loss { label_smoothing, z_loss, gradient };
-    call(py, logits.len(), || ElementWise::new(num_threads).cross_entropy(logits, labels, factors, loss, losses))
+    run_kernel(py, logits.len(), || ElementWise::new(num_threads).cross_entropy(logits, labels, factors, loss, losses))
 }

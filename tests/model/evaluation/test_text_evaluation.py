@@ -32,7 +32,8 @@ REAL_TEXT = Path(json.__file__).read_text("utf-8") + "".join(DOCUMENTS) + "  two
 def byte_level(bos: bool) -> Tokenizer:
     tok = Tokenizer.train_from_iterator(DOCUMENTS * 3, 300, special_tokens=["<s>", "</s>"], progress=False)
     begin, end = tok.special_tokens["<s>"], tok.special_tokens["</s>"]
-    return Tokenizer(tok.with_bos_eos(begin, end).with_template(begin if bos else None, end if bos else None))
+    core = tok.with_ends(begin, end, None, None)
+    return Tokenizer(core.with_template(begin if bos else None, end if bos else None))
 
 
 def model_for(tokenizer: Tokenizer, **changes: Any) -> LlamaForCausalLM:

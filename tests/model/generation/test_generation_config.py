@@ -36,7 +36,7 @@ def model_with(eos: Any = 257, **generation: Any) -> LlamaForCausalLM:
 
 def tokenizer_with(eos: int | None = None, before: int | None = None, after: int | None = None) -> Tokenizer:
     plain = Tokenizer.from_ranks(RANKS, pattern="gpt2", special_tokens=SPECIAL)
-    core = plain.with_bos_eos(256, eos).with_template(before, after)
+    core = plain.with_ends(256, eos, None, None).with_template(before, after)
     return Tokenizer(core, chat_template=TEMPLATE)
 
 

@@ -141,7 +141,9 @@ def test_bad_requests_are_named(generator: TextGenerator) -> None:
 def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, scripted: Callable[[list[int]], None]) -> None:
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{i:02X}>", 0.0, 6) for i in range(256))]
     pieces += [("▁", -1.0, 1), ("▁the", -2.0, 1), ("▁end", -3.0, 1)]
-    tokenizer = Tokenizer(_core.Tokenizer.build_from_pieces(pieces, True, False).with_bos_eos(1, 2))
+    added = [(pieces[i][0], i, True, False, False) for i in range(3)]
+    core = _core.Tokenizer.build_from_gguf_pieces(pieces, True, added)
+    tokenizer = Tokenizer(core.with_ends(1, 2, None, None))
     config = generator.model.config.replace(vocab_size=tokenizer.vocab_size, eos_token_id=2)
     writing = TextGenerator(LlamaForCausalLM(config).eval(), tokenizer)
     scripted([tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁end"), 2])

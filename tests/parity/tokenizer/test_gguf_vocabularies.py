@@ -70,7 +70,14 @@ def test_ids_are_llama_cpps(loaded: tuple[str, Path, GgufTokenizer]) -> None:
 
 def test_special_tokens_are_llama_cpps(loaded: tuple[str, Path, GgufTokenizer]) -> None:
     name, _, found = loaded
-    ends = (found.core.bos_id, found.core.eos_id, found.add_bos, found.add_eos, found.pad_id, sorted(found.end_ids))
+    ends = (
+        found.core.bos_id,
+        found.core.eos_id,
+        found.add_bos,
+        found.add_eos,
+        found.core.pad_id,
+        sorted(found.end_ids),
+    )
     assert ends == SPECIAL[name]
 
 
@@ -79,16 +86,14 @@ def test_what_we_write_gives_the_same_ids(loaded: tuple[str, Path, GgufTokenizer
     with warnings.catch_warnings():
         if name == "phi-3":  # llama.cpp knows by the model's name that white space after its tokens is swallowed
             warnings.filterwarnings("ignore", message=r"llama\.cpp encodes some texts differently")
-        metadata = tokenizer_metadata(
-            first.core, add_bos=first.add_bos, add_eos=first.add_eos, pad_id=first.pad_id, pre=first.pre
-        )
+        metadata = tokenizer_metadata(first.core, add_bos=first.add_bos, add_eos=first.add_eos, pre=first.pre)
     write_gguf(tmp_path / "t.gguf", metadata)
     second = load(tmp_path / "t.gguf")
     for text, ids in cases(path):
         assert second.core.encode(text) == ids, text
     assert second.core.merges == first.core.merges
-    assert (second.pre, second.add_bos, second.add_eos, second.pad_id, second.end_ids) == (
-        *(first.pre, first.add_bos, first.add_eos, first.pad_id, first.end_ids),
+    assert (second.pre, second.add_bos, second.add_eos, second.core.pad_id, second.end_ids) == (
+        *(first.pre, first.add_bos, first.add_eos, first.core.pad_id, first.end_ids),
     )
     stated = read_gguf_header(path).metadata
     assert metadata["tokenizer.ggml.model"] == stated["tokenizer.ggml.model"]
@@ -100,9 +105,9 @@ def test_a_sentencepiece_model_goes_through_gguf(real: Callable[..., Any], tmp_p
     path = real(data.vocabulary, "mistral")
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     core = Tokenizer.from_file(path)
-    write_gguf(tmp_path / "t.gguf", tokenizer_metadata(core, add_bos=True, unk_id=0))
+    write_gguf(tmp_path / "t.gguf", tokenizer_metadata(core.with_ends(1, 2, None, 0), add_bos=True))
     found = read_tokenizer(tmp_path / "t.gguf")
-    assert (found.core.bos_id, found.core.eos_id, found.unk_id, found.add_bos) == (1, 2, 0, True)
+    assert (found.core.bos_id, found.core.eos_id, found.core.unk_id, found.add_bos) == (1, 2, 0, True)
     assert found.core.merges == core.merges
     for text, _ in cases(real(data.llama_cpp_vocabulary, "llama-spm")):
         assert found.core.encode(text) == theirs.encode(text), text

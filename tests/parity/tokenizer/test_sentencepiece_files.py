@@ -131,6 +131,7 @@ def test_a_model_is_saved_as_a_model(rules: dict[str, Any], tmp_path: Path) -> N
         more.save(tmp_path / "more")
         again = Tokenizer.from_file(tmp_path / "more")
         assert (again.added_tokens, again("a")["input_ids"]) == (more.added_tokens, more("a")["input_ids"])
-    plain = Tokenizer(_core.Tokenizer.build_from_pieces([("▁", -1.0, NORMAL), *bytes_and_unknown()], True, False))
+    pieces = [("▁", -1.0, NORMAL), *bytes_and_unknown()]
+    plain = Tokenizer(_core.Tokenizer.build_from_gguf_pieces(pieces, True, []))
     with pytest.raises(ValueError, match=r"cannot be saved as \.model: it keeps no SentencePiece model"):
         plain.save(tmp_path / "plain.model")

@@ -31,7 +31,7 @@ def test_special_tokens_by_text_and_by_id(tmp_path: Path) -> None:
     types = [NORMAL] * 260 + [CONTROL] + [NORMAL] * 4 + [USER_DEFINED] + [CONTROL] * 2
     found = read(tmp_path, byte_level(tokens=base + names, token_type=types, padding_token_id=266))
     ids = {name: 261 + i for i, name in enumerate(names)}
-    assert (found.eot_id, found.eom_id, found.pad_id, found.unk_id) == (261, 262, 266, None)
+    assert (found.eot_id, found.eom_id, found.core.pad_id, found.core.unk_id) == (261, 262, 266, None)
     assert found.end_ids == {260, *(ids[name] for name in ("<|im_end|>", "<|eom_id|>", "</s>", "<|fim_pad|>"))}
     # Those found by text are control tokens; gpt-oss's are shown, so they are text's.
     assert set(found.core.special_tokens) == {"<|endoftext|>", *names[:4], "[PAD]"}
@@ -63,7 +63,7 @@ def test_default_begin_and_end_of_files(tmp_path: Path) -> None:
     assert read(tmp_path, byte_level(pre="llama-bpe", bos_token_id=260)).add_bos
     assert not read(tmp_path, byte_level(pre="llama-bpe", bos_token_id=260, add_bos_token=False)).add_bos
     spm = read(tmp_path, sentencepiece(bos_token_id=None, eos_token_id=None))
-    assert (spm.core.bos_id, spm.core.eos_id, spm.unk_id, spm.add_bos, spm.add_eos) == (1, 2, 0, True, False)
+    assert (spm.core.bos_id, spm.core.eos_id, spm.core.unk_id, spm.add_bos, spm.add_eos) == (1, 2, 0, True, False)
 
 
 def test_named_chat_templates(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_text_after_a_user_defined_token_begins_with_a_space(tmp_path: Path) -> 
 
 def test_a_sentencepiece_tokenizer_round_trips(tmp_path: Path) -> None:
     first = read(tmp_path, sentencepiece({"<u>": (0.0, USER_DEFINED)}, add_eos_token=True))
-    metadata = tokenizer_metadata(first.core, add_bos=first.add_bos, add_eos=first.add_eos, unk_id=first.unk_id)
+    metadata = tokenizer_metadata(first.core, add_bos=first.add_bos, add_eos=first.add_eos)
     written = write_gguf(tmp_path / "t.gguf", metadata)
     reader = gguf.GGUFReader(written)
     assert reader.fields["tokenizer.ggml.scores"].types[1] == gguf.GGUFValueType.FLOAT32

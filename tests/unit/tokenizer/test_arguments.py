@@ -270,7 +270,7 @@ def test_every_public_method_is_in_the_table(right: dict[str, tuple[Callable[...
             if method.startswith(("_", "build_from_", "to_", "save_", "check_")) or not callable(function):
                 continue
             parameters = set(inspect.signature(function).parameters) - {"self"}
-            if parameters and method not in others | {"extended", "with_added_tokens", "with_bos_eos"}:
+            if parameters and method not in others | {"extended", "with_added_tokens"}:
                 assert {f"{name}.{method}", f"{kind.__name__}.{method}"} & right.keys(), method
 
 

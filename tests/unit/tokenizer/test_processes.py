@@ -160,7 +160,7 @@ ids = [0, 1, 2, 3, 12] * 2_000_000
 bytes_ = [(f"<0x{{b:02X}}>", 0.0, 6) for b in range(256)]
 letters = [(c, -1.0, 1) for c in "abcdefghijklmnopqrstuvwxyz\u2581"]
 pieces = [("<unk>", 0.0, 2), ("so", -1.0, 1), ("<user>", 0.0, 4), *letters, *bytes_]
-pieces = Tokenizer(_core.Tokenizer.build_from_pieces(pieces, True, False))
+pieces = Tokenizer(_core.Tokenizer.build_from_gguf_pieces(pieces, True, []))
 ranks = {{bytes([b]): b for b in range(256)}}
 tok = Tokenizer.from_ranks(ranks, pattern="cl100k")
 slow = Tokenizer.from_ranks(ranks, pattern=r"(?:(?:a|aa){{1,14}}(?<!a))?a")

@@ -16,12 +16,17 @@ type Decompressed = Box<dyn Read + Send + Sync>;
 #[cfg(feature = "gzip")]
 const MOST_WITHOUT_TEXT: u64 = 1 << 18;
 
-/// Any reader, decompressing or not.
+/// Any reader, decompressing or not, that reads again if a signal interrupts it.
 pub(super) struct Reader(Decompressed);
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
     }
 }
 
@@ -93,16 +98,6 @@ pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
         return malformed!("{}: damaged compressed data: {source}", path.display());
     }
     Error::Io { path: path.to_owned(), source }
-}
-
-/// Reads once, and again if a signal interrupts the call.
-pub(super) fn read_some(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match reader.read(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
-    }
 }
 
 /// A file that adds the bytes read to a shared counter and fails if it ends before the size that it had when opened.

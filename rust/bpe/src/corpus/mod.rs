@@ -13,11 +13,10 @@
 //! | `utf8_scan.rs`, `skipped.rs` | documents that are not UTF-8, rows without text |
 //! | `json_lines.rs` | one file of JSON Lines |
 //! | `decompress.rs` | the bytes of a file, decompressed |
-//! | `lines.rs`, `file_lines.rs` | lines of bounded length |
+//! | `lines.rs` | lines of bounded length |
 
 mod boundaries;
 mod decompress;
-mod file_lines;
 mod json_lines;
 mod lines;
 mod options;
@@ -29,7 +28,7 @@ mod text;
 mod utf8_scan;
 
 pub(crate) use self::boundaries::special_matcher;
-pub use self::file_lines::FileLines;
+pub use self::lines::FileLines;
 pub use self::options::{CorpusOptions, OnError};
 pub use self::reader::{Chunk, CorpusReader};
 pub use self::skipped::Skipped;

@@ -1,13 +1,14 @@
 //! One text file, read in blocks.
 
 use std::collections::VecDeque;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memchr::memmem;
 
 use super::boundaries::{HEARTBEAT_BLOCKS, Rules, ceil_char};
-use super::decompress::{Reader, io_error, read_some};
+use super::decompress::{Reader, io_error};
 use super::options::BYTE_ORDER_MARK;
 use super::skipped::invalid_utf8;
 use crate::{Error, Result, memory};
@@ -128,7 +129,7 @@ impl TextFile {
             return Ok(false);
         }
         self.block.resize(up_to(range.end - self.offset, block_bytes), 0);
-        let read = read_some(&mut self.reader, &mut self.block).map_err(|error| io_error(&self.path, error))?;
+        let read = self.reader.read(&mut self.block).map_err(|error| io_error(&self.path, error))?;
         self.offset += read as u64;
         if read == 0 || self.offset == range.end {
             self.to_skip.pop_front();
@@ -152,8 +153,7 @@ impl TextFile {
             .front()
             .map_or(block_bytes, |range| up_to(range.start.saturating_sub(position), block_bytes).max(1));
         self.block.resize(carried + most, 0);
-        let read =
-            read_some(&mut self.reader, &mut self.block[carried..]).map_err(|error| io_error(&self.path, error))?;
+        let read = self.reader.read(&mut self.block[carried..]).map_err(|error| io_error(&self.path, error))?;
         self.at_end = read == 0;
         self.block.truncate(carried + read);
         let valid = match std::str::from_utf8(&self.block) {

@@ -3,12 +3,13 @@
 //! Parts of a long document are returned before its end is read, so a document to skip must be known beforehand.
 
 use std::collections::VecDeque;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memchr::memmem;
 
-use super::decompress::{Reader, io_error, read_some};
+use super::decompress::{Reader, io_error};
 use crate::Result;
 
 /// The most ranges of documents to skip, which are in memory: 64 MiB.
@@ -67,8 +68,7 @@ impl Utf8Scan {
     pub(super) fn step(&mut self) -> Result<Option<InvalidDocuments>> {
         let kept = self.buffer.len();
         self.buffer.resize(kept + self.block_bytes, 0);
-        let read =
-            read_some(&mut self.reader, &mut self.buffer[kept..]).map_err(|error| io_error(&self.path, error))?;
+        let read = self.reader.read(&mut self.buffer[kept..]).map_err(|error| io_error(&self.path, error))?;
         self.buffer.truncate(kept + read);
         let mut from = 0;
         while let Some(separator) = &self.separator

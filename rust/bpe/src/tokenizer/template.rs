@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::definition::Tokenizer;
 use super::special_ids::SpecialIds;
-use crate::Result;
-use crate::pipeline::components::{PostProcessor, TemplateText};
+use crate::pipeline::components::{PostProcessor, TemplateItem, TemplateText, TemplateToken};
 use crate::pipeline::{Item, Template};
+use crate::{Error, Result};
 
 impl Tokenizer {
     /// Returns the ids with a special role.
@@ -24,18 +24,9 @@ impl Tokenizer {
         self.special_ids.eos
     }
 
-    /// Returns the tokenizer with these ids as the beginning and the end of a text.
-    ///
-    /// The default is special tokens with a usual name, such as `<|begin_of_text|>` or `</s>`.
-    ///
-    /// # Errors
-    /// [`crate::Error::NotFound`] for an id that no token has.
-    pub fn with_bos_eos(self, bos: Option<u32>, eos: Option<u32>) -> Result<Self> {
-        let special_ids = SpecialIds { bos, eos, ..self.special_ids };
-        self.with_special_ids(special_ids)
-    }
-
     /// Returns the tokenizer with these special ids.
+    ///
+    /// By default BOS and EOS are special tokens with a usual name, such as `<|begin_of_text|>` or `</s>`.
     ///
     /// # Errors
     /// [`crate::Error::NotFound`] for an id that no token has.
@@ -45,6 +36,39 @@ impl Tokenizer {
         }
         self.special_ids = ids;
         Ok(self)
+    }
+
+    /// Returns the tokenizer with a post-processor that adds the token `before` each text and the token `after` it; with
+    /// neither, it has none.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFound`] for an id without a token.
+    pub fn with_template(mut self, before: Option<u32>, after: Option<u32>) -> Result<Self> {
+        if (before, after) == (None, None) {
+            (self.template, self.post_processor) = Default::default();
+            return Ok(self);
+        }
+        let name = |id: u32| {
+            let text = String::from_utf8_lossy(self.id_to_bytes(id)?);
+            // Two tokens may have one text, of bytes that are no text or of an added token and another.
+            let is_shared = before.into_iter().chain(after).any(|other| {
+                other != id && self.id_to_bytes(other).is_ok_and(|bytes| String::from_utf8_lossy(bytes) == text)
+            });
+            Ok::<_, Error>(if is_shared { format!("{text} {id}") } else { text.into_owned() })
+        };
+        let around = |text, type_id| {
+            let special = |id| Ok(TemplateItem::SpecialToken { id: name(id)?, type_id });
+            let text = Ok(TemplateItem::Text { id: text, type_id });
+            before.map(special).into_iter().chain([text]).chain(after.map(special)).collect::<Result<Vec<_>>>()
+        };
+        let single = around(TemplateText::A, 0)?;
+        let pair = [single.clone(), around(TemplateText::B, 1)?].concat();
+        let token = |id| {
+            let name = name(id)?;
+            Ok((name.clone(), TemplateToken { id: name.clone(), ids: vec![id], tokens: vec![name] }))
+        };
+        let special_tokens = before.into_iter().chain(after).map(token).collect::<Result<_>>()?;
+        self.with_post_processor(PostProcessor::TemplateProcessing { single, pair, special_tokens })
     }
 
     /// Returns the tokenizer with this post-processor. The tokens that it adds around a text become `bos` and `eos`.

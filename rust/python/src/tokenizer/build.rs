@@ -126,14 +126,6 @@ impl PyTokenizer {
         detached(py, || Tokenizer::from_sentencepiece(model))?.map(Self::new).map_err(to_py)
     }
 
-    /// Return the tokenizer of SentencePiece pieces: text, score and kind.
-    ///
-    /// `prefix` puts a space before a text, `collapse` makes one space of several.
-    #[staticmethod]
-    fn build_from_pieces(pieces: List<PieceArgs>, prefix: bool, collapse: bool) -> PyResult<Self> {
-        Tokenizer::from_pieces(read_pieces(pieces.0)?, prefix, collapse).map(Self::new).map_err(to_py)
-    }
-
     /// Return the byte-level tokenizer of a GGUF file's metadata; `Tokenizer.from_gguf` calls this.
     #[staticmethod]
     fn build_from_gguf(
@@ -174,18 +166,6 @@ impl PyTokenizer {
         let pieces = read_pieces(pieces.0.into_iter().map(|(text, kind)| (text, 0.0, kind)))?;
         let added = added.0.into_iter().map(added_token).collect();
         detached(py, || Tokenizer::from_gguf_characters(pieces, merges.0, added))?.map(Self::new).map_err(to_py)
-    }
-
-    /// Return the tokenizer with other ids that begin and end a text; `None` for no such id.
-    ///
-    /// Raises:
-    ///     ValueError: If an id is outside the vocabulary.
-    fn with_bos_eos(
-        &self,
-        #[pyo3(from_py_with = named::bos_id)] bos_id: Option<u32>,
-        #[pyo3(from_py_with = named::eos_id)] eos_id: Option<u32>,
-    ) -> PyResult<Self> {
-        self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
     }
 
     /// Return the tokenizer with other special ids: begin, end, padding, unknown; `None` for no such id.

@@ -227,7 +227,7 @@ def test_plain_text_begins_with_the_tokenizers_special_tokens(
     tokenizer: Tokenizer, tmp_path: Path, name: str, parse_special: bool
 ) -> None:
     eos = tokenizer.eos_id
-    framed = Tokenizer(tokenizer.with_bos_eos(eos - 1, eos).with_template(eos - 1, None))
+    framed = Tokenizer(tokenizer.with_ends(eos - 1, eos, None, None).with_template(eos - 1, None))
     config = training.TrainConfig(**FINETUNE_SETTINGS)
     texts = ["what is up " * 20, "and why is it so " * 20]
     if name == "a.txt":

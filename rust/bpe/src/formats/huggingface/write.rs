@@ -8,7 +8,7 @@ use super::byte_level::escape;
 use super::schema::{OutEntries, OutFile, OutModel, Own};
 use super::sentencepiece;
 use crate::byte_alphabet::{to_bytes, to_chars};
-use crate::pipeline::components::{Behavior, ByteLevel, Decoder, Normalizer, Pattern, PostProcessor, PreTokenizer};
+use crate::pipeline::components::{Behavior, ByteLevel, Decoder, Normalizer, Pattern, PreTokenizer};
 use crate::pipeline::{Components, ModelOptions};
 use crate::pretokenize::{WHOLE, to_oniguruma};
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer};
@@ -247,46 +247,6 @@ impl Tokenizer {
         let token_chars = |id: u32| to_name(self.vocab().id_to_bytes(id).unwrap_or_default());
         let merges = self.vocab().merges().iter().map(|&(left, right)| [token_chars(left), token_chars(right)]);
         Ok((entries, merges.collect()))
-    }
-
-    /// Returns the tokenizer with a post-processor that adds the token `before` each text and the token `after` it; with
-    /// neither, it has none.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] for an id without a token.
-    pub fn with_template(mut self, before: Option<u32>, after: Option<u32>) -> Result<Self> {
-        if (before, after) == (None, None) {
-            (self.template, self.post_processor) = Default::default();
-            return Ok(self);
-        }
-        let name = |id: u32| {
-            let text = String::from_utf8_lossy(self.id_to_bytes(id)?);
-            // Two tokens may have one text, of bytes that are no text or of an added token and another.
-            let is_shared = before.into_iter().chain(after).any(|other| {
-                other != id && self.id_to_bytes(other).is_ok_and(|bytes| String::from_utf8_lossy(bytes) == text)
-            });
-            Ok::<_, Error>(if is_shared { format!("{text} {id}") } else { text.into_owned() })
-        };
-        let special =
-            |id: u32, type_id: u32| Ok::<_, Error>(json!({"SpecialToken": {"id": name(id)?, "type_id": type_id}}));
-        let (mut single, mut pair, mut tokens) = (Vec::new(), Vec::new(), serde_json::Map::new());
-        for (text, type_id) in [("A", 0), ("B", 1)] {
-            let around = |id: Option<u32>| id.map(|id| special(id, type_id)).transpose();
-            let sequence = json!({"Sequence": {"id": text, "type_id": type_id}});
-            let items = around(before)?.into_iter().chain([sequence]).chain(around(after)?);
-            pair.extend(items);
-            if type_id == 0 {
-                single.clone_from(&pair);
-            }
-        }
-        for id in before.into_iter().chain(after) {
-            let name = name(id)?;
-            tokens.insert(name.clone(), json!({"id": name, "ids": [id], "tokens": [name]}));
-        }
-        let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens});
-        let template: PostProcessor =
-            serde_json::from_value(template).map_err(|error| Error::Format(error.to_string()))?;
-        self.with_post_processor(template)
     }
 }
 

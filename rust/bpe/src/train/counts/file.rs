@@ -83,7 +83,6 @@ impl WordCounts {
     /// # Errors
     /// [`Error::Format`] if the bytes are damaged or of another format; the error of the interrupt check.
     pub fn from_bytes(bytes: &[u8], interrupt: Interrupt<'_>) -> Result<Self> {
-        let damaged = |what: &str| malformed!("damaged word counts: {what}");
         if !bytes.starts_with(MAGIC) {
             return Err(malformed!(
                 "no word counts: the file does not begin with {:?}",
@@ -102,54 +101,55 @@ impl WordCounts {
         // The checksum matches, but lengths are still checked: another program may have written them.
         let mut rest = &body[MAGIC.len() + 1..];
         let limit = (bytes.len() * MAX_EXPANSION).max(LEAST_LIMIT);
-        let parsed = (|| {
-            let pattern = String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?;
-            let mut special_tokens = Vec::new();
-            for _ in 0..take(&mut rest)? {
-                let token = String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?;
-                special_tokens.push(Some(token).filter(|token| !token.is_empty())?);
+        let pattern = take_text(&mut rest)?;
+        let mut special_tokens = Vec::new();
+        for _ in 0..take(&mut rest)? {
+            let token = take_text(&mut rest)?;
+            if token.is_empty() {
+                return Err(ends_early());
             }
-            match words_bytes(rest, interrupt)? {
-                Ok(total) if total > limit => {
-                    return Some(Err(damaged(&format!("words of {total} bytes; expected at most {limit}"))));
-                }
-                Ok(_) => {}
-                Err(error) => return Some(Err(error)),
+            special_tokens.push(token);
+        }
+        let total = words_bytes(rest, interrupt)?;
+        if total > limit {
+            return Err(damaged(&format!("words of {total} bytes; expected at most {limit}")));
+        }
+        let mut counts = Self::from_parts(&pattern, &special_tokens, []);
+        let mut word = Vec::new();
+        for index in 0..take(&mut rest)? {
+            if index % CHECK_WORDS as u64 == 0 {
+                interrupt.check()?;
             }
-            let mut counts = Self::from_parts(&pattern, &special_tokens, []);
-            let mut word = Vec::new();
-            for index in 0..take(&mut rest)? {
-                if index % CHECK_WORDS as u64 == 0
-                    && let Err(error) = interrupt.check()
-                {
-                    return Some(Err(error));
-                }
-                let shared = usize::try_from(take(&mut rest)?).ok().filter(|&shared| shared <= word.len())?;
-                word.truncate(shared);
-                word.extend_from_slice(take_string(&mut rest)?);
-                counts.add(&word, take(&mut rest)?);
-            }
-            rest.is_empty().then_some(Ok(counts))
-        })();
-        parsed.unwrap_or_else(|| Err(damaged("an empty special token, or a length beyond the file's end")))
+            word.truncate(take_shared(&mut rest, word.len())?);
+            word.extend_from_slice(take_string(&mut rest)?);
+            counts.add(&word, take(&mut rest)?);
+        }
+        if rest.is_empty() { Ok(counts) } else { Err(ends_early()) }
     }
 }
 
-/// Returns the bytes of all words, before memory is taken for them; `None` if a length is beyond the end.
-fn words_bytes(mut rest: &[u8], interrupt: Interrupt<'_>) -> Option<Result<usize>> {
+#[cold]
+fn damaged(what: &str) -> Error {
+    malformed!("damaged word counts: {what}")
+}
+
+#[cold]
+fn ends_early() -> Error {
+    damaged("an empty special token, or a length beyond the file's end")
+}
+
+/// Returns the bytes of all words, before memory is taken for them.
+fn words_bytes(mut rest: &[u8], interrupt: Interrupt<'_>) -> Result<usize> {
     let (mut length, mut total) = (0, 0_usize);
     for index in 0..take(&mut rest)? {
-        if index % CHECK_WORDS as u64 == 0
-            && let Err(error) = interrupt.check()
-        {
-            return Some(Err(error));
+        if index % CHECK_WORDS as u64 == 0 {
+            interrupt.check()?;
         }
-        let shared = usize::try_from(take(&mut rest)?).ok().filter(|&shared| shared <= length)?;
-        length = shared + take_string(&mut rest)?.len();
+        length = take_shared(&mut rest, length)? + take_string(&mut rest)?.len();
         total = total.saturating_add(length);
         take(&mut rest)?;
     }
-    Some(Ok(total))
+    Ok(total)
 }
 
 fn put(bytes: &mut Vec<u8>, mut value: u64) {
@@ -165,24 +165,34 @@ fn put_string(bytes: &mut Vec<u8>, string: &[u8]) {
     bytes.extend_from_slice(string);
 }
 
-fn take(bytes: &mut &[u8]) -> Option<u64> {
+fn take(bytes: &mut &[u8]) -> Result<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
+        let (&byte, rest) = bytes.split_first().ok_or_else(ends_early)?;
         *bytes = rest;
         value |= u64::from(byte & 0x7F) << shift;
         if byte < 0x80 {
-            return Some(value);
+            return Ok(value);
         }
     }
-    None
+    Err(ends_early())
 }
 
-fn take_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(take(bytes)?).ok()?;
-    let (string, rest) = bytes.split_at_checked(length)?;
+/// Returns the length of the prefix that a word shares with the word before, of `length` bytes.
+fn take_shared(bytes: &mut &[u8], length: usize) -> Result<usize> {
+    usize::try_from(take(bytes)?).ok().filter(|&shared| shared <= length).ok_or_else(ends_early)
+}
+
+fn take_string<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8]> {
+    let length = take(bytes)?;
+    let (string, rest) =
+        usize::try_from(length).ok().and_then(|length| bytes.split_at_checked(length)).ok_or_else(ends_early)?;
     *bytes = rest;
-    Some(string)
+    Ok(string)
+}
+
+fn take_text(bytes: &mut &[u8]) -> Result<String> {
+    String::from_utf8(take_string(bytes)?.to_vec()).map_err(|_| ends_early())
 }
 
 #[cfg(test)]
