@@ -102,14 +102,14 @@ def string(name: str, value: object) -> str:
     return value
 
 
-def strings(name: str, values: Iterable[str], expected: str = "a list of str") -> list[str]:
+def strings(name: str, values: Iterable[str], expected: str = "a list of str", *, in_order: bool = False) -> list[str]:
     """Return an argument that must be a list of texts, or another iterable of them, none empty.
 
     Raises:
-        TypeError: If it is none, or an item is no ``str``.
+        TypeError: As `iterator`; or if an item is no ``str``.
         ValueError: If an item is empty or has a lone surrogate.
     """
-    texts = list(iterator(name, values, expected))
+    texts = list(iterator(name, values, expected, in_order=in_order))
     for index, text in enumerate(texts):
         if not string(f"{name}[{index}]", text):
             raise ValueError(f"{name}[{index}] is empty; expected text")
@@ -135,7 +135,8 @@ def path(name: str, value: object) -> Path:
 
     Raises:
         TypeError: If it is none.
-        ValueError: If no file can have this name: it holds a zero byte, or a lone surrogate that stands for no byte.
+        ValueError: If no file can have this name: it is empty, or holds a zero byte or a lone surrogate that stands for
+            no byte.
     """
     try:
         found = os.fspath(value)  # type: ignore[call-overload]
@@ -144,11 +145,11 @@ def path(name: str, value: object) -> Path:
     if not isinstance(found, str):
         raise TypeError(wrong(name, value, "a str or another path"))
     try:
-        is_possible = b"\0" not in os.fsencode(found)
+        is_possible = found != "" and b"\0" not in os.fsencode(found)
     except UnicodeEncodeError:
         is_possible = False
     if not is_possible:
-        raise ValueError(wrong(name, value, "a path without zero bytes and lone surrogates"))
+        raise ValueError(wrong(name, value, "a path, not empty, without zero bytes and lone surrogates"))
     return Path(found)
 
 
@@ -163,14 +164,15 @@ def instance(name: str, value: T, kind: type[Any] | tuple[type[Any], ...], expec
     return value
 
 
-def iterator(name: str, values: Iterable[T], expected: str) -> Iterator[T]:
+def iterator(name: str, values: Iterable[T], expected: str, *, in_order: bool = False) -> Iterator[T]:
     """Return an iterator over an argument that must be a collection or another iterable, and no text.
 
     Raises:
-        TypeError: If it is none, or a mapping, of which only the keys would be taken.
+        TypeError: If it is none, or a mapping, of which only the keys would be taken; with ``in_order`` also if it is
+            a set, whose order differs from run to run.
     """
     try:
-        if not isinstance(values, (str, bytes, Mapping)):
+        if not isinstance(values, (str, bytes, Mapping, *((set, frozenset) if in_order else ()))):
             return iter(values)
     except TypeError:
         pass

@@ -262,7 +262,7 @@ def splitting_of(pattern: str, special_tokens: Sequence[str], num_threads: int |
 
 def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     """Return the special tokens as a list, checked."""
-    tokens = strings("special_tokens", special_tokens, "a list of str, which get the last ids")
+    tokens = strings("special_tokens", special_tokens, "a list of str, which get the last ids", in_order=True)
     seen: set[str] = set()
     for token in tokens:
         if token in seen:

@@ -92,6 +92,18 @@ def test_text_and_ids_from_standard_input(
     assert capsysbinary.readouterr().out == "line\r\nänd\n".encode()
 
 
+@pytest.mark.parametrize("text", ["", "a", "low ünï\n"])
+def test_decode_reads_the_json_that_encode_prints(
+    text: str, saved: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert cli.main(["encode", text, "-t", saved, "--json"]) == 0
+    ids = capsysbinary.readouterr().out
+    monkeypatch.setattr(sys, "stdin", _Stdin(ids))
+    for given in ([], [ids.decode()]):
+        assert cli.main(["decode", "-t", saved, *given]) == 0
+        assert capsysbinary.readouterr().out == text.encode()
+
+
 def test_encode_to_a_file(
     tok: Tokenizer, saved: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -34,6 +34,7 @@ TRAINING = [
         TypeError,
         "must be a list of str, which get the last ids",
     ),
+    ("Tokenizer.train(file, 300, special_tokens={'<s>'})", TypeError, "must be a list of str, which get the last ids"),
     ("Tokenizer.train(file, 300, special_tokens=[b'<s>'])", TypeError, "special_tokens[0] must be a str, got b'<s>'"),
     (
         "Tokenizer.train(file, 300, special_tokens=['a', 'a'])",
@@ -96,6 +97,8 @@ LOADING = [
     ("Tokenizer.from_ranks({'a': 0})", TypeError, "ranks holds the token 'a'; expected bytes"),
     ("Tokenizer.from_ranks({b'a': '0'})", ValueError, "ranks gives b'a' the rank '0'; expected an id, an int"),
     ("tok.save(None)", TypeError, "path must be a str or another path, got None"),
+    ("tok.save('')", ValueError, "path must be a path, not empty, without zero bytes and lone surrogates, got ''"),
+    ("Tokenizer.from_file('')", ValueError, "path must be a path, not empty, without zero bytes and lone surrogates"),
     ("tok.save('x.bin')", ValueError, "cannot tell the format from 'x.bin': expected a folder, or a name ending in"),
 ]
 ENCODING = [
@@ -142,6 +145,7 @@ ENCODING = [
     ("tok.split_by_tokens(5, 5)", TypeError, "text must be a str, got 5"),
     ("tok(5)", TypeError, "texts must be a str or a sequence of str, got 5"),
     ("tok({'text': 'low'})", TypeError, "texts must be a str or a sequence of str, got {'text': 'low'}"),
+    ("tok({'low'})", TypeError, "texts must be a str or a sequence of str, got {'low'}"),
     ("tok('low', padding='longer')", ValueError, "padding must be one of True, False, 'longest', 'max_length'"),
     ("tok('low', max_length='5')", TypeError, "max_length must be an int, got '5'"),
     ("tok('low', return_tensors='tf')", ValueError, "return_tensors must be one of None, 'np', 'pt', got 'tf'"),
@@ -149,6 +153,8 @@ ENCODING = [
     ("tok('low', bos='yes')", TypeError, "bos must be True or False, got 'yes'"),
     ("tok('low', ['er'])", TypeError, "texts is 'low' and text_pairs ['er']; expected two str or two sequences"),
     ("tok.with_special_tokens('<x>')", TypeError, "tokens must be a list of str, got '<x>'"),
+    ("tok.with_special_tokens({'<x>'})", TypeError, "tokens must be a list of str, got {'<x>'}"),
+    ("tok.with_tokens(frozenset(['x']))", TypeError, "tokens must be a list of str, got frozenset({'x'})"),
     ("tok.with_tokens([5])", TypeError, "tokens[0] must be a str, got 5"),
     ("tok.encode_files(5, 'ids.npy')", TypeError, "paths must be a path, a pattern, or a list of them, got 5"),
     ("tok.encode_files(file, 5)", TypeError, "out must be a str or another path, got 5"),

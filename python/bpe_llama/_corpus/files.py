@@ -27,9 +27,9 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
 
     Args:
         paths: A file; a folder, for all files below it; a glob pattern; or several of these. The files of each are
-            sorted. In a pattern, ``**`` matches any number of folders, and all files below where it stands last. Links
-            are followed; several links to one folder add its files once. Hidden files and folders are left out unless
-            they are named: by ``.*``, say.
+            sorted, and so are the paths of a set. In a pattern, ``**`` matches any number of folders, and all files
+            below where it stands last. Links are followed; several links to one folder add its files once. Hidden files
+            and folders are left out unless they are named: by ``.*``, say.
 
     Raises:
         FileNotFoundError: If nothing matches; the message names the path or pattern.
@@ -41,7 +41,7 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     """
     one_or_more = "a path, a pattern, or a list of them"
     several = [paths] if isinstance(paths, (str, os.PathLike)) else iterator("paths", paths, one_or_more)
-    patterns = list(several)
+    patterns = sorted(several, key=str) if isinstance(paths, (set, frozenset)) else list(several)
     if not patterns:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}

@@ -157,11 +157,13 @@ class EncodingTokenizer(CountingTokenizer):
                 f"texts is {shown(texts)} and text_pairs {shown(text_pairs)}; expected two str or two sequences"
             )
         expected = "a str or a sequence of str"
-        firsts = [texts] if isinstance(texts, str) else list(iterator("texts", texts, expected))
+        firsts = [texts] if isinstance(texts, str) else list(iterator("texts", texts, expected, in_order=True))
         seconds: list[str] | None = None
-        if text_pairs is not None:
-            given = [text_pairs] if isinstance(text_pairs, str) else iterator("text_pairs", text_pairs, expected)
-            seconds = list(given)
+        if isinstance(text_pairs, str):
+            seconds = [text_pairs]
+        elif text_pairs is not None:
+            seconds = list(iterator("text_pairs", text_pairs, expected, in_order=True))
+        if seconds is not None:
             for row, text in enumerate(seconds):
                 string(f"text_pairs[{row}]", text)
             if len(seconds) != len(firsts):
@@ -375,7 +377,7 @@ class EncodingTokenizer(CountingTokenizer):
             >>> grown.encode("<|user|>ab", allowed_special="all"), len(tok), len(grown)
             ([257, 256], 257, 258)
         """
-        tokens = strings("tokens", tokens)
+        tokens = strings("tokens", tokens, in_order=True)
         grown = self._grown(tokens, special=True)
         named = set(self.special_tokens_map.values())
         grown._extra = list(dict.fromkeys((*self._extra, *(token for token in tokens if token not in named))))
@@ -396,7 +398,7 @@ class EncodingTokenizer(CountingTokenizer):
             >>> tok.with_tokens(["bab"]).encode("abab")
             [64, 257]
         """
-        return self._grown(strings("tokens", tokens), special=False)
+        return self._grown(strings("tokens", tokens, in_order=True), special=False)
 
     def _grown(self, tokens: list[str], *, special: bool) -> Self:
         # Only the pipeline of a tokenizer.json normalizes text before it searches added tokens.

@@ -20,7 +20,9 @@ def command(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids; default: --file or standard input.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="A .npy file of ids, or a text file of ids separated by white space."),
+        typer.Option(
+            "--file", "-f", help="A .npy file of ids, or a text file: ids separated by white space, or a JSON list."
+        ),
     ] = None,
     tokenizer: TokenizerName = DEFAULT_TOKENIZER,
 ) -> None:
@@ -43,8 +45,11 @@ def _read_ids(ids: list[str] | None, file: Path | None) -> list[int]:
         return [int(token_id) for token_id in array]
     if not ids:
         content = sys.stdin.buffer.read() if file is None else read_bytes(file)
-        ids = content.decode("utf-8", "replace").split()
-    return [_whole_number(word) for word in ids]
+        ids = [content.decode("utf-8", "replace")]
+    text = " ".join(ids).strip()
+    if text.startswith("[") and text.endswith("]"):  # as `bpe-llama encode --json` prints them
+        text = text[1:-1].replace(",", " ")
+    return [_whole_number(word) for word in text.split()]
 
 
 def _whole_number(word: str) -> int:

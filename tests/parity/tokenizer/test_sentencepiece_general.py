@@ -123,9 +123,13 @@ def test_ids_offsets_and_texts_equal_sentencepieces(
         assert ours.encode(text) == ids
         assert ours.count(text) == len(ids)
         assert ours.decode(ids) == streamed(ours, ids) == theirs.decode(ids)
-        if encodes_itself(ours):
-            expected = theirs.encode(text, return_type="offset_mapping")["offsets"]
-            assert ours.encode_with_offsets(text) == (ids, expected)
+        offsets = theirs.encode(text, return_type="offset_mapping")["offsets"]
+        with_offsets = ours.encode_with_offsets(text)
+        if not encodes_itself(ours):
+            # A prefix that is a token has no character in sentencepiece; in `tokenizers` and here, the first one.
+            pairs = zip(offsets, with_offsets[1], strict=True)
+            offsets = [own if start == end else (start, end) for (start, end), own in pairs]
+        assert with_offsets == (ids, offsets)
     for picks in lists:
         ids = picked(theirs, picks)
         if not encodes_itself(ours):  # tokenizer.json decodes these to their names

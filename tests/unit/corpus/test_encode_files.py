@@ -70,6 +70,9 @@ def test_files_of_all_kinds_come_in_the_order_given(tok: Tokenizer, tmp_path: Pa
     expected = ids_of(tok, ["line 1", "line 2", "row 1", "row 2", "packed", "plain", "row 3"])
     assert encoded(tok, [tmp_path / name for name in names], tmp_path) == expected
     assert encoded(tok, f"{tmp_path}/*.parquet", tmp_path) == ids_of(tok, ["row 1", "row 2", "row 3"])
+    # A set has no order of its own: its paths are sorted.
+    expected = ids_of(tok, ["plain", "row 1", "row 2", "line 1", "line 2", "packed", "row 3"])
+    assert encoded(tok, {tmp_path / name for name in names}, tmp_path) == expected
 
 
 def test_many_and_long_documents_on_any_number_of_threads(tok: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:

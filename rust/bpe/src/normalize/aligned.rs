@@ -44,11 +44,14 @@ impl Aligned {
         changes: impl Iterator<Item = (char, isize)>,
         interrupt: Interrupt<'_>,
     ) -> Result<Self> {
-        let mut text = String::with_capacity(self.text.len());
-        let mut spans = memory::with_capacity(self.spans.len());
+        let mut new = Self {
+            text: String::with_capacity(self.text.len()),
+            spans: memory::with_capacity(self.spans.len()),
+            start: self.start,
+            has_unaligned_start: false,
+        };
         let mut old = self.text.chars();
         let mut at: usize = old.by_ref().take(skipped).map(char::len_utf8).sum();
-        let mut has_unaligned_start = false;
         if self.has_unaligned_start {
             return Err(unaligned());
         }
@@ -57,7 +60,7 @@ impl Aligned {
             let span = if change <= 0 {
                 *self.spans.get(at).ok_or_else(unaligned)?
             } else if at == 0 {
-                has_unaligned_start = true;
+                new.has_unaligned_start = true;
                 (self.start, self.start)
             } else {
                 self.spans[at - 1]
@@ -65,11 +68,9 @@ impl Aligned {
             if change <= 0 {
                 at += old.by_ref().take(1 + change.unsigned_abs()).map(char::len_utf8).sum::<usize>();
             }
-            text.push(character);
-            memory::reserve(&mut spans, character.len_utf8());
-            spans.resize(text.len(), span);
+            new.push(character, span);
         }
-        Ok(Self { text, spans, start: self.start, has_unaligned_start })
+        Ok(new)
     }
 
     /// Removes the characters for which `keep` is false.
@@ -101,6 +102,19 @@ impl Aligned {
         }
         *self = self.transform(skipped, kept.chars().map(|c| (c, 0)), interrupt)?;
         Ok(())
+    }
+
+    /// Appends a character of this range.
+    pub(crate) fn push(&mut self, character: char, span: Span) {
+        self.text.push(character);
+        memory::reserve(&mut self.spans, character.len_utf8());
+        self.spans.resize(self.text.len(), span);
+    }
+
+    /// Removes what comes after this many bytes.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.text.truncate(length);
+        self.spans.truncate(length);
     }
 
     /// Prepends text, with the range of the first character.

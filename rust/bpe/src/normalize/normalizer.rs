@@ -7,8 +7,8 @@ use unicode_normalization_alignments::UnicodeNormalization;
 
 use super::aligned::Aligned;
 use super::whitespace::{After, Spaces};
+use crate::Result;
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
 
 /// A normalizer of ordinary text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,7 @@ impl Normalizer {
     /// Returns the normal form with the range of the original text for each byte.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if SentencePiece's treatment of white space changes more than the first character;
-    /// the error of the interrupt check.
+    /// The error of the interrupt check.
     pub(crate) fn apply_aligned(
         self,
         text: &str,
@@ -52,28 +51,12 @@ impl Normalizer {
         after: After,
         interrupt: Interrupt<'_>,
     ) -> Result<Aligned> {
-        let mut aligned = Aligned::new(text, start, interrupt)?;
         match self {
-            Self::None => {}
-            Self::Nfc => {
-                if is_nfc_quick(text.chars()) != IsNormalized::Yes {
-                    aligned = aligned.transform(0, text.nfc(), interrupt)?;
-                }
+            Self::Spaces(spaces) => spaces.normalize_aligned(text, start, after, interrupt),
+            Self::Nfc if is_nfc_quick(text.chars()) != IsNormalized::Yes => {
+                Aligned::new(text, start, interrupt)?.transform(0, text.nfc(), interrupt)
             }
-            Self::Spaces(spaces) => {
-                let normal = spaces.normalize(text, after);
-                match normal.strip_suffix(text) {
-                    Some("") => {}
-                    Some(prefix @ " ") => aligned.prepend(prefix),
-                    _ => {
-                        return Err(Error::InvalidArgument(
-                            "offsets need text whose spaces are as this tokenizer normalizes them, and without \u{2581}"
-                                .to_owned(),
-                        ));
-                    }
-                }
-            }
+            Self::None | Self::Nfc => Aligned::new(text, start, interrupt),
         }
-        Ok(aligned)
     }
 }

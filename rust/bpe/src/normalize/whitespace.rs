@@ -2,6 +2,10 @@
 
 use std::borrow::Cow;
 
+use super::aligned::Aligned;
+use crate::Result;
+use crate::interrupt::Interrupt;
+
 /// The character that SentencePiece writes for a space: U+2581. `tokenizers` calls it the metaspace.
 pub(crate) const METASPACE: char = '\u{2581}';
 
@@ -68,13 +72,10 @@ impl After {
 }
 
 impl Spaces {
-    /// Returns the normal form of `text`, a segment of ordinary text.
-    ///
-    /// # Source
-    /// `src/normalizer.cc` of SentencePiece; `Metaspace` of Hugging Face `tokenizers`.
-    pub fn normalize(self, text: &str, after: After) -> Cow<'_, str> {
+    /// Returns whether a space is prepended to `text`, a segment of ordinary text.
+    fn is_prefixed(self, text: &str, after: After) -> bool {
         let begins_with_space = text.starts_with([' ', METASPACE]);
-        let is_prefixed = !text.is_empty()
+        !text.is_empty()
             && match (after, self.prefix) {
                 (After::Text, _) => self.collapse && text.starts_with(' '),
                 (After::Space, _) => self.collapse,
@@ -82,7 +83,15 @@ impl Spaces {
                 (_, SpacePrefix::Always) => true,
                 (_, SpacePrefix::UnlessSpace) => !begins_with_space,
                 (_, SpacePrefix::FirstUnlessSpace) => after == After::Nothing && !begins_with_space,
-            };
+            }
+    }
+
+    /// Returns the normal form of `text`, a segment of ordinary text.
+    ///
+    /// # Source
+    /// `src/normalizer.cc` of SentencePiece; `Metaspace` of Hugging Face `tokenizers`.
+    pub fn normalize(self, text: &str, after: After) -> Cow<'_, str> {
+        let is_prefixed = self.is_prefixed(text, after);
         if !is_prefixed && !self.collapse && !text.contains(METASPACE) {
             return Cow::Borrowed(text);
         }
@@ -108,5 +117,37 @@ impl Spaces {
             normal.truncate(normal.trim_end_matches(' ').len());
         }
         Cow::Owned(normal)
+    }
+
+    /// Returns the normal form of a segment that begins at byte `start` of the original, with the original range of each
+    /// byte. A run of spaces that collapses is one range; the prefix has that of the first character.
+    ///
+    /// # Errors
+    /// The error of the interrupt check.
+    pub(crate) fn normalize_aligned(
+        self,
+        text: &str,
+        start: u32,
+        after: After,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Aligned> {
+        let collapses = |&(_, c): &(usize, char)| self.collapse && c == ' ';
+        let mut characters = text.char_indices().peekable();
+        while characters.next_if(collapses).is_some() {}
+        let mut aligned = Aligned::new("", start, interrupt)?;
+        while let Some((place, character)) = characters.next() {
+            interrupt.check_at(place)?;
+            while character == ' ' && characters.next_if(collapses).is_some() {}
+            let end = characters.peek().map_or(text.len(), |&(next, _)| next);
+            let span = (start + place as u32, start + end as u32);
+            aligned.push(if character == METASPACE { ' ' } else { character }, span);
+        }
+        if self.collapse {
+            aligned.truncate(aligned.text.trim_end_matches(' ').len());
+        }
+        if self.is_prefixed(text, after) {
+            aligned.prepend(" ");
+        }
+        Ok(aligned)
     }
 }

@@ -15,8 +15,7 @@ impl Tokenizer {
     /// Returns the tokens of `text` with their ranges in bytes.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`]; and if SentencePiece's normalization of spaces changes the text, so that ranges are
-    /// undefined.
+    /// As [`Tokenizer::encode`].
     pub(crate) fn encode_with_spans(
         &self,
         text: &str,
@@ -83,8 +82,7 @@ impl Tokenizer {
     /// ends of a token is excluded.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`]; and if SentencePiece's normalization of spaces changes the text, so that ranges are
-    /// undefined.
+    /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(
         &self,
         text: &str,
