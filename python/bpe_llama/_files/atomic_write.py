@@ -259,12 +259,18 @@ def _temporary_folder(path: Path, kind: str) -> Iterator[tuple[Path, int]]:
         yield folder, os.fstat(lock.fileno()).st_mode
     finally:
         if made is not None:
-            release(made[1], partial(_remove, made[0]))
+            release(made[1], partial(_remove, made[0], path.name))
 
 
-def _remove(folder: Path) -> None:
-    if not _is_pending(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(folder: Path, name: str) -> None:
+    """Remove a temporary folder that is not pending; ``name`` is the file in it, if it is one for a single file."""
+    if _is_pending(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # `rmtree` opens the folder, which fails where no more files can be opened
+        for left in (name, _LOCK):
+            (folder / left).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _locked_folder(path: Path, kind: str) -> tuple[Path, IO[bytes]]:
@@ -276,6 +282,9 @@ def _locked_folder(path: Path, kind: str) -> tuple[Path, IO[bytes]]:
             lock = (folder / _LOCK).open("xb")
         except (FileExistsError, FileNotFoundError):  # another writer took the folder for an abandoned one
             continue
+        except OSError:  # perhaps no more files can be opened
+            folder.rmdir()
+            raise
         try:
             lock_at_once(lock.fileno())
         except OSError as error:  # perhaps a file system without locks
