@@ -49,6 +49,18 @@ _KINDS = (
 )
 
 
+def absolute(path: PathLike) -> str:
+    """Return a path that does not depend on the current folder.
+
+    Raises:
+        FileNotFoundError: If it depends on a current folder that was removed.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "the current folder was removed", os.fspath(path)) from None
+
+
 def open_regular(path: PathLike) -> IO[bytes]:
     """Return a regular file, open for reading.
 
