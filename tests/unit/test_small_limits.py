@@ -1,14 +1,17 @@
-"""Limits of the system that end a command: open files, sizes of files, lengths of names, a removed current folder."""
+"""What a system refuses a command: open files, sizes and names of files, reads of a broken disk, its current folder."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bpe_llama import Tokenizer
+from bpe_llama._files import read_text
+from bpe_llama._files.arrays import open_array
 from bpe_llama.cli import main
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="limits and removed folders of Unix")
@@ -62,6 +65,15 @@ def test_files_that_may_hold_nothing(out: str, tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
     named = "shards/sources.json" if out == "shards" else out
     assert python(limit + COMMAND.format(command), tmp_path) == f"bpe-llama: {named}: File too large\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file of Linux whose first byte cannot be read")
+@pytest.mark.parametrize("read", [Tokenizer.from_file, Tokenizer.from_tiktoken, read_text, open_array])
+def test_a_file_that_a_broken_disk_does_not_give(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "a.tiktoken"
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=f"Input/output error: '{path}'"):
+        read(path)
 
 
 @unix

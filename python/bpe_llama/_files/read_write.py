@@ -7,7 +7,8 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -61,15 +62,22 @@ def absolute(path: PathLike) -> str:
         raise FileNotFoundError(error.errno, "the current folder was removed", os.fspath(path)) from None
 
 
-def open_regular(path: PathLike) -> IO[bytes]:
-    """Return a regular file, open for reading.
+@contextmanager
+def open_regular(path: PathLike) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading.
 
     Raises:
-        OSError: If it cannot be opened.
+        OSError: If it cannot be opened or read, as on a broken disk; it names the file.
         ValueError: As of `check_regular`.
     """
     check_regular(path)
-    return open(path, "rb")
+    with open(path, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def read_bytes(path: PathLike, largest: int = LARGEST_TEXT) -> bytes:
