@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from operator import index
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from bpe_llama._arguments import instance, iterator
@@ -73,7 +74,7 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None, padding: int 
     check_tensors(input_ids=input_ids, attention_mask=attention_mask)
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
-    if input_ids.is_floating_point() or input_ids.is_complex():
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype is torch.bool:
         raise ValueError(f"input_ids has dtype {input_ids.dtype}; expected integers")
     if attention_mask is None and (padding is None or not bool((input_ids == padding).any())):
         return [[int(i) for i in row] for row in input_ids.tolist()]

@@ -45,6 +45,11 @@ llguidance counts its steps, but one step may take all of that time and memory.
 MAX_REMAINDERS = 20_000
 """Product of the ``multipleOf`` of one number. It becomes an automaton of so many states; llguidance has no limit."""
 
+_DEFINITIONS = frozenset({"$defs", "definitions"})
+_OF_NAMES = _DEFINITIONS | {"properties", "patternProperties", "dependentSchemas"}
+_DATA = frozenset({"const", "enum", "default", "examples"})
+"""Keywords of a schema: of schemas that are counted where a ``$ref`` points to them, of schemas by name, of values."""
+
 
 class Grammars:
     """Compiles grammars for one tokenizer; the 64 that were used last are cached.
@@ -188,23 +193,30 @@ def _check_intersections(schema: dict[str, Any], option: str) -> None:
     known: dict[str, tuple[int, int]] = {}
     identifiers = ("$id", "id") if "draft-04" in str(schema.get("$schema")) else ("$id",)
 
-    def count(part: Any) -> tuple[int, int]:
-        """Return the number of patterns, and the product of ``multipleOf``, that hold together."""
+    def count(part: Any, is_schema: bool = True) -> tuple[int, int]:
+        """Return the number of patterns, and the product of ``multipleOf``, that hold together.
+
+        Args:
+            part: A schema, a list of schemas, or if not ``is_schema`` the schemas of names.
+            is_schema: Whether the keys of a mapping are keywords.
+        """
         if isinstance(part, list):
             return largest(map(count, part))
         if not isinstance(part, dict):
             return 0, 1
+        if not is_schema:
+            return largest(map(count, part.values()))
         together = [(int(isinstance(part.get("pattern"), str)), _remainders(part.get("multipleOf")))]
-        counted = {"$defs", "definitions"} if part is schema else set()  # elsewhere, names of properties
+        counted = _DATA | (_DEFINITIONS if part is schema else set())
         if isinstance(part.get("allOf"), list):
-            counted.add("allOf")
+            counted |= {"allOf"}
             together += map(count, part["allOf"])
         if isinstance(part.get("$ref"), str):
             together.append(count_ref(part["$ref"]))
         for name in identifiers:
             if part is not schema and isinstance(part.get(name), str):
                 raise ValueError(f"{option} has the {name} {shown(part[name])} in a part of it; expected none there")
-        together.append(largest(count(part[name]) for name in part if name not in counted))
+        together.append(largest(count(part[name], name not in _OF_NAMES) for name in part if name not in counted))
         patterns, remainders = zip(*together, strict=True)
         return sum(patterns), min(math.prod(remainders), MAX_REMAINDERS + 1)
 

@@ -97,7 +97,7 @@ class TextGenerator:
         """
         check_surrogates("the prompt", string("text", text))
         begin = self.tokenizer.bos_id
-        allowed_special = reusable(allowed_special)
+        allowed_special = reusable("allowed_special", allowed_special)
         if bos is not None:
             return whole_ids(self.tokenizer.encode(text, bos=bos, allowed_special=allowed_special))
         ids = whole_ids(self.tokenizer(text, allowed_special=allowed_special)["input_ids"])

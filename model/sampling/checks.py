@@ -46,7 +46,7 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
 
 def read_once(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with a tuple for each iterator, such as a generator: it can be read only once, options again."""
-    return {name: reusable(value) for name, value in options.items()}
+    return {name: reusable(name, value) for name, value in options.items()}
 
 
 def sequences_of_ids(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:

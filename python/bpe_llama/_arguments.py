@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,9 +180,21 @@ def iterator(name: str, values: Iterable[T], expected: str, *, in_order: bool = 
     raise TypeError(wrong(name, values, expected))
 
 
-def reusable(values: Iterable[T]) -> Iterable[T]:
-    """Return an argument that can be read several times: an iterator, which is spent after once, becomes a tuple."""
-    return tuple(value for value in values) if isinstance(values, Iterator) else values  # Ctrl-C ends an endless one
+_MOST_ITEMS = 1 << 20  # more than a vocabulary has tokens
+
+
+def reusable(name: str, values: Iterable[T]) -> Iterable[T]:
+    """Return an argument that can be read several times: an iterator, which is spent after once, becomes a tuple.
+
+    Raises:
+        ValueError: If the iterator does not end.
+    """
+    if not isinstance(values, Iterator):
+        return values
+    items = tuple(islice(values, _MOST_ITEMS + 1))
+    if len(items) > _MOST_ITEMS:
+        raise ValueError(f"{name} is an iterator of more than {_MOST_ITEMS:,} items; expected one that ends")
+    return items
 
 
 def one_of(name: str, value: object, known: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.tokenizer import EncodingTokenizer
 from bpe_llama._ends import ends_of, template_ids
-from bpe_llama._files import PathLike, write_bytes, write_text
+from bpe_llama._files import PathLike, atomic_write, write_bytes, write_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -296,8 +296,9 @@ class Tokenizer(EncodingTokenizer):
         elif path.suffix == ".tiktoken":
             from bpe_llama._loading.tiktoken import write_attributes
 
-            write_text(path, self.to_tiktoken())
-            write_attributes(path, self, self._settings.end_ids)
+            with atomic_write(path) as temporary:  # so that the old file stays if the other one cannot be written
+                temporary.write_bytes(self.to_tiktoken().encode())
+                write_attributes(path, temporary, self, self._settings.end_ids)
         elif path.suffix == ".model":
             write_bytes(path, self.to_sentencepiece(config_beside=path.name == "tokenizer.model"))
         elif not path.suffix or path.is_dir():

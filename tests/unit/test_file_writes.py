@@ -23,6 +23,7 @@ from bpe_llama import Tokenizer, WordCounts
 from bpe_llama._core import FileLines
 from bpe_llama._files import append_bytes, atomic_write, locked, read_bytes, read_json, write_text
 from bpe_llama._files.arrays import begin_array
+from bpe_llama._loading import tiktoken
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="named pipes and signals of Unix")
 
@@ -234,6 +235,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from bpe_llama._files.arrays import begin_array
+from bpe_llama._loading import tiktoken
 with begin_array(Path(sys.argv[1]) / "ids.npy", "uint16"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -261,7 +263,8 @@ def test_a_tiktoken_file_whose_saving_ended_between_its_two_files_is_refused(
     tok.save(path)
     other = Tokenizer.train_from_iterator(["cdcd"] * 9, 258, pattern="cl100k", special_tokens=["<s>"], progress=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("bpe_llama._loading.tiktoken.write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        write_text = tiktoken.write_text
+        patch.setattr(tiktoken, "write_text", lambda *given: (write_text(*given), signal.raise_signal(signal.SIGINT)))
         other.save(path)
     with pytest.raises(ValueError, match=r"v\.tiktoken\.json: sha256 is '[0-9a-f]+', but that of v\.tiktoken is"):
         Tokenizer.from_file(path)

@@ -5,6 +5,7 @@ Each row is what the user writes, the exception, and its message or a part of it
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,17 @@ SAMPLER = [
     ("Sampler().sample(np.zeros(3, np.int64))", TypeError, "logits have dtype dtype('int64'); expected float32"),
     ("Sampler().sample(np.zeros((1, 2, 3), np.float32))", ValueError, "shape [1, 2, 3]; expected (V,) or (B, V)"),
     ("Sampler().sample(row, history=5)", TypeError, "history is 5; expected a sequence of ints"),
-    ("Sampler().sample(row, seeds=[1, 2])", ValueError, "2 seeds for 1 rows of logits; expected one per row"),
+    ("Sampler().sample(row, seeds=[1, 2])", ValueError, "seeds holds more than 1 ints; expected one per row"),
+    (
+        "Sampler().sample(row, seeds=itertools.count())",
+        ValueError,
+        "seeds holds more than 1 ints; expected one per row",
+    ),
+    (
+        "Sampler().sample(row[None], itertools.repeat([1]))",
+        ValueError,
+        "history holds more than 1 rows of ints; expected",
+    ),
     ("Sampler().sample(row, num_threads=0)", ValueError, "num_threads must be at least 1, or None, got 0"),
     ("Sampler().seek('x')", TypeError, "step must be an int, got 'x'"),
 ]
@@ -263,6 +274,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "tok": tok,
         "counts": WordCounts.from_iterator(["low lower"], progress=False),
         "row": np.zeros(8, np.float32),
+        "itertools": itertools,
         "file": str(folder / "corpus.txt"),
         "folder": folder / "shards",
         **{"np": np, "Tokenizer": Tokenizer, "Sampler": Sampler, "WordCounts": WordCounts, "chat": chat, "TALK": TALK},

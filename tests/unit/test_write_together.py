@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,28 @@ def test_what_an_older_write_left_replaces_nothing_of_a_newer_one(tmp_path: Path
     write_text(tmp_path / "notes.txt", "removes the older one")
     assert (tmp_path / "config.json").read_text() == "newer"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+
+
+@unix
+def test_files_of_two_writers_at_once_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def replace_slowly(path: Path, target: Path) -> Path:
+        time.sleep(0.005)
+        return replace(path, target)
+
+    def write(text: str) -> None:
+        for _ in range(4):
+            with write_together(tmp_path, "config.json", ["weights-*"]) as temporary:
+                for name in ("config.json", "weights", f"weights-{text}"):
+                    (temporary / name).write_text(text)
+
+    monkeypatch.setattr(Path, "replace", replace_slowly)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, "abc"))
+    last = (tmp_path / "config.json").read_text()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == dict.fromkeys(["config.json", "weights", f"weights-{last}"], last)
 
 
 def test_a_file_written_after_the_renames_stays(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from bpe_llama._corpus.shards import (
 from bpe_llama._corpus.token_files import checked_specials
 from bpe_llama._files import (
     PathLike,
+    absolute,
     append_bytes,
     locked,
     read_bytes,
@@ -104,8 +105,8 @@ class Corpus:
             if config is not None or split != "train":
                 name, value = ("config", config) if config is not None else ("split", split)
                 raise ValueError(f"{name} is {shown(value)}, and there is no dataset; give both or neither")
-            inside = os.path.abspath(out) + os.sep
-            files = [path for path in find_files(paths) if not os.path.abspath(path).startswith(inside)]
+            inside = absolute(out) + os.sep
+            files = [path for path in find_files(paths) if not absolute(path).startswith(inside)]
             if not files:
                 raise ValueError(f"{os.fspath(out)!r}, the folder of the shards, holds all files of the corpus")
             return cls(tokenizer, files, None, Path(out), **options)
@@ -255,7 +256,7 @@ class Corpus:
         files = []
         for path in self.files:
             found = path.stat()
-            files.append([os.path.abspath(path), found.st_size, found.st_mtime_ns])
+            files.append([absolute(path), found.st_size, found.st_mtime_ns])
         return {
             **_FORMAT,
             "tokenizer": self.fingerprint,

@@ -92,7 +92,7 @@ class CountingTokenizer(CorpusTokenizer):
             raise ValueError(f"side is {shown(side)}; expected 'left' or 'right'")
         if integer("max_tokens", max_tokens) < 0:
             raise ValueError(wrong("max_tokens", max_tokens, "at least 0"))
-        return last_tokens(self, text, max_tokens, reusable(allowed_special))
+        return last_tokens(self, text, max_tokens, reusable("allowed_special", allowed_special))
 
     def split_by_tokens(self, text: str, max_tokens: int, overlap: int = 0, *, boundary: str = "token") -> list[str]:
         """Return chunks of a text, in order, each of which alone has at most `max_tokens` ids.

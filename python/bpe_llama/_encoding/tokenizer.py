@@ -170,7 +170,7 @@ class EncodingTokenizer(CountingTokenizer):
                 raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
         if pad_id is not None and not 0 <= integer("pad_id", pad_id) < 2**32:
             raise ValueError(wrong("pad_id", pad_id, "an id from 0 to 2**32 - 1"))
-        allowed_special = reusable(allowed_special)
+        allowed_special = reusable("allowed_special", allowed_special)
         settings = self._settings
         if truncation is None:
             truncation = max_length is not None and padding is False
@@ -266,7 +266,7 @@ class EncodingTokenizer(CountingTokenizer):
         side = self._settings.truncation_side if truncation_side is None else truncation_side
         if integer("batch_size", batch_size) < 1:
             raise ValueError(wrong("batch_size", batch_size, "at least 1"))
-        allowed_special = reusable(allowed_special)
+        allowed_special = reusable("allowed_special", allowed_special)
         self.encode_batch([], num_threads, allowed_special=allowed_special)  # refuses what is no option
         encode = EncodeColumn(
             self,
@@ -342,7 +342,7 @@ class EncodingTokenizer(CountingTokenizer):
         is_masked = boolean("return_assistant_tokens_mask", return_assistant_tokens_mask)
         is_dict = boolean("return_dict", return_dict)
         if _begins_with_a_list(messages) and not _begins_with_a_list(messages[0]):
-            options |= {name: reusable(options[name]) for name in ("tools", "documents")}
+            options |= {name: reusable(name, options[name]) for name in ("tools", "documents")}
             options |= {"tokenize": tokenize, "return_assistant_tokens_mask": is_masked, "return_dict": is_dict}
             rows = [self.apply_chat_template(row, **options) for row in messages]
             return {key: [row[key] for row in rows] for key in rows[0]} if is_masked or is_dict else rows

@@ -4,6 +4,7 @@ from bpe_llama._files.atomic_write import atomic_write, complete_writes, flush, 
 from bpe_llama._files.lock import locked
 from bpe_llama._files.read_write import (
     PathLike,
+    absolute,
     append_bytes,
     check_regular,
     open_regular,
@@ -17,6 +18,7 @@ from bpe_llama._files.read_write import (
 
 __all__ = [
     "PathLike",
+    "absolute",
     "append_bytes",
     "atomic_write",
     "check_regular",

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -76,7 +77,8 @@ def write_together(folder: Path, last: str, replaced: Sequence[str] = ()) -> Ite
     Other files of ``folder`` stay. An error before the first file is renamed leaves the old files. A process killed at
     any moment leaves the old files, or the new ones. If it is killed while it renames them, ``last`` is absent, so that
     no other program takes some old and some new files for a model; `complete_writes`, and the next write into the
-    folder, rename the others. Two processes that write into one folder at once may leave files of both.
+    folder, rename the others. Of two processes that write into one folder at once, the later replaces all files of the
+    earlier that match ``replaced`` or have names of its own.
 
     Args:
         folder: Created if it does not exist.
@@ -98,15 +100,16 @@ def write_together(folder: Path, last: str, replaced: Sequence[str] = ()) -> Ite
     folder.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(folder / last, "swap") as (swap, mode):
         try:
-            try:
-                yield swap
-                _write_plan(swap, last, replaced, mode)
-            except BaseException:
-                (swap / _PLAN).unlink(missing_ok=True)  # so that the old files stay
-                raise
-            with ctrl_c_waits():
-                _drop_older_plans(swap)
-                _carry_out(swap)
+            yield swap
+            with _one_at_a_time(folder):
+                try:
+                    _write_plan(swap, last, replaced, mode)
+                except BaseException:
+                    (swap / _PLAN).unlink(missing_ok=True)  # so that the old files stay
+                    raise
+                with ctrl_c_waits():
+                    _drop_older_plans(swap)
+                    _carry_out(swap)
         except OSError as error:
             place = Path(os.fsdecode(error.filename or ""))
             if swap in place.parents:
@@ -154,6 +157,26 @@ def _write_plan(swap: Path, last: str, replaced: Sequence[str], mode: int) -> No
     with atomic_write(swap / _PLAN) as temporary:
         temporary.write_text(json.dumps(plan), encoding="utf-8")
     flush(swap)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process replaces the files of a folder; not on Windows, nor on a file system without locks.
+
+    Files of two processes would be mixed. The system releases the lock of a killed one.
+    """
+    if sys.platform == "win32":  # which cannot open folders
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _drop_older_plans(swap: Path) -> None:
@@ -259,12 +282,18 @@ def _temporary_folder(path: Path, kind: str) -> Iterator[tuple[Path, int]]:
         yield folder, os.fstat(lock.fileno()).st_mode
     finally:
         if made is not None:
-            release(made[1], partial(_remove, made[0]))
+            release(made[1], partial(_remove, made[0], path.name))
 
 
-def _remove(folder: Path) -> None:
-    if not _is_pending(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(folder: Path, name: str) -> None:
+    """Remove a temporary folder that is not pending; ``name`` is the file in it, if it is one for a single file."""
+    if _is_pending(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # `rmtree` opens the folder, which fails where no more files can be opened
+        for left in (name, _LOCK):
+            (folder / left).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _locked_folder(path: Path, kind: str) -> tuple[Path, IO[bytes]]:
@@ -276,6 +305,9 @@ def _locked_folder(path: Path, kind: str) -> tuple[Path, IO[bytes]]:
             lock = (folder / _LOCK).open("xb")
         except (FileExistsError, FileNotFoundError):  # another writer took the folder for an abandoned one
             continue
+        except OSError:  # perhaps no more files can be opened
+            folder.rmdir()
+            raise
         try:
             lock_at_once(lock.fileno())
         except OSError as error:  # perhaps a file system without locks
@@ -317,7 +349,8 @@ def _remove_if_abandoned(folder: Path) -> None:
         if not os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
             return
         if (folder / _PLAN).is_file():
-            _carry_out(folder)
+            with _one_at_a_time(folder.parent):
+                _carry_out(folder)
         if os.name != "nt":
             shutil.rmtree(folder)
     finally:

@@ -108,10 +108,9 @@ def _without_links(path: str, flags: int) -> int:
 
 def _sign(file: IO[str]) -> None:
     """Write this process's id into the file for the error message of another run; a full disk is ignored."""
-    with contextlib.suppress(OSError):
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    with contextlib.suppress(OSError):  # unbuffered: closing the file must not fail, too
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"{os.getpid()}\n".encode())
 
 
 def lock_at_once(descriptor: int) -> None:

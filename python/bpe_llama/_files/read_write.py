@@ -7,7 +7,8 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -49,15 +50,34 @@ _KINDS = (
 )
 
 
-def open_regular(path: PathLike) -> IO[bytes]:
-    """Return a regular file, open for reading.
+def absolute(path: PathLike) -> str:
+    """Return a path that does not depend on the current folder.
 
     Raises:
-        OSError: If it cannot be opened.
+        FileNotFoundError: If it depends on a current folder that was removed.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "the current folder was removed", os.fspath(path)) from None
+
+
+@contextmanager
+def open_regular(path: PathLike) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: If it cannot be opened or read, as on a broken disk; it names the file.
         ValueError: As of `check_regular`.
     """
     check_regular(path)
-    return open(path, "rb")
+    with open(path, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def read_bytes(path: PathLike, largest: int = LARGEST_TEXT) -> bytes:

@@ -134,17 +134,23 @@ def read_published(name: str) -> CoreTokenizer:
     return CoreTokenizer.build_from_huggingface(json.dumps(described).encode())
 
 
-def write_attributes(path: Path, core: CoreTokenizer, end_ids: Sequence[int]) -> None:
+def write_attributes(path: Path, written: Path, core: CoreTokenizer, end_ids: Sequence[int]) -> None:
     """Write the pattern, special tokens and their roles of a `.tiktoken` file beside it, and the file's SHA-256.
 
     By the SHA-256 a reader sees if saving was killed between the two files.
+
+    Args:
+        path: The `.tiktoken` file.
+        written: Where its content is now, which will replace it.
+        core: The tokenizer.
+        end_ids: The ids that end a text.
     """
     attributes = {
         "pattern": core.pattern,
         "special_tokens": core.special_tokens,
         **ends_of(core)._asdict(),
         "end_ids": list(end_ids),
-        "sha256": _sha256(path),
+        "sha256": _sha256(written),
     }
     write_text(_json_path(path), json.dumps(attributes, ensure_ascii=False, indent=1) + "\n")
 

@@ -62,7 +62,8 @@ class AnswerFinder:
     def _continued(self, place: int) -> Span | None:
         """Return the span after the generation prompt, or None unless the text begins with prompt and answer."""
         prompt = self.render(self.messages[:place], True)
-        answered = self.render(self.messages[: place + 1], False)
+        is_last = place + 1 == len(self.messages)
+        answered = self.whole if is_last else self.render(self.messages[: place + 1], False)
         if self.whole.startswith(answered) and answered.startswith(prompt):
             return len(prompt), len(answered)
         return None

@@ -19,6 +19,7 @@ from bpe_llama.cli.model_commands import EXIT_BAD_USAGE, MODEL_COMMANDS, Forward
 from bpe_llama.cli.options import with_quiet
 
 EXIT_INTERRUPTED = 130
+_LONGEST_ERROR = 4000  # characters
 
 app = typer.Typer(
     name="bpe-llama",
@@ -115,4 +116,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _print_error(message: str) -> None:
-    print(f"bpe-llama: {' '.join(message.split())}", file=sys.stderr)
+    """Print an error in one line; of a message that repeats a long value, the beginning and the end."""
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_ERROR:
+        line = f"{line[: _LONGEST_ERROR // 2]} ... {line[-_LONGEST_ERROR // 2 :]}"
+    print(f"bpe-llama: {line}", file=sys.stderr)

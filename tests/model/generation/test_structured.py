@@ -335,6 +335,18 @@ def test_options_that_leave_no_allowed_id_are_named(generator: TextGenerator, ba
     assert generator.generate("Say ", regex="the") == "the"  # the idle engine is whole
 
 
+def test_values_in_a_schema_are_no_schemas(generator: TextGenerator) -> None:
+    value = {"$id": "a", "$ref": "http://x"}
+    schema = {"type": "object", "properties": {"b": {"enum": [value], "examples": [value]}}, "default": value}
+    schema |= {"required": ["b"], "additionalProperties": False}
+    assert json.loads(generator.generate("x", json_schema=schema, max_new_tokens=200)) == {"b": value}
+    for name, said in (("$id", "the $id 'a' in a part"), ("$ref", "the $ref 'http://x'")):
+        part = {name: value[name]}
+        for refused in ({"properties": {"enum": part}}, {"$ref": "#/const", "const": part}):
+            with pytest.raises(ValueError, match=re.escape(said)):
+                generator.generate("x", json_schema=refused)
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"json_schema": {"type": "objekt"}}, ValueError, "json_schema is not valid: Invalid type: objekt"),
     ({"json_schema": {"uniqueItems": True}}, ValueError, r'json_schema is not valid: Unimplemented keys: \["uniqueIt'),

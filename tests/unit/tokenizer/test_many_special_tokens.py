@@ -51,3 +51,20 @@ def test_a_long_list_of_refused_tokens(tok: Tokenizer, text: str) -> None:
     assert listed < 30 * none  # 6; thousands where each token is compared
     with pytest.raises(ValueError, match=rf'"<\|00007\|>" at byte {len(text)};'):
         tok.encode(text + NAMES[7], disallowed_special=refused)
+
+
+def test_refused_names_that_are_no_special_tokens(tok: Tokenizer) -> None:
+    names = ["foo", "foobar", "oba", "é"]
+    for length in (0, 3_000):  # short texts are searched in another way
+        space = " " * length
+        for text, name, at in (("xfoobar", "foobar", 1), ("fobar é", "oba", 1), ("é foo", "é", 0)):
+            with pytest.raises(
+                ValueError, match=f'the text holds "{name}" at byte {length + at}, which is in disallow'
+            ):
+                tok.encode(space + text, disallowed_special=names)
+        assert tok.encode(space + "fo", disallowed_special=names) == tok.encode(space + "fo")
+    text = "a short text"
+    named, known = costs(
+        lambda: tok.encode(text, disallowed_special=names[:1]), lambda: tok.encode(text, disallowed_special=NAMES[:1])
+    )
+    assert named < 10 * known  # 1; 40 where an automaton is built for each text

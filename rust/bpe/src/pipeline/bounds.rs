@@ -5,11 +5,25 @@ use crate::Result;
 /// The most steps of one component.
 const MOST_STEPS: usize = 1000;
 
+/// The most bytes of the JSON of one component. The longest known, SentencePiece's rules for characters, has 330,000.
+const MOST_BYTES: usize = 4 << 20;
+
 /// The most items of a template.
 const MOST_ITEMS: usize = 4096;
 
 /// The most bytes that a component makes of one byte. Unicode's normal forms make at most 11 of 3.
 const MOST_GROWTH: usize = 64;
+
+/// Refuses a component of too much JSON, before it becomes values of thirty times its size.
+///
+/// # Errors
+/// [`crate::Error::Format`] naming the component.
+pub(super) fn check_length(component: &str, length: usize) -> Result<()> {
+    if length > MOST_BYTES {
+        return Err(malformed!("tokenizer.json: {component} has {length} bytes; expected at most {MOST_BYTES}"));
+    }
+    Ok(())
+}
 
 /// Refuses a component of too many steps, sequences included.
 ///

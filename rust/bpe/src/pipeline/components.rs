@@ -5,8 +5,9 @@
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use super::bounds::check_steps;
+use super::bounds::{check_length, check_steps};
 use super::model::ModelOptions;
 use crate::Result;
 use crate::error::{quoting, shortened};
@@ -315,9 +316,12 @@ pub(crate) struct Components {
 /// Returns the component in a field of the file, or `None` for null.
 ///
 /// # Errors
-/// [`Error::Format`] naming the field if it holds an unknown component or an unknown field, or too many steps.
-pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> Result<Option<T>> {
-    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+/// [`Error::Format`] naming the field if it holds an unknown component or an unknown field, or too many steps or bytes.
+pub(crate) fn parse<T: DeserializeOwned>(field: &str, json: Option<&RawValue>) -> Result<Option<T>> {
+    let Some(json) = json else { return Ok(None) };
+    check_length(field, json.get().len())?;
+    let value: Value =
+        serde_json::from_str(json.get()).map_err(|error| malformed!("tokenizer.json: {field}: {}", quoting(&error)))?;
     let shown = shortened(&value.to_string());
     if !has_named_fields(&value) {
         return Err(malformed!("tokenizer.json: {field} is {shown}; expected an object wherever a component stands"));

@@ -134,11 +134,9 @@ impl AddedTokens {
         let others: Vec<&str> =
             names.iter().copied().filter(|name| !self.by_content(name).is_some_and(|token| token.special)).collect();
         match first_of_texts(&others, text, interrupt)? {
-            Some(found) => Err(invalid!(
-                "the text holds {:?} at byte {}, which is in disallowed_special; \
-                 leave it out there to encode it as ordinary text",
-                &text[found.range()],
-                found.start()
+            Some((at, name)) => Err(invalid!(
+                "the text holds {name:?} at byte {at}, which is in disallowed_special; \
+                 leave it out there to encode it as ordinary text"
             )),
             None => Ok(()),
         }

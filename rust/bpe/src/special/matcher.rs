@@ -1,5 +1,6 @@
 //! Matching of added tokens in text.
 
+use std::cmp::Reverse;
 use std::iter;
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -14,6 +15,9 @@ use crate::{Error, Result};
 
 /// Bytes that are searched for added tokens between two interrupt checks.
 const WINDOW: usize = 1 << 18;
+
+/// The most bytes of a text in which [`first_of_texts`] searches each text alone: an automaton takes longer to build.
+const SHORT: usize = 1 << 11;
 
 /// The longest pattern of which a DFA is built: for a periodic pattern its construction takes quadratic time.
 const MAX_DFA_PATTERN: usize = 1 << 10;
@@ -158,10 +162,20 @@ impl Matcher {
     }
 }
 
-/// Returns the leftmost and longest of the texts in `text`.
-pub(super) fn first_of_texts(texts: &[&str], text: &str, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
+/// Returns the byte offset and the content of the leftmost and longest of the texts in `text`.
+pub(super) fn first_of_texts<'a>(
+    texts: &[&'a str],
+    text: &str,
+    interrupt: Interrupt<'_>,
+) -> Result<Option<(usize, &'a str)>> {
     let Some(longest) = texts.iter().map(|text| text.len()).max() else { return Ok(None) };
-    find_in_windows(&longest_of(texts)?, longest, text, 0, interrupt)
+    if text.len() <= SHORT {
+        let found = texts.iter().filter_map(|&each| text.find(each).map(|at| (at, each)));
+        return Ok(found.min_by_key(|&(at, each)| (at, Reverse(each.len()))));
+    }
+    let automaton = longest_of(texts)?;
+    let found = find_in_windows(&automaton, longest, text, 0, interrupt)?;
+    Ok(found.map(|found| (found.start(), texts[found.pattern().as_usize() - padding(texts.len())])))
 }
 
 fn find_in_windows(
@@ -220,7 +234,6 @@ fn touches_word(text: &str, start: usize, end: usize) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::cmp::Reverse;
     use std::collections::HashSet;
 
     use proptest::prelude::*;

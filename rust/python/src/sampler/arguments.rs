@@ -29,8 +29,9 @@ impl<'py> Call<'py> {
         num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         let logits = Logits::read(logits)?;
-        let histories = history.map(|history| read_histories(history, logits.is_batch)).transpose()?;
-        let seeds = seeds.map(|seeds| read_ints("seeds", seeds, U64)).transpose()?;
+        let histories = history.map(|history| read_histories(history, &logits)).transpose()?;
+        let read_seed = |seed: &Bound<'py, PyAny>| read_element("seeds", seed, U64);
+        let seeds = seeds.map(|seeds| read_rows("seeds", "ints", seeds, logits.rows, read_seed)).transpose()?;
         let step = step.map(|step| read_u64("step", step)).transpose()?;
         Ok(Self { logits, histories, step, seeds, num_threads })
     }
@@ -85,16 +86,31 @@ pub(super) fn read_biases(biases: &Bound<'_, PyAny>) -> PyResult<Vec<(u32, f32)>
 }
 
 /// Returns one list of ids per row.
-fn read_histories(history: &Bound<'_, PyAny>, is_batch: bool) -> PyResult<Vec<Vec<i64>>> {
+fn read_histories(history: &Bound<'_, PyAny>, logits: &Logits<'_>) -> PyResult<Vec<Vec<i64>>> {
     let read = |name, row: &Bound<'_, PyAny>| {
         // Iterating over a list is faster than over an array.
         read_ints(name, &to_list(name, "a sequence of ints", row)?, "ints of at most 64 bits")
     };
-    if !is_batch {
+    if !logits.is_batch {
         return Ok(vec![read("history", history)?]);
     }
-    let rows = history.try_iter().map_err(|_| not_a_sequence("history", history, "rows of ints"))?;
-    collect(history.py(), "history", rows.map(|row| read("a row of history", &row?)))
+    read_rows("history", "rows of ints", history, logits.rows, |row| read("a row of history", row))
+}
+
+/// Returns the items of an argument that has one for each row of logits. No more are read: an iterator can be endless.
+fn read_rows<'py, T>(
+    name: &str,
+    elements: &str,
+    values: &Bound<'py, PyAny>,
+    rows: usize,
+    read: impl Fn(&Bound<'py, PyAny>) -> PyResult<T>,
+) -> PyResult<Vec<T>> {
+    let items = values.try_iter().map_err(|_| not_a_sequence(name, values, elements))?;
+    let items = collect(values.py(), name, items.take(rows + 1).map(|item| read(&item?)))?;
+    if items.len() > rows {
+        return Err(PyValueError::new_err(format!("{name} holds more than {rows} {elements}; expected one per row")));
+    }
+    Ok(items)
 }
 
 /// Returns the elements of a sequence of ints that fit `T`; `expected` describes them in errors.

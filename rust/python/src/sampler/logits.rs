@@ -16,7 +16,7 @@ pub(super) struct Logits<'py> {
     _owner: Bound<'py, PyAny>,
     data: *const c_void,
     dtype: Dtype,
-    rows: usize,
+    pub(super) rows: usize,
     vocab_size: usize,
     row_stride: isize,
     id_stride: isize,

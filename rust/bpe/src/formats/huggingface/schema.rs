@@ -6,7 +6,6 @@ use std::fmt;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::AddedToken;
@@ -19,14 +18,20 @@ use crate::pipeline::components::{Decoder, Normalizer, Padding, PostProcessor, P
 pub(super) struct File<'a> {
     #[serde(default, borrow)]
     pub(super) version: Option<Cow<'a, str>>,
-    pub(super) truncation: Option<Value>,
-    pub(super) padding: Option<Value>,
+    #[serde(borrow)]
+    pub(super) truncation: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) padding: Option<&'a RawValue>,
     #[serde(default)]
     pub(super) added_tokens: Vec<AddedToken>,
-    pub(super) normalizer: Option<Value>,
-    pub(super) pre_tokenizer: Option<Value>,
-    pub(super) post_processor: Option<Value>,
-    pub(super) decoder: Option<Value>,
+    #[serde(borrow)]
+    pub(super) normalizer: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) pre_tokenizer: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) post_processor: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) decoder: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(super) model: &'a RawValue,
     /// Only in the pickle of a tokenizer that was not read from a `tokenizer.json`.
