@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama import chat
 from bpe_llama._core import shown
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.templates import choose_template
@@ -209,9 +209,6 @@ def call_arguments(text: str, where: str) -> dict[str, Any]:
         ApiError: If the text is not a JSON object.
     """
     try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise bad(f"{where} is {shown(text)}; expected a JSON object", where, "invalid_value")
-    return arguments
+        return chat.call_arguments(text)
+    except ValueError as error:
+        raise bad(f"{where} is {error}", where, "invalid_value") from None
