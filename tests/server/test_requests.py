@@ -140,6 +140,16 @@ def message(**fields):
         ),
         (CHAT, message() | {"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs", "no variable"),
         (CHAT, message() | {"continue_final_message": True}, "continue_final_message", "not the assistant's"),
+        (
+            CHAT,
+            {
+                "messages": [{"role": "assistant", "content": "a"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "add_generation_prompt",
+            "both true",
+        ),
         (CHAT, message() | {"n": 200}, "n", "at most 128"),
         (EMBED, {"input": ""}, "input", "holds an empty text"),
         (EMBED, {"input": "a", "dimensions": 7}, "dimensions", "expected the model's 32"),
@@ -220,6 +230,18 @@ def test_every_sampling_option_has_a_field():
     of_server = set(Sampling.model_fields) | {"logprobs"}
     without = {"preset", "logits_processor", "constraint"}  # semantics of other programs; Python functions
     assert {name for name in SamplingParams.__dataclass_fields__ if name not in without} <= of_server
+
+
+TALKS = [
+    [{"role": "user", "content": "the fox"}],
+]
+
+
+def test_a_continued_message_needs_no_generation_prompt(http):
+    talk = {"messages": [*TALKS[0], {"role": "assistant", "content": "the"}], "continue_final_message": True}
+    talk |= {"max_tokens": 4, "temperature": 0}
+    answers = [http.post(CHAT, json=talk | fields).json() for fields in ({}, {"add_generation_prompt": False})]
+    assert answers[0]["choices"] == answers[1]["choices"]
 
 
 def test_a_model_without_a_template_says_so():

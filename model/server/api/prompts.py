@@ -30,6 +30,7 @@ class Conversation:
         parallel: Whether the answer may have several calls.
         variables: Further variables of the template.
         continued: Whether the answer continues the last message instead of beginning a new one.
+        begins: Whether the prompt ends with the beginning of an answer; None: unless the answer continues a message.
     """
 
     messages: list[dict[str, Any]]
@@ -38,6 +39,7 @@ class Conversation:
     parallel: bool = True
     variables: dict[str, Any] | None = None
     continued: bool = False
+    begins: bool | None = None
 
 
 def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
@@ -73,6 +75,7 @@ def encode(tokenizer: Tokenizer, talk: Conversation) -> list[int]:
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in messages]
     ids: list[int] = tokenizer.apply_chat_template(
         messages,
+        talk.begins,
         tools=used if "tools" in known else None,
         continue_final_message=talk.continued,
         **(talk.variables or {}),
