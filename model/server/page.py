@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -14,11 +14,16 @@ from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.generation.text_options import check_known
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.server.api import prompts
+from bpe_llama.model.server.api.schemas import ChatRequest
+from bpe_llama.model.server.config import Limits
+from bpe_llama.model.server.endpoints.chat import conversation
 from bpe_llama.model.server.scheduler import Scheduler
-from bpe_llama.playground.app import answering, playground_routes
-from bpe_llama.playground.bodies import Strict
+from bpe_llama.playground.app import TokenizeRequest, answering, playground_routes
+from bpe_llama.playground.bodies import Strict, validation_error
 from bpe_llama.playground.errors import ApiError, JsonResponse, bad, not_found
 from bpe_llama.playground.tokens import describe_token
+from bpe_llama.tokenizer import Tokenizer
 
 MAX_ATTENDED = 256
 """The most tokens of a text to show attention weights of; memory grows with their square."""
@@ -60,10 +65,25 @@ def page_routes(scheduler: Scheduler) -> list[BaseRoute]:
         return await scheduler.run(lambda: describe_attention(generator, request.text, request.layer, request.head))
 
     return [
-        *playground_routes(tokenizers, models=contexts),
+        *playground_routes(tokenizers, models=contexts, encode_messages=encode_messages),
         Route("/playground/model", model),
         Route("/playground/attention", answering(AttentionRequest, attention), methods=["POST"]),
     ]
+
+
+def encode_messages(tokenizer: Tokenizer, request: TokenizeRequest) -> list[int]:
+    """Return the ids of the messages of ``/tokenize``: the prompt of ``/v1/chat/completions``.
+
+    Raises:
+        ApiError: If that endpoint refuses the messages or tools.
+        ValueError: If the chat template does.
+    """
+    fields = ("messages", "tools", "add_generation_prompt")
+    try:
+        chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
+    except ValidationError as error:
+        raise validation_error(error.errors()) from None
+    return prompts.encode(tokenizer, conversation(chat, Limits()))
 
 
 def describe_model(model: LlamaForCausalLM) -> dict[str, Any]:

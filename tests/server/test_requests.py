@@ -140,6 +140,16 @@ def message(**fields):
         ),
         (CHAT, message() | {"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs", "no variable"),
         (CHAT, message() | {"continue_final_message": True}, "continue_final_message", "not the assistant's"),
+        (
+            CHAT,
+            {
+                "messages": [{"role": "assistant", "content": "a"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "add_generation_prompt",
+            "both true",
+        ),
         (CHAT, message() | {"n": 200}, "n", "at most 128"),
         (EMBED, {"input": ""}, "input", "holds an empty text"),
         (EMBED, {"input": "a", "dimensions": 7}, "dimensions", "expected the model's 32"),
@@ -220,6 +230,44 @@ def test_every_sampling_option_has_a_field():
     of_server = set(Sampling.model_fields) | {"logprobs"}
     without = {"preset", "logits_processor", "constraint"}  # semantics of other programs; Python functions
     assert {name for name in SamplingParams.__dataclass_fields__ if name not in without} <= of_server
+
+
+CALLED = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+TALKS = [
+    [{"role": "user", "content": "the fox"}],
+    [{"role": "user", "content": [{"type": "text", "text": "the"}, {"type": "text", "text": "fox"}]}],
+    [{"role": "developer", "content": "a"}, {"role": "user", "content": "dog"}],
+    [
+        {"role": "user", "content": "dog"},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED]},
+        {"role": "tool", "tool_call_id": "c1", "content": "fox"},
+    ],
+]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("messages", TALKS)
+def test_tokenize_gives_the_prompt_of_a_chat(http, server, messages, begins):
+    talk = {"messages": messages, "add_generation_prompt": begins}
+    usage = http.post(CHAT, json=talk | {"max_tokens": 1}).json()["usage"]
+    found = http.post("/tokenize", json=talk).json()
+    assert found["count"] == usage["prompt_tokens"]
+    text = server.generators["small"].tokenizer.decode(found["tokens"])
+    assert text.endswith("<|assistant|>") == begins and "'type'" not in text and "developer" not in text
+    assert ('<tool_call>{"a": 1}</tool_call>' in text) == (len(messages) == 3)
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "fox", "content": "a"}], [{"role": "user"}]])
+def test_tokenize_refuses_messages_as_a_chat_does(http, messages):
+    chat, found = (http.post(path, json={"messages": messages}) for path in (CHAT, "/tokenize"))
+    assert chat.status_code == found.status_code == 400 and chat.json() == found.json()
+
+
+def test_a_continued_message_needs_no_generation_prompt(http):
+    talk = {"messages": [*TALKS[0], {"role": "assistant", "content": "the"}], "continue_final_message": True}
+    talk |= {"max_tokens": 4, "temperature": 0}
+    answers = [http.post(CHAT, json=talk | fields).json() for fields in ({}, {"add_generation_prompt": False})]
+    assert answers[0]["choices"] == answers[1]["choices"]
 
 
 def test_a_model_without_a_template_says_so():

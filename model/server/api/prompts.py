@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bpe_llama import chat
 from bpe_llama._core import shown
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.templates import choose_template
@@ -30,6 +30,7 @@ class Conversation:
         parallel: Whether the answer may have several calls.
         variables: Further variables of the template.
         continued: Whether the answer continues the last message instead of beginning a new one.
+        begins: Whether the prompt ends with the beginning of an answer; None: unless the answer continues a message.
     """
 
     messages: list[dict[str, Any]]
@@ -38,6 +39,7 @@ class Conversation:
     parallel: bool = True
     variables: dict[str, Any] | None = None
     continued: bool = False
+    begins: bool | None = None
 
 
 def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
@@ -73,6 +75,7 @@ def encode(tokenizer: Tokenizer, talk: Conversation) -> list[int]:
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in messages]
     ids: list[int] = tokenizer.apply_chat_template(
         messages,
+        talk.begins,
         tools=used if "tools" in known else None,
         continue_final_message=talk.continued,
         **(talk.variables or {}),
@@ -209,9 +212,6 @@ def call_arguments(text: str, where: str) -> dict[str, Any]:
         ApiError: If the text is not a JSON object.
     """
     try:
-        arguments = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise bad(f"{where} is {shown(text)}; expected a JSON object", where, "invalid_value")
-    return arguments
+        return chat.call_arguments(text)
+    except ValueError as error:
+        raise bad(f"{where} is {error}", where, "invalid_value") from None

@@ -251,6 +251,7 @@ class ChatRequest(Streamed):
     reasoning_effort: str | None = Field(None, description="For templates that read it.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables that the template reads.")
     continue_final_message: bool | None = Field(None, description="The answer continues the last message.")
+    add_generation_prompt: bool | None = Field(None, description="False: the prompt does not begin an answer.")
     user: str | None = None
     metadata: Any = None
     store: Any = None

@@ -22,6 +22,7 @@ from bpe_llama.model.server.api.options import add_format, check_stream, constra
 from bpe_llama.model.server.api.prompts import Conversation
 from bpe_llama.model.server.api.schemas import ChatRequest, ChosenTool
 from bpe_llama.model.server.api.tools import Delta
+from bpe_llama.model.server.config import Limits
 from bpe_llama.model.server.generation import Generation, Job, Service, new_id
 from bpe_llama.model.server.scheduler import Update
 from bpe_llama.playground.errors import JsonResponse, bad
@@ -32,7 +33,7 @@ async def answer(service: Service, request: ChatRequest, http: Request) -> Respo
     """Return the answer, or a stream of it."""
     name, generator = service.find(request.model)
     check_stream(request)
-    talk = conversation(service, request)
+    talk = conversation(request, service.config.limits)
     options = sampling_options(request, generator, service.config.limits)
     options |= _logprobs(request, service.config.limits.top_logprobs)
     add_format(options, request.response_format, service.config.limits, "response_format")
@@ -50,13 +51,12 @@ async def answer(service: Service, request: ChatRequest, http: Request) -> Respo
     return JsonResponse(await stream.whole())
 
 
-def conversation(service: Service, request: ChatRequest) -> Conversation:
+def conversation(request: ChatRequest, limits: Limits) -> Conversation:
     """Return the conversation of a request.
 
     Raises:
         ApiError: If a message, a tool or a variable of the template is not valid.
     """
-    limits = service.config.limits
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
     prompts.check_tools(tools, limits)
     choice = request.tool_choice or "auto"
@@ -69,6 +69,9 @@ def conversation(service: Service, request: ChatRequest) -> Conversation:
     if request.continue_final_message and request.messages[-1].role != "assistant":
         message = "continue_final_message is true, but the last message is not the assistant's"
         raise bad(message, "continue_final_message")
+    if request.continue_final_message and request.add_generation_prompt:
+        message = "add_generation_prompt and continue_final_message are both true; expected one of them at most"
+        raise bad(message, "add_generation_prompt")
     return Conversation(
         prompts.to_template(request.messages, limits),
         tools or None,
@@ -76,6 +79,7 @@ def conversation(service: Service, request: ChatRequest) -> Conversation:
         request.parallel_tool_calls is not False,
         variables,
         bool(request.continue_final_message),
+        request.add_generation_prompt,
     )
 
 

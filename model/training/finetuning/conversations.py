@@ -16,7 +16,7 @@ from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.rows import check_text, has_rows, is_other_table, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends
 from bpe_llama._progress import ProgressOption, reporting
-from bpe_llama.chat import encode_conversation, render_for
+from bpe_llama.chat import call_arguments, encode_conversation, render_for
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.finetuning.formats import Chat, Completion, describe_fields, detect_format, read_row
@@ -181,7 +181,14 @@ class _Encoder:
         in_parts = any(isinstance(message, dict) and isinstance(message.get("content"), list) for message in messages)
         if in_parts and not self._reads_parts:
             messages = [_with_one_text(message) for message in messages]
-        ids, learned = encode_conversation(self.tokenizer, messages, train_on=self.train_on, **chat.options)
+        called = [_with_arguments(message, place) for place, message in enumerate(messages)]
+        try:
+            ids, learned = encode_conversation(self.tokenizer, called, train_on=self.train_on, **chat.options)
+        except ValueError:
+            if called == messages:
+                raise
+            # A template that joins arguments to a text, such as DeepSeek's, needs them as text.
+            ids, learned = encode_conversation(self.tokenizer, messages, train_on=self.train_on, **chat.options)
         reasoning = [part for message in messages for part in _reasoning(message)]
         if reasoning:
             rendered = self.tokenizer.decode(ids)
@@ -206,6 +213,27 @@ def _with_one_text(message: Any) -> Any:
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     return message | {"content": "\n".join(part["text"] for part in message["content"])}
+
+
+def _with_arguments(message: Any, place: int) -> Any:
+    """Return a message whose calls have their arguments as objects, as the server renders them, and not as JSON text.
+
+    Raises:
+        ValueError: If the text is not a JSON object.
+    """
+    if not isinstance(message, dict) or not isinstance(message.get("tool_calls"), list):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                arguments = call_arguments(function["arguments"])
+            except ValueError as error:
+                raise ValueError(f"message {place}: the arguments of a call are {error}") from None
+            call = call | {"function": function | {"arguments": arguments}}
+        calls.append(call)
+    return message | {"tool_calls": calls}
 
 
 def _reasoning(message: dict[str, Any]) -> list[str]:

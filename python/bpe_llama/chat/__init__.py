@@ -7,7 +7,7 @@ text of theirs becomes a special token, whatever the template does with it.
 |---|---|
 | `templates` | read, write and choose a tokenizer's templates; templates with a name |
 | `request` | check the options of one rendering |
-| `tool_schema` | convert Python functions to JSON schemas |
+| `tool_schema` | convert Python functions to JSON schemas; read a call's arguments |
 | `renderer`, `compiler` | compile a template, render its text |
 | `sandbox`, `operations`, `limits` | check each operation of a template against the limits |
 | `provenance` | carry the origin of each character, so that only the template's text becomes a special token |
@@ -30,11 +30,13 @@ from bpe_llama.chat.encoding import (
 )
 from bpe_llama.chat.set_template import with_chat_template
 from bpe_llama.chat.templates import NAMED_TEMPLATES
+from bpe_llama.chat.tool_schema import call_arguments
 
 __all__ = [
     "NAMED_TEMPLATES",
     "TRAIN_ON",
     "EncodedChat",
+    "call_arguments",
     "encode_chat",
     "encode_conversation",
     "encode_marked_chat",

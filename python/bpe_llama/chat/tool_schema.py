@@ -1,4 +1,4 @@
-"""Convert Python functions to the JSON schemas of tools that chat templates show to a model.
+"""Convert Python functions to the JSON schemas of tools that chat templates show to a model; read a call's arguments.
 
 Source of the format: ``transformers.utils.get_json_schema`` 5.23 and
 https://huggingface.co/docs/transformers/chat_extras#schema.
@@ -31,6 +31,25 @@ _NAMES = {
 _LISTABLE = (int, float, str, bool, type(None))  # what an enum may hold
 _MEDIA = {"PIL.Image.Image": "image", "torch.Tensor": "audio"}
 _SECTIONS = ("Args:", "Returns:", "Raises:")
+
+
+def call_arguments(text: str) -> dict[str, Any]:
+    """Return the arguments of a call, which OpenAI's format has as JSON text, as the object that templates render.
+
+    Raises:
+        ValueError: If the text is not a JSON object; empty text is one without arguments.
+
+    Example:
+        >>> call_arguments('{"city": "Rome"}')
+        {'city': 'Rome'}
+    """
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{shown(text)}; expected a JSON object")
+    return arguments
 
 
 def tool_schemas(tools: Iterable[Any]) -> list[dict[str, Any]]:

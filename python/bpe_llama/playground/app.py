@@ -117,16 +117,25 @@ def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
     return Starlette(routes=playground_routes(tokenizers), middleware=[local])
 
 
+def _encode_messages(tokenizer: Tokenizer, request: TokenizeRequest) -> list[int]:
+    ids: list[int] = tokenizer.apply_chat_template(
+        request.messages or [], add_generation_prompt=request.add_generation_prompt, tools=request.tools
+    )
+    return ids
+
+
 def playground_routes(
     tokenizers: Mapping[str, Tokenizer],
     *,
     models: Mapping[str, int] | None = None,
+    encode_messages: Callable[[Tokenizer, TokenizeRequest], list[int]] | None = None,
 ) -> list[BaseRoute]:
     """Return the routes of the page, for an application with further routes.
 
     Args:
         tokenizers: The tokenizers by the names that the page shows.
         models: The context, in tokens, of each model that the application serves under ``/v1``.
+        encode_messages: Returns the ids of the messages of ``/tokenize``; by default those of the chat template.
     """
     library = Library(tokenizers)
     contexts = dict(models or {})
@@ -165,14 +174,12 @@ def playground_routes(
         if request.messages is not None:
             if request.add_special_tokens:
                 raise bad("a chat template writes its own special tokens", "add_special_tokens")
-            ids = tokenizer.apply_chat_template(
-                request.messages, add_generation_prompt=request.add_generation_prompt, tools=request.tools
-            )
+            ids = (encode_messages or _encode_messages)(tokenizer, request)
         else:
             added = request.add_special_tokens is not False
             ids = tokenizer(request.prompt or "", add_special_tokens=added)["input_ids"]
         ids = [int(token_id) for token_id in ids]
-        answer = {
+        answer: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": contexts.get(request.model or next(iter(contexts), "")),
             "tokens": ids,

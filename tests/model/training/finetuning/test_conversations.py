@@ -200,6 +200,34 @@ def test_tools_and_calls_are_rendered_as_by_transformers(
     assert learned_text(tok, example) == '{"name": "sky", "arguments": {"at": "noon"}}<|end|>'
 
 
+JOINED = "{% for m in messages %}{% for c in m.tool_calls %}{{ '=' + c.function.arguments }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "learned"),
+    [
+        (TOOL_TEMPLATE, '{"at":"noon"}', '{"name": "sky", "arguments": {"at": "noon"}}<|end|>'),
+        (TOOL_TEMPLATE, "", '{"name": "sky", "arguments": {}}<|end|>'),
+        (TOOL_TEMPLATE, "noon", None),
+        (JOINED, '{"at":"noon"}', '={"at":"noon"}'),  # as DeepSeek's templates
+    ],
+)
+def test_the_arguments_of_openais_calls_are_the_objects_that_the_server_renders(
+    tokenizer: Tokenizer, tmp_path: Path, template: str, given: str, learned: str | None
+) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "sky", "arguments": given}}
+    row = {"messages": [TALK[0], {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = template
+    path = write_rows(tmp_path / "a.jsonl", [row])
+    if learned is None:
+        with pytest.raises(ValueError, match=r"line 1: message 1: .* 'noon'; expected a JSON object"):
+            read_conversations([path], tokenizer, 200)
+    else:
+        (example,) = read_conversations([path], tokenizer, 200).examples
+        assert learned_text(tokenizer, example) == learned
+
+
 def test_all_fields_of_sharegpt_and_alpaca_are_used(tokenizer: Tokenizer, tmp_path: Path) -> None:
     sharegpt = {
         "system": "is",
