@@ -28,7 +28,7 @@
 //! | int4 | integers | AMX, 6 products | integers | integers |
 //!
 //! - **FMA** widens weights to float32 and uses fused multiply-adds of AVX-512, of AVX2, of NEON, or of the baseline. One pass
-//!   over the weights takes 8 activation rows with AVX-512, 4 without. From 64 rows on with AVX-512, and 32 without, weights are
+//!   over the weights takes 8 activation rows with AVX-512, 4 without. From 96 rows on with AVX-512, and 48 without, weights are
 //!   widened and transposed once for all rows.
 //! - **Integers**: activations are rounded to 23 bits of the largest of each 8 columns, and their products with four-bit codes
 //!   summed exactly: by `VPDPBUSD` (AVX-512 VNNI, AVX-VNNI), `VPMADDUBSW` (AVX2, AVX-512 BW), `SDOT` (NEON's dot products) or

@@ -19,7 +19,7 @@ use std::ops::Range;
 /// Activation rows from which this is faster than passes of GEMV, of 8 rows with AVX-512 and of 4 without: transposing weights
 /// takes as long as multiplying them with some 20 rows.
 fn min_rows(backend: Backend) -> usize {
-    if backend.is_avx512() { 64 } else { 32 }
+    if backend.is_avx512() { 96 } else { 48 }
 }
 
 /// Weight rows that are multiplied at a time.

@@ -7,8 +7,8 @@
 //! | `tile.rs` | AVX-512 | packs activations, transposes tiles | |
 //! | `fma.rs` | AVX-512, AVX2, NEON, baseline | all but int4, widened to float32 | float32 |
 //!
-//! `fma.rs` multiplies float32 weights, and others without AMX or AVX-512 BF16, from 64 activation rows on with AVX-512 and
-//! from 32 without. Fewer rows, and int4 weights without AMX, take several passes of GEMV.
+//! `fma.rs` multiplies float32 weights, and others without AMX or AVX-512 BF16, from 96 activation rows on with AVX-512 and
+//! from 48 without. Fewer rows, and int4 weights without AMX, take several passes of GEMV.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
