@@ -136,8 +136,8 @@ def path(name: str, value: object) -> Path:
 
     Raises:
         TypeError: If it is none.
-        ValueError: If no file can have this name: it is empty, or holds a zero byte or a lone surrogate that stands for
-            no byte.
+        FileNotFoundError: If it is empty; ``Path("")`` would be the current folder.
+        ValueError: If no file can have this name: it holds a zero byte, or a lone surrogate that stands for no byte.
     """
     try:
         found = os.fspath(value)  # type: ignore[call-overload]
@@ -145,12 +145,14 @@ def path(name: str, value: object) -> Path:
         found = None
     if not isinstance(found, str):
         raise TypeError(wrong(name, value, "a str or another path"))
+    if not found:
+        raise FileNotFoundError(f"{name} is '': no such file or folder")
     try:
-        is_possible = found != "" and b"\0" not in os.fsencode(found)
+        is_possible = b"\0" not in os.fsencode(found)
     except UnicodeEncodeError:
         is_possible = False
     if not is_possible:
-        raise ValueError(wrong(name, value, "a path, not empty, without zero bytes and lone surrogates"))
+        raise ValueError(wrong(name, value, "a path without zero bytes and lone surrogates"))
     return Path(found)
 
 

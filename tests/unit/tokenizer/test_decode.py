@@ -163,7 +163,6 @@ def test_decoding_ends_at_the_first_unknown_id(bytes_only: Tokenizer) -> None:
         lambda tok: tok.decode(itertools.repeat(72, 10**9)),
         lambda tok: tok.encode("a", allowed_special=itertools.repeat("<s>")),
         lambda _: Sampler().sample(np.zeros(8, np.float32), history=range(10**12)),
-        lambda _: Sampler().sample(np.zeros((1, 8), np.float32), seeds=itertools.count()),
         lambda _: Sampler(banned_ids=itertools.repeat(1)),
     ],
 )
