@@ -25,11 +25,11 @@ fn min_rows(backend: Backend) -> usize {
 /// Weight rows that are multiplied at a time.
 pub(in crate::matmul) const BLOCK_ROWS: usize = GROUPS * LANES;
 
-/// Vectors of weight rows in a block: with AVX-512 their accumulators, of 8 activation rows, fill the registers.
-const GROUPS: usize = 3;
+/// Groups of 16 weight rows in a block: with AVX-512 their accumulators, of 8 activation rows, fill the registers.
+pub(in crate::matmul) const GROUPS: usize = 3;
 
-/// One column of a block of weight rows.
-type Column = [CacheLine; GROUPS];
+/// One column of a block of weight rows, a vector for each group.
+pub(in crate::matmul) type Column = [CacheLine; GROUPS];
 
 /// Columns of a lane that are multiplied with all panels before the next ones: 24 KiB, which stay in the first-level cache.
 const CHUNK: usize = 128;
@@ -67,13 +67,12 @@ thread_local! {
 pub(in crate::matmul) unsafe fn run<V: F32x16, K: MicroKernel>(task: &Task<'_>, kernel: K, rows: Range<usize>) {
     let (mut weights, mut sums) = BUFFERS.take();
     let vectors = K::widened_vectors(task.matrix.columns);
-    let stride = lane_stride(vectors);
-    weights.resize(LANES * stride, [CacheLine::ZERO; GROUPS]);
+    weights.resize(LANES * lane_stride(vectors), [CacheLine::ZERO; GROUPS]);
     sums.resize(task.panels.len().min(MAX_PANELS), [[[CacheLine::ZERO; GROUPS]; LANES]; LEVELS]);
     for (group, start) in rows.clone().step_by(LANES).enumerate() {
-        let (end, widened) = (rows.end.min(start + LANES), &mut weights.as_flattened_mut()[group..]);
+        let end = rows.end.min(start + LANES);
         // SAFETY: the caller's promise.
-        unsafe { kernel.widen::<V>(start..end, task.matrix.columns, widened, GROUPS, GROUPS * stride) };
+        unsafe { kernel.widen::<V>(start..end, task.matrix.columns, group, &mut weights) };
     }
     let next_block = task.matrix.address(rows.end);
     let lines = (rows.len() * task.matrix.row_bytes()).div_ceil(size_of::<CacheLine>());

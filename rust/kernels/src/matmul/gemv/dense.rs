@@ -1,6 +1,7 @@
 //! The micro-kernel of float32, bfloat16 and int8 weights, which widen to float32 one by one.
 
 use super::micro_kernel::{MicroKernel, multiply_add, rows_in_steps, sum_lanes};
+use crate::matmul::gemm::fma::{Column, GROUPS, lane_stride};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, zero_padded};
 use std::ops::Range;
@@ -71,10 +72,10 @@ unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize>(
     weights: &[D::Element],
     rows: Range<usize>,
     columns: usize,
-    transposed: &mut [CacheLine],
-    step: usize,
-    stride: usize,
+    group: usize,
+    out: &mut [Column],
 ) {
+    let (lines, stride) = (out.as_flattened_mut(), GROUPS * lane_stride(S * columns.div_ceil(N)));
     // Of fewer than 16 rows the last one is taken several times: such products are not stored.
     let rows: [_; LANES] = std::array::from_fn(|line| {
         weights[(rows.start + line).min(rows.end - 1) * columns..][..columns].as_chunks::<N>()
@@ -82,17 +83,17 @@ unsafe fn widen<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut tiles = [[CacheLine::ZERO; LANES]; S];
-        for place in 0..columns.div_ceil(N) {
+        for step in 0..columns.div_ceil(N) {
             for line in 0..LANES {
                 let (whole, rest) = rows[line];
                 let widened: [V; S] =
-                    if place < whole.len() { D::widen(&whole[place]) } else { D::widen(&zero_padded(rest)) };
+                    if step < whole.len() { D::widen(&whole[step]) } else { D::widen(&zero_padded(rest)) };
                 for vector in 0..S {
                     widened[vector].store(&mut tiles[vector][line].0);
                 }
             }
             for vector in 0..S {
-                V::transpose(&tiles[vector], &mut transposed[(place * S + vector) * step..], stride);
+                V::transpose(&tiles[vector], &mut lines[(step * S + vector) * GROUPS + group..], stride);
             }
         }
     }
@@ -146,16 +147,9 @@ macro_rules! without_scales {
             }
 
             #[inline(always)]
-            unsafe fn widen<V: F32x16>(
-                self,
-                rows: Range<usize>,
-                columns: usize,
-                transposed: &mut [CacheLine],
-                step: usize,
-                stride: usize,
-            ) {
+            unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, group: usize, out: &mut [Column]) {
                 // SAFETY: the caller's promise.
-                unsafe { widen::<Self, V, _, _>(self.0, rows, columns, transposed, step, stride) }
+                unsafe { widen::<Self, V, _, _>(self.0, rows, columns, group, out) }
             }
 
             fn scales(&self, _: usize) -> Option<&[f32]> {
@@ -215,16 +209,9 @@ impl MicroKernel for Int8<'_> {
     }
 
     #[inline(always)]
-    unsafe fn widen<V: F32x16>(
-        self,
-        rows: Range<usize>,
-        columns: usize,
-        transposed: &mut [CacheLine],
-        step: usize,
-        stride: usize,
-    ) {
+    unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, group: usize, out: &mut [Column]) {
         // SAFETY: the caller's promise.
-        unsafe { widen::<Self, V, _, _>(self.codes, rows, columns, transposed, step, stride) }
+        unsafe { widen::<Self, V, _, _>(self.codes, rows, columns, group, out) }
     }
 
     fn scales(&self, row: usize) -> Option<&[f32]> {

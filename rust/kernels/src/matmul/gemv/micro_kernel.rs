@@ -1,6 +1,7 @@
 //! The trait of weights that are widened to float32, and what micro-kernels share.
 
 use crate::backend::GEMV_ROWS;
+use crate::matmul::gemm::fma::Column;
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use bpe_llama_simd::f32x16::{CacheLine, F32x16};
 use std::ops::Range;
@@ -27,18 +28,11 @@ pub(in crate::matmul) trait MicroKernel: Copy {
     /// Returns the vectors of a row that is widened to float32.
     fn widened_vectors(columns: usize) -> usize;
 
-    /// Writes up to 16 weight rows, widened and transposed: lane `l` of vector `v` of all 16 goes to `v * step + l * stride`.
+    /// Writes up to 16 weight rows, widened and transposed, as one group of the columns of `gemm/fma.rs`.
     ///
     /// # Safety
     /// The CPU has the features of `V`.
-    unsafe fn widen<V: F32x16>(
-        self,
-        rows: Range<usize>,
-        columns: usize,
-        transposed: &mut [CacheLine],
-        step: usize,
-        stride: usize,
-    );
+    unsafe fn widen<V: F32x16>(self, rows: Range<usize>, columns: usize, group: usize, out: &mut [Column]);
 
     /// Returns the scales of the weight rows from `row` on, if any, which multiply the products of [`widen`](Self::widen).
     fn scales(&self, row: usize) -> Option<&[f32]>;
