@@ -282,6 +282,8 @@ def test_counting_on_ray_needs_ray(
         (["decode", "12", "1000", "-t", "SAVED"], "1000"),
         (["decode", "-t", "SAVED", "--", "-1"], "-1"),
         (["decode", "twelve", "-t", "SAVED"], "twelve"),
+        (["decode", "[12,,12]", "-t", "SAVED"], "[12,,12]"),
+        (["decode", '["12"]', "-t", "SAVED"], '"12"'),
         (["decode", "--file", "latin1.txt", "-t", "SAVED"], "whole numbers"),
         (["decode", "--file", "floats.npy", "-t", "SAVED"], "floats.npy"),
         (["count", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),

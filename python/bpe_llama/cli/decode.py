@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,9 +48,13 @@ def _read_ids(ids: list[str] | None, file: Path | None) -> list[int]:
         content = sys.stdin.buffer.read() if file is None else read_bytes(file)
         ids = [content.decode("utf-8", "replace")]
     text = " ".join(ids).strip()
-    if text.startswith("[") and text.endswith("]"):  # as `bpe-llama encode --json` prints them
-        text = text[1:-1].replace(",", " ")
-    return [_whole_number(word) for word in text.split()]
+    if not text.startswith("["):
+        return [_whole_number(word) for word in text.split()]
+    try:  # as `bpe-llama encode --json` prints them
+        listed = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"ids begin with '[', but are no JSON list: {text[:40]!r}") from None
+    return [_whole_number(json.dumps(token_id)) for token_id in listed]
 
 
 def _whole_number(word: str) -> int:
