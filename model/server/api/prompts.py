@@ -212,6 +212,6 @@ def call_arguments(text: str, where: str) -> dict[str, Any]:
         ApiError: If the text is not a JSON object.
     """
     try:
-        return chat.call_arguments(text)
+        return chat.call_arguments(text, where)
     except ValueError as error:
-        raise bad(f"{where} is {error}", where, "invalid_value") from None
+        raise bad(str(error), where, "invalid_value") from None

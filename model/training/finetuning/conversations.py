@@ -224,14 +224,11 @@ def _with_arguments(message: Any, place: int) -> Any:
     if not isinstance(message, dict) or not isinstance(message.get("tool_calls"), list):
         return message
     calls = []
-    for call in message["tool_calls"]:
+    for index, call in enumerate(message["tool_calls"]):
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            try:
-                arguments = call_arguments(function["arguments"])
-            except ValueError as error:
-                raise ValueError(f"message {place}: the arguments of a call are {error}") from None
-            call = call | {"function": function | {"arguments": arguments}}
+            where = f"message {place}: tool_calls[{index}].function.arguments"
+            call = call | {"function": function | {"arguments": call_arguments(function["arguments"], where)}}
         calls.append(call)
     return message | {"tool_calls": calls}
 

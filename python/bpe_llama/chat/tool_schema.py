@@ -33,11 +33,15 @@ _MEDIA = {"PIL.Image.Image": "image", "torch.Tensor": "audio"}
 _SECTIONS = ("Args:", "Returns:", "Raises:")
 
 
-def call_arguments(text: str) -> dict[str, Any]:
+def call_arguments(text: str, where: str = "arguments") -> dict[str, Any]:
     """Return the arguments of a call, which OpenAI's format has as JSON text, as the object that templates render.
 
+    Args:
+        text: The arguments; empty text is an empty object.
+        where: What an error calls them.
+
     Raises:
-        ValueError: If the text is not a JSON object; empty text is one without arguments.
+        ValueError: If the text is not a JSON object.
 
     Example:
         >>> call_arguments('{"city": "Rome"}')
@@ -48,7 +52,7 @@ def call_arguments(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise ValueError(f"{shown(text)}; expected a JSON object")
+        raise ValueError(f"{where} is {shown(text)}; expected a JSON object")
     return arguments
 
 
