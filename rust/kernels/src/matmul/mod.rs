@@ -5,7 +5,7 @@
 //! | `weights.rs`, `activations.rs` | the operands of the caller |
 //! | `task.rs`, `pack.rs` | one matrix and its packed activations |
 //! | `gemv/` | up to eight activation rows a pass, on every CPU |
-//! | `gemm/` | more rows, with AMX or AVX-512 BF16, and on AVX2 and NEON |
+//! | `gemm/` | more rows, on every CPU |
 //! | `prefetch_distance.rs` | software prefetch of weights |
 
 mod activations;
