@@ -16,7 +16,8 @@ from bpe_llama.model.cli.options import sampling
 from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, GroupSizeOption, QuantizeOption
 from bpe_llama.model.cli.speed import describe_speed
 from bpe_llama.model.generation.generate import search_draws
-from bpe_llama.model.generation.text_generator import TextGenerator, has_token
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.generation.text_request import has_token
 from bpe_llama.model.sampling.sequence import Sequence as Generated
 from bpe_llama.tokenizer import Tokenizer
 
@@ -50,6 +51,10 @@ def command(
         ),
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
+    skip_special_tokens: Annotated[
+        bool | None,
+        typer.Option(help="Print no special tokens of the continuation. Default: unless --stop holds one."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
@@ -83,10 +88,9 @@ def command(
     if verbose:
         for line in sampling.describe_options(generator, generator.encode(text), options):
             typer.echo(line, err=True)
+    options |= {"stop": stop or None, "skip_special_tokens": skip_special_tokens}
     if as_json or answers is not None or num_beams != 1:
-        found = generator.generate(
-            text, n=1 if answers is None else answers, num_beams=num_beams, stop=stop or None, **options
-        )
+        found = generator.generate(text, n=1 if answers is None else answers, num_beams=num_beams, **options)
         if as_json:
             typer.echo(json.dumps(as_object(generator, text, found), ensure_ascii=False, indent=2))
         else:
@@ -97,7 +101,7 @@ def command(
                 sys.stdout.write(f"{text}{answer}\n")
                 print_logprobs(generator, sequence)
     else:
-        pieces = generator.stream(text, stop=stop or None, **options)
+        pieces = generator.stream(text, **options)
         sys.stdout.write(text + next(pieces, ""))  # raises before anything is printed
         sys.stdout.flush()
         for piece in pieces:

@@ -16,7 +16,8 @@ import numpy as np
 
 from bpe_llama._arguments import integer
 from bpe_llama.model.evaluation.scoring import Row, score_rows
-from bpe_llama.model.generation.text_generator import TextGenerator, has_token
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.generation.text_request import has_token
 from bpe_llama.model.sampling.params import GenerationOptions
 
 try:

@@ -13,7 +13,16 @@ from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
 from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
-from bpe_llama.model.generation.text_options import OF_TEXT, TextOptions, check_keywords, check_prompt, stop_strings
+from bpe_llama.model.generation.structured import STRUCTURED
+from bpe_llama.model.generation.text_options import (
+    OF_TEXT,
+    TextOptions,
+    check_keywords,
+    check_prompt,
+    skips_special_tokens,
+    stop_strings,
+)
+from bpe_llama.model.generation.text_request import TextRequest
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import check_model
 from bpe_llama.model.sampling.checks import read_once
@@ -23,7 +32,6 @@ from bpe_llama.model.sampling.sequence import Sequence
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from bpe_llama._core import DecodeStream
     from bpe_llama.model.sampling.keywords import BatchKeywords, TextAndSearchKeywords, TextKeywords
     from bpe_llama.tokenizer import Tokenizer
 
@@ -246,7 +254,9 @@ class TextGenerator:
                 begin with the tokenizer's beginning-of-text id (by default as `encode` says); ``allowed_special``, as
                 of ``Tokenizer.encode``; one option of `bpe_llama.model.generation.structured`; ``reuse``, whether to
                 use the prefix cache: by default for float32 weights only. With fewer bits, rounding of cached keys
-                depends on how the text was split into passes, so the same seed need not give the same text.
+                depends on how the text was split into passes, so the same seed need not give the same text;
+                ``skip_special_tokens``, whether the text is without special tokens: by default unless a stop string
+                holds one.
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
@@ -281,6 +291,12 @@ class TextGenerator:
         """
         return GenerationOptions.for_model(self.model, prompt_length, **self._generation_options(dict(options)))
 
+    def stops(self, options: abc.Mapping[str, Any]) -> tuple[str, ...]:
+        """Return a call's stop strings: by default the generation config's, or none where a grammar ends the text."""
+        constrained = any(options.get(name) not in (None, False) for name in ("constraint", *STRUCTURED))
+        by_default = () if constrained else self.model.generation_config.stop_strings
+        return stop_strings(by_default if options.get("stop") is None else options["stop"])
+
     def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return those of `GenerationOptions`, as ids, with all ids that end a text."""
         check_keywords(options)
@@ -310,124 +326,18 @@ class TextGenerator:
         ``continues`` decodes the continuation of ids as that of a text, as where a chat continues its last message.
         """
         of_ids = self._generation_options(options)
-        stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
-        by_default = () if of_ids.get("constraint") is not None else self.model.generation_config.stop_strings
+        bos, allowed = options.get("bos"), options.get("allowed_special", ())
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt, name)
         if not ids:
             raise ValueError(
                 f"{name} is empty, and the tokenizer has no beginning-of-text id to start from; give a text"
             )
         check_prompt(ids, name, self.model.config, self.tokenizer)
-        stops = stop_strings(by_default if stop is None else stop)
+        stops = self.stops(options)
+        skip = skips_special_tokens(options.get("skip_special_tokens"), stops, self.tokenizer)
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
         before: abc.Sequence[int] = ()
         # What continues a text keeps its first space, which a grammar counts in any case.
         if continues or (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
             before = options_of_ids.constraint.before if options_of_ids.constraint else ids
-        return TextRequest(ids, options_of_ids, stops, self.tokenizer, before)
-
-
-class TextRequest:
-    """Decodes new ids that follow ``before``, and ends at a stop string."""
-
-    def __init__(
-        self,
-        prompt: list[int],
-        options: GenerationOptions,
-        stops: tuple[str, ...],
-        tokenizer: Tokenizer,
-        before: abc.Sequence[int] = (),
-    ) -> None:
-        self.prompt = prompt
-        self.options = options
-        self.sequence: Sequence | None = None
-        self.parts: list[str] = []
-        self.done = False
-        self._stops = stops
-        self._tokenizer = tokenizer
-        self._decoder = tokenizer.decode_stream()
-        self._before = list(before[-1:])
-        self._text_of(before, self._decoder)
-        self._held = ""
-        """Text that may become a stop string."""
-        self._read = 0
-        """New ids that are decoded."""
-        self._early = 0
-        """Characters of the held text that come from the first ``min_new_tokens`` tokens."""
-        self._taken = 0
-
-    def room(self, model: LlamaForCausalLM) -> int:
-        """Return how many tokens its slot must hold."""
-        return min(model.config.context_length, len(self.prompt) + self.options.max_new_tokens)
-
-    def read(self, engine: Engine | None = None) -> None:
-        """Decode new ids; abort the sequence in the engine if a stop string is complete."""
-        if self.sequence is None or self.done:
-            return
-        text = self._held
-        for count, new_id in enumerate(self.sequence.new_ids[self._read :], start=self._read + 1):
-            if new_id not in self.sequence.eos_ids:
-                text += self._text_of([new_id], self._decoder)
-            if count <= self.options.min_new_tokens:
-                self._early = len(text)
-        self._read = len(self.sequence.new_ids)
-        if self.sequence.finish_reason:
-            text += self._decoder.flush()
-        # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
-        places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
-        found = [place for place in places if place >= 0]
-        if found:
-            text = text[: min(found)]
-            if engine and not self.sequence.finish_reason:
-                engine.abort(self.sequence)
-            elif self.sequence.finish_reason == "length":  # the last token there was room for completed it
-                self.sequence.finish_reason = "stop"
-        self.done = bool(found or self.sequence.finish_reason)
-        keep = 0 if self.done else _may_become_stop(text, self._stops)
-        self._held = text[len(text) - keep :]
-        text = text[: len(text) - keep]
-        self._early = max(self._early - len(text), 0)
-        if text:
-            self.parts.append(text)
-
-    def stopped(self, new_ids: list[int]) -> bool:
-        """Return whether the last of some new ids completes a stop string."""
-        if not self._stops or len(new_ids) <= self.options.min_new_tokens:
-            return False
-        start = max(len(new_ids) - 4 * max(map(len, self._stops)), 0)  # 4 bytes of a character, 1 of a token
-        decoder = self._tokenizer.decode_stream()
-        self._text_of([*self._before, *new_ids[:start]][-1:], decoder)
-        before, last = self._text_of(new_ids[start:-1], decoder), self._text_of(new_ids[-1:], decoder)
-        return any(stop in before[max(len(before) - len(stop) + 1, 0) :] + last for stop in self._stops)
-
-    def take(self) -> list[str]:
-        """Return the pieces decoded since the last call."""
-        pieces = self.parts[self._taken :]
-        self._taken = len(self.parts)
-        return pieces
-
-    def _text_of(self, ids: abc.Sequence[int], decoder: DecodeStream) -> str:
-        return "".join(decoder.push(token_id) for token_id in ids if has_token(self._tokenizer, token_id))
-
-
-def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:
-    """Return how many characters at the end of ``text`` begin a stop string.
-
-    Example:
-        >>> _may_become_stop("so far <|e", ("<|end|>", "STOP"))
-        3
-    """
-    longest = max(map(len, stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return size
-    return 0
-
-
-def has_token(tokenizer: Tokenizer, token_id: int) -> bool:
-    """Return whether an id has a token: models have more ids than tokens, for their matrices to be of round sizes."""
-    try:
-        tokenizer.id_to_bytes(token_id)
-    except KeyError:
-        return False
-    return True
+        return TextRequest(ids, options_of_ids, stops, self.tokenizer, skip, before)

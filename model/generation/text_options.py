@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
 _KEYWORDS = keywords_of(TextAndSearchKeywords)
-OF_TEXT = ("stop", "bos", "allowed_special", "reuse")
+OF_TEXT = ("stop", "bos", "allowed_special", "reuse", "skip_special_tokens")
 """Options of text that no sequence of ids has."""
 DRY_BREAKERS = ("\n", ":", '"', "*")
 """DRY's default sequence breakers, those of llama.cpp."""
@@ -30,7 +30,7 @@ def check_keywords(options: Mapping[str, Any]) -> None:
     if "n" in options:
         raise ValueError(f"n is {shown(options['n'])}, but a stream is one answer; generate and generate_batch take it")
     check_names("generate", options, _KEYWORDS)
-    for name in ("bos", "reuse"):
+    for name in ("bos", "reuse", "skip_special_tokens"):
         if options.get(name) is not None:
             boolean(name, options[name], "True, False or None")
 
@@ -74,6 +74,21 @@ def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:
     if "" in stops:
         raise ValueError("a stop string is empty; it would end every text before it begins")
     return stops
+
+
+def skips_special_tokens(given: bool | None, stops: Sequence[str], tokenizer: Tokenizer) -> bool:
+    """Return whether a text is without special tokens: by default unless a stop string holds one.
+
+    Raises:
+        ValueError: If it is to be without them, but a stop string holds one, which would never be found.
+    """
+    held = next(((stop, token) for stop in stops for token in tokenizer.special_tokens if token in stop), None)
+    if given and held:
+        raise ValueError(
+            f"skip_special_tokens is True, but the stop string {shown(held[0])} holds the special token "
+            f"{shown(held[1])}; expected False or None"
+        )
+    return held is None if given is None else given
 
 
 class TextOptions:

@@ -83,6 +83,7 @@ class _TextKeywords(_SharedKeywords, total=False):
     bos: bool | None
     allowed_special: Iterable[str] | str
     reuse: bool | None
+    skip_special_tokens: bool | None
     json_schema: Mapping[str, Any] | str | type | None
     json_object: bool
     regex: str | None

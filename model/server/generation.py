@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -87,6 +87,12 @@ class Job:
     """The field that holds the schema or grammar of the answer."""
     continues: bool = False
     """Whether the answer continues the text of ids, such as the last message of a chat."""
+
+    @property
+    def end_ids(self) -> Collection[int]:
+        """Return the ids that end an answer."""
+        found: Collection[int] = self.options.get("eos_id", self.generator.end_ids)
+        return found
 
     def api_error(self, error: Exception) -> ApiError:
         """Return the answer for an error of the scheduler, which names the field at fault.

@@ -96,6 +96,13 @@ def message(**fields):
         (TEXT, {"prompt": "a", "allowed_ids": []}, "allowed_ids", "leaves no id"),
         (TEXT, {"prompt": "a", "banned_ids": list(range(340))}, "banned_ids", "leaves no id"),
         (TEXT, {"prompt": "a", "allowed_ids": [340]}, "allowed_ids", "0 to 339"),
+        (TEXT, {"prompt": "a", "stop_token_ids": [340]}, "stop_token_ids", "0 to 339"),
+        (
+            TEXT,
+            {"prompt": "a", "stop": "<|end|>", "skip_special_tokens": True},
+            "skip_special_tokens",
+            "holds the special token",
+        ),
         (TEXT, {"prompt": "a", "min_tokens": 30, "max_tokens": 20}, "min_tokens", "at most the 20"),
         (CHAT, {}, "messages", "missing"),
         (CHAT, {"messages": []}, "messages", "at least 1 item"),

@@ -169,6 +169,30 @@ def test_calls_that_are_cut_off_or_none(client, script, server, family) -> None:
     assert choice.message.tool_calls is None
 
 
+def test_special_tokens_and_further_ends(client, script, server) -> None:
+    script("mistral", "so [INST]it is[/INST]!")
+    ask = {"model": "mistral", "messages": [{"role": "user", "content": "the fox"}], "logprobs": True}
+    special = server.generators["mistral"].tokenizer.special_tokens
+    for fields, expected in [
+        ({}, "so it is!"),
+        ({"skip_special_tokens": False}, "so [INST]it is[/INST]!"),
+        ({"stop_token_ids": [special["[/INST]"]]}, "so it is"),
+        ({"stop_token_ids": [special["[INST]"]], "ignore_eos": True, "skip_special_tokens": False}, "so "),
+        ({"stop": "[/INST]"}, "so [INST]it is"),
+    ]:
+        choice = client.chat.completions.create(**ask, extra_body=fields).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (expected, "stop")
+        if "stop" not in fields:
+            shown = [token.token for token in choice.logprobs.content if token.token not in ("[INST]", "[/INST]")]
+            assert "".join(shown) == expected.replace("[INST]", "").replace("[/INST]", "")
+    (text,) = client.completions.create(model="mistral", prompt=[65, 66], logprobs=0, max_tokens=30).choices
+    assert text.text == "so it is!"
+    offsets, tokens = text.logprobs.text_offset, text.logprobs.tokens
+    assert [text.text[place:].startswith(token) for place, token in zip(offsets, tokens, strict=True)] == [
+        token not in special for token in tokens
+    ]
+
+
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_calls_that_are_required(client, script, family) -> None:
     """The grammar holds them to the form of the family, one or several, and they are no text of the answer."""

@@ -19,7 +19,7 @@ _SAME = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "typical_p"),
     *("no_repeat_ngram_size", "bad_words", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
     *("dry_sequence_breakers", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau"),
-    *("mirostat_eta", "filter_order", "banned_ids", "allowed_ids"),
+    *("mirostat_eta", "filter_order", "banned_ids", "allowed_ids", "skip_special_tokens"),
 )
 """Fields with the same name as their option."""
 
@@ -50,8 +50,8 @@ def sampling_options(request: Sampling, generator: TextGenerator, limits: Limits
         options["stop"] = _stops(request.stop, limits)
     if request.min_tokens is not None:
         options["min_new_tokens"] = request.min_tokens
-    if request.ignore_eos:
-        options["eos_id"] = ()
+    if request.ignore_eos or request.stop_token_ids:
+        options["eos_id"] = (*(() if request.ignore_eos else generator.end_ids), *(request.stop_token_ids or ()))
     if request.structured_outputs is not None:
         options |= _structured(request.structured_outputs, limits)
     return options
@@ -87,8 +87,8 @@ def _biases(given: dict[str, float], vocab_size: int) -> dict[int, float]:
 
 
 def _check_ids(request: Sampling, vocab_size: int) -> None:
-    """Raise an ApiError if allowed or banned ids are outside the vocabulary, or no id remains to draw."""
-    for name in ("allowed_ids", "banned_ids"):
+    """Raise an ApiError if ids of a field are outside the vocabulary, or no id remains to draw."""
+    for name in ("allowed_ids", "banned_ids", "stop_token_ids"):
         if len(getattr(request, name) or ()) > vocab_size:
             raise bad(f"{name} has more ids than the vocabulary of {vocab_size}", name)
         beyond = next((i for i in getattr(request, name) or () if i >= vocab_size), None)

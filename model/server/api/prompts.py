@@ -41,6 +41,11 @@ class Conversation:
     continued: bool = False
     begins: bool | None = None
 
+    @property
+    def may_call(self) -> bool:
+        """Return whether the answer may call a tool."""
+        return bool(self.tools) and self.tool_choice != "none"
+
 
 def template_of(tokenizer: Tokenizer, has_tools: bool) -> str:
     """Return the chat template.
@@ -85,9 +90,9 @@ def encode(tokenizer: Tokenizer, talk: Conversation) -> list[int]:
 
 def parser_for(tokenizer: Tokenizer, talk: Conversation) -> ToolParser | None:
     """Return a parser of the answer's calls, or None if the answer cannot have calls."""
-    if not talk.tools or talk.tool_choice == "none":
+    if not talk.may_call:
         return None
-    names = [tool["function"]["name"] for tool in talk.tools]
+    names = [tool["function"]["name"] for tool in talk.tools or ()]
     return ToolParser(tool_family(tokenizer), names, talk.parallel)
 
 

@@ -104,6 +104,10 @@ class Sampling(Body):
     stop: str | Many[str] | None = None
     min_tokens: Count | None = Field(None, description="No end and no stop string before this many new tokens.")
     ignore_eos: bool | None = Field(None, description="Do not end at an end-of-text token.")
+    stop_token_ids: Ids | None = Field(None, description="Further ids that end the answer.")
+    skip_special_tokens: bool | None = Field(
+        None, description="Leave special tokens out of the text. Default: unless a stop string or a call may hold one."
+    )
     typical_p: Mass | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None
     bad_words: Many[str] | None = None

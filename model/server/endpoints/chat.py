@@ -122,6 +122,8 @@ async def chat_job(
         raise bad(f"{field} gives an empty prompt", field)
     continues = talk.continued and bool(talk.messages[-1]["content"])
     held = "tools" if forced else constraint
+    if talk.may_call:  # the markers of calls may be special tokens
+        options = {"skip_special_tokens": False} | options
     job = Job(name, generator, [ids], [ids], options | forced, n, field, held, continues)
     job.check_room(service.scheduler.context(name))
     return job
@@ -214,4 +216,4 @@ class ChatStream:
         """Return the log-probabilities of new tokens, None if the request does not ask for them."""
         if not self.request.logprobs:
             return None
-        return {"content": self.texts.entries(update, self.generation.job.generator.end_ids), "refusal": None}
+        return {"content": self.texts.entries(update, self.generation.job.end_ids), "refusal": None}

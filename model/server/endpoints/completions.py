@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from bpe_llama._core import DecodeStream
 from bpe_llama.model.generation.structured import STRUCTURED
-from bpe_llama.model.generation.text_generator import TextGenerator, has_token
-from bpe_llama.model.generation.text_options import check_known
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.generation.text_options import check_known, skips_special_tokens
+from bpe_llama.model.generation.text_request import has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
 from bpe_llama.model.server.api.options import add_format, check_stream, constraint_field, sampling_options
@@ -174,7 +175,9 @@ class CompletionStream:
         prompt, prompt_ids = job.prompts[number // job.n], job.ids[number // job.n]
         if number not in self._offsets:
             continues = (isinstance(prompt, str) and prompt) or any(job.options.get(name) for name in STRUCTURED)
-            self._offsets[number] = TextOffsets(job.generator.tokenizer, prompt_ids if continues else ())
+            tokenizer, given = job.generator.tokenizer, job.options.get("skip_special_tokens")
+            skip = skips_special_tokens(given, job.generator.stops(job.options), tokenizer)
+            self._offsets[number] = TextOffsets(tokenizer, prompt_ids if continues else (), skip)
         offsets = self._offsets[number]
         ids: list[int] = []
         places: list[int] = []
@@ -216,12 +219,13 @@ class TextOffsets:
     Args:
         tokenizer: The model's.
         before: Ids before the answer, if its text continues theirs: a tokenizer may drop the first space of a text.
+        skip_special_tokens: Whether the answer is without special tokens, which then take up no characters.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int], skip_special_tokens: bool) -> None:
         self.tokenizer = tokenizer
         self.position = 0
-        self._decoder = tokenizer.decode_stream()
+        self._decoder = tokenizer.decode_stream(skip_special_tokens=skip_special_tokens)
         for token_id in before:
             self._decoder.push(token_id)
 

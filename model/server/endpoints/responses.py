@@ -218,7 +218,7 @@ class ResponseStream:
 
     def _logprobs(self, update: Update) -> list[dict[str, Any]]:
         asked = self.request.include or self.request.top_logprobs
-        return self.texts.entries(update, self.generation.job.generator.end_ids) if asked else []
+        return self.texts.entries(update, self.generation.job.end_ids) if asked else []
 
     def response(self) -> dict[str, Any]:
         """Return the response as it is now."""

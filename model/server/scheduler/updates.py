@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from bpe_llama.model.generation.engine import Engine
-from bpe_llama.model.generation.text_generator import TextRequest
+from bpe_llama.model.generation.text_request import TextRequest
 
 Loop = asyncio.AbstractEventLoop
 

@@ -391,7 +391,7 @@ def test_keywords_are_the_options_of_the_dataclasses() -> None:
         types = {name: reference.__forward_arg__ for name, reference in keywords.__annotations__.items()}
         assert types == {field.name: field.type for field in fields(params)}
     assert set(FILTERS) == set(LLAMA_CPP_FILTERS)
-    of_text = {"stop", "bos", "allowed_special", "reuse", *STRUCTURED}
+    of_text = {"stop", "bos", "allowed_special", "reuse", "skip_special_tokens", *STRUCTURED}
     assert set(TextKeywords.__annotations__) == {field.name for field in fields(GenerationOptions)} | of_text
 
 

@@ -125,6 +125,29 @@ def test_a_generator_hands_on_what_the_sampler_knows(generator: TextGenerator) -
         generator.generate([97, 98.0])  # type: ignore[list-item]
 
 
+def test_special_tokens_are_left_out_of_the_text(
+    generator: TextGenerator, scripted: Callable[[list[int]], None]
+) -> None:
+    # They stand between the bytes of a character, at the end of the text, and beside a stop string.
+    ids = [*b"so \xc3", 256, 0xA9, 256, *b"!", 256]
+    scripted([*ids, 257])
+    without, whole = (generator.tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
+    assert without == "so é!" != whole
+    for options, expected in [
+        ({}, without),
+        ({"skip_special_tokens": True, "stop": "!"}, "so é"),
+        ({"skip_special_tokens": False}, whole),
+        ({"stop": "<|begin_of_text|>!"}, whole.partition("<|begin_of_text|>!")[0]),
+    ]:
+        options |= {"max_new_tokens": 20}
+        assert generator.generate("a", **options) == "".join(generator.stream("a", **options)) == expected
+        assert generator.generate_batch(["a", "bc"], **options) == [expected] * 2
+    with pytest.raises(ValueError, match=r"the stop string '<\|end_of_text\|>\.' holds the special token"):
+        generator.generate("a", stop="<|end_of_text|>.", skip_special_tokens=True)
+    with pytest.raises(TypeError, match="skip_special_tokens must be True, False or None"):
+        generator.generate("a", skip_special_tokens=1)  # type: ignore[arg-type]
+
+
 def test_bad_requests_are_named(generator: TextGenerator) -> None:
     with pytest.raises(ValueError, match="a stop string is empty"):
         generator.generate("a", stop="")
@@ -307,7 +330,7 @@ def test_a_conversation_prefills_only_new_ids(generator: TextGenerator, prefille
     assert 257 not in third.prompt  # what looks special in a message stays text
 
 
-def test_a_step_visits_the_eight_files_that_the_documentation_lists(generator: TextGenerator) -> None:
+def test_a_step_visits_the_files_that_the_documentation_lists(generator: TextGenerator) -> None:
     root = Path(generation.__file__).parents[1]
     visited: set[str] = set()
 
@@ -325,7 +348,7 @@ def test_a_step_visits_the_eight_files_that_the_documentation_lists(generator: T
     finally:
         sys.settrace(before)
     listed = re.findall(r"^\d\. ``(.*?)``", generation.__doc__ or "", re.MULTILINE)
-    assert len(listed) == 8 and visited == set(listed)
+    assert len(listed) == 9 and visited == set(listed)
 
 
 def test_ids_without_a_token_are_skipped_while_bytes_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bpe_llama.model import LlamaForCausalLM
+from bpe_llama import Tokenizer
+from bpe_llama.model import LlamaForCausalLM, TextGenerator
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
 from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _WITHOUT_EFFECT
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -65,6 +66,25 @@ def test_the_generation_config_gives_the_defaults(tmp_path: Path, generation: di
     assert kept.items() >= generation.items()
     read = transformers.GenerationConfig.from_pretrained(tmp_path / "again")
     assert all(getattr(read, name) == value for name, value in generation.items())
+
+
+def test_text_is_that_of_transformers_pipeline(tmp_path: Path) -> None:
+    special = [f"<|{number}|>" for number in range(V - 1)]
+    tokenizer = Tokenizer.train_from_iterator(
+        ["the quick brown fox jumps"] * 9, vocab_size=270 + len(special), special_tokens=special, progress=False
+    )
+    tiny_model(seed=3, vocab_size=tokenizer.vocab_size, initializer_range=0.3, eos_token_id=None).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save(tmp_path)
+    theirs = transformers.pipeline("text-generation", str(tmp_path), device="cpu")
+    ours = TextGenerator(LlamaForCausalLM.from_pretrained(tmp_path, device="cpu"), tokenizer)
+    drawn = set()
+    for prompt in ("the", "the quick", "brown fox jumps", "fox"):
+        (found,) = theirs(prompt, max_new_tokens=40, do_sample=False, return_full_text=False)
+        assert ours.generate(prompt, max_new_tokens=40, temperature=0) == found["generated_text"]
+        drawn.update(ours.last.new_ids)
+    assert drawn & set(tokenizer.special_tokens.values()) and drawn - set(tokenizer.special_tokens.values())
 
 
 def test_every_field_of_transformers_is_obeyed_named_or_known_not_to_matter() -> None:

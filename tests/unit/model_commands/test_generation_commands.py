@@ -62,6 +62,15 @@ def test_generate_prints_json_and_logprobs(made: Path, capsys: pytest.CaptureFix
     assert "top_logprobs is -1; expected at least 0" in capsys.readouterr().err
 
 
+def test_generate_prints_special_tokens_if_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer.train_from_iterator([TEXT], vocab_size=280, special_tokens=["<|user|>"], progress=False)
+    save_with_tokenizer(tiny_model(vocab_size=280, eos_token_id=None), tokenizer, tmp_path / "model")
+    call = ["generate", "The", "--model", str(tmp_path / "model"), "-n", "2", "--device", "cpu"]
+    for flags, expected in [([], ""), (["--no-skip-special-tokens"], "<|user|>" * 2)]:
+        assert main([*call, "--logit-bias", "279=100", *flags]) == 0
+        assert capsys.readouterr().out == f"The{expected}\n"
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_generate_quantizes_and_does_not_merge_an_adapter(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
