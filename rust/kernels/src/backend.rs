@@ -9,7 +9,9 @@ use std::sync::LazyLock;
 /// Activation rows that one pass of the GEMV micro-kernel multiplies with AVX-512. A product of more rows is a GEMM.
 pub(crate) const GEMV_ROWS: usize = 8;
 /// The same without AVX-512, whose registers are more and wider.
-pub(crate) const GEMV_ROWS_WITHOUT_AVX512: usize = 4;
+pub(crate) const GEMV_ROWS_WITHOUT_AVX512: usize = 6;
+/// The same where AVX-512 has fewer than [`GEMV_ROWS`] rows left, and of four-bit weights without AVX-512.
+pub(crate) const FEW_GEMV_ROWS: usize = 4;
 /// Activation rows that one pass of AMX or AVX-512 BF16 multiplies: two tiles.
 pub(crate) const GEMM_ROWS: usize = 32;
 

@@ -5,7 +5,7 @@ use super::gemm::{amx, avx512_bf16};
 use super::gemv::int4_pack;
 use super::task::{Layout, Panel};
 use super::weights::Matrix;
-use crate::backend::{GEMM_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512, GemmBackend};
+use crate::backend::{FEW_GEMV_ROWS, GEMM_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512, GemmBackend};
 #[cfg(target_arch = "aarch64")]
 use bpe_llama_simd::f32x16::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -141,12 +141,14 @@ impl PackedActivations {
     fn pack(&mut self, layout: Layout, x: &[f32], columns: usize, backend: Backend) {
         let (rows, mut first_row, mut panels) = (x.len() / columns, 0, Vec::new());
         while first_row < rows {
-            let panel_rows = match rows - first_row {
-                left if matches!(layout, Layout::AmxTiles | Layout::Bf16Tiles) => left.min(GEMM_ROWS),
-                left if matches!(layout, Layout::F32Tiles { .. }) => left.min(LANES),
-                GEMV_ROWS.. if backend.is_avx512() => GEMV_ROWS,
-                left => left.min(GEMV_ROWS_WITHOUT_AVX512),
-            };
+            let left = rows - first_row;
+            let panel_rows = left.min(match layout {
+                Layout::AmxTiles | Layout::Bf16Tiles => GEMM_ROWS,
+                Layout::F32Tiles { .. } => LANES,
+                _ if backend.is_avx512() && left >= GEMV_ROWS => GEMV_ROWS,
+                Layout::Sequential | Layout::EvenOdd if !backend.is_avx512() => GEMV_ROWS_WITHOUT_AVX512,
+                _ => FEW_GEMV_ROWS,
+            });
             let start = self.packed.len();
             append(layout, &x[first_row * columns..][..panel_rows * columns], columns, backend, &mut self.packed);
             panels.push(Panel { first_row, rows: panel_rows, packed: start..self.packed.len() });

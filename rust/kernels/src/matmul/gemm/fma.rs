@@ -16,7 +16,7 @@ use bpe_llama_simd::prefetch::{prefetch, prefetch_l2};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Activation rows from which this is faster than passes of GEMV, of 8 rows with AVX-512 and of 4 without: transposing weights
+/// Activation rows from which this is faster than passes of GEMV, of 8 rows with AVX-512 and of 6 without: transposing weights
 /// takes as long as multiplying them with some 20 rows.
 fn min_rows(backend: Backend) -> usize {
     if backend.is_avx512() { 96 } else { 48 }

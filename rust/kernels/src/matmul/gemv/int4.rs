@@ -9,7 +9,7 @@
 
 use super::int4_vector::{BLOCK, BYTES_VECTORS, Int4Dot, Products, WORDS_VECTORS};
 use super::micro_kernel::{rows_in_steps, sum_lanes};
-use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
+use crate::backend::{FEW_GEMV_ROWS, GEMV_ROWS};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use crate::matmul::task::{Panel, Task};
 use crate::matmul::weights::group_size;
@@ -157,8 +157,8 @@ unsafe fn run_passes<V: Int4Dot<N>, const N: usize, const DOT: bool>(
                 1 => sweep.run::<V, N, DOT, 4, 1>(prefetch),
                 2 => sweep.run::<V, N, DOT, 2, 2>(prefetch),
                 3 => sweep.run::<V, N, DOT, 1, 3>(prefetch),
-                GEMV_ROWS_WITHOUT_AVX512 => sweep.run::<V, N, DOT, 1, GEMV_ROWS_WITHOUT_AVX512>(prefetch),
-                _ if V::REGISTERS < 16 => unreachable!("panels of at most {GEMV_ROWS_WITHOUT_AVX512} rows"),
+                FEW_GEMV_ROWS => sweep.run::<V, N, DOT, 1, FEW_GEMV_ROWS>(prefetch),
+                _ if V::REGISTERS < 16 => unreachable!("panels of at most {FEW_GEMV_ROWS} rows"),
                 _ => sweep.run::<V, N, DOT, 1, GEMV_ROWS>(prefetch),
             }
         }

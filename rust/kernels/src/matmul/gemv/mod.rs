@@ -25,7 +25,7 @@ use super::gemm::fma;
 use super::prefetch_distance::PrefetchDistance;
 use super::task::{Layout, Panel, Task};
 use super::weights::Weights;
-use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
+use crate::backend::{FEW_GEMV_ROWS, GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
 #[cfg(target_arch = "aarch64")]
 use bpe_llama_simd::f32x16::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -106,18 +106,18 @@ unsafe fn run_pass<V: F32x16, K: MicroKernel>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match panel.rows {
-            1 => sweep::<V, K, 4, 1>(task, kernel, panel, rows, prefetch),
-            2 => sweep::<V, K, 2, 2>(task, kernel, panel, rows, prefetch),
-            3 if V::REGISTERS < 16 => sweep::<V, K, 1, 3>(task, kernel, panel, rows, prefetch),
-            3 => sweep::<V, K, 2, 3>(task, kernel, panel, rows, prefetch),
-            GEMV_ROWS_WITHOUT_AVX512 if V::REGISTERS < 16 => {
-                sweep::<V, K, 1, GEMV_ROWS_WITHOUT_AVX512>(task, kernel, panel, rows, prefetch);
-            }
-            GEMV_ROWS_WITHOUT_AVX512 => sweep::<V, K, 2, GEMV_ROWS_WITHOUT_AVX512>(task, kernel, panel, rows, prefetch),
-            _ if V::REGISTERS < 16 => unreachable!("panels of at most {GEMV_ROWS_WITHOUT_AVX512} rows"),
+        match (panel.rows, V::REGISTERS < 16) {
+            (1, _) => sweep::<V, K, 4, 1>(task, kernel, panel, rows, prefetch),
+            (2, _) => sweep::<V, K, 2, 2>(task, kernel, panel, rows, prefetch),
+            (3, false) => sweep::<V, K, 2, 3>(task, kernel, panel, rows, prefetch),
+            (FEW_GEMV_ROWS, false) => sweep::<V, K, 2, FEW_GEMV_ROWS>(task, kernel, panel, rows, prefetch),
             // 24 accumulators, three weight vectors and one activation vector.
-            _ => sweep::<V, K, 3, GEMV_ROWS>(task, kernel, panel, rows, prefetch),
+            (_, false) => sweep::<V, K, 3, GEMV_ROWS>(task, kernel, panel, rows, prefetch),
+            (3, true) => sweep::<V, K, 1, 3>(task, kernel, panel, rows, prefetch),
+            (4, true) => sweep::<V, K, 1, 4>(task, kernel, panel, rows, prefetch),
+            (5, true) => sweep::<V, K, 1, 5>(task, kernel, panel, rows, prefetch),
+            // Of AVX2's 16 registers, 12 accumulators and two halves of a weight vector.
+            (_, true) => sweep::<V, K, 1, GEMV_ROWS_WITHOUT_AVX512>(task, kernel, panel, rows, prefetch),
         }
     }
 }
