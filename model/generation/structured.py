@@ -51,6 +51,16 @@ _DATA = frozenset({"const", "enum", "default", "examples"})
 """Keywords of a schema: of schemas that are counted where a ``$ref`` points to them, of schemas by name, of values."""
 
 
+def structured_options(options: Mapping[str, Any]) -> list[str]:
+    """Return which options of `STRUCTURED` are given.
+
+    Example:
+        >>> structured_options({"json_schema": {}, "json_object": False, "regex": None, "top_k": 5})
+        ['json_schema']
+    """
+    return [name for name in STRUCTURED if options.get(name) is not None and options[name] is not False]
+
+
 class Grammars:
     """Compiles grammars for one tokenizer; the 64 that were used last are cached.
 
@@ -83,7 +93,7 @@ class Grammars:
             raise ConstraintError(str(error)) from error
 
     def _checked(self, options: Mapping[str, Any]) -> Constraint | None:
-        given = [name for name in STRUCTURED if options.get(name) is not None and options[name] is not False]
+        given = structured_options(options)
         if not given:
             return None
         if len(given) > 1 or options.get("constraint") is not None:

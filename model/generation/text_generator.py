@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import torch
 
 from bpe_llama._arguments import check_surrogates, integer, iterator, reusable, string, wrong
+from bpe_llama._core import shown
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
 from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
-from bpe_llama.model.generation.structured import STRUCTURED
+from bpe_llama.model.generation.structured import structured_options
 from bpe_llama.model.generation.text_options import (
     OF_TEXT,
     TextOptions,
     check_keywords,
     check_prompt,
-    skips_special_tokens,
     stop_strings,
 )
 from bpe_llama.model.generation.text_request import TextRequest
@@ -255,14 +255,14 @@ class TextGenerator:
                 of ``Tokenizer.encode``; one option of `bpe_llama.model.generation.structured`; ``reuse``, whether to
                 use the prefix cache: by default for float32 weights only. With fewer bits, rounding of cached keys
                 depends on how the text was split into passes, so the same seed need not give the same text;
-                ``skip_special_tokens``, whether the text is without special tokens: by default unless a stop string
-                holds one.
+                ``skip_special_tokens``, whether the text is without special tokens: by default unless a grammar
+                or a stop string names one.
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
             TypeError: If an id of the prompt is no int.
         """
-        request = self.request(prompt, dict(options))
+        request = self.request(prompt, read_once(options))
         reuse = options.get("reuse")
         engine = self._engine(request.room(self.model))
         if not (self.model.dtype == torch.float32 if reuse is None else reuse):
@@ -293,9 +293,23 @@ class TextGenerator:
 
     def stops(self, options: abc.Mapping[str, Any]) -> tuple[str, ...]:
         """Return a call's stop strings: by default the generation config's, or none where a grammar ends the text."""
-        constrained = any(options.get(name) not in (None, False) for name in ("constraint", *STRUCTURED))
-        by_default = () if constrained else self.model.generation_config.stop_strings
+        by_default = () if _is_constrained(options) else self.model.generation_config.stop_strings
         return stop_strings(by_default if options.get("stop") is None else options["stop"])
+
+    def skips_special_tokens(self, options: abc.Mapping[str, Any]) -> bool:
+        """Return whether a call's text is without special tokens: by default unless a grammar or stop string names one.
+
+        Raises:
+            ValueError: If it is to be without them, but a stop string holds one, which would never be found.
+        """
+        given, stops, tokens = options.get("skip_special_tokens"), self.stops(options), self.tokenizer.special_tokens
+        held = next(((stop, token) for stop in stops for token in tokens if token in stop), None)
+        if given and held:
+            raise ValueError(
+                f"skip_special_tokens is True, but the stop string {shown(held[0])} holds the special token "
+                f"{shown(held[1])}; expected False or None"
+            )
+        return held is None and not _is_constrained(options) if given is None else bool(given)
 
     def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return those of `GenerationOptions`, as ids, with all ids that end a text."""
@@ -333,11 +347,15 @@ class TextGenerator:
                 f"{name} is empty, and the tokenizer has no beginning-of-text id to start from; give a text"
             )
         check_prompt(ids, name, self.model.config, self.tokenizer)
-        stops = self.stops(options)
-        skip = skips_special_tokens(options.get("skip_special_tokens"), stops, self.tokenizer)
+        stops, skip = self.stops(options), self.skips_special_tokens(options)
         options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
         before: abc.Sequence[int] = ()
         # What continues a text keeps its first space, which a grammar counts in any case.
         if continues or (isinstance(prompt, str) and prompt) or options_of_ids.constraint:
             before = options_of_ids.constraint.before if options_of_ids.constraint else ids
         return TextRequest(ids, options_of_ids, stops, self.tokenizer, skip, before)
+
+
+def _is_constrained(options: abc.Mapping[str, Any]) -> bool:
+    """Return whether a grammar decides which tokens, special ones too, a text may have."""
+    return options.get("constraint") is not None or bool(structured_options(options))

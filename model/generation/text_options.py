@@ -76,21 +76,6 @@ def stop_strings(stop: Iterable[str] | str) -> tuple[str, ...]:
     return stops
 
 
-def skips_special_tokens(given: bool | None, stops: Sequence[str], tokenizer: Tokenizer) -> bool:
-    """Return whether a text is without special tokens: by default unless a stop string holds one.
-
-    Raises:
-        ValueError: If it is to be without them, but a stop string holds one, which would never be found.
-    """
-    held = next(((stop, token) for stop in stops for token in tokenizer.special_tokens if token in stop), None)
-    if given and held:
-        raise ValueError(
-            f"skip_special_tokens is True, but the stop string {shown(held[0])} holds the special token "
-            f"{shown(held[1])}; expected False or None"
-        )
-    return held is None if given is None else given
-
-
 class TextOptions:
     """Converts bad words, sequence breakers and grammars of one tokenizer, for a model with ``vocab_size`` ids."""
 

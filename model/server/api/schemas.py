@@ -106,7 +106,8 @@ class Sampling(Body):
     ignore_eos: bool | None = Field(None, description="Do not end at an end-of-text token.")
     stop_token_ids: Ids | None = Field(None, description="Further ids that end the answer.")
     skip_special_tokens: bool | None = Field(
-        None, description="Leave special tokens out of the text. Default: unless a stop string or a call may hold one."
+        None,
+        description="Leave special tokens out of the text. Default: unless a grammar, stop string or call names one.",
     )
     typical_p: Mass | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] | None = None

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bpe_llama._core import DecodeStream
-from bpe_llama.model.generation.structured import STRUCTURED
+from bpe_llama.model.generation.structured import structured_options
 from bpe_llama.model.generation.text_generator import TextGenerator
-from bpe_llama.model.generation.text_options import check_known, skips_special_tokens
+from bpe_llama.model.generation.text_options import check_known
 from bpe_llama.model.generation.text_request import has_token
 from bpe_llama.model.server.api.answers import EventStream, TokenTexts
 from bpe_llama.model.server.api.errors import as_api_error
@@ -174,10 +174,9 @@ class CompletionStream:
         job = self.generation.job
         prompt, prompt_ids = job.prompts[number // job.n], job.ids[number // job.n]
         if number not in self._offsets:
-            continues = (isinstance(prompt, str) and prompt) or any(job.options.get(name) for name in STRUCTURED)
-            tokenizer, given = job.generator.tokenizer, job.options.get("skip_special_tokens")
-            skip = skips_special_tokens(given, job.generator.stops(job.options), tokenizer)
-            self._offsets[number] = TextOffsets(tokenizer, prompt_ids if continues else (), skip)
+            continues = (isinstance(prompt, str) and prompt) or structured_options(job.options)
+            skip = job.generator.skips_special_tokens(job.options)
+            self._offsets[number] = TextOffsets(job.generator.tokenizer, prompt_ids if continues else (), skip)
         offsets = self._offsets[number]
         ids: list[int] = []
         places: list[int] = []

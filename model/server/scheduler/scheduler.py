@@ -18,7 +18,7 @@ from bpe_llama._arguments import integer, number
 from bpe_llama._core import shown
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import checked_prompts
-from bpe_llama.model.generation.structured import STRUCTURED
+from bpe_llama.model.generation.structured import structured_options
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.server.scheduler.engine_thread import EngineThread
 from bpe_llama.model.server.scheduler.memory import first_length
@@ -157,8 +157,7 @@ class Scheduler:
         scheduled = ScheduledRequest(
             model, "" if self.share_prefixes else key, asyncio.get_running_loop(), now, deadline, unfinished=n
         )
-        slow = any(options.get(name) for name in STRUCTURED)
-        run = self._compiling.run if slow else in_thread
+        run = self._compiling.run if structured_options(options) else in_thread  # compiling may take seconds
         scheduled.choices += await run(partial(self._choices, scheduled, generator, prompt, n, continues, options))
         with self._thread.condition:
             self._check_open(model, n)

@@ -66,8 +66,9 @@ def test_any_of_the_ends_ends_every_road(named_by: str, end: int) -> None:
 def test_the_caller_may_name_other_ends_or_none() -> None:
     generator = TextGenerator(model_with(eos_token_id=260), tokenizer_with(eos=258))
     for end in (257, 258, 260):
-        assert generator.generate("a", allowed_ids=[end], max_new_tokens=3, eos_id=()) != ""
-        assert generator.generate("a", allowed_ids=[end], max_new_tokens=3, eos_id=[end]) == ""
+        options = {"allowed_ids": [end], "max_new_tokens": 3, "skip_special_tokens": False}
+        assert generator.generate("a", **options, eos_id=()) != ""
+        assert generator.generate("a", **options, eos_id=[end]) == ""
 
 
 def test_a_prompt_begins_as_the_tokenizer_says() -> None:
