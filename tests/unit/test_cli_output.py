@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -210,3 +211,15 @@ def test_the_shell_completes_options_of_the_models_commands(tmp_path: Path, monk
     monkeypatch.setattr(model_commands, "read_options", lambda: pytest.fail("torch is imported again"))
     assert {name for each in model_commands.parameters_of("generate") for name in each.opts} == found
     assert json.loads(kept)["options"].keys() == cli.MODEL_COMMANDS.keys()
+
+
+def test_compare_reads_the_files_that_training_reads(
+    saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write('{"body": "one row"}\n{"body": "another"}\n')
+    (tmp_path / "plain.txt").write_text("one row\nanother", encoding="utf-8")
+    assert cli.main(["compare", saved, "--text", str(tmp_path), "--field", "body", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    plain, rows = (of_text for of_text in figures if of_text["text"] != "total")
+    assert plain["tokens"] == rows["tokens"] > 0 and plain["num_bytes"] == rows["num_bytes"]
