@@ -48,7 +48,7 @@ def command(
         typer.Option(help="Weights of the average: one for the source, one for each --average-with; default: equal."),
     ] = None,
 ) -> None:
-    """Convert weights and tokenizer to another file format or dtype; merge an adapter, average checkpoints, or add tokens."""
+    """Convert weights and tokenizer to another format or dtype; merge an adapter, average checkpoints, add tokens."""
     to_gguf = out.suffix == ".gguf"
     if not to_gguf and (out.suffix.lower() in _FILE_SUFFIXES or out.is_file()):
         raise ValueError(f"OUT is {out}; expected a name ending in .gguf, or a folder for Hugging Face's format")
