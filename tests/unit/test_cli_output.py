@@ -223,3 +223,15 @@ def test_compare_reads_the_files_that_training_reads(
     figures = json.loads(capsys.readouterr().out)["figures"]
     plain, rows = (of_text for of_text in figures if of_text["text"] != "total")
     assert plain["tokens"] == rows["tokens"] > 0 and plain["num_bytes"] == rows["num_bytes"]
+
+
+@pytest.mark.parametrize(("special", "noted"), [("<|end|>", True), ("<|endoftext|>", False)])
+def test_encode_corpus_says_that_nothing_separates_documents(
+    special: str, noted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[special], progress=False)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "a.txt").write_text("ab|ab", encoding="utf-8")
+    command = ["encode-corpus", str(tmp_path / "a.txt"), "-t", str(tmp_path), "--out", str(tmp_path / "shards")]
+    assert cli.main([*command, "--separator", "|"]) == 0
+    assert ("no eos token" in capsys.readouterr().err) is noted
