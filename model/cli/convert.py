@@ -54,7 +54,9 @@ def command(
         raise ValueError(f"OUT is {out}; expected a name ending in .gguf, or a folder for Hugging Face's format")
     load_as = "auto" if to_gguf else dtype
     folder = None if adapter is None else adapter_path(adapter)
-    vocabulary = vocabulary_of(tokenizer or (folder and tokenizer_of_adapter(folder)), source)
+    if folder is not None:
+        tokenizer = tokenizer or tokenizer_of_adapter(folder)
+    vocabulary = vocabulary_of(tokenizer, source)
     if average_with:
         loaded = average_models([source, *average_with], weight, load_as)
     elif weight:
