@@ -236,8 +236,8 @@ def test_a_grown_tokenizer_has_templates_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("name", "role"),
     [
-        *((name, "bos_id") for name in ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")),
-        *((name, "eos_id") for name in ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")),
+        *((name, "bos_id") for name in ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "<|startoftext|>")),
+        *((name, "eos_id") for name in ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|eos|>")),
         ("<|end|>", None),
     ],
 )
