@@ -325,7 +325,7 @@ class Pretrained(nn.Module):
         from bpe_llama.model.checkpoints import load  # loaders import models
         from bpe_llama.model.checkpoints.hub_files import needed_files
 
-        check_keywords("from_pretrained", options, keywords_of(PretrainedOptions))
+        check_keywords("from_pretrained", options, {"dtype", "device", *keywords_of(PretrainedOptions)})
         hub: Any = {name: value for name, value in options.items() if name in HUB_OPTIONS}
         own: Any = {name: value for name, value in options.items() if name not in HUB_OPTIONS}
         with torch.inference_mode(False):  # as in `__init__`; a decorator would be a frame that warnings count

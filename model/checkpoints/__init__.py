@@ -54,6 +54,8 @@ def load(
                 f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
                 "lora.load (--adapter)"
             )
+        if not has_model and (of_run := path / "model" / "config.json").is_file():
+            raise FileNotFoundError(f"{path} holds no config.json or params.json; {of_run.parent} does")
         # Mistral's folders may have both layouts, or a config.json with the other layout's weights.
         has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
         if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):

@@ -10,15 +10,18 @@ import typer
 
 from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama._progress import note, reporting
+from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.cli.loading import (
+    adapter_path,
     average_models,
     load_model,
     resize_embeddings,
     save_with_tokenizer,
+    tokenizer_of_adapter,
     vocabulary_of,
 )
-from bpe_llama.model.cli.options.common import ResizeOption
+from bpe_llama.model.cli.options.common import AdapterOption, ResizeOption
 from bpe_llama.model.generation.prompts import check_vocabulary
 
 EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
@@ -35,6 +38,7 @@ def command(
     out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0, q4_0.")] = "auto",
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="Default: the source's own.")] = None,
+    adapter: AdapterOption = None,
     resize: ResizeOption = False,
     average_with: Annotated[
         list[str] | None, typer.Option(help="Average the weights with those of this folder; repeatable.")
@@ -44,11 +48,14 @@ def command(
         typer.Option(help="Weights of the average: one for the source, one for each --average-with; default: equal."),
     ] = None,
 ) -> None:
-    """Convert weights and tokenizer to another file format or dtype; average checkpoints, or add tokens."""
+    """Convert weights and tokenizer to another format or dtype; merge an adapter, average checkpoints, add tokens."""
     to_gguf = out.suffix == ".gguf"
     if not to_gguf and (out.suffix.lower() in _FILE_SUFFIXES or out.is_file()):
         raise ValueError(f"OUT is {out}; expected a name ending in .gguf, or a folder for Hugging Face's format")
     load_as = "auto" if to_gguf else dtype
+    folder = None if adapter is None else adapter_path(adapter)
+    if folder is not None:
+        tokenizer = tokenizer or tokenizer_of_adapter(folder)
     vocabulary = vocabulary_of(tokenizer, source)
     if average_with:
         loaded = average_models([source, *average_with], weight, load_as)
@@ -56,6 +63,8 @@ def command(
         raise ValueError("--weight is for --average-with; expected both, or neither")
     else:
         loaded = load_model(source, load_as, "cpu")
+    if folder is not None:
+        lora.remove(lora.merge(lora.load(loaded, folder)))
     if resize:
         resize_embeddings(loaded, source, vocabulary)
     check_vocabulary(vocabulary, loaded.config.vocab_size)

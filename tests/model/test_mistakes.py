@@ -107,11 +107,7 @@ MODEL = [
     ),
     ("LlamaForCausalLM(config, seed='x')", TypeError, "seed must be an int, got 'x'"),
     ("LlamaForCausalLM.from_pretrained(5)", TypeError, "name must be a str or another path, got 5"),
-    (
-        "LlamaForCausalLM.from_pretrained(folder, torch_dtype='auto')",
-        TypeError,
-        "'torch_dtype'; expected cache_dir, check",
-    ),
+    ("LlamaForCausalLM.from_pretrained(folder, torch_dtype='auto')", TypeError, "did you mean 'dtype'?"),
     ("LlamaForCausalLM.from_pretrained(folder, revison='v2')", TypeError, "'revison'; did you mean 'revision'?"),
     ("model([[1, 5]])", TypeError, "input_ids must be a tensor of ids, (batch, length), got [[1, 5]]"),
     ("model('low')", TypeError, "input_ids must be a tensor of ids, (batch, length), got 'low'"),

@@ -293,6 +293,8 @@ def test_counting_on_ray_needs_ray(
         (["generate", "text", "--max-new-tokens", "many"], "'many'"),
         (["generate", "text", "--ban", "1", "--ban", "many"], "'many'"),
         (["pretrain", "ids.npy", "-t", "SAVED", "-o", "run", "--learning-rate", "fast"], "'fast'"),
+        (["pretrain", "latin1.txt", "-t", "SAVED", "-o", "run"], "not a .npy file; `bpe-llama encode-corpus` makes"),
+        (["eval", "--model", "run"], "No such option: --model; write the model itself, without --model"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -210,3 +211,27 @@ def test_the_shell_completes_options_of_the_models_commands(tmp_path: Path, monk
     monkeypatch.setattr(model_commands, "read_options", lambda: pytest.fail("torch is imported again"))
     assert {name for each in model_commands.parameters_of("generate") for name in each.opts} == found
     assert json.loads(kept)["options"].keys() == cli.MODEL_COMMANDS.keys()
+
+
+def test_compare_reads_the_files_that_training_reads(
+    saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write('{"body": "one row"}\n{"body": "another"}\n')
+    (tmp_path / "plain.txt").write_text("one row\nanother", encoding="utf-8")
+    assert cli.main(["compare", saved, "--text", str(tmp_path), "--field", "body", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    plain, rows = (of_text for of_text in figures if of_text["text"] != "total")
+    assert plain["tokens"] == rows["tokens"] > 0 and plain["num_bytes"] == rows["num_bytes"]
+
+
+@pytest.mark.parametrize(("special", "noted"), [("<|end|>", True), ("<|endoftext|>", False)])
+def test_encode_corpus_says_that_nothing_separates_documents(
+    special: str, noted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = Tokenizer.train_from_iterator(["ab"], 257, special_tokens=[special], progress=False)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "a.txt").write_text("ab|ab", encoding="utf-8")
+    command = ["encode-corpus", str(tmp_path / "a.txt"), "-t", str(tmp_path), "--out", str(tmp_path / "shards")]
+    assert cli.main([*command, "--separator", "|"]) == 0
+    assert ("no eos token" in capsys.readouterr().err) is noted

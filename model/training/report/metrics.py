@@ -54,7 +54,7 @@ class MetricsFile(Callback):
 
     def __init__(self, path: Path, step: int) -> None:
         self._lines = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-        write_text(path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
 
     def last(self, key: str, step: int | None = None, default: float = math.nan) -> float:
@@ -64,7 +64,7 @@ class MetricsFile(Callback):
 
     def write(self, **values: float | str) -> None:
         """Append one line; an `OSError` names the file, for example on a full disk."""
-        append_bytes(self._file, (json.dumps(values) + "\n").encode())
+        append_bytes(self._file, (json.dumps(values, ensure_ascii=False) + "\n").encode())
 
     def on_log(self, run: Run, metrics: Metrics) -> None:
         """Append the metrics of an interval or an evaluation."""

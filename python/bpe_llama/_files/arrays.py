@@ -32,7 +32,7 @@ def open_array(path: PathLike) -> npt.NDArray[Any]:
     """
     with open_regular(path) as file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise ValueError(f"{path}: not a .npy file")
+            raise ValueError(f"{path}: not a .npy file; `bpe-llama encode-corpus` makes ids of texts")
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python, which may fail in any way

@@ -65,7 +65,7 @@ class Repository:
         failure = failure or errors.OfflineModeIsEnabled("local_files_only is true")
         folder = self.cached_folder()
         if folder is None:
-            raise self.explained(failure) from failure
+            raise self.explained(failure) from None  # the message says why; a traceback of sockets would hide it
         return Snapshot(self, folder.name, self._cached_files(folder), failure)
 
     def cached_folder(self) -> Path | None:

@@ -103,6 +103,10 @@ def _warning_line(message: Warning | str, *_args: object, **_options: object) ->
 
 def _usage_message(error: Any) -> str:
     """Return the message of one of click's errors with the value: typer 0.29 leaves it out of those of pydantic."""
+    name = str(getattr(error, "option_name", "")).lstrip("-")
+    parameters = error.ctx.command.params if name else ()
+    if name.replace("-", "_") in (each.name for each in parameters if each.param_type_name == "argument"):
+        return f"No such option: --{name}; write the {name} itself, without --{name}"
     details = getattr(error.__cause__, "errors", None)
     got = f", got {shown(details()[0]['input'])}" if callable(details) else ""
     return f"{error.format_message()}{got}"

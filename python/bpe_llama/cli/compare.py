@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.documents import read_documents
 from bpe_llama._corpus.files import find_files
 from bpe_llama._progress import note
-from bpe_llama.cli.options import JsonOption, read_text
+from bpe_llama.cli.options import FieldOption, JsonOption
 
 EXAMPLE = "Example: bpe-llama compare tokenizer.json gpt2 bert/tokenizer.json --text README.md --plot compare.png"
 
@@ -29,9 +31,11 @@ def command(
         list[str] | None,
         typer.Option(
             "--text",
-            help="A UTF-8 file, or a folder or glob of them; repeatable.  [default: a paragraph in ten languages]",
+            help="A file, or a folder or glob of them, as of train-tokenizer; repeatable.  [default: a paragraph in "
+            "ten languages]",
         ),
     ] = None,
+    field: FieldOption = "text",
     plot: Annotated[
         Path | None, typer.Option(help="Plot bytes a token and tokens a word to this .png, .svg or .pdf.")
     ] = None,
@@ -49,7 +53,10 @@ def command(
     texts = list(comparing.SAMPLES.items())
     if text:
         files = find_files(text)
-        texts = [(title, read_text(None, path)) for title, path in zip(short_names(files), files, strict=True)]
+        texts = [
+            (title, "\n".join(read_documents([path], field=field, bad_rows=BadRows("raise"))))
+            for title, path in zip(short_names(files), files, strict=True)
+        ]
     opened = {short: comparing.open_any(name) for short, name in zip(names, tokenizers, strict=True)}
     result = comparing.compare(opened, texts)
     if as_json:

@@ -99,6 +99,8 @@ def command(
             num_threads=threads,
         )
     seconds = time.perf_counter() - started
+    if eos and shards.documents > 1 and not any(loaded.ids_around_documents(bos, eos)):
+        note("the tokenizer has no eos token, so nothing separates the documents; see --special of train-tokenizer")
     if as_json:
         figures = {"out": str(out), "tokens": shards.tokens, "documents": shards.documents, "bytes": shards.bytes}
         typer.echo(json.dumps(figures | {"shards": len(shards.shards), "seconds": seconds}, indent=2))

@@ -61,6 +61,7 @@ def whole_number(text: str) -> int:
     raise typer.BadParameter(f"expected a whole number, got {text!r}{hint}")
 
 
+FieldOption = Annotated[str, typer.Option(help="The field or column of .jsonl and .parquet.")]
 SeparatorOption = Annotated[
     str | None, typer.Option(help="Text that ends a document within a text file; default: a file is a document.")
 ]

@@ -15,6 +15,7 @@ from bpe_llama._by_name import open_tokenizer
 from bpe_llama._progress import is_quiet, note
 from bpe_llama.cli.options import (
     DEFAULT_TOKENIZER,
+    FieldOption,
     JsonOption,
     OnErrorOption,
     SeparatorOption,
@@ -24,7 +25,7 @@ from bpe_llama.cli.options import (
 from bpe_llama.counts import DEFAULT_PATTERN
 from bpe_llama.tokenizer import Tokenizer
 
-EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|end|>'"
+EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|endoftext|>'"
 
 
 class _Reading(TypedDict):
@@ -39,7 +40,7 @@ def command(
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; "
+            help="r50k, cl100k, llama3, o200k, qwen2, deepseek_v3, smollm, smollm_digits, or a regular expression; "
             f"default: {DEFAULT_PATTERN}, or that of --base."
         ),
     ] = None,
@@ -57,7 +58,7 @@ def command(
     ] = None,
     min_frequency: Annotated[int, integer_option("Least count of a pair that is merged.")] = 0,
     max_token_length: Annotated[int | None, integer_option("Longest token in bytes.")] = None,
-    field: Annotated[str, typer.Option(help="The field or column of .jsonl and .parquet.")] = "text",
+    field: FieldOption = "text",
     separator: SeparatorOption = None,
     on_error: OnErrorOption = "raise",
     threads: ThreadsOption = None,

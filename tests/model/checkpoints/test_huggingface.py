@@ -109,6 +109,9 @@ def test_missing_files_are_named(tiny_model: Make, tmp_path: Path) -> None:
         LlamaForCausalLM.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         LlamaForCausalLM.from_pretrained(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "model")  # as in the folder of a run
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json or params\.json; .*model does"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
     tiny_model().save_pretrained(tmp_path)
     shard(tmp_path)
     gone = tmp_path / "model-00002-of-00003.safetensors"

@@ -205,16 +205,18 @@ def test_samples_are_written_and_change_no_loss(
     (tmp_path / "a.txt").write_text("what is up, and why is it so " * 40)
     config = training.TrainConfig(**(FINETUNE_SETTINGS | {"eval_every": 2, "eval_fraction": 0.2}))
     training.finetune(fresh_for_text(), tokenizer, tmp_path / "a.txt", config, tmp_path / "plain", progress=False)
-    samples = Samples(tokenizer, ["what", "is"])
+    samples = Samples(tokenizer, ["what", "é"])
     training.finetune(
         fresh_for_text(), tokenizer, tmp_path / "a.txt", config, tmp_path / "run", callbacks=[samples], progress=False
     )
     assert losses(tmp_path / "run") == losses(tmp_path / "plain")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    written = (tmp_path / "run" / "samples.jsonl").read_text(encoding="utf-8")
+    assert '"prompt": "é"' in written
+    lines = [json.loads(line) for line in written.splitlines()]
     assert [(line["step"], line["prompt"]) for line in lines] == [
-        (step, p) for step in (2, 4, 6) for p in ("what", "is")
+        (step, p) for step in (2, 4, 6) for p in ("what", "é")
     ]
-    assert f"step 6: is{lines[-1]['text']}" in capfd.readouterr().err and lines[-1]["text"]
+    assert f"step 6: é{lines[-1]['text']}" in capfd.readouterr().err and lines[-1]["text"]
 
 
 def test_callbacks_of_an_evaluation_see_the_average_that_is_evaluated(token_file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`--resize-embeddings` and `--average-with`: models of more tokens, and means of checkpoints, from the terminal."""
+"""`--resize-embeddings`, `--adapter` of convert, `--average-with`: changed models from the terminal."""
 
 from __future__ import annotations
 
@@ -92,6 +92,15 @@ def test_convert_writes_a_grown_model_that_transformers_and_gguf_hold(
     assert (
         main(["generate", "Viktor", "-m", str(out), "--adapter", str(tmp_path / "tuned" / "adapter"), "-n", "2"]) == 0
     )
+
+
+def test_convert_merges_an_adapter_as_finetune_does(made: Path, tmp_path: Path) -> None:
+    source, adapter = made / "run" / "model", tmp_path / "tuned" / "adapter"
+    assert main(finetune(made, tmp_path / "tuned", "--merge")) == 0
+    assert main(["convert", str(source), str(tmp_path / "merged"), "--adapter", str(adapter)]) == 0
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", device="cpu").state_dict()
+    expected = LlamaForCausalLM.from_pretrained(tmp_path / "tuned" / "model", device="cpu").state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in merged.items())
 
 
 def test_convert_averages_checkpoints(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

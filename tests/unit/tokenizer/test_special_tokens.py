@@ -231,3 +231,20 @@ def test_a_grown_tokenizer_has_templates_of_its_own() -> None:
         assert isinstance(grown.chat_template, dict)
         grown.chat_template["default"] = "another"
         assert tok.chat_template == {"default": "D"}
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        *((name, "bos_id") for name in ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "<|startoftext|>")),
+        *((name, "eos_id") for name in ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|eos|>")),
+        ("<|end|>", None),
+    ],
+)
+def test_special_tokens_of_usual_names_have_a_role(name: str, role: str | None, tmp_path: Path) -> None:
+    made = Tokenizer.train_from_iterator(["abab"], 258, special_tokens=[name], progress=False)
+    made.save(tmp_path)
+    for tok in (made, Tokenizer.from_file(tmp_path), Tokenizer.from_file(tmp_path / "tokenizer.json")):
+        assert [each for each in ("bos_id", "eos_id", "pad_id") if getattr(tok, each) is not None] == [role] * bool(
+            role
+        )

@@ -3,9 +3,9 @@
 use crate::special::AddedTokens;
 
 /// The usual names of the token that begins a text, in order of preference.
-const BOS_NAMES: &[&str] = &["<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>"];
+const BOS_NAMES: &[&str] = &["<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "<|startoftext|>"];
 /// The usual names of the token that ends a text, in order of preference.
-const EOS_NAMES: &[&str] = &["<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"];
+const EOS_NAMES: &[&str] = &["<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|eos|>"];
 
 /// The ids of the tokens with a special role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
