@@ -366,9 +366,7 @@ def _one_of(*texts: str) -> Callable[[Any], str]:
 
 
 def _init(value: Any) -> bool | str:
-    if isinstance(value, bool):
-        return value
-    return value.lower()  # type: ignore[no-any-return]
+    return value if isinstance(value, bool) else value.lower()
 
 
 _PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {

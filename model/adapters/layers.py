@@ -121,8 +121,7 @@ class Adapter(Update):
             plain = functional.linear(dropped, weight_OI)
         else:
             plain = out - base.bias if isinstance(base.bias, Tensor) else out
-        adapted: Tensor = out + (ratio_O - 1) * plain + ratio_O * added
-        return adapted
+        return out + (ratio_O - 1) * plain + ratio_O * added
 
     def update(self, strength: float = 1.0) -> Tensor:
         """Return the update of the layer's weight, float32 (O, I)."""
@@ -259,8 +258,7 @@ class Replacement(nn.Module):
             x = x.to(next(module.parameters()).dtype)
         if isinstance(module, nn.Linear) and module.bias is not None and module.bias.dtype != module.weight.dtype:
             return functional.linear(x, module.weight) + module.bias
-        out: Tensor = module(x, *args, **kwargs)
-        return out
+        return module(x, *args, **kwargs)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are not shared with the base."""
@@ -293,8 +291,7 @@ class AdaptedLayer(nn.Module):
             for name, strength in self.active:
                 if name in self.adapters:
                     out = self.adapters[name](out, x, base, strength)
-        adapted: Tensor = out.to(dtype)
-        return adapted
+        return out.to(dtype)
 
     def replacement(self) -> Replacement | None:
         """Return the active replacement of the module, or None."""

@@ -359,8 +359,7 @@ def _inject(model: nn.Module, name: str, config: AdapterConfig, prepared: dict[s
 
 def _configs(model: nn.Module) -> dict[str, AdapterConfig]:
     """Return the configs of the model's adapters by name; changes to the dict are stored."""
-    configs: dict[str, AdapterConfig] = model.__dict__.setdefault("adapter_configs", {})
-    return configs
+    return model.__dict__.setdefault("adapter_configs", {})
 
 
 def _tensors(parts: Mapping[str, ModuleTensors]) -> dict[tuple[str, str], Tensor]:

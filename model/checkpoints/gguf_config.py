@@ -130,8 +130,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
     in_vocabulary = isinstance(padding, int) and padding < fields["vocab_size"]  # a tokenizer may have more ids
     fields["pad_token_id"] = padding if in_vocabulary else None
     leave_out_ids(fields, fields["vocab_size"])
-    config: LlamaConfig = family.config(**fields)
-    return config
+    return family.config(**fields)
 
 
 def keys_of(layout: GGUFLayout) -> dict[str, str]:

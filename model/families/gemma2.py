@@ -112,13 +112,11 @@ class Gemma2Layer(DecoderLayer):
 
     def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return what attention adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_attention_layernorm(super().attention_branch(x_BTD, *context))
-        return out
+        return self.post_attention_layernorm(super().attention_branch(x_BTD, *context))
 
     def mlp_branch(self, x_BTD: Tensor) -> Tensor:
         """Return what the MLP adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_feedforward_layernorm(self.feed_forward(self.pre_feedforward_layernorm(x_BTD)))
-        return out
+        return self.post_feedforward_layernorm(self.feed_forward(self.pre_feedforward_layernorm(x_BTD)))
 
 
 def capped_logits(config: Gemma2Config) -> SoftCap | None:

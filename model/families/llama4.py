@@ -217,8 +217,7 @@ class Llama4Layer(DecoderLayer):
     @property
     def feed_forward(self) -> Any:  # the module is what the method of other layers calls
         """Return the mixture or MLP."""
-        block: Any = self._modules["feed_forward"]
-        return block
+        return self._modules["feed_forward"]
 
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:

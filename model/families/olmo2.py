@@ -66,13 +66,11 @@ class Olmo2Layer(DecoderLayer):
 
     def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return what attention adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_attention_layernorm(self.self_attn(x_BTD, *context))
-        return out
+        return self.post_attention_layernorm(self.self_attn(x_BTD, *context))
 
     def mlp_branch(self, x_BTD: Tensor) -> Tensor:
         """Return what the MLP adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_feedforward_layernorm(self.feed_forward(x_BTD))
-        return out
+        return self.post_feedforward_layernorm(self.feed_forward(x_BTD))
 
 
 OLMO_MODULES = {

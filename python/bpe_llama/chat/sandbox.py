@@ -321,8 +321,7 @@ def _to_json(
 
 @pass_eval_context
 def _join(context: Any, value: Any, d: str = Traced("", b""), attribute: Any = None) -> str:
-    joined: str = do_join(context, value, d, attribute)
-    return joined
+    return do_join(context, value, d, attribute)
 
 
 _FILTERS: dict[str, Any] = {
