@@ -233,7 +233,6 @@ def _read_labels(picked: dict[str, Any]) -> None:
     if isinstance(count, int) and isinstance(names, Mapping) and names and len(names) != count:
         warnings.warn(
             f"num_labels is {count}, but id2label has {len(names)} names, which are dropped, as in transformers",
-            UserWarning,
             stacklevel=5,
         )
         picked["id2label"] = None

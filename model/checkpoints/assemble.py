@@ -74,7 +74,6 @@ def config_of_weights(model: Pretrained) -> LlamaConfig:
     warnings.warn(
         "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight; both are written, "
         "with tie_word_embeddings false",
-        UserWarning,
         stacklevel=4,
     )
     return model.config.replace(tie_word_embeddings=False)

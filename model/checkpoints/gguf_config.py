@@ -235,5 +235,5 @@ def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]
     unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING_KEYS.values()]
     if unknown:
         asked = ", ".join(f"{key} = {metadata[key]!r}" for key in unknown)
-        warnings.warn(f"{header.path}: not honoured as defaults of sampling: {asked}", UserWarning, stacklevel=5)
+        warnings.warn(f"{header.path}: not honoured as defaults of sampling: {asked}", stacklevel=5)
     return values

@@ -157,7 +157,7 @@ def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
         lost["stop_strings"] = list(model.generation_config.stop_strings)
     if lost:
         listed = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
-        warnings.warn(f"a GGUF file has no place for these defaults of generation: {listed}", UserWarning, stacklevel=3)
+        warnings.warn(f"a GGUF file has no place for these defaults of generation: {listed}", stacklevel=3)
     return {
         key: defaults[field] if field == "top_k" else float(defaults[field])
         for field, key in SAMPLING_KEYS.items()

@@ -105,7 +105,6 @@ def load(
         model.reset_parameters(only=found.uninitialized)
         warnings.warn(
             f"{found.folder}: holds no {', '.join(found.uninitialized)}; initialized at random, so it needs training",
-            UserWarning,
             stacklevel=4,
         )
     return model
@@ -127,7 +126,6 @@ def open_checkpoint(
     if (folder / "adapter_config.json").is_file():
         warnings.warn(
             f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
-            UserWarning,
             stacklevel=5,
         )
     if num_labels is not None:
@@ -153,7 +151,6 @@ def open_checkpoint(
             warnings.warn(
                 f"{folder}: tie_word_embeddings is true, but {HEAD} is stored and differs from {EMBEDDING}; it is "
                 "loaded, and tie_word_embeddings of the model is false",
-                UserWarning,
                 stacklevel=5,
             )
     if config.tie_word_embeddings:
@@ -245,7 +242,6 @@ def _without_layers_after(tensors: dict[str, Stored], config: LlamaConfig, folde
         warnings.warn(
             f"{folder}: {', '.join(prefix.rstrip('.') for prefix in prefixes)} ({config.family.layers_after}), for the "
             "prediction of further tokens, is not read, as in transformers",
-            UserWarning,
             stacklevel=6,
         )
     return kept
@@ -257,7 +253,6 @@ def _architecture(model: Pretrained) -> str:
     if model.NEW_HEAD and not family.has_classifier:
         warnings.warn(
             f"transformers has no classifier of model_type {family.name!r}: this package alone loads the folder",
-            UserWarning,
             stacklevel=4,
         )
     name = family.classifier if family.classifier and model.NEW_HEAD else family.architecture

@@ -81,4 +81,4 @@ class BadRows:
         """
         if self.count:
             rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
-            warnings.warn(f"skipped {rows} without text; the first: {self.first}", UserWarning, stacklevel + 1)
+            warnings.warn(f"skipped {rows} without text; the first: {self.first}", stacklevel=stacklevel + 1)

@@ -186,7 +186,7 @@ class Corpus:
         )
         write_index(found)
         if not text_bytes:
-            warnings.warn(f"{self.out}: the corpus holds no text", UserWarning, stacklevel=4)
+            warnings.warn(f"{self.out}: the corpus holds no text", stacklevel=4)
         self._remove_logs()
         return found
 

@@ -160,7 +160,6 @@ def _pre_tokenizer(metadata: dict[str, Any], path: str | os.PathLike[str]) -> st
         warnings.warn(
             f"{path}: tokenizer.ggml.pre is missing, so text is split by llama.cpp's default, which may not be how the "
             "model was trained; convert it again",
-            UserWarning,
             stacklevel=5,
         )
         return "default"
@@ -242,7 +241,6 @@ def _check_overlaps(added: list[AddedToken]) -> None:
         warnings.warn(
             f"the special tokens {shown(sometimes[0])} and {shown(sometimes[1])} may overlap in a text: where they are "
             "allowed, llama.cpp takes the longer one, this tokenizer the first",
-            UserWarning,
             stacklevel=6,
         )
 

@@ -253,7 +253,6 @@ def warn_of_ignored_ids(folder: Path, core: CoreTokenizer, config: Mapping[str, 
             what = "left out" if has is None else f"{has}"
             warnings.warn(
                 f"{folder}: {where} gives token {shown(content)} the id {token_id}, which is ignored: it is {what}",
-                UserWarning,
                 stacklevel=5,
             )
             return

@@ -272,7 +272,6 @@ def _warn_of_rebuilding(
         warnings.warn(
             f"{path}: {what} is not known here; if transformers 5 has it, it builds its own pipeline in its place, "
             "and has default tokens of its own. This tokenizer follows the file",
-            UserWarning,
             stacklevel=5,
         )
         return
@@ -281,7 +280,6 @@ def _warn_of_rebuilding(
         warnings.warn(
             f"{path}: {key} is {_shown(here)}; transformers 5 builds {_shown(there)} in its place, as for a "
             f"{name}, and so can give other ids, offsets or text. This tokenizer follows the file",
-            UserWarning,
             stacklevel=5,
         )
         return

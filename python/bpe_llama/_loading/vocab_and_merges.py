@@ -44,7 +44,6 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
         warnings.warn(
             f"{path.parent}: with skip_special_tokens, transformers' WhisperTokenizer also omits the text of a prompt "
             f"that {_WHISPER_PROMPT} starts; here decode omits special tokens alone",
-            UserWarning,
             stacklevel=4,
         )
     return core, read
