@@ -19,11 +19,10 @@ from torch.nn import functional
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_number, check_size
 from bpe_llama.model.families.latent_attention import LatentAttention, LatentAttentionConfig
-from bpe_llama.model.families.sparse_layers import SparseExpert
+from bpe_llama.model.families.sparse_layers import SparseExpert, SparseLayer
 from bpe_llama.model.family import without_constants
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts
-from bpe_llama.model.llama import DecoderLayer
 
 UNREAD = frozenset({"aux_loss_alpha", "seq_aux", "ep_size"})
 """Keys about pretraining, which transformers' classes do not read."""
@@ -195,13 +194,7 @@ def within_groups(scores_ME: Tensor, groups_MG: Tensor, kept: int, beyond: float
     return scores_ME.masked_fill(~kept_ME, beyond)
 
 
-class DeepseekLayer(DecoderLayer):
+class DeepseekLayer(SparseLayer):
     """A layer with latent attention, and an MLP or experts."""
 
     attention_class = LatentAttention
-    experts_class: ClassVar[type[DeepseekExperts]] = DeepseekExperts
-
-    def __init__(self, config: DeepseekConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        if config.sparse_layers[layer]:
-            self.add_module("mlp", self.experts_class(config))

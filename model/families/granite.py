@@ -73,14 +73,6 @@ class GraniteLayer(DecoderLayer):
         return super().mlp_branch(x_BTD) * self.residual_multiplier
 
 
-def _embedding(config: GraniteConfig) -> GraniteEmbedding:
-    return GraniteEmbedding(config, config.embedding_multiplier)
-
-
-def _logits(config: GraniteConfig) -> Scale:
-    return Scale(1 / config.logits_scaling)
-
-
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
     if fields["attention_multiplier"] is None:
         fields["attention_multiplier"] = fields["head_dim"] ** -0.5
@@ -92,8 +84,8 @@ register(
         "Granite",
         GraniteConfig,
         GraniteLayer,
-        embedding=_embedding,
-        logits=_logits,
+        embedding=lambda config: GraniteEmbedding(config, config.embedding_multiplier),
+        logits=lambda config: Scale(1 / config.logits_scaling),
         has_classifier=False,
         biases=("attention_bias", "mlp_bias"),
         has_window=False,

@@ -38,11 +38,6 @@ class Qwen2Config(UpperWindowConfig):
         return True, False
 
 
-def without_attention_bias(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a file without ``attention_bias``, which transformers' class does not read."""
-    return {key: value for key, value in values.items() if key != "attention_bias"}
-
-
 def _whole_attention(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     if values.get(CHUNKS):
         warnings.warn(
@@ -58,9 +53,8 @@ register(
         "Qwen2",
         Qwen2Config,
         DecoderLayer,
-        prepare=without_attention_bias,
         read=_whole_attention,
-        ignored=frozenset({CHUNKS}),
+        ignored=frozenset({CHUNKS, "attention_bias"}),
         gguf=GGUFLayout("qwen2", head_key=None),
     )
 )

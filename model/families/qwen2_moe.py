@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.families.layer_types import FULL, SLIDING, UpperWindowConfig
-from bpe_llama.model.families.qwen2 import without_attention_bias
 from bpe_llama.model.families.sparse_layers import (
     EXPERT_MODULES,
     EXPERT_SIZE,
+    SparseLayer,
     SparseLayersConfig,
     SparseMLP,
     read_expert_size,
 )
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.mlp import MLP
-from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,10 @@ class SharedExpertMLP(SparseMLP):
         return super().forward(x_BTD) + shared_BTD
 
 
-class Qwen2MoeLayer(DecoderLayer):
+class Qwen2MoeLayer(SparseLayer):
     """A layer with a mixture of experts and a shared expert, or an MLP."""
 
-    def __init__(self, config: Qwen2MoeConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        if config.sparse_layers[layer]:
-            self.add_module("mlp", SharedExpertMLP(config))
+    experts_class = SharedExpertMLP
 
 
 _SHARED_SIZE = "expert_shared_feed_forward_length"
@@ -109,7 +105,7 @@ register(
         "Qwen2Moe",
         Qwen2MoeConfig,
         Qwen2MoeLayer,
-        prepare=without_attention_bias,
+        ignored=frozenset({"attention_bias"}),
         has_experts=True,
         gguf=GGUFLayout(
             "qwen2moe",

@@ -8,19 +8,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_flag
-from bpe_llama.model.families.qwen3 import QWEN3_MODULES, Qwen3Layer
+from bpe_llama.model.families.qwen3 import QWEN3_MODULES
 from bpe_llama.model.families.sparse_layers import (
     EXPERT_MODULES,
     EXPERT_SIZE,
+    SparseLayer,
     SparseLayersConfig,
-    SparseMLP,
     read_expert_size,
 )
 from bpe_llama.model.family import Family, GGUFLayout, register, without_constants
+from bpe_llama.model.layers.attention import HeadNormAttention
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,10 @@ class Qwen3MoeConfig(SparseLayersConfig):
         super().__post_init__()
 
 
-class Qwen3MoeLayer(Qwen3Layer):
+class Qwen3MoeLayer(SparseLayer):
     """A layer with normalized queries and keys, and a mixture of experts or an MLP."""
 
-    def __init__(self, config: Qwen3MoeConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        if config.sparse_layers[layer]:
-            self.add_module("mlp", SparseMLP(config))
-
-
-def _prepare(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return without_constants(values, use_qk_norm=True, qkv_bias=False, shared_expert_intermediate_size=0)
+    attention_class = HeadNormAttention
 
 
 def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -75,7 +70,7 @@ register(
         "Qwen3Moe",
         Qwen3MoeConfig,
         Qwen3MoeLayer,
-        prepare=_prepare,
+        prepare=partial(without_constants, use_qk_norm=True, qkv_bias=False, shared_expert_intermediate_size=0),
         read=_window,
         biases=("attention_bias",),
         has_experts=True,

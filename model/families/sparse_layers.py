@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts
+from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ class SparseMLP(MixtureOfExperts):
     def __init__(self, config: SparseLayersConfig) -> None:
         super().__init__(config)
         self.normalized = config.norm_topk_prob
+
+
+class SparseLayer(DecoderLayer):
+    """A layer with a mixture of experts, or an MLP."""
+
+    experts_class: ClassVar[type[MixtureOfExperts]] = SparseMLP
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        if config.sparse_layers[layer]:
+            self.add_module("mlp", self.experts_class(config))
 
 
 EXPERT_MODULES = {
