@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama._core import shown
-from bpe_llama.model.config_values import check_number, check_size
+from bpe_llama.model.config_values import check_count, check_number, check_size
 from bpe_llama.model.families.latent_attention import LatentAttention, LatentAttentionConfig
 from bpe_llama.model.families.sparse_layers import SparseExpert, SparseLayer
 from bpe_llama.model.family import without_constants
@@ -57,10 +57,7 @@ class DeepseekConfig(LatentAttentionConfig):
     def __post_init__(self) -> None:
         for name in ("n_shared_experts", "moe_intermediate_size"):
             check_size(name, getattr(self, name))
-        if type(self.first_k_dense_replace) is not int or self.first_k_dense_replace < 0:
-            raise ValueError(
-                f"first_k_dense_replace is {shown(self.first_k_dense_replace)}; expected an integer from 0 on"
-            )
+        check_count("first_k_dense_replace", self.first_k_dense_replace, 0)
         check_number("routed_scaling_factor", self.routed_scaling_factor)
         object.__setattr__(self, "routed_scaling_factor", float(self.routed_scaling_factor))
         super().__post_init__()
@@ -74,9 +71,8 @@ class DeepseekConfig(LatentAttentionConfig):
 
     def _check_groups(self) -> None:
         experts, groups, kept = self.num_local_experts or 0, self.n_group, self.topk_group
-        for name, value in (("n_group", groups), ("topk_group", kept)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {shown(value)}; expected an integer of at least 1")
+        check_count("n_group", groups, 1)
+        check_count("topk_group", kept, 1)
         if groups is None or kept is None or experts % groups or experts // groups < self.SMALLEST_GROUP:
             raise ValueError(
                 f"n_group is {shown(groups)}, but n_routed_experts is {experts}; expected groups of the same size, of "

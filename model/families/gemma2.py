@@ -16,7 +16,7 @@ from torch import Tensor
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_number, check_size
 from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
-from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
+from bpe_llama.model.families.layer_types import LayerTypesConfig, full_every
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible
@@ -75,7 +75,7 @@ class Gemma2Config(LayerTypesConfig):
 
     def default_layer_types(self) -> list[str]:
         """Return the types of the layers of a file that does not state them: every other one has the window."""
-        return [FULL if layer % 2 else SLIDING for layer in range(self.num_hidden_layers)]
+        return full_every(2, self.num_hidden_layers)
 
     @property
     def query_scale(self) -> float:

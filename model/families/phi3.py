@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_probability
+from bpe_llama.model.config_values import check_count, check_probability
 from bpe_llama.model.families.residual_dropout import ResidualDropoutLayer
 from bpe_llama.model.family import Family, GGUFLayout, register, window_of_all_layers
 from bpe_llama.model.layers.attention import Attention
@@ -50,7 +50,8 @@ class Phi3Config(LlamaConfig):
         check_probability("resid_pdrop", self.resid_pdrop)
 
     def _fill_rope(self) -> None:
-        rope, original = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling), self._original()
+        rope, original = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling), getattr(self, ORIGINAL)
+        check_count(ORIGINAL, original, 1)
         if rope["rope_type"] not in ("default", "longrope"):
             raise ValueError(f"rope_type is {shown(rope['rope_type'])}; model_type 'phi3' has 'default' and 'longrope'")
         if rope["rope_type"] == "longrope" and rope.setdefault(ORIGINAL, original) != original:
@@ -66,12 +67,6 @@ class Phi3Config(LlamaConfig):
     def residual_dropout(self) -> float:
         """Return the probability with which features of a residual branch are dropped in training."""
         return self.resid_pdrop
-
-    def _original(self) -> int:
-        length = self.original_max_position_embeddings
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"{ORIGINAL} is {shown(length)}; expected an integer of at least 1")
-        return length
 
 
 class FusedAttention(Attention):
