@@ -123,6 +123,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
     if layout.window_pattern is not None:
         pattern = metadata.get(PATTERN, layout.window_pattern)
         fields["layer_types"] = _layer_types(content, pattern, fields, *family.config.LOCAL)
+    fields |= {name: value(fields) for name, value in fields.items() if callable(value)}
     layout.read(fields, metadata, content.shapes)
     for key in ("bos", "eos"):  # None if absent: the family's ids are not defaults here
         fields[f"{key}_token_id"] = content.metadata.get(f"tokenizer.ggml.{key}_token_id")

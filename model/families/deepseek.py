@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama._core import shown
-from bpe_llama.model.config_values import check_count, check_number, check_size
+from bpe_llama.model.config_values import check_count, check_size
 from bpe_llama.model.families.latent_attention import LatentAttention, LatentAttentionConfig
 from bpe_llama.model.families.sparse_layers import SparseExpert, SparseLayer
 from bpe_llama.model.family import without_constants
@@ -55,11 +55,9 @@ class DeepseekConfig(LatentAttentionConfig):
     """The fewest experts that a group may have."""
 
     def __post_init__(self) -> None:
-        for name in ("n_shared_experts", "moe_intermediate_size"):
-            check_size(name, getattr(self, name))
+        self._check(check_size, "n_shared_experts", "moe_intermediate_size")
         check_count("first_k_dense_replace", self.first_k_dense_replace, 0)
-        check_number("routed_scaling_factor", self.routed_scaling_factor)
-        object.__setattr__(self, "routed_scaling_factor", float(self.routed_scaling_factor))
+        self._fill_floats("routed_scaling_factor")
         super().__post_init__()
         if self.router_aux_loss_coef:
             raise ValueError(

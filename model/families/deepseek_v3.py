@@ -61,8 +61,7 @@ class DeepseekV3Config(DeepseekConfig):
     SMALLEST_GROUP: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_flag("norm_topk_prob", self.norm_topk_prob)
-        check_flag("rope_interleave", self.rope_interleave)
+        self._check(check_flag, "norm_topk_prob", "rope_interleave")
         check_count("num_nextn_predict_layers", self.num_nextn_predict_layers, 0)
         super().__post_init__()
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from bpe_llama._core import shown
-from bpe_llama.model.config_values import check_number, check_size
+from bpe_llama.model.config_values import check_size
 from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
 from bpe_llama.model.families.layer_types import LayerTypesConfig, full_every
 from bpe_llama.model.family import Family, GGUFLayout, register
@@ -58,15 +58,14 @@ class Gemma2Config(LayerTypesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("query_pre_attn_scalar", self.query_pre_attn_scalar)
+        self._check(check_size, "query_pre_attn_scalar")
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             cap = getattr(self, name)
             if cap is None:
                 continue
             if isinstance(cap, int | float) and cap <= 0:
                 raise ValueError(f"{name} is {shown(cap)}; expected a positive number or null")
-            check_number(name, cap)
-            object.__setattr__(self, name, float(cap))  # transformers accepts no int
+            self._fill_floats(name)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "

@@ -17,8 +17,7 @@ from bpe_llama.model.config_values import check_size
 from bpe_llama.model.families.gemma import scaled_embedding, with_activation
 from bpe_llama.model.families.gemma2 import NORM_MODULES, Gemma2Config, Gemma2Layer, capped_logits, read_scalar
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LocalRopeConfig, full_every, rope_by_type
-from bpe_llama.model.families.qwen3 import QWEN3_MODULES
-from bpe_llama.model.family import Family, GGUFLayout, register
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
 from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
 from bpe_llama.model.rope_parameters import merge_rope
@@ -128,7 +127,7 @@ register(
         left_out=("vision_tower", "multi_modal_projector"),
         gguf=GGUFLayout(
             "gemma3",
-            NORM_MODULES | QWEN3_MODULES,
+            NORM_MODULES | HEAD_NORMS,
             keys={
                 "attention.sliding_window": "sliding_window",
                 "final_logit_softcapping": "final_logit_softcapping",

@@ -43,8 +43,7 @@ class LatentAttentionConfig(LlamaConfig):
     v_head_dim: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-            check_size(name, getattr(self, name))
+        self._check(check_size, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         for name in ("q_lora_rank", "head_dim", "num_key_value_heads"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))

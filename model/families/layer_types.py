@@ -84,8 +84,7 @@ class RotatedLayersConfig(LayerTypesConfig):
 
     def __post_init__(self) -> None:
         layers = self.num_hidden_layers
-        for name in ("num_hidden_layers", "no_rope_layer_interval"):
-            check_size(name, getattr(self, name))
+        self._check(check_size, "num_hidden_layers", "no_rope_layer_interval")
         if self.no_rope_layers is None:
             object.__setattr__(self, "no_rope_layers", self._default_rotated())
         rotated = self.no_rope_layers
@@ -121,7 +120,7 @@ class UpperWindowConfig(LayerTypesConfig):
     max_window_layers: int = 28
 
     def __post_init__(self) -> None:
-        check_flag("use_sliding_window", self.use_sliding_window)
+        self._check(check_flag, "use_sliding_window")
         check_count("max_window_layers", self.max_window_layers, 0)
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)

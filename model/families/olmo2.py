@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.family import Family, GGUFLayout, register
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.llama import DecoderLayer
@@ -73,9 +73,7 @@ class Olmo2Layer(DecoderLayer):
         return self.post_feedforward_layernorm(self.feed_forward(x_BTD))
 
 
-OLMO_MODULES = {
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
+OLMO_MODULES = HEAD_NORMS | {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }

@@ -5,9 +5,7 @@ Source: Abdin et al. 2024, arXiv:2404.14219 (Phi-3); arXiv:2412.08905 (Phi-4); D
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,7 +45,7 @@ class Phi3Config(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_probability("resid_pdrop", self.resid_pdrop)
+        self._check(check_probability, "resid_pdrop")
 
     def _fill_rope(self) -> None:
         rope, original = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling), getattr(self, ORIGINAL)
@@ -122,11 +120,6 @@ class Phi3Layer(ResidualDropoutLayer):
 _WINDOW = "attention.sliding_window"  # llama.cpp's converter writes it, and llama.cpp itself attends to all tokens
 
 
-def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
-    if fields[ORIGINAL] is None:
-        fields[ORIGINAL] = fields["max_position_embeddings"]
-
-
 register(
     Family(
         "phi3",
@@ -141,11 +134,13 @@ register(
             "phi3",
             {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
             keys={_WINDOW: "sliding_window", "rope.scaling.original_context_length": ORIGINAL},
-            absent={_WINDOW: None, "rope.scaling.original_context_length": None},
+            absent={
+                _WINDOW: None,
+                "rope.scaling.original_context_length": lambda fields: fields["max_position_embeddings"],
+            },
             head_key=None,
             rope_types=("default", "longrope"),
             unstored=frozenset({"resid_pdrop"}),
-            read=_read_gguf,
             write=lambda config: {_WINDOW: config.sliding_window or 0},
         ),
     )

@@ -19,7 +19,7 @@ from bpe_llama.model.families.sparse_layers import (
     SparseLayer,
     SparseLayersConfig,
     SparseMLP,
-    read_expert_size,
+    default_expert_size,
 )
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.mlp import MLP
@@ -52,8 +52,8 @@ class Qwen2MoeConfig(SparseLayersConfig, UpperWindowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("shared_expert_intermediate_size", self.shared_expert_intermediate_size)
-        check_flag("qkv_bias", self.qkv_bias)
+        self._check(check_size, "shared_expert_intermediate_size")
+        self._check(check_flag, "qkv_bias")
 
     @property
     def attention_biases(self) -> tuple[bool, bool]:
@@ -93,9 +93,6 @@ _SHARED_SIZE = "expert_shared_feed_forward_length"
 
 
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
-    read_expert_size(fields, metadata, names)
-    if fields["shared_expert_intermediate_size"] is None:
-        fields["shared_expert_intermediate_size"] = fields["intermediate_size"]
     fields["qkv_bias"] = "blk.0.attn_q.bias" in names
 
 
@@ -117,7 +114,7 @@ register(
                 "ffn_up_shexp": "mlp.shared_expert.up_proj",
             },
             keys={EXPERT_SIZE: "moe_intermediate_size", _SHARED_SIZE: "shared_expert_intermediate_size"},
-            absent={EXPERT_SIZE: None, _SHARED_SIZE: None},
+            absent={EXPERT_SIZE: default_expert_size, _SHARED_SIZE: lambda fields: fields["intermediate_size"]},
             fixed={"norm_topk_prob": False, "tie_word_embeddings": False},
             head_key=None,
             read=_read_gguf,

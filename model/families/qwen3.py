@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bpe_llama.model.families.layer_types import UpperWindowConfig
-from bpe_llama.model.family import Family, GGUFLayout, register
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
 from bpe_llama.model.llama import DecoderLayer
 
@@ -33,8 +33,6 @@ class Qwen3Layer(DecoderLayer):
     attention_class = HeadNormAttention
 
 
-QWEN3_MODULES = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-
 register(
     Family(
         "qwen3",
@@ -42,6 +40,6 @@ register(
         Qwen3Config,
         Qwen3Layer,
         biases=("attention_bias",),
-        gguf=GGUFLayout("qwen3", QWEN3_MODULES, fixed={"attention_bias": False}),
+        gguf=GGUFLayout("qwen3", HEAD_NORMS, fixed={"attention_bias": False}),
     )
 )

@@ -13,15 +13,14 @@ from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_flag
-from bpe_llama.model.families.qwen3 import QWEN3_MODULES
 from bpe_llama.model.families.sparse_layers import (
     EXPERT_MODULES,
     EXPERT_SIZE,
     SparseLayer,
     SparseLayersConfig,
-    read_expert_size,
+    default_expert_size,
 )
-from bpe_llama.model.family import Family, GGUFLayout, register, without_constants
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register, without_constants
 from bpe_llama.model.layers.attention import HeadNormAttention
 
 
@@ -42,7 +41,7 @@ class Qwen3MoeConfig(SparseLayersConfig):
     model_type: str = "qwen3_moe"
 
     def __post_init__(self) -> None:
-        check_flag("use_sliding_window", self.use_sliding_window)
+        self._check(check_flag, "use_sliding_window")
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)
         super().__post_init__()
@@ -76,11 +75,10 @@ register(
         has_experts=True,
         gguf=GGUFLayout(
             "qwen3moe",
-            QWEN3_MODULES | EXPERT_MODULES,
+            HEAD_NORMS | EXPERT_MODULES,
             keys={EXPERT_SIZE: "moe_intermediate_size"},
-            absent={EXPERT_SIZE: None},
+            absent={EXPERT_SIZE: default_expert_size},
             fixed={"norm_topk_prob": True, "attention_bias": False},
-            read=read_expert_size,
         ),
     )
 )

@@ -34,8 +34,8 @@ class SeedOssConfig(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_flag("attention_out_bias", self.attention_out_bias)
-        check_probability("residual_dropout", self.residual_dropout)
+        self._check(check_flag, "attention_out_bias")
+        self._check(check_probability, "residual_dropout")
 
     @property
     def attention_biases(self) -> tuple[bool, bool]:
