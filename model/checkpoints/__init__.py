@@ -48,14 +48,13 @@ def load(
         from bpe_llama.model.checkpoints import huggingface, meta
 
         complete_writes(path)
-        has_model = (path / "config.json").is_file() or (path / "params.json").is_file()
-        if (path / ADAPTER).is_file() and not has_model:
+        has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
+        if (path / ADAPTER).is_file() and not (has_config or has_params):
             raise ValueError(
                 f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
                 "lora.load (--adapter)"
             )
         # Mistral's folders may have both layouts, or a config.json with the other layout's weights.
-        has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
         if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):
             _check_causal(model_class, path)
             return cast(Model, meta.load(path, dtype=dtype, device=device, **own))

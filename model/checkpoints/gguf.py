@@ -84,7 +84,7 @@ def load_gguf(
         model.generation_config = GenerationConfig(generation_values(header, config))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{header.path}: {error}") from None
-    return fill(model, _stream(weights, splits, config, dtype, progress))
+    return fill(model, _stream(weights, splits, config, dtype), progress, len(expected))
 
 
 def _check_counts(header: GGUFHeader, config: LlamaConfig, names: Names) -> None:
@@ -132,7 +132,8 @@ def _weights(header: GGUFHeader, names: Names) -> Iterator[tuple[str, TensorInfo
             continue
         target = names.huggingface(name) or name
         if "{}" not in target or len(info.shape) < 2:
-            yield target, _as_row(info) if name.endswith(".ffn_gate_inp_shexp.weight") else info
+            is_row = name.endswith(".ffn_gate_inp_shexp.weight") and len(info.shape) == 1
+            yield target, dataclasses.replace(info, shape=(1, *info.shape)) if is_row else info
             continue
         number, *shape = info.shape
         nbytes = None if info.nbytes is None else info.nbytes // max(1, number)
@@ -156,22 +157,17 @@ def _stored(
     return shapes
 
 
-def _as_row(info: TensorInfo) -> TensorInfo:
-    return dataclasses.replace(info, shape=(1, *info.shape)) if len(info.shape) == 1 else info
-
-
 def _stream(
     weights: dict[str, TensorInfo],
     splits: Mapping[str, tuple[GGUFSplit, list[str]]],
     config: LlamaConfig,
     dtype: torch.dtype,
-    progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, Tensor]]:
     layout = layout_of(config.family)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads} if layout.interleaved else {}
     wholes = {part: name for name, (_, parts) in splits.items() for part in parts}
     waiting: dict[str, dict[str, Tensor]] = {}
-    for done, (name, info) in enumerate(weights.items(), start=1):
+    for name, info in weights.items():
         part = name.split(".")[-2]
         tensor = read_tensor(info, dtype if len(info.shape) > 1 else torch.float32)  # `fill` converts vectors
         if name in wholes:
@@ -185,5 +181,3 @@ def _stream(
             yield name, tensor - layout.norm_offset
         else:
             yield name, half_split_rows(tensor, heads[part]) if part in heads else tensor
-        if progress is not None:
-            progress(done, len(weights))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bpe_llama._core import shown
 from bpe_llama._files import read_json, read_json_object, write_text, write_together
@@ -23,7 +22,7 @@ from bpe_llama.model.checkpoints.assemble import (
     expected_shapes,
     fill,
 )
-from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
+from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read_one, read_places, stored_in, stored_together
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_json import text_part
@@ -100,7 +99,7 @@ def load(
     found = open_checkpoint(folder, model_class, dtype, num_labels)
     model = empty_model(found.config, found.dtype, resolve_device(device), model_class, check)
     model.generation_config = found.generation_config
-    fill(model, _stream(found.tensors, progress))
+    fill(model, read_places(found.tensors), progress, len(found.tensors))
     if found.uninitialized:
         model.reset_parameters(only=found.uninitialized)
         warnings.warn(
@@ -324,20 +323,4 @@ def _are_tied(embedding: tuple[str, Stored], head: tuple[str, Stored], dtype: to
     """Return whether both matrices are equal in the dtype of the model."""
     if embedding[1].shape != head[1].shape:
         return False
-    first, second = (next(read(stored.path, [name]))[1].to(dtype) for name, stored in (embedding, head))
-    return torch.equal(first, second)
-
-
-def _stream(
-    found: dict[str, tuple[str, Stored]], progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[str, Tensor]]:
-    by_path: dict[Path, dict[str, str]] = {}
-    for name, (theirs, stored) in found.items():
-        by_path.setdefault(stored.path, {})[theirs] = name
-    done = 0
-    for path, names in by_path.items():
-        for theirs, tensor in read(path, names):
-            yield names[theirs], tensor
-            done += 1
-            if progress is not None:
-                progress(done, len(found))
+    return torch.equal(read_one(*embedding).to(dtype), read_one(*head).to(dtype))

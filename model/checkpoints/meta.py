@@ -31,7 +31,7 @@ from bpe_llama.model.checkpoints.tensor_files import (
     FLOATS,
     Stored,
     open_pickled,
-    read,
+    read_places,
     remap_after,
     stored_in,
     stored_together,
@@ -117,16 +117,14 @@ def load(
     model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM, check)
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for done, (name, parts) in enumerate(_parts(shards, list(names)), start=1):
+        for name, parts in _parts(shards, list(names)):
             target, axis = names[name][0], axes[name]
             tensor = parts[0] if axis is None else torch.cat(parts, dim=axis)
             if target.endswith(("q_proj.weight", "k_proj.weight")):
                 tensor = half_split_rows(tensor, len(tensor) // config.head_size)
             yield target, tensor
-            if progress is not None:
-                progress(done, len(names))
 
-    return fill(model, stream())
+    return fill(model, stream(), progress, len(names))
 
 
 def holds_weights(folder: Path) -> bool:
@@ -155,11 +153,7 @@ def _parts(shards: list[dict[str, Stored]], names: list[str]) -> Iterator[tuple[
     """Yield the parts of each tensor, one per shard."""
     paths = [shard[names[0]].path for shard in shards]
     if paths[0].suffix == ".safetensors":
-        by_path: dict[Path, list[str]] = {}
-        for name in names:
-            by_path.setdefault(shards[0][name].path, []).append(name)
-        for path, held in by_path.items():
-            yield from ((name, [tensor]) for name, tensor in read(path, held))
+        yield from ((name, [tensor]) for name, tensor in read_places({name: (name, shards[0][name]) for name in names}))
         return
     mapped, read_bytes = [open_pickled(path) for path in paths], 0
     limit = remap_after(paths)

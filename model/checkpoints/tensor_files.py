@@ -86,6 +86,21 @@ def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         read_bytes += tensors[name].nbytes
 
 
+def read_one(name: str, stored: Stored) -> Tensor:
+    """Return the tensor of this name in its file; see `read` for the errors."""
+    return next(read(stored.path, [name]))[1]
+
+
+def read_places(places: Mapping[str, tuple[str, Stored]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors by new names, file by file; a place is a tensor's name in its file, and the file."""
+    by_path: dict[Path, dict[str, str]] = {}
+    for name, (theirs, stored) in places.items():
+        by_path.setdefault(stored.path, {})[theirs] = name
+    for path, names in by_path.items():
+        for theirs, tensor in read(path, names):
+            yield names[theirs], tensor
+
+
 def read_all(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a safetensors file.
 
@@ -188,5 +203,4 @@ def stored_together(paths: Iterable[Path]) -> dict[str, Stored]:
 def _are_equal(name: str, one: Stored, other: Stored) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    (_, first), (_, second) = (next(read(stored.path, [name])) for stored in (one, other))
-    return torch.equal(first, second)
+    return torch.equal(read_one(name, one), read_one(name, other))
