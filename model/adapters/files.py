@@ -19,7 +19,6 @@ from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
     AdaptedLayer,
-    Replacement,
     adapted_layers,
     base_modules,
     is_linear,
@@ -104,7 +103,7 @@ def match(
     """
     bases, config_file = dict(base_modules(model)), source.parent / CONFIG
     check_task(config, bases, config_file)
-    check_saved_names(config, bases, config_file)
+    check_saved(config, bases, config_file)
     parts: dict[str, ModuleTensors] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -113,8 +112,6 @@ def match(
             others[key] = tensor
         else:
             parts.setdefault(found[1], ModuleTensors()).update[found[2]] = tensor
-    for path in saved_modules(config, bases):
-        check_savable(path, bases[path], config_file)
     _check_updates(config, parts, source, bases)
     for path, own in _replacements(config, others, source, bases).items():
         parts.setdefault(path, ModuleTensors()).own.update(own)
@@ -129,13 +126,24 @@ def check_task(config: AdapterConfig, bases: Mapping[str, nn.Module], source: ob
         raise ValueError(f"{source}: task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
 
 
-def check_saved_names(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
-    """Raise a ValueError if ``modules_to_save`` names no module of the model, which peft passes over in silence."""
+def check_saved(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
+    """Raise a ValueError if ``modules_to_save`` names no module of the model, or one that cannot be saved.
+
+    peft passes over a name that no module has in silence.
+    """
     for name in config.modules_to_save:
         if config.task_type == "SEQ_CLS" and name == "classifier":  # peft adds it to every classifier's file
             continue
         if not any(path.endswith(name) for path in bases):
             raise ValueError(f"{source}: modules_to_save names {shown(name)}, no module of the model")
+    for path in saved_modules(config, bases):
+        base, named = bases[path], f"{source}: modules_to_save names {path}"
+        if isinstance(base, nn.ModuleList) or any(isinstance(part, nn.ModuleList) for part in base.children()):
+            raise ValueError(f"{named}; expected single layers, not all of them")
+        if any(isinstance(part, AdaptedLayer) for part in base.modules()):
+            raise ValueError(f"{named}, in which another adapter's layers are")
+        if any(hasattr(part, "dequantized") for part in base.modules()):
+            raise ValueError(f"{named}, whose weights are quantized; dequantize them first")
 
 
 def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
@@ -279,16 +287,6 @@ def _without_equal_embeddings(
     return found
 
 
-def check_savable(path: str, base: nn.Module, source: object) -> None:
-    """Raise a ValueError if a module cannot be in ``modules_to_save``."""
-    if isinstance(base, nn.ModuleList) or any(isinstance(part, nn.ModuleList) for part in base.children()):
-        raise ValueError(f"{source}: modules_to_save names {path}; expected single layers, not all of them")
-    if any(isinstance(part, AdaptedLayer) for part in base.modules()):
-        raise ValueError(f"{source}: modules_to_save names {path}, in which another adapter's layers are")
-    if any(hasattr(part, "dequantized") for part in base.modules()):
-        raise ValueError(f"{source}: modules_to_save names {path}, whose weights are quantized; dequantize them first")
-
-
 def _check_rows(
     config: AdapterConfig, parts: dict[str, ModuleTensors], source: Path, bases: Mapping[str, nn.Module]
 ) -> None:
@@ -349,9 +347,7 @@ def stored_parts(model: nn.Module, name: str) -> dict[str, ModuleTensors]:
             written.add(id(layer.adapters[name]))
             parts.setdefault(path, ModuleTensors()).update = layer.adapter(name).stored()
         if name in layer.replacements:
-            replacement = layer.replacements[name]
-            assert isinstance(replacement, Replacement)  # for the type checker
-            parts.setdefault(path, ModuleTensors()).own = dict(replacement.own_parameters())
+            parts.setdefault(path, ModuleTensors()).own = dict(layer.replacement_of(name).own_parameters())
     return parts
 
 

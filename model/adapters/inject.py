@@ -170,7 +170,7 @@ def _update(
     source: object,
     bases: Mapping[str, nn.Module],
 ) -> Update:
-    device, dtype = _device_of(base), _dtype_of(base, bases)
+    device, dtype = next(chain(base.parameters(), base.buffers())).device, _dtype_of(base, bases)
     # Contiguous copies: the fused AdamW assumes that a weight and its moments have the same memory layout.
     given = {name: tensor.detach().to(device, dtype).contiguous().clone() for name, tensor in part.update.items()}
     if part.rows:
@@ -216,10 +216,6 @@ def _adapted_layer(model: nn.Module, path: str) -> AdaptedLayer:
             part.training = model.training
         setattr(parent, last, layer)
     return layer
-
-
-def _device_of(base: nn.Module) -> torch.device:
-    return next(chain(base.parameters(), base.buffers())).device
 
 
 def _dtype_of(base: nn.Module, bases: Mapping[str, nn.Module]) -> torch.dtype:

@@ -120,13 +120,10 @@ def add(
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
     described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
     config = AdapterConfig.of({**described, **fields}, "adapter")
-    files.check_saved_names(config, bases, "adapter")
-    for path in files.saved_modules(config, bases):
-        files.check_savable(path, bases[path], "adapter")
+    files.check_saved(config, bases, "adapter")
     if not files.targeted(config, bases):
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
-    if config.ensure_weight_tying:
-        _check_tying(config, bases, "adapter")
+    _check_tying(config, bases, "adapter")
     parts = inject.initial_parts(config, model, torch_seed(seed), "adapter")
     _inject(model, name, config, inject.prepare(config, parts, model, "adapter"))
     return model
@@ -328,9 +325,7 @@ def add_weighted_adapter(
 def _read(model: nn.Module, folder: Path) -> tuple[AdapterConfig, dict[str, ModuleTensors]]:
     config = AdapterConfig.read(folder)
     tensors, source = files.read_tensors(folder)
-    bases = dict(base_modules(model))
-    if config.ensure_weight_tying:
-        _check_tying(config, bases, str(folder / CONFIG))
+    _check_tying(config, dict(base_modules(model)), str(folder / CONFIG))
     parts = files.match(config, tensors, source, model)
     if not parts:
         raise ValueError(f"{source}: holds no tensor of an adapter")
@@ -338,6 +333,8 @@ def _read(model: nn.Module, folder: Path) -> tuple[AdapterConfig, dict[str, Modu
 
 
 def _check_tying(config: AdapterConfig, bases: dict[str, nn.Module], source: str) -> None:
+    if not config.ensure_weight_tying:
+        return
     ends = [path for path, base in bases.items() if isinstance(base, nn.Embedding)] + files.tied_to_embedding(bases)
     touched = [path for path in ends if config.targets(path) or config.saves(path)]
     if len(ends) > 1 and touched:
