@@ -278,10 +278,7 @@ def recording(recorded: list[Tensor]) -> Backend:
 
 
 @cache
-def _compiled_flex_kernel() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    kernel: Callable[..., Tensor] = flex_attention
+def _compiled(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(kernel, dynamic=True)
 
 
@@ -292,7 +289,7 @@ def _flex_kernel(*tensors: Tensor, **options: Any) -> Tensor:
     if torch.compiler.is_compiling():
         return kernel(*tensors, **options)
     if tensors[0].is_cuda:
-        return _compiled_flex_kernel()(*tensors, **options)
+        return _compiled(kernel)(*tensors, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         return kernel(*tensors, **options)
