@@ -48,9 +48,7 @@ class GgufTokenizer:
         chat_template: A template, or several by name (`"default"` is the unnamed one), or None.
         add_bos: Whether llama.cpp prepends `bos_id` to a text.
         add_eos: Whether llama.cpp appends `eos_id` to a text.
-        eot_id: The id that ends a turn of a conversation.
-        eom_id: The id that ends a message to a tool.
-        end_ids: All ids that end generation in llama.cpp, `eos_id`, `eot_id` and `eom_id` included.
+        end_ids: All ids that end generation in llama.cpp, `eos_id` included.
         pre: The file's `tokenizer.ggml.pre`, the name of the pattern; None for a SentencePiece vocabulary.
     """
 
@@ -58,8 +56,6 @@ class GgufTokenizer:
     chat_template: ChatTemplate | None
     add_bos: bool
     add_eos: bool
-    eot_id: int | None
-    eom_id: int | None
     end_ids: frozenset[int]
     pre: str | None
 
@@ -222,8 +218,6 @@ def _finish(
         chat_template=from_gguf_metadata(metadata),
         add_bos=_flag(metadata, "add_bos_token", add_bos) and bos is not None,
         add_eos=_flag(metadata, "add_eos_token", False) and eos is not None,
-        eot_id=special.eot_id,
-        eom_id=special.eom_id,
         end_ids=special.end_ids | ({eos} if eos is not None else set()),
         pre=pre,
     )
