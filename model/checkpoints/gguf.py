@@ -67,9 +67,9 @@ def load_gguf(
     check_installed()
     try:
         config = config_from_gguf(Content.of(header))
+        generation_config = GenerationConfig(generation_values(header, config))
     except (ValueError, TypeError, ArithmeticError) as error:
-        named = str(error).startswith(str(header.path))
-        raise ValueError(str(error) if named else f"{header.path}: {error}") from None
+        raise ValueError(f"{header.path}: {error}") from None
     names = Names(layout_of(config.family))
     _check_counts(header, config, names)
     weights = dict(_weights(header, names))
@@ -80,10 +80,7 @@ def load_gguf(
     matrix = header.tensors.get("blk.0.attn_output.weight", header.tensors["token_embd.weight"])
     dtype = resolve_dtype(dtype, auto=_DTYPES.get(matrix.type_name))
     model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM, check)
-    try:
-        model.generation_config = GenerationConfig(generation_values(header, config))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{header.path}: {error}") from None
+    model.generation_config = generation_config
     return fill(model, _stream(weights, splits, config, dtype), progress, len(expected))
 
 

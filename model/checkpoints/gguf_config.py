@@ -72,7 +72,7 @@ def family_of_gguf(content: Content) -> Family:
     of_it = [(family, layout) for family, layout in layouts if architecture in (layout.architecture, *layout.aliases)]
     if not of_it:
         names = ", ".join(sorted({name for _, layout in layouts for name in (layout.architecture, *layout.aliases)}))
-        raise ValueError(f"{content.source}: architecture {architecture!r}, expected one of {names}")
+        raise ValueError(f"architecture {architecture!r}, expected one of {names}")
     fitting = [family for family, layout in of_it if layout.fits(content.of_architecture, content.shapes)]
     return fitting[0] if fitting else of_it[0][0]
 
@@ -88,17 +88,16 @@ def config_from_gguf(content: Content) -> LlamaConfig:
 
     def required(key: str) -> Any:
         if (value := metadata.get(key, layout.absent.get(key))) is None and key not in layout.absent:
-            raise ValueError(f"{content.source}: metadata '{layout.architecture}.{key}' is missing")
+            raise ValueError(f"metadata '{layout.architecture}.{key}' is missing")
         return value
 
     if "token_embd.weight" not in content.shapes:
-        raise ValueError(f"{content.source}: tensor 'token_embd.weight' is missing")
+        raise ValueError("tensor 'token_embd.weight' is missing")
     _check_layers(content, layout, required("block_count"))
     heads, hidden_size = required("attention.head_count"), required("embedding_length")
     if not isinstance(heads, int) or heads < 1:
         raise ValueError(
-            f"{content.source}: metadata '{layout.architecture}.attention.head_count' is {shown(heads)}, expected a "
-            "positive integer"
+            f"metadata '{layout.architecture}.attention.head_count' is {shown(heads)}, expected a positive integer"
         )
     head_dim = metadata.get(layout.head_key, hidden_size // heads) if layout.head_key else hidden_size // heads
     _check_keys(content, layout, head_dim)
@@ -157,7 +156,7 @@ def _check_layers(content: Content, layout: GGUFLayout, stated: Any) -> None:
     if len(layers) != stated:
         count = f"{stated:,}" if isinstance(stated, int) else repr(stated)
         raise ValueError(
-            f"{content.source}: metadata '{layout.architecture}.block_count' is {count}, but the file holds tensors of "
+            f"metadata '{layout.architecture}.block_count' is {count}, but the file holds tensors of "
             f"{len(layers):,} layers"
         )
 
@@ -174,8 +173,7 @@ def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any], loca
         windowed = [bool(one) for one in pattern]
     else:
         raise ValueError(
-            f"{content.source}: metadata {PATTERN!r} is {shown(pattern)}; expected one of 0 or 1 for each of "
-            f"{layers} layers, or a number"
+            f"metadata {PATTERN!r} is {shown(pattern)}; expected one of 0 or 1 for each of {layers} layers, or a number"
         )
     return [local if has and fields.get(key) is not None else "full_attention" for has in windowed]
 
@@ -209,11 +207,9 @@ def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
             continue
         if name in supported:
             if value != supported[name] and not _is_default_factor(name, value, content):
-                raise ValueError(
-                    f"{content.source}: metadata {key!r} is {shown(value)}; only {supported[name]!r} is supported"
-                )
+                raise ValueError(f"metadata {key!r} is {shown(value)}; only {supported[name]!r} is supported")
         elif value:  # 0, false and an empty string turn a feature off
-            raise ValueError(f"{content.source}: metadata {key!r} is {shown(value)}, a key that is not known")
+            raise ValueError(f"metadata {key!r} is {shown(value)}, a key that is not known")
 
 
 def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]:

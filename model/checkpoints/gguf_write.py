@@ -249,7 +249,7 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
     architecture = layout_of(model.config.family).architecture
     stated = {**metadata, "general.architecture": architecture}
     try:
-        again = config_from_gguf(Content("the file", stated, shapes, lambda name: tensors[name][0]))
+        again = config_from_gguf(Content(stated, shapes, lambda name: tensors[name][0]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"a GGUF file of architecture {architecture} cannot express this config: {error}") from None
     _check_config(config, again)

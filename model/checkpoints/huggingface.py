@@ -22,7 +22,14 @@ from bpe_llama.model.checkpoints.assemble import (
     expected_shapes,
     fill,
 )
-from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read_one, read_places, stored_in, stored_together
+from bpe_llama.model.checkpoints.tensor_files import (
+    Stored,
+    check_floats,
+    read_one,
+    read_places,
+    stored_in,
+    stored_together,
+)
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_json import text_part
@@ -159,9 +166,7 @@ def open_checkpoint(
         found.pop(HEAD, None)
         expected = {name: shape for name, shape in expected.items() if name not in uninitialized}
     check_shapes({name: stored.shape for name, (_, stored) in found.items()}, expected, folder)
-    for theirs, stored in found.values():
-        if stored.dtype not in FLOATS:
-            raise ValueError(f"{stored.path}: {theirs} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
+    check_floats(found.values())
     return Checkpoint(folder, config, generation_config, chosen_dtype, found, uninitialized)
 
 

@@ -30,6 +30,7 @@ from bpe_llama.model.checkpoints.assemble import (
 from bpe_llama.model.checkpoints.tensor_files import (
     FLOATS,
     Stored,
+    check_floats,
     open_pickled,
     read_places,
     remap_after,
@@ -110,9 +111,7 @@ def load(
     axes = {name: _embedding_axis(config, shards) if axis == -1 else axis for name, (_, axis) in names.items()}
     shapes = {target: _joined_shape(name, axes[name], shards) for name, (target, _) in names.items()}
     check_shapes(shapes, expected_shapes(config), folder)
-    for name, stored in ((name, shard[name]) for shard in shards for name in names):
-        if stored.dtype not in FLOATS:
-            raise ValueError(f"{stored.path}: {name} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
+    check_floats((name, shard[name]) for shard in shards for name in names)
     dtype = resolve_dtype(dtype, auto=shards[0][_EMBEDDING].dtype)
     model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM, check)
 

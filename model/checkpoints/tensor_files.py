@@ -86,6 +86,13 @@ def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         read_bytes += tensors[name].nbytes
 
 
+def check_floats(places: Iterable[tuple[str, Stored]]) -> None:
+    """Raise a ValueError for a tensor, its name in its file and the file, that does not hold floats."""
+    for name, stored in places:
+        if stored.dtype not in FLOATS:
+            raise ValueError(f"{stored.path}: {name} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
+
+
 def read_one(name: str, stored: Stored) -> Tensor:
     """Return the tensor of this name in its file; see `read` for the errors."""
     return next(read(stored.path, [name]))[1]
