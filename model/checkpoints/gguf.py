@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bpe_llama._files import errors_naming
 from bpe_llama._gguf.header import GGUFHeader, TensorInfo, read_gguf_model_header
 from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill, half_split_rows
 from bpe_llama.model.checkpoints.gguf_config import config_from_gguf, generation_values, layout_of
@@ -65,11 +66,9 @@ def load_gguf(
     """
     header = read_gguf_model_header(path)
     check_installed()
-    try:
+    with errors_naming(header.path, (ValueError, TypeError, ArithmeticError)):
         config = config_from_gguf(Content.of(header))
         generation_config = GenerationConfig(generation_values(header, config))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise ValueError(f"{header.path}: {error}") from None
     names = Names(layout_of(config.family))
     _check_counts(header, config, names)
     weights = dict(_weights(header, names))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama._core import shown
-from bpe_llama._files import read_json_object
+from bpe_llama._files import errors_naming, read_json_object
 from bpe_llama.model.checkpoints.assemble import (
     check_counts,
     check_shapes,
@@ -186,7 +186,7 @@ def _translate(name: str) -> tuple[str, int | None]:
 def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
     path = folder / "params.json"
     params = read_json_object(path)
-    try:
+    with errors_naming(path, (ValueError, TypeError)):
         for key, value in params.items():
             if key not in _KNOWN.split() and value not in (None, False) and (key, value) != ("causal", True):
                 raise ValueError(f"{key} is {shown(value)}, a key that is not known and may change the computation")
@@ -238,8 +238,6 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
             eos_token_id=[128_001, 128_008, 128_009] if is_llama3 else 2,
             dtype=embedding.dtype if embedding.dtype in FLOATS else None,
         )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _number(params: Mapping[str, Any], key: str, default: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
+from bpe_llama._files import errors_naming
 from bpe_llama._gguf.header import read_gguf_header
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf.token_types import (
@@ -74,15 +75,13 @@ def read_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
     """
     metadata = read_gguf_header(path).metadata
     model = metadata.get("tokenizer.ggml.model")
-    try:
+    with errors_naming(path):
         if model == "gemma4" or (model == "gpt2" and metadata.get("tokenizer.ggml.pre") in CHARACTER_NAMES):
             return _read_characters(metadata)
         if model == "gpt2":
             return _read_byte_level(metadata, path)
         if model == "llama":
             return _read_sentencepiece(metadata)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     what = f" ({_OTHER_MODELS[model]})" if isinstance(model, str) and model in _OTHER_MODELS else ""
     raise ValueError(
         f"{path}: tokenizer.ggml.model is {shown(model)}{what}; expected 'gpt2', byte-level BPE, 'gemma4', BPE over "
