@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama._core import shown
-from bpe_llama._files import write_text, write_together
+from bpe_llama._files import errors_naming, write_text, write_together
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
@@ -101,9 +101,10 @@ def match(
         ValueError: If a tensor is missing, unexpected or of another shape, or the adapter belongs to another model; it
             names the file, the tensor, its shape and the expected one.
     """
-    bases, config_file = dict(base_modules(model)), source.parent / CONFIG
-    check_task(config, bases, config_file)
-    check_saved(config, bases, config_file)
+    bases = dict(base_modules(model))
+    with errors_naming(source.parent / CONFIG):
+        check_fits(config, bases)
+        rows = rows_of(config, bases)
     parts: dict[str, ModuleTensors] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -116,34 +117,37 @@ def match(
     for path, own in _replacements(config, others, source, bases).items():
         parts.setdefault(path, ModuleTensors()).own.update(own)
         parts[path].trained = not _is_stored_base(config, path)
-    _check_rows(config, parts, source, bases)
+    _check_rows(rows, parts, source, bases)
     return parts
 
 
-def check_task(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
-    """Raise a ValueError if an adapter's task is that of another model class."""
-    if config.task_type == "SEQ_CLS" and "score" not in bases:
-        raise ValueError(f"{source}: task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
+def check_fits(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> None:
+    """Raise a ValueError if a model lacks what a config names: its class, modules that can be saved, untied weights.
 
-
-def check_saved(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
-    """Raise a ValueError if ``modules_to_save`` names no module of the model, or one that cannot be saved.
-
-    peft passes over a name that no module has in silence.
+    peft passes over a name in ``modules_to_save`` that no module has in silence.
     """
+    if config.task_type == "SEQ_CLS" and "score" not in bases:
+        raise ValueError("task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
     for name in config.modules_to_save:
         if config.task_type == "SEQ_CLS" and name == "classifier":  # peft adds it to every classifier's file
             continue
         if not any(path.endswith(name) for path in bases):
-            raise ValueError(f"{source}: modules_to_save names {shown(name)}, no module of the model")
+            raise ValueError(f"modules_to_save names {shown(name)}, no module of the model")
     for path in saved_modules(config, bases):
-        base, named = bases[path], f"{source}: modules_to_save names {path}"
+        base = bases[path]
         if isinstance(base, nn.ModuleList) or any(isinstance(part, nn.ModuleList) for part in base.children()):
-            raise ValueError(f"{named}; expected single layers, not all of them")
+            raise ValueError(f"modules_to_save names {path}; expected single layers, not all of them")
         if any(isinstance(part, AdaptedLayer) for part in base.modules()):
-            raise ValueError(f"{named}, in which another adapter's layers are")
+            raise ValueError(f"modules_to_save names {path}, in which another adapter's layers are")
         if any(hasattr(part, "dequantized") for part in base.modules()):
-            raise ValueError(f"{named}, whose weights are quantized; dequantize them first")
+            raise ValueError(f"modules_to_save names {path}, whose weights are quantized; dequantize them first")
+    if config.ensure_weight_tying:
+        ends = [path for path, base in bases.items() if isinstance(base, nn.Embedding)] + tied_to_embedding(bases)
+        touched = [path for path in ends if config.targets(path) or config.saves(path)]
+        if len(ends) > 1 and touched:
+            raise ValueError(
+                f"ensure_weight_tying is true, and {touched[0]} is tied; expected it false, or an untied model"
+            )
 
 
 def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
@@ -288,11 +292,13 @@ def _without_equal_embeddings(
 
 
 def _check_rows(
-    config: AdapterConfig, parts: dict[str, ModuleTensors], source: Path, bases: Mapping[str, nn.Module]
+    wanted: Mapping[str, tuple[int, ...]],
+    parts: dict[str, ModuleTensors],
+    source: Path,
+    bases: Mapping[str, nn.Module],
 ) -> None:
     """Set the ids of each embedding's trained rows, and check the rows against them."""
     name = TRAINED_ROWS
-    wanted = rows_of(config, bases, source.parent / CONFIG)
     for path, part in parts.items():
         if name in part.update and path not in wanted:
             raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not name")
@@ -307,7 +313,7 @@ def _check_rows(
         part.rows = index
 
 
-def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> dict[str, tuple[int, ...]]:
+def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
     """Return the ids of the rows that an adapter trains, by the path of the embedding or head.
 
     A head that is tied to an embedding with the same rows is left out.
@@ -320,11 +326,9 @@ def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: objec
         path = next((path for path in bases if path.endswith(name)), None)
         weight = None if path is None else dict(bases[path].named_parameters(recurse=False)).get("weight")
         if path is None or weight is None or weight.ndim != 2:
-            raise ValueError(f"{source}: trainable_token_indices names {shown(name)}, no embedding of the model")
+            raise ValueError(f"trainable_token_indices names {shown(name)}, no embedding of the model")
         if outside := [row for row in index if row >= weight.shape[0]]:
-            raise ValueError(
-                f"{source}: trainable_token_indices holds {outside[0]}; expected 0 to {weight.shape[0] - 1}"
-            )
+            raise ValueError(f"trainable_token_indices holds {outside[0]}; expected 0 to {weight.shape[0] - 1}")
         rows[path] = index
     for head in [path for path in rows if path in tied_to_embedding(bases)]:
         if rows[head] in [rows[path] for path in rows if path != head]:
