@@ -40,6 +40,8 @@ from bpe_llama.model.pretrained import Model, Pretrained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+"""A folder that holds it also has an adapter."""
 WEIGHT_FILES = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """A folder's first file in this order is read, as in transformers."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -129,9 +131,9 @@ def open_checkpoint(
     values, multimodal = text_part(read_json_object(folder / "config.json"))
     if generation_config.eos_token_ids and "eos_token_id" not in values:
         config = config.replace(eos_token_id=None)  # not LLaMA's default 2, which no file states
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         warnings.warn(
-            f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
+            f"{folder}: also holds {ADAPTER}; the adapter is not applied, lora.load(model, folder) does it",
             stacklevel=5,
         )
     if num_labels is not None:
