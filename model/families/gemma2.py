@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_size
-from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
+from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, GemmaConfig, scaled_embedding, with_activation
 from bpe_llama.model.families.layer_types import LayerTypesConfig, full_every
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
@@ -26,7 +26,7 @@ from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
-class Gemma2Config(LayerTypesConfig):
+class Gemma2Config(GemmaConfig, LayerTypesConfig):  # in this order the defaults are Gemma's
     """The fields of Gemma 2, with the defaults of transformers.
 
     A soft cap bounds values smoothly: ``cap * tanh(value / cap)``; None does not bound them.
@@ -35,19 +35,11 @@ class Gemma2Config(LayerTypesConfig):
         ValueError: Also if a soft cap is not positive, or ``hidden_size`` is no multiple of ``num_attention_heads``.
     """
 
-    vocab_size: int = 256_000
     hidden_size: int = 2304
     intermediate_size: int = 9216
     num_hidden_layers: int = 26
     num_attention_heads: int = 8
     num_key_value_heads: int | None = 4
-    head_dim: int | None = 256
-    hidden_act: str = TANH_GELU
-    max_position_embeddings: int = 8192
-    bos_token_id: int | None = 2
-    eos_token_id: int | list[int] | None = 1
-    pad_token_id: int | None = 0
-    tie_word_embeddings: bool = True
     sliding_window: int | None = 4096
     query_pre_attn_scalar: int = 256
     attn_logit_softcapping: float | None = 50.0
@@ -80,10 +72,6 @@ class Gemma2Config(LayerTypesConfig):
     def query_scale(self) -> float:
         """Return the factor of queries beyond ``head_dim ** -0.5``."""
         return math.sqrt(self.head_size / self.query_pre_attn_scalar)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``config.json``."""
-        return super().to_dict() | {"hidden_activation": self.hidden_act}
 
 
 class SoftCappedAttention(Attention):

@@ -12,21 +12,16 @@ from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.model.families.layer_types import FULL, SLIDING, LocalRopeConfig, full_every, rope_by_type
-from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, WINDOW, Olmo2Layer
+from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, WINDOW, Olmo2Config, Olmo2Layer
 from bpe_llama.model.family import Family, GGUFLayout, register
 
 THETA = 500_000.0
 
 
 @dataclass(frozen=True)
-class Olmo3Config(LocalRopeConfig):
+class Olmo3Config(Olmo2Config, LocalRopeConfig):  # in this order the defaults are OLMo 2's
     """The fields of OLMo 3, with the defaults of transformers."""
 
-    vocab_size: int = 50_304
-    rms_norm_eps: float = 1e-5
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = 50_279
     sliding_window: int | None = 4096
     model_type: str = "olmo3"
 

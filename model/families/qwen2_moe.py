@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpe_llama.model.config_values import check_flag, check_size
-from bpe_llama.model.families.layer_types import FULL, SLIDING, UpperWindowConfig
+from bpe_llama.model.families.layer_types import FULL, SLIDING
+from bpe_llama.model.families.qwen2 import Qwen2Config
 from bpe_llama.model.families.sparse_layers import (
     EXPERT_MODULES,
     EXPERT_SIZE,
@@ -26,23 +27,18 @@ from bpe_llama.model.layers.mlp import MLP
 
 
 @dataclass(frozen=True)
-class Qwen2MoeConfig(SparseLayersConfig, UpperWindowConfig):
+class Qwen2MoeConfig(Qwen2Config, SparseLayersConfig):  # in this order the defaults are Qwen 2's
     """The fields of Qwen 2 with experts, with the defaults of transformers.
 
     With ``use_sliding_window`` every second layer has the window, the first of them included, up to
     ``max_window_layers``; ``layer_types`` overrides that.
     """
 
-    vocab_size: int = 151_936
     hidden_size: int = 2048
     intermediate_size: int = 5632
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
     num_key_value_heads: int | None = 16
-    max_position_embeddings: int = 32_768
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    sliding_window: int | None = 4096
     num_local_experts: int | None = 60
     num_experts_per_tok: int = 4
     moe_intermediate_size: int = 1408
