@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_count, check_flag, check_size
+from bpe_llama.model.config_values import check_size
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 from bpe_llama.model.windows import Window
@@ -109,27 +109,6 @@ class RotatedLayersConfig(LayerTypesConfig):
     def rotated_layers(self) -> tuple[bool, ...]:
         """Return for each layer whether queries and keys are rotated."""
         return tuple(bool(one) for one in (self.no_rope_layers or ())[: self.num_hidden_layers])
-
-
-@dataclass(frozen=True)
-class UpperWindowConfig(LayerTypesConfig):
-    """A config in which the layers from ``max_window_layers`` on have the window, if ``use_sliding_window`` is true."""
-
-    use_sliding_window: bool = False
-    sliding_window: int | None = 4096
-    max_window_layers: int = 28
-
-    def __post_init__(self) -> None:
-        self._check(check_flag, "use_sliding_window")
-        check_count("max_window_layers", self.max_window_layers, 0)
-        if not self.use_sliding_window:
-            object.__setattr__(self, "sliding_window", None)
-        super().__post_init__()
-
-    def default_layer_types(self) -> list[str]:
-        """Return the types of the layers of a file that does not state them."""
-        layers = range(self.num_hidden_layers)
-        return [SLIDING if self.sliding_window and layer >= self.max_window_layers else FULL for layer in layers]
 
 
 @dataclass(frozen=True)
