@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,17 +101,13 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         self._check_model_type()
         self._fill_labels()
-        for name in (
+        self._check(
+            check_size,
             *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
             *("max_position_embeddings", "num_experts_per_tok", "pretraining_tp", "num_labels"),
-        ):
-            check_size(name, getattr(self, name))
-        for name in (
-            *("rms_norm_eps", "initializer_range", "attention_dropout"),
-            *("router_aux_loss_coef", "router_z_loss_coef"),
-        ):
-            check_number(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
+        )
+        self._fill_floats("rms_norm_eps", "initializer_range", "attention_dropout")
+        self._fill_floats("router_aux_loss_coef", "router_z_loss_coef")
         self._fill_heads()
         self._fill_rope()
         self._fill_variants()
@@ -120,13 +116,23 @@ class LlamaConfig:
                 f"hidden_act is {shown(self.hidden_act)}; model_type {self.model_type!r} has {self.ACTIVATIONS[0]!r}"
             )
         check_probability("attention_dropout", self.attention_dropout)
-        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
-            check_flag(name, getattr(self, name))
+        self._check(check_flag, "tie_word_embeddings", "attention_bias", "mlp_bias")
         if not is_one_of(self.dtype, (None, *DTYPES)):
             raise ValueError(f"dtype is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
             check_token_id(name, getattr(self, name), self.vocab_size)
         check_token_ids("eos_token_id", self.eos_token_id, self.vocab_size)
+
+    def _check(self, check: Callable[[str, Any], None], *names: str) -> None:
+        """Check fields by a function of `config_values`."""
+        for name in names:
+            check(name, getattr(self, name))
+
+    def _fill_floats(self, *names: str) -> None:
+        """Check fields that are numbers, and make them floats: transformers accepts no int."""
+        self._check(check_number, *names)
+        for name in names:
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def _check_model_type(self) -> None:
         if not is_one_of(self.model_type, FAMILIES):

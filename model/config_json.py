@@ -154,9 +154,10 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         values = family.prepare(values)
     elif stated == OUR_TYPE:
         values = {key: value for key, value in values.items() if key != "model_type"}
-    picked = {name: value for name, value in values.items() if name in known}
+    ignored = frozenset[str]() if family is None else family.ignored
+    picked = {name: value for name, value in values.items() if name in known and name not in ignored}
     for key, value in values.items():
-        if key not in known and key not in READ_HERE and (family is None or key not in family.ignored):
+        if key not in known and key not in READ_HERE and key not in ignored:
             _check_other(key, value)
     _check_refused(values)
     if picked.get("dtype") is None and values.get("torch_dtype") is not None:
@@ -233,7 +234,6 @@ def _read_labels(picked: dict[str, Any]) -> None:
     if isinstance(count, int) and isinstance(names, Mapping) and names and len(names) != count:
         warnings.warn(
             f"num_labels is {count}, but id2label has {len(names)} names, which are dropped, as in transformers",
-            UserWarning,
             stacklevel=5,
         )
         picked["id2label"] = None

@@ -58,6 +58,16 @@ def check_size(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {shown(value)}; expected at most {largest:,}")
 
 
+def check_count(name: str, value: Any, least: int) -> None:
+    """Check that a value is an integer of at least ``least``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {shown(value)}; expected an integer of at least {least}")
+
+
 def check_experts(layers: int, experts: int, chosen: int) -> None:
     """Check the number of experts of each layer, of all layers together, and of a token.
 

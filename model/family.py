@@ -36,7 +36,8 @@ class GGUFLayout:
         splits: Tensors of a layer that differ in more than the name.
         aliases: Other architectures that llama.cpp computes alike; they are read, not written.
         keys: Metadata keys, without the architecture, and the fields of the config that hold their values.
-        absent: The values of keys that a file leaves out, as llama.cpp's loader has them; other keys are required.
+        absent: The values of keys that a file leaves out, as llama.cpp's loader has them; a function returns the value
+            from the other fields. Other keys are required.
         fixed: Fields for which there is no key, and the value with which llama.cpp computes.
         interleaved: Whether rows of queries and keys are ordered for RoPE pairs ``(2 i, 2 i + 1)``.
         head_key: The key of ``head_dim``. Without the key, or with None, it is ``hidden_size / num_attention_heads``.
@@ -72,6 +73,10 @@ class GGUFLayout:
         lambda fields, metadata, shapes: None
     )
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+
+
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+"""The norms of queries and keys in llama.cpp, and their modules in most families."""
 
 
 @dataclass(frozen=True)

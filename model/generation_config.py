@@ -213,7 +213,5 @@ class GenerationConfig:
             raise ValueError(f"{path}: {error}") from None
         if config.unsupported:
             asked = ", ".join(f"{name} = {json.dumps(value)}" for name, value in config.unsupported.items())
-            warnings.warn(
-                f"{path}: generation here does not do what these fields ask for: {asked}", UserWarning, stacklevel=6
-            )
+            warnings.warn(f"{path}: generation here does not do what these fields ask for: {asked}", stacklevel=6)
         return config

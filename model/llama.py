@@ -60,8 +60,7 @@ class DecoderLayer(nn.Module):
 
     def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return what attention adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.self_attn(self.input_layernorm(x_BTD), *context)
-        return out
+        return self.self_attn(self.input_layernorm(x_BTD), *context)
 
     def mlp_branch(self, x_BTD: Tensor) -> Tensor:
         """Return what the MLP adds to the hidden states, (B, T, D)."""
@@ -69,8 +68,7 @@ class DecoderLayer(nn.Module):
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output of the MLP, (B, T, D)."""
-        out: Tensor = self.mlp(x_BTD)
-        return out
+        return self.mlp(x_BTD)
 
 
 class LlamaModel(Pretrained):
@@ -159,8 +157,7 @@ class LlamaModel(Pretrained):
                 x_BTD = layer(x_BTD, rotation, seen, past_key_values, columns)
         if past_key_values is not None:
             past_key_values.advance(length)
-        normed: Tensor = self.norm(x_BTD)
-        return normed
+        return self.norm(x_BTD)
 
     def rotations(
         self, positions_BT: Tensor, prompt_lengths: Sequence[int] = (), documents: Documents | None = None

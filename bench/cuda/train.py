@@ -76,7 +76,7 @@ def peer_step(model: LlamaForCausalLM, device: str) -> Callable[[Tensor], Tensor
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.detach()  # type: ignore[no-any-return]
+        return loss.detach()
 
     return step
 

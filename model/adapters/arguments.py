@@ -90,6 +90,5 @@ def check_fused(targets: str | list[str], bases: Mapping[str, nn.Module], weight
             warnings.warn(
                 f"target_modules names {name}: {found[0]} and {len(found) - 1} others have the weights of all experts "
                 "in one tensor, and are not adapted, as in peft",
-                UserWarning,
                 stacklevel=3,
             )

@@ -103,9 +103,8 @@ class AdapterConfig:
             ValueError: If a field is not honoured or has a wrong value; it names the source, the field, the value and
                 the expectation.
         """
-        known = {name for name in cls.__dataclass_fields__ if name != "described"}
         for name, value in described.items():
-            if name not in known | HARMLESS and value not in _UNSET:
+            if name not in _PARSERS and name not in HARMLESS and value not in _UNSET:
                 raise ValueError(f"{source}: {name} is {shown(value)}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
         for name, (parse, expected) in _PARSERS.items():
@@ -252,21 +251,17 @@ class AdapterConfig:
 
     def to_json(self, base: str | None = None) -> str:
         """Return the text of ``adapter_config.json``, with all given fields."""
-        own = {
-            name: _plain(value)
-            for name, (value, default) in self._values().items()
-            if (name not in self.described and (value != default or name in _SHOWN)) or self._was(name) != value
-        }
+        usual, own = AdapterConfig(), {}
+        for name in _PARSERS:
+            value = getattr(self, name)
+            is_new = name not in self.described and (value != getattr(usual, name) or name in _SHOWN)
+            if is_new or value != self._was(name):
+                own[name] = _plain(value)
         fixed = {"peft_type": "LORA", "fan_in_fan_out": False, "inference_mode": True}
         described = {**fixed, **self.described, **own}
         if base is not None or "base_model_name_or_path" not in described:
             described["base_model_name_or_path"] = base
         return json.dumps(described, indent=2, sort_keys=True) + "\n"
-
-    def _values(self) -> dict[str, tuple[Any, Any]]:
-        """Return the value of each field and peft's default."""
-        fields = {name: spec for name, spec in self.__dataclass_fields__.items() if name != "described"}
-        return {name: (getattr(self, name), _default(spec)) for name, spec in fields.items()}
 
     def _was(self, name: str) -> Any:
         """Return a field's value in the file; its current value if the file lacks it."""
@@ -275,10 +270,6 @@ class AdapterConfig:
 
 
 _SHOWN = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type")
-
-
-def _default(spec: Any) -> Any:
-    return spec.default_factory() if callable(spec.default_factory) else spec.default
 
 
 def _plain(value: Any) -> Any:
@@ -366,9 +357,7 @@ def _one_of(*texts: str) -> Callable[[Any], str]:
 
 
 def _init(value: Any) -> bool | str:
-    if isinstance(value, bool):
-        return value
-    return value.lower()  # type: ignore[no-any-return]
+    return value if isinstance(value, bool) else value.lower()
 
 
 _PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {

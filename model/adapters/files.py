@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama._core import shown
-from bpe_llama._files import write_text, write_together
+from bpe_llama._files import errors_naming, write_text, write_together
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
     AdaptedLayer,
-    Replacement,
     adapted_layers,
     base_modules,
     is_linear,
@@ -102,9 +101,10 @@ def match(
         ValueError: If a tensor is missing, unexpected or of another shape, or the adapter belongs to another model; it
             names the file, the tensor, its shape and the expected one.
     """
-    bases, config_file = dict(base_modules(model)), source.parent / CONFIG
-    check_task(config, bases, config_file)
-    check_saved_names(config, bases, config_file)
+    bases = dict(base_modules(model))
+    with errors_naming(source.parent / CONFIG):
+        check_fits(config, bases)
+        rows = rows_of(config, bases)
     parts: dict[str, ModuleTensors] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -113,29 +113,41 @@ def match(
             others[key] = tensor
         else:
             parts.setdefault(found[1], ModuleTensors()).update[found[2]] = tensor
-    for path in saved_modules(config, bases):
-        check_savable(path, bases[path], config_file)
     _check_updates(config, parts, source, bases)
     for path, own in _replacements(config, others, source, bases).items():
         parts.setdefault(path, ModuleTensors()).own.update(own)
         parts[path].trained = not _is_stored_base(config, path)
-    _check_rows(config, parts, source, bases)
+    _check_rows(rows, parts, source, bases)
     return parts
 
 
-def check_task(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
-    """Raise a ValueError if an adapter's task is that of another model class."""
+def check_fits(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> None:
+    """Raise a ValueError if a model lacks what a config names: its class, modules that can be saved, untied weights.
+
+    peft passes over a name in ``modules_to_save`` that no module has in silence.
+    """
     if config.task_type == "SEQ_CLS" and "score" not in bases:
-        raise ValueError(f"{source}: task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
-
-
-def check_saved_names(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
-    """Raise a ValueError if ``modules_to_save`` names no module of the model, which peft passes over in silence."""
+        raise ValueError("task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
     for name in config.modules_to_save:
         if config.task_type == "SEQ_CLS" and name == "classifier":  # peft adds it to every classifier's file
             continue
         if not any(path.endswith(name) for path in bases):
-            raise ValueError(f"{source}: modules_to_save names {shown(name)}, no module of the model")
+            raise ValueError(f"modules_to_save names {shown(name)}, no module of the model")
+    for path in saved_modules(config, bases):
+        base = bases[path]
+        if isinstance(base, nn.ModuleList) or any(isinstance(part, nn.ModuleList) for part in base.children()):
+            raise ValueError(f"modules_to_save names {path}; expected single layers, not all of them")
+        if any(isinstance(part, AdaptedLayer) for part in base.modules()):
+            raise ValueError(f"modules_to_save names {path}, in which another adapter's layers are")
+        if any(hasattr(part, "dequantized") for part in base.modules()):
+            raise ValueError(f"modules_to_save names {path}, whose weights are quantized; dequantize them first")
+    if config.ensure_weight_tying:
+        ends = [path for path, base in bases.items() if isinstance(base, nn.Embedding)] + tied_to_embedding(bases)
+        touched = [path for path in ends if config.targets(path) or config.saves(path)]
+        if len(ends) > 1 and touched:
+            raise ValueError(
+                f"ensure_weight_tying is true, and {touched[0]} is tied; expected it false, or an untied model"
+            )
 
 
 def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
@@ -279,22 +291,14 @@ def _without_equal_embeddings(
     return found
 
 
-def check_savable(path: str, base: nn.Module, source: object) -> None:
-    """Raise a ValueError if a module cannot be in ``modules_to_save``."""
-    if isinstance(base, nn.ModuleList) or any(isinstance(part, nn.ModuleList) for part in base.children()):
-        raise ValueError(f"{source}: modules_to_save names {path}; expected single layers, not all of them")
-    if any(isinstance(part, AdaptedLayer) for part in base.modules()):
-        raise ValueError(f"{source}: modules_to_save names {path}, in which another adapter's layers are")
-    if any(hasattr(part, "dequantized") for part in base.modules()):
-        raise ValueError(f"{source}: modules_to_save names {path}, whose weights are quantized; dequantize them first")
-
-
 def _check_rows(
-    config: AdapterConfig, parts: dict[str, ModuleTensors], source: Path, bases: Mapping[str, nn.Module]
+    wanted: Mapping[str, tuple[int, ...]],
+    parts: dict[str, ModuleTensors],
+    source: Path,
+    bases: Mapping[str, nn.Module],
 ) -> None:
     """Set the ids of each embedding's trained rows, and check the rows against them."""
     name = TRAINED_ROWS
-    wanted = rows_of(config, bases, source.parent / CONFIG)
     for path, part in parts.items():
         if name in part.update and path not in wanted:
             raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not name")
@@ -309,7 +313,7 @@ def _check_rows(
         part.rows = index
 
 
-def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> dict[str, tuple[int, ...]]:
+def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
     """Return the ids of the rows that an adapter trains, by the path of the embedding or head.
 
     A head that is tied to an embedding with the same rows is left out.
@@ -322,11 +326,9 @@ def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: objec
         path = next((path for path in bases if path.endswith(name)), None)
         weight = None if path is None else dict(bases[path].named_parameters(recurse=False)).get("weight")
         if path is None or weight is None or weight.ndim != 2:
-            raise ValueError(f"{source}: trainable_token_indices names {shown(name)}, no embedding of the model")
+            raise ValueError(f"trainable_token_indices names {shown(name)}, no embedding of the model")
         if outside := [row for row in index if row >= weight.shape[0]]:
-            raise ValueError(
-                f"{source}: trainable_token_indices holds {outside[0]}; expected 0 to {weight.shape[0] - 1}"
-            )
+            raise ValueError(f"trainable_token_indices holds {outside[0]}; expected 0 to {weight.shape[0] - 1}")
         rows[path] = index
     for head in [path for path in rows if path in tied_to_embedding(bases)]:
         if rows[head] in [rows[path] for path in rows if path != head]:
@@ -349,9 +351,7 @@ def stored_parts(model: nn.Module, name: str) -> dict[str, ModuleTensors]:
             written.add(id(layer.adapters[name]))
             parts.setdefault(path, ModuleTensors()).update = layer.adapter(name).stored()
         if name in layer.replacements:
-            replacement = layer.replacements[name]
-            assert isinstance(replacement, Replacement)  # for the type checker
-            parts.setdefault(path, ModuleTensors()).own = dict(replacement.own_parameters())
+            parts.setdefault(path, ModuleTensors()).own = dict(layer.replacement_of(name).own_parameters())
     return parts
 
 

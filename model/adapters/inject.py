@@ -40,19 +40,19 @@ from bpe_llama.model.adapters.layers import (
 
 
 def prepare(
-    config: AdapterConfig, parts: Mapping[str, ModuleTensors], model: nn.Module, source: object
+    config: AdapterConfig, parts: Mapping[str, ModuleTensors], model: nn.Module
 ) -> dict[str, tuple[Update | None, Replacement | None]]:
     """Return an adapter's update and replacement of each module, by path; the model does not change.
 
     Raises:
         ValueError: If the base weight that ``init_lora_weights`` implies cannot be computed, or two updates conflict;
-            it names the source and the layer.
+            it names the layer.
     """
     bases = dict(base_modules(model))
     prepared: dict[str, tuple[Update | None, Replacement | None]] = {}
     for path, part in parts.items():
         replacement = Replacement(bases[path], part.own, part.trained) if part.own else None
-        update = _update(config, path, part, bases[path], source, bases) if part.update else None
+        update = _update(config, path, part, bases[path], bases) if part.update else None
         prepared[path] = update, replacement
         if isinstance(update, TrainedRows):
             for head in tied_to_embedding(bases):
@@ -60,7 +60,7 @@ def prepare(
                     continue
                 if head in parts and parts[head].update and not parts[head].rows:
                     raise ValueError(
-                        f"{source}: trainable_token_indices changes rows of {path}, to which {head} is tied, "
+                        f"trainable_token_indices changes rows of {path}, to which {head} is tied, "
                         f"and {head} has another update, too; expected one of them"
                     )
                 if head not in parts:
@@ -77,7 +77,7 @@ def inject(model: nn.Module, name: str, prepared: Mapping[str, tuple[Update | No
                 modules[name] = module.train(model.training)
 
 
-def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> dict[str, ModuleTensors]:
+def initial_parts(config: AdapterConfig, model: nn.Module, seed: int) -> dict[str, ModuleTensors]:
     """Return a new adapter's tensors by path; until they are trained the model's output does not change.
 
     Raises:
@@ -88,12 +88,12 @@ def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: st
     parts: dict[str, ModuleTensors] = {}
     if config.init_lora_weights not in (True, False, "gaussian", *OFFSET_INITS):
         raise ValueError(
-            f"{source}: init_lora_weights is {shown(config.init_lora_weights)}; expected true, false, 'gaussian', "
+            f"init_lora_weights is {shown(config.init_lora_weights)}; expected true, false, 'gaussian', "
             f"{', '.join(map(repr, OFFSET_INITS))}"
         )
     for path in targeted(config, bases):
-        parts[path] = ModuleTensors(update=_initial_tensors(config, path, bases[path], generator, source))
-    for path, index in rows_of(config, bases, source).items():
+        parts[path] = ModuleTensors(update=_initial_tensors(config, path, bases[path], generator))
+    for path, index in rows_of(config, bases).items():
         rows = weight_of(bases[path])[torch.tensor(index, dtype=torch.int64, device=weight_of(bases[path]).device)]
         parts.setdefault(path, ModuleTensors()).update[TRAINED_ROWS] = rows
         parts[path].rows = index
@@ -107,7 +107,7 @@ def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: st
 
 
 def _initial_tensors(
-    config: AdapterConfig, path: str, base: nn.Module, generator: torch.Generator, source: object
+    config: AdapterConfig, path: str, base: nn.Module, generator: torch.Generator
 ) -> dict[str, Tensor]:
     shapes = expected_shapes(config, path, base)
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -118,7 +118,7 @@ def _initial_tensors(
             tensors[first].normal_(generator=generator)
         tensors[second].normal_(generator=generator)
     elif init in OFFSET_INITS:
-        tensors[first], tensors[second] = initial_matrices(config, path, base, source)
+        tensors[first], tensors[second] = initial_matrices(config, path, base)
     elif init == "gaussian":
         tensors[first].normal_(0, 1 / rank, generator=generator)
     else:
@@ -137,7 +137,7 @@ def _initial_tensors(
     return tensors
 
 
-def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: object) -> tuple[Tensor, Tensor]:
+def initial_matrices(config: AdapterConfig, path: str, base: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the initial matrices of PiSSA or OLoRA, (R, I) and (O, R), computed from the layer's weight.
 
     Source: Meng et al. 2024, arXiv:2404.02948, eq. 2 and 3; Büyükakyüz 2024, arXiv:2406.01775, algorithm 1.
@@ -146,7 +146,7 @@ def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: 
     if not isinstance(base, nn.Linear):
         found = type(base).__name__
         raise ValueError(
-            f"{source}: init_lora_weights is {shown(init)}, whose base is computed from whole weights, but {path} is "
+            f"init_lora_weights is {shown(init)}, whose base is computed from whole weights, but {path} is "
             f"a {found}; load the adapter before quantizing"
         )
     weight_OI = base.weight.detach().float()
@@ -154,9 +154,7 @@ def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: 
         q_OQ, r_QI = torch.linalg.qr(weight_OI)
         return r_QI[:rank].contiguous(), q_OQ[:, :rank].contiguous()
     if not scale > 0:
-        raise ValueError(
-            f"{source}: init_lora_weights is {shown(init)}, but {path} is scaled by {scale}; expected above 0"
-        )
+        raise ValueError(f"init_lora_weights is {shown(init)}, but {path} is scaled by {scale}; expected above 0")
     left_OQ, size_Q, right_QI = torch.linalg.svd(weight_OI, full_matrices=False)
     root_R = (size_Q[:rank] / scale).sqrt()
     return root_R[:, None] * right_QI[:rank], left_OQ[:, :rank] * root_R
@@ -167,10 +165,9 @@ def _update(
     path: str,
     part: ModuleTensors,
     base: nn.Module,
-    source: object,
     bases: Mapping[str, nn.Module],
 ) -> Update:
-    device, dtype = _device_of(base), _dtype_of(base, bases)
+    device, dtype = next(chain(base.parameters(), base.buffers())).device, _dtype_of(base, bases)
     # Contiguous copies: the fused AdamW assumes that a weight and its moments have the same memory layout.
     given = {name: tensor.detach().to(device, dtype).contiguous().clone() for name, tensor in part.update.items()}
     if part.rows:
@@ -189,10 +186,10 @@ def _update(
         if path in tied_to_embedding(bases):
             init = config.init_lora_weights
             raise ValueError(
-                f"{source}: init_lora_weights is {shown(init)}, which changes the base of {path}; "
+                f"init_lora_weights is {shown(init)}, which changes the base of {path}; "
                 "expected it not tied to the embedding"
             )
-        down_RI, up_OR = initial_matrices(config, path, base, source)
+        down_RI, up_OR = initial_matrices(config, path, base)
         initial = down_RI.to(dtype), up_OR.to(dtype)
     return Adapter(
         given["lora_A.weight"],
@@ -216,10 +213,6 @@ def _adapted_layer(model: nn.Module, path: str) -> AdaptedLayer:
             part.training = model.training
         setattr(parent, last, layer)
     return layer
-
-
-def _device_of(base: nn.Module) -> torch.device:
-    return next(chain(base.parameters(), base.buffers())).device
 
 
 def _dtype_of(base: nn.Module, bases: Mapping[str, nn.Module]) -> torch.dtype:

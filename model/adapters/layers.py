@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,7 @@ TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 def weight_of(base: nn.Module) -> Tensor:
     """Return a layer's weight, (O, I) or (V, D), dequantized if it is quantized."""
     dequantized = getattr(base, "dequantized", None)
-    weight: Any = dequantized() if dequantized is not None else base.weight
-    assert isinstance(weight, Tensor)  # for the type checker
-    return weight
+    return cast(Tensor, base.weight if dequantized is None else dequantized())
 
 
 def _scaled_as(base: nn.Module, vectors: Tensor) -> Tensor:
@@ -121,8 +119,7 @@ class Adapter(Update):
             plain = functional.linear(dropped, weight_OI)
         else:
             plain = out - base.bias if isinstance(base.bias, Tensor) else out
-        adapted: Tensor = out + (ratio_O - 1) * plain + ratio_O * added
-        return adapted
+        return out + (ratio_O - 1) * plain + ratio_O * added
 
     def update(self, strength: float = 1.0) -> Tensor:
         """Return the update of the layer's weight, float32 (O, I)."""
@@ -259,8 +256,7 @@ class Replacement(nn.Module):
             x = x.to(next(module.parameters()).dtype)
         if isinstance(module, nn.Linear) and module.bias is not None and module.bias.dtype != module.weight.dtype:
             return functional.linear(x, module.weight) + module.bias
-        out: Tensor = module(x, *args, **kwargs)
-        return out
+        return module(x, *args, **kwargs)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are not shared with the base."""
@@ -293,23 +289,19 @@ class AdaptedLayer(nn.Module):
             for name, strength in self.active:
                 if name in self.adapters:
                     out = self.adapters[name](out, x, base, strength)
-        adapted: Tensor = out.to(dtype)
-        return adapted
+        return out.to(dtype)
 
     def replacement(self) -> Replacement | None:
         """Return the active replacement of the module, or None."""
-        for name, _ in self.active:
-            if name in self.replacements:
-                found = self.replacements[name]
-                assert isinstance(found, Replacement)  # for the type checker
-                return found
-        return None
+        return next((self.replacement_of(name) for name, _ in self.active if name in self.replacements), None)
+
+    def replacement_of(self, name: str) -> Replacement:
+        """Return the replacement of the adapter with this name."""
+        return cast(Replacement, self.replacements[name])
 
     def adapter(self, name: str) -> Update:
-        """Return the update with this name."""
-        adapter = self.adapters[name]
-        assert isinstance(adapter, Update)  # for the type checker
-        return adapter
+        """Return the update of the adapter with this name."""
+        return cast(Update, self.adapters[name])
 
     def names(self) -> set[str]:
         """Return the names of the adapters that change this module."""
@@ -319,11 +311,8 @@ class AdaptedLayer(nn.Module):
         """Yield the trained parameters of an adapter."""
         if name in self.adapters:
             yield from self.adapters[name].parameters()
-        if name in self.replacements:
-            replacement = self.replacements[name]
-            assert isinstance(replacement, Replacement)
-            if replacement.trained:
-                yield from replacement.own_parameters().values()
+        if name in self.replacements and self.replacement_of(name).trained:
+            yield from self.replacement_of(name).own_parameters().values()
 
     def changed(self) -> set[str]:
         """Return the names of the base's parameters that merging the active adapters would change."""

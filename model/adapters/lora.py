@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bpe_llama._arguments import iterator, string, torch_seed
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import shown
+from bpe_llama._files import errors_naming
 from bpe_llama._hub.fetching import local_path
 from bpe_llama.model.adapters import files, inject, weighted
 from bpe_llama.model.adapters.arguments import AdapterFields, check_fused, check_module, check_new, target_names
@@ -120,15 +121,13 @@ def add(
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
     described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
     config = AdapterConfig.of({**described, **fields}, "adapter")
-    files.check_saved_names(config, bases, "adapter")
-    for path in files.saved_modules(config, bases):
-        files.check_savable(path, bases[path], "adapter")
+    with errors_naming("adapter"):
+        files.check_fits(config, bases)
     if not files.targeted(config, bases):
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
-    if config.ensure_weight_tying:
-        _check_tying(config, bases, "adapter")
-    parts = inject.initial_parts(config, model, torch_seed(seed), "adapter")
-    _inject(model, name, config, inject.prepare(config, parts, model, "adapter"))
+    with errors_naming("adapter"):
+        prepared = inject.prepare(config, inject.initial_parts(config, model, torch_seed(seed)), model)
+    _inject(model, name, config, prepared)
     return model
 
 
@@ -232,7 +231,9 @@ def load(model: AnyModel, folder: str | Path, name: str = "default", **hub: Unpa
     folder = local_path(folder, files.needed_files, **hub)
     config, parts = _read(model, folder)
     _check_name(model, name)
-    _inject(model, name, config, inject.prepare(config, parts, model, folder / CONFIG))
+    with errors_naming(folder / CONFIG):
+        prepared = inject.prepare(config, parts, model)
+    _inject(model, name, config, prepared)
     return model
 
 
@@ -321,29 +322,17 @@ def add_weighted_adapter(
             parts[path] = weighted.weighted_part(updates, kind, config.r)
     if set(files.targeted(config, dict(base_modules(model)))) != parts.keys():
         config = weighted.targeting(config, sorted(parts))
-    _inject(model, adapter_name, config, inject.prepare(config, parts, model, "adapter"))
+    _inject(model, adapter_name, config, inject.prepare(config, parts, model))
     return model
 
 
 def _read(model: nn.Module, folder: Path) -> tuple[AdapterConfig, dict[str, ModuleTensors]]:
     config = AdapterConfig.read(folder)
     tensors, source = files.read_tensors(folder)
-    bases = dict(base_modules(model))
-    if config.ensure_weight_tying:
-        _check_tying(config, bases, str(folder / CONFIG))
     parts = files.match(config, tensors, source, model)
     if not parts:
         raise ValueError(f"{source}: holds no tensor of an adapter")
     return config, parts
-
-
-def _check_tying(config: AdapterConfig, bases: dict[str, nn.Module], source: str) -> None:
-    ends = [path for path, base in bases.items() if isinstance(base, nn.Embedding)] + files.tied_to_embedding(bases)
-    touched = [path for path in ends if config.targets(path) or config.saves(path)]
-    if len(ends) > 1 and touched:
-        raise ValueError(
-            f"{source}: ensure_weight_tying is true, and {touched[0]} is tied; expected it false, or an untied model"
-        )
 
 
 def _inject(model: nn.Module, name: str, config: AdapterConfig, prepared: dict[str, Any]) -> None:
@@ -359,8 +348,7 @@ def _inject(model: nn.Module, name: str, config: AdapterConfig, prepared: dict[s
 
 def _configs(model: nn.Module) -> dict[str, AdapterConfig]:
     """Return the configs of the model's adapters by name; changes to the dict are stored."""
-    configs: dict[str, AdapterConfig] = model.__dict__.setdefault("adapter_configs", {})
-    return configs
+    return model.__dict__.setdefault("adapter_configs", {})
 
 
 def _tensors(parts: Mapping[str, ModuleTensors]) -> dict[tuple[str, str], Tensor]:

@@ -18,7 +18,7 @@ from bpe_llama.model.families.olmo2 import Olmo2Attention, Olmo2Layer
 from bpe_llama.model.families.parallel import ParallelLayer
 from bpe_llama.model.families.phi3 import FusedAttention, FusedMLP
 from bpe_llama.model.families.qwen2_moe import SharedExpertMLP
-from bpe_llama.model.families.seed_oss import SeedOssLayer
+from bpe_llama.model.families.residual_dropout import ResidualDropoutLayer
 from bpe_llama.model.families.sparse_layers import SparseExpert, SparseMLP
 from bpe_llama.model.families.stablelm import StableLmAttention, StableLmLayer
 from bpe_llama.model.layers.attention import Attention, HeadNormAttention
@@ -48,7 +48,7 @@ def _computation(blocks: type[Any], layer: type[Any] | None = None) -> tuple[Cal
 LAYERS = {
     _computation(DecoderLayer): ("input_layernorm", None, "post_attention_layernorm", None),
     _computation(GraniteLayer): ("input_layernorm", None, "post_attention_layernorm", None),
-    _computation(SeedOssLayer): ("input_layernorm", None, "post_attention_layernorm", None),
+    _computation(ResidualDropoutLayer): ("input_layernorm", None, "post_attention_layernorm", None),
     _computation(Olmo2Layer): (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
     _computation(Gemma2Layer): (
         *("input_layernorm", "post_attention_layernorm"),
@@ -68,7 +68,6 @@ FEED_FORWARDS = {
 }
 """The name of the module that computes a layer's ``feed_forward``, by that method."""
 
-ATTENTIONS = (Attention.forward, FusedAttention.forward)
 PROJECTS = {
     Attention.project: None,
     FusedAttention.project: None,
@@ -317,18 +316,16 @@ def _is_known(layer: Any) -> bool:
     if not isinstance(layer, DecoderLayer) or type(layer).feed_forward not in FEED_FORWARDS:
         return False
     attention, feed_forward = layer.self_attn, _feed_forward_of(layer)
-    if _computation_of(layer) not in LAYERS or not _computes(attention, Attention, "positioned", "dropout"):
+    if _computation_of(layer) not in LAYERS or not _computes(attention, Attention, "forward", "positioned", "dropout"):
         return False
     kind = type(attention)
-    known: tuple[Collection[Any], ...] = (ATTENTIONS, PROJECTS, ROTATES, ATTENDS)
-    methods = (kind.forward, kind.project, kind.rotate, kind.attend)
+    known: tuple[Collection[Any], ...] = (PROJECTS, ROTATES, ATTENDS)
+    methods = (kind.project, kind.rotate, kind.attend)
     if attention.backend is not sdpa or not all(method in table for method, table in zip(methods, known, strict=True)):
         return False
     if not all(_is_known_block(block) for block in _blocks_of(feed_forward)):
         return False
-    if attention.dropout or any(
-        part.training and vars(part).get("residual_dropout") for part in (layer, attention, feed_forward)
-    ):
+    if attention.dropout or (layer.training and vars(layer).get("residual_dropout")):
         return False
     norms = [getattr(layer, name) for name in LAYERS[_computation_of(layer)] if name is not None]
     norms += [norm for module in _head_norms_of(attention) for norm in norm_modules(module)]

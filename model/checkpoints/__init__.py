@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from bpe_llama._files import complete_writes
+from bpe_llama.model.checkpoints import gguf, huggingface, meta
 from bpe_llama.model.checkpoints.averaging import average
+from bpe_llama.model.checkpoints.huggingface import ADAPTER
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import LoaderOptions, Model
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["average", "load"]
-
-ADAPTER = "adapter_config.json"
 
 
 def load(
@@ -45,11 +45,9 @@ def load(
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
-        from bpe_llama.model.checkpoints import huggingface, meta
-
         complete_writes(path)
-        has_model = (path / "config.json").is_file() or (path / "params.json").is_file()
-        if (path / ADAPTER).is_file() and not has_model:
+        has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
+        if (path / ADAPTER).is_file() and not (has_config or has_params):
             raise ValueError(
                 f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
                 "lora.load (--adapter)"
@@ -57,14 +55,11 @@ def load(
         if not has_model and (of_run := path / "model" / "config.json").is_file():
             raise FileNotFoundError(f"{path} holds no config.json or params.json; {of_run.parent} does")
         # Mistral's folders may have both layouts, or a config.json with the other layout's weights.
-        has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
         if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):
             _check_causal(model_class, path)
             return cast(Model, meta.load(path, dtype=dtype, device=device, **own))
         return huggingface.load(path, model_class, dtype=dtype, device=device, **own)
     if path.suffix == ".gguf":
-        from bpe_llama.model.checkpoints import gguf
-
         _check_causal(model_class, path)
         return cast(Model, gguf.load_gguf(path, dtype=dtype, device=device, **own))
     raise ValueError(f"{path}: expected a folder with config.json or params.json, or a .gguf file")

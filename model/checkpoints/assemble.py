@@ -74,7 +74,6 @@ def config_of_weights(model: Pretrained) -> LlamaConfig:
     warnings.warn(
         "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight; both are written, "
         "with tie_word_embeddings false",
-        UserWarning,
         stacklevel=4,
     )
     return model.config.replace(tie_word_embeddings=False)
@@ -138,16 +137,24 @@ def check_shapes(
 
 
 @torch.no_grad()
-def fill(model: Model, tensors: Iterable[tuple[str, Tensor]]) -> Model:
+def fill(
+    model: Model,
+    tensors: Iterable[tuple[str, Tensor]],
+    progress: Callable[[int, int], None] | None = None,
+    total: int = 0,
+) -> Model:
     """Copy each named tensor into the model, converted to its dtype, and return the model.
 
-    The names and shapes must have passed `check_shapes`.
+    The names and shapes must have passed `check_shapes`. ``progress`` is called after each tensor with the tensors
+    copied so far and ``total``.
 
     Cost: memory for one tensor besides the model.
     """
     targets = model.state_dict()
-    for name, tensor in tensors:
+    for done, (name, tensor) in enumerate(tensors, start=1):
         targets[name].copy_(tensor)
+        if progress is not None:
+            progress(done, total)
     return model
 
 

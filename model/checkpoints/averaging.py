@@ -13,7 +13,7 @@ from torch import Tensor
 from bpe_llama._core import shown
 from bpe_llama.model.checkpoints.assemble import empty_model, fill
 from bpe_llama.model.checkpoints.huggingface import Checkpoint, open_checkpoint
-from bpe_llama.model.checkpoints.tensor_files import read
+from bpe_llama.model.checkpoints.tensor_files import read_one
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained
@@ -69,7 +69,7 @@ def average(
     model = empty_model(found[0].config, found[0].dtype, resolve_device(device), model_class)
     model.generation_config = found[0].generation_config
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}  # of a router's bias always float32
-    return fill(model, _means(found, shares, dtypes, progress))
+    return fill(model, _means(found, shares, dtypes), progress, len(found[0].tensors))
 
 
 def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
@@ -85,21 +85,15 @@ def _check_alike(first: Checkpoint, other: Checkpoint) -> None:
 
 
 def _means(
-    found: Sequence[Checkpoint],
-    shares: Sequence[float],
-    dtypes: Mapping[str, torch.dtype],
-    progress: Callable[[int, int], None] | None,
+    found: Sequence[Checkpoint], shares: Sequence[float], dtypes: Mapping[str, torch.dtype]
 ) -> Iterator[tuple[str, Tensor]]:
-    for done, name in enumerate(found[0].tensors, start=1):
+    for name in found[0].tensors:
         total: Tensor | None = None
         for checkpoint, share in zip(found, shares, strict=True):
-            theirs, stored = checkpoint.tensors[name]
-            part = next(iter(read(stored.path, [theirs])))[1].double().mul_(share)
+            part = read_one(*checkpoint.tensors[name]).double().mul_(share)
             total = part if total is None else total.add_(part)
         assert total is not None  # for the type checker
         mean = total.div_(sum(shares)).to(dtypes[name])
         if not mean.isfinite().all():
             raise ValueError(f"{name}: the mean of {', '.join(str(one.folder) for one in found)} is not finite")
         yield name, mean
-        if progress is not None:
-            progress(done, len(found[0].tensors))

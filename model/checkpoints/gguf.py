@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bpe_llama._files import errors_naming
 from bpe_llama._gguf.header import GGUFHeader, TensorInfo, read_gguf_model_header
 from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill, half_split_rows
 from bpe_llama.model.checkpoints.gguf_config import config_from_gguf, generation_values, layout_of
@@ -65,11 +66,9 @@ def load_gguf(
     """
     header = read_gguf_model_header(path)
     check_installed()
-    try:
+    with errors_naming(header.path, (ValueError, TypeError, ArithmeticError)):
         config = config_from_gguf(Content.of(header))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        named = str(error).startswith(str(header.path))
-        raise ValueError(str(error) if named else f"{header.path}: {error}") from None
+        generation_config = GenerationConfig(generation_values(header, config))
     names = Names(layout_of(config.family))
     _check_counts(header, config, names)
     weights = dict(_weights(header, names))
@@ -80,11 +79,8 @@ def load_gguf(
     matrix = header.tensors.get("blk.0.attn_output.weight", header.tensors["token_embd.weight"])
     dtype = resolve_dtype(dtype, auto=_DTYPES.get(matrix.type_name))
     model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM, check)
-    try:
-        model.generation_config = GenerationConfig(generation_values(header, config))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{header.path}: {error}") from None
-    return fill(model, _stream(weights, splits, config, dtype, progress))
+    model.generation_config = generation_config
+    return fill(model, _stream(weights, splits, config, dtype), progress, len(expected))
 
 
 def _check_counts(header: GGUFHeader, config: LlamaConfig, names: Names) -> None:
@@ -132,7 +128,8 @@ def _weights(header: GGUFHeader, names: Names) -> Iterator[tuple[str, TensorInfo
             continue
         target = names.huggingface(name) or name
         if "{}" not in target or len(info.shape) < 2:
-            yield target, _as_row(info) if name.endswith(".ffn_gate_inp_shexp.weight") else info
+            is_row = name.endswith(".ffn_gate_inp_shexp.weight") and len(info.shape) == 1
+            yield target, dataclasses.replace(info, shape=(1, *info.shape)) if is_row else info
             continue
         number, *shape = info.shape
         nbytes = None if info.nbytes is None else info.nbytes // max(1, number)
@@ -156,22 +153,17 @@ def _stored(
     return shapes
 
 
-def _as_row(info: TensorInfo) -> TensorInfo:
-    return dataclasses.replace(info, shape=(1, *info.shape)) if len(info.shape) == 1 else info
-
-
 def _stream(
     weights: dict[str, TensorInfo],
     splits: Mapping[str, tuple[GGUFSplit, list[str]]],
     config: LlamaConfig,
     dtype: torch.dtype,
-    progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, Tensor]]:
     layout = layout_of(config.family)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads} if layout.interleaved else {}
     wholes = {part: name for name, (_, parts) in splits.items() for part in parts}
     waiting: dict[str, dict[str, Tensor]] = {}
-    for done, (name, info) in enumerate(weights.items(), start=1):
+    for name, info in weights.items():
         part = name.split(".")[-2]
         tensor = read_tensor(info, dtype if len(info.shape) > 1 else torch.float32)  # `fill` converts vectors
         if name in wholes:
@@ -185,5 +177,3 @@ def _stream(
             yield name, tensor - layout.norm_offset
         else:
             yield name, half_split_rows(tensor, heads[part]) if part in heads else tensor
-        if progress is not None:
-            progress(done, len(weights))

@@ -72,7 +72,7 @@ def family_of_gguf(content: Content) -> Family:
     of_it = [(family, layout) for family, layout in layouts if architecture in (layout.architecture, *layout.aliases)]
     if not of_it:
         names = ", ".join(sorted({name for _, layout in layouts for name in (layout.architecture, *layout.aliases)}))
-        raise ValueError(f"{content.source}: architecture {architecture!r}, expected one of {names}")
+        raise ValueError(f"architecture {architecture!r}, expected one of {names}")
     fitting = [family for family, layout in of_it if layout.fits(content.of_architecture, content.shapes)]
     return fitting[0] if fitting else of_it[0][0]
 
@@ -88,17 +88,16 @@ def config_from_gguf(content: Content) -> LlamaConfig:
 
     def required(key: str) -> Any:
         if (value := metadata.get(key, layout.absent.get(key))) is None and key not in layout.absent:
-            raise ValueError(f"{content.source}: metadata '{layout.architecture}.{key}' is missing")
+            raise ValueError(f"metadata '{layout.architecture}.{key}' is missing")
         return value
 
     if "token_embd.weight" not in content.shapes:
-        raise ValueError(f"{content.source}: tensor 'token_embd.weight' is missing")
+        raise ValueError("tensor 'token_embd.weight' is missing")
     _check_layers(content, layout, required("block_count"))
     heads, hidden_size = required("attention.head_count"), required("embedding_length")
     if not isinstance(heads, int) or heads < 1:
         raise ValueError(
-            f"{content.source}: metadata '{layout.architecture}.attention.head_count' is {shown(heads)}, expected a "
-            "positive integer"
+            f"metadata '{layout.architecture}.attention.head_count' is {shown(heads)}, expected a positive integer"
         )
     head_dim = metadata.get(layout.head_key, hidden_size // heads) if layout.head_key else hidden_size // heads
     _check_keys(content, layout, head_dim)
@@ -123,6 +122,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
     if layout.window_pattern is not None:
         pattern = metadata.get(PATTERN, layout.window_pattern)
         fields["layer_types"] = _layer_types(content, pattern, fields, *family.config.LOCAL)
+    fields |= {name: value(fields) for name, value in fields.items() if callable(value)}
     layout.read(fields, metadata, content.shapes)
     for key in ("bos", "eos"):  # None if absent: the family's ids are not defaults here
         fields[f"{key}_token_id"] = content.metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -130,8 +130,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
     in_vocabulary = isinstance(padding, int) and padding < fields["vocab_size"]  # a tokenizer may have more ids
     fields["pad_token_id"] = padding if in_vocabulary else None
     leave_out_ids(fields, fields["vocab_size"])
-    config: LlamaConfig = family.config(**fields)
-    return config
+    return family.config(**fields)
 
 
 def keys_of(layout: GGUFLayout) -> dict[str, str]:
@@ -157,7 +156,7 @@ def _check_layers(content: Content, layout: GGUFLayout, stated: Any) -> None:
     if len(layers) != stated:
         count = f"{stated:,}" if isinstance(stated, int) else repr(stated)
         raise ValueError(
-            f"{content.source}: metadata '{layout.architecture}.block_count' is {count}, but the file holds tensors of "
+            f"metadata '{layout.architecture}.block_count' is {count}, but the file holds tensors of "
             f"{len(layers):,} layers"
         )
 
@@ -174,8 +173,7 @@ def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any], loca
         windowed = [bool(one) for one in pattern]
     else:
         raise ValueError(
-            f"{content.source}: metadata {PATTERN!r} is {shown(pattern)}; expected one of 0 or 1 for each of "
-            f"{layers} layers, or a number"
+            f"metadata {PATTERN!r} is {shown(pattern)}; expected one of 0 or 1 for each of {layers} layers, or a number"
         )
     return [local if has and fields.get(key) is not None else "full_attention" for has in windowed]
 
@@ -209,11 +207,9 @@ def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
             continue
         if name in supported:
             if value != supported[name] and not _is_default_factor(name, value, content):
-                raise ValueError(
-                    f"{content.source}: metadata {key!r} is {shown(value)}; only {supported[name]!r} is supported"
-                )
+                raise ValueError(f"metadata {key!r} is {shown(value)}; only {supported[name]!r} is supported")
         elif value:  # 0, false and an empty string turn a feature off
-            raise ValueError(f"{content.source}: metadata {key!r} is {shown(value)}, a key that is not known")
+            raise ValueError(f"metadata {key!r} is {shown(value)}, a key that is not known")
 
 
 def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]:
@@ -236,5 +232,5 @@ def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]
     unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING_KEYS.values()]
     if unknown:
         asked = ", ".join(f"{key} = {metadata[key]!r}" for key in unknown)
-        warnings.warn(f"{header.path}: not honoured as defaults of sampling: {asked}", UserWarning, stacklevel=5)
+        warnings.warn(f"{header.path}: not honoured as defaults of sampling: {asked}", stacklevel=5)
     return values

@@ -30,9 +30,7 @@ def rope_of(content: Content, family: Family, layout: GGUFLayout, head_dim: int)
     if family.has_partial_rotary:
         rope["partial_rotary_factor"] = rotary / head_dim
     elif rotary != head_dim:
-        raise ValueError(
-            f"{content.source}: rotates {rotary} of {head_dim} dimensions a head, only all of them is supported"
-        )
+        raise ValueError(f"rotates {rotary} of {head_dim} dimensions a head, only all of them is supported")
     if ROPE_FACTORS in content.shapes:
         rope |= _llama3_scaling(content, rope["rope_theta"], head_dim)
     elif set(LONGROPE_FACTORS.values()) & content.shapes.keys():
@@ -41,7 +39,7 @@ def rope_of(content: Content, family: Family, layout: GGUFLayout, head_dim: int)
         rope |= _scaling(content)
     if rope["rope_type"] not in layout.rope_types:
         raise ValueError(
-            f"{content.source}: RoPE of type {rope['rope_type']!r}, but llama.cpp's {layout.architecture} has "
+            f"RoPE of type {rope['rope_type']!r}, but llama.cpp's {layout.architecture} has "
             f"{', '.join(layout.rope_types)}"
         )
     return rope
@@ -55,7 +53,7 @@ def _scaling(content: Content) -> dict[str, Any]:
     if kind in (None, "none"):
         return {}
     if kind not in ("linear", "yarn"):
-        raise ValueError(f"{content.source}: rope scaling {kind!r}, expected none, linear, yarn or llama3's factors")
+        raise ValueError(f"rope scaling {kind!r}, expected none, linear, yarn or llama3's factors")
     scaling = {"rope_type": kind, "factor": decimal(1.0 if factor is None else factor)}
     if kind == "yarn" and (length := metadata.get("rope.scaling.original_context_length")):
         scaling["original_max_position_embeddings"] = length
@@ -72,7 +70,7 @@ def _longrope_scaling(content: Content, head_dim: int, rope: Mapping[str, Any]) 
     }
     for name, tensor in LONGROPE_FACTORS.items():
         if tensor not in content.shapes:
-            raise ValueError(f"{content.source}: tensor {tensor!r} is missing")
+            raise ValueError(f"tensor {tensor!r} is missing")
         scaling[name] = [decimal(factor) for factor in content.values(tensor).flatten().tolist()]
     factor = metadata.get("rope.scaling.attn_factor", 1.0)
     _, expected = inverse_frequencies({**rope, **scaling}, head_dim, context or 0, 1)
@@ -99,7 +97,7 @@ def _llama3_scaling(content: Content, theta: float, head_dim: int) -> dict[str, 
                 "high_freq_factor": high,
                 "original_max_position_embeddings": 8192,
             }
-    raise ValueError(f"{content.source}: 'rope_freqs.weight' holds factors other than those of Llama 3 and 4")
+    raise ValueError("'rope_freqs.weight' holds factors other than those of Llama 3 and 4")
 
 
 def rope_metadata(config: LlamaConfig) -> dict[str, Any]:

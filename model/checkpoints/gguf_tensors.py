@@ -101,13 +101,11 @@ class Content:
     """What a config is read from: a GGUF file, or what is about to be written to one.
 
     Attributes:
-        source: Names it in errors.
         metadata: All keys.
         shapes: Of all tensors, by GGUF's names.
         values: Returns the numbers of a tensor.
     """
 
-    source: str
     metadata: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     values: Callable[[str], Tensor]
@@ -116,9 +114,7 @@ class Content:
     def of(header: GGUFHeader) -> Content:
         """Return the content of a file."""
         shapes = {name: info.shape for name, info in header.tensors.items()}
-        return Content(
-            str(header.path), header.metadata, shapes, lambda name: read_tensor(header.tensors[name], torch.float32)
-        )
+        return Content(header.metadata, shapes, lambda name: read_tensor(header.tensors[name], torch.float32))
 
     @property
     def of_architecture(self) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
         lost["stop_strings"] = list(model.generation_config.stop_strings)
     if lost:
         listed = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
-        warnings.warn(f"a GGUF file has no place for these defaults of generation: {listed}", UserWarning, stacklevel=3)
+        warnings.warn(f"a GGUF file has no place for these defaults of generation: {listed}", stacklevel=3)
     return {
         key: defaults[field] if field == "top_k" else float(defaults[field])
         for field, key in SAMPLING_KEYS.items()
@@ -249,7 +249,7 @@ def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[
     architecture = layout_of(model.config.family).architecture
     stated = {**metadata, "general.architecture": architecture}
     try:
-        again = config_from_gguf(Content("the file", stated, shapes, lambda name: tensors[name][0]))
+        again = config_from_gguf(Content(stated, shapes, lambda name: tensors[name][0]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"a GGUF file of architecture {architecture} cannot express this config: {error}") from None
     _check_config(config, again)

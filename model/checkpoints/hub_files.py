@@ -7,11 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bpe_llama._hub.gguf_files import choose_gguf, only_gguf
-from bpe_llama.model.checkpoints.huggingface import WEIGHT_FILES, shards_of
+from bpe_llama.model.checkpoints.huggingface import ADAPTER, WEIGHT_FILES, shards_of
 from bpe_llama.model.generation_config import FILE as GENERATION_CONFIG
 
 _META_WEIGHTS = ("consolidated.safetensors", "consolidated-*-of-*.safetensors", "consolidated.*.pth")
-ADAPTER = "adapter_config.json"
 
 
 def needed_files(where: str, files: Sequence[str]) -> Generator[Sequence[str], Path, str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bpe_llama._core import shown
 from bpe_llama._files import read_json, read_json_object, write_text, write_together
@@ -23,7 +22,14 @@ from bpe_llama.model.checkpoints.assemble import (
     expected_shapes,
     fill,
 )
-from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
+from bpe_llama.model.checkpoints.tensor_files import (
+    Stored,
+    check_floats,
+    read_one,
+    read_places,
+    stored_in,
+    stored_together,
+)
 from bpe_llama.model.checkpoints.tensor_files import save as save_tensors
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_json import text_part
@@ -34,6 +40,8 @@ from bpe_llama.model.pretrained import Model, Pretrained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+"""A folder that holds it also has an adapter."""
 WEIGHT_FILES = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """A folder's first file in this order is read, as in transformers."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -100,12 +108,11 @@ def load(
     found = open_checkpoint(folder, model_class, dtype, num_labels)
     model = empty_model(found.config, found.dtype, resolve_device(device), model_class, check)
     model.generation_config = found.generation_config
-    fill(model, _stream(found.tensors, progress))
+    fill(model, read_places(found.tensors), progress, len(found.tensors))
     if found.uninitialized:
         model.reset_parameters(only=found.uninitialized)
         warnings.warn(
             f"{found.folder}: holds no {', '.join(found.uninitialized)}; initialized at random, so it needs training",
-            UserWarning,
             stacklevel=4,
         )
     return model
@@ -124,10 +131,9 @@ def open_checkpoint(
     values, multimodal = text_part(read_json_object(folder / "config.json"))
     if generation_config.eos_token_ids and "eos_token_id" not in values:
         config = config.replace(eos_token_id=None)  # not LLaMA's default 2, which no file states
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         warnings.warn(
-            f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
-            UserWarning,
+            f"{folder}: also holds {ADAPTER}; the adapter is not applied, lora.load(model, folder) does it",
             stacklevel=5,
         )
     if num_labels is not None:
@@ -153,7 +159,6 @@ def open_checkpoint(
             warnings.warn(
                 f"{folder}: tie_word_embeddings is true, but {HEAD} is stored and differs from {EMBEDDING}; it is "
                 "loaded, and tie_word_embeddings of the model is false",
-                UserWarning,
                 stacklevel=5,
             )
     if config.tie_word_embeddings:
@@ -163,9 +168,7 @@ def open_checkpoint(
         found.pop(HEAD, None)
         expected = {name: shape for name, shape in expected.items() if name not in uninitialized}
     check_shapes({name: stored.shape for name, (_, stored) in found.items()}, expected, folder)
-    for theirs, stored in found.values():
-        if stored.dtype not in FLOATS:
-            raise ValueError(f"{stored.path}: {theirs} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
+    check_floats(found.values())
     return Checkpoint(folder, config, generation_config, chosen_dtype, found, uninitialized)
 
 
@@ -245,7 +248,6 @@ def _without_layers_after(tensors: dict[str, Stored], config: LlamaConfig, folde
         warnings.warn(
             f"{folder}: {', '.join(prefix.rstrip('.') for prefix in prefixes)} ({config.family.layers_after}), for the "
             "prediction of further tokens, is not read, as in transformers",
-            UserWarning,
             stacklevel=6,
         )
     return kept
@@ -257,7 +259,6 @@ def _architecture(model: Pretrained) -> str:
     if model.NEW_HEAD and not family.has_classifier:
         warnings.warn(
             f"transformers has no classifier of model_type {family.name!r}: this package alone loads the folder",
-            UserWarning,
             stacklevel=4,
         )
     name = family.classifier if family.classifier and model.NEW_HEAD else family.architecture
@@ -329,20 +330,4 @@ def _are_tied(embedding: tuple[str, Stored], head: tuple[str, Stored], dtype: to
     """Return whether both matrices are equal in the dtype of the model."""
     if embedding[1].shape != head[1].shape:
         return False
-    first, second = (next(read(stored.path, [name]))[1].to(dtype) for name, stored in (embedding, head))
-    return torch.equal(first, second)
-
-
-def _stream(
-    found: dict[str, tuple[str, Stored]], progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[str, Tensor]]:
-    by_path: dict[Path, dict[str, str]] = {}
-    for name, (theirs, stored) in found.items():
-        by_path.setdefault(stored.path, {})[theirs] = name
-    done = 0
-    for path, names in by_path.items():
-        for theirs, tensor in read(path, names):
-            yield names[theirs], tensor
-            done += 1
-            if progress is not None:
-                progress(done, len(found))
+    return torch.equal(read_one(*embedding).to(dtype), read_one(*head).to(dtype))

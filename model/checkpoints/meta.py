@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama._core import shown
-from bpe_llama._files import read_json_object
+from bpe_llama._files import errors_naming, read_json_object
 from bpe_llama.model.checkpoints.assemble import (
     check_counts,
     check_shapes,
@@ -30,8 +30,9 @@ from bpe_llama.model.checkpoints.assemble import (
 from bpe_llama.model.checkpoints.tensor_files import (
     FLOATS,
     Stored,
+    check_floats,
     open_pickled,
-    read,
+    read_places,
     remap_after,
     stored_in,
     stored_together,
@@ -110,23 +111,19 @@ def load(
     axes = {name: _embedding_axis(config, shards) if axis == -1 else axis for name, (_, axis) in names.items()}
     shapes = {target: _joined_shape(name, axes[name], shards) for name, (target, _) in names.items()}
     check_shapes(shapes, expected_shapes(config), folder)
-    for name, stored in ((name, shard[name]) for shard in shards for name in names):
-        if stored.dtype not in FLOATS:
-            raise ValueError(f"{stored.path}: {name} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
+    check_floats((name, shard[name]) for shard in shards for name in names)
     dtype = resolve_dtype(dtype, auto=shards[0][_EMBEDDING].dtype)
     model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM, check)
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for done, (name, parts) in enumerate(_parts(shards, list(names)), start=1):
+        for name, parts in _parts(shards, list(names)):
             target, axis = names[name][0], axes[name]
             tensor = parts[0] if axis is None else torch.cat(parts, dim=axis)
             if target.endswith(("q_proj.weight", "k_proj.weight")):
                 tensor = half_split_rows(tensor, len(tensor) // config.head_size)
             yield target, tensor
-            if progress is not None:
-                progress(done, len(names))
 
-    return fill(model, stream())
+    return fill(model, stream(), progress, len(names))
 
 
 def holds_weights(folder: Path) -> bool:
@@ -155,11 +152,7 @@ def _parts(shards: list[dict[str, Stored]], names: list[str]) -> Iterator[tuple[
     """Yield the parts of each tensor, one per shard."""
     paths = [shard[names[0]].path for shard in shards]
     if paths[0].suffix == ".safetensors":
-        by_path: dict[Path, list[str]] = {}
-        for name in names:
-            by_path.setdefault(shards[0][name].path, []).append(name)
-        for path, held in by_path.items():
-            yield from ((name, [tensor]) for name, tensor in read(path, held))
+        yield from ((name, [tensor]) for name, tensor in read_places({name: (name, shards[0][name]) for name in names}))
         return
     mapped, read_bytes = [open_pickled(path) for path in paths], 0
     limit = remap_after(paths)
@@ -193,7 +186,7 @@ def _translate(name: str) -> tuple[str, int | None]:
 def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
     path = folder / "params.json"
     params = read_json_object(path)
-    try:
+    with errors_naming(path, (ValueError, TypeError)):
         for key, value in params.items():
             if key not in _KNOWN.split() and value not in (None, False) and (key, value) != ("causal", True):
                 raise ValueError(f"{key} is {shown(value)}, a key that is not known and may change the computation")
@@ -245,8 +238,6 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
             eos_token_id=[128_001, 128_008, 128_009] if is_llama3 else 2,
             dtype=embedding.dtype if embedding.dtype in FLOATS else None,
         )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _number(params: Mapping[str, Any], key: str, default: float) -> float:

@@ -86,6 +86,28 @@ def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         read_bytes += tensors[name].nbytes
 
 
+def check_floats(places: Iterable[tuple[str, Stored]]) -> None:
+    """Raise a ValueError for a tensor, its name in its file and the file, that does not hold floats."""
+    for name, stored in places:
+        if stored.dtype not in FLOATS:
+            raise ValueError(f"{stored.path}: {name} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
+
+
+def read_one(name: str, stored: Stored) -> Tensor:
+    """Return the tensor of this name in its file; see `read` for the errors."""
+    return next(read(stored.path, [name]))[1]
+
+
+def read_places(places: Mapping[str, tuple[str, Stored]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors by new names, file by file; a place is a tensor's name in its file, and the file."""
+    by_path: dict[Path, dict[str, str]] = {}
+    for name, (theirs, stored) in places.items():
+        by_path.setdefault(stored.path, {})[theirs] = name
+    for path, names in by_path.items():
+        for theirs, tensor in read(path, names):
+            yield names[theirs], tensor
+
+
 def read_all(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a safetensors file.
 
@@ -188,5 +210,4 @@ def stored_together(paths: Iterable[Path]) -> dict[str, Stored]:
 def _are_equal(name: str, one: Stored, other: Stored) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    (_, first), (_, second) = (next(read(stored.path, [name])) for stored in (one, other))
-    return torch.equal(first, second)
+    return torch.equal(read_one(name, one), read_one(name, other))

@@ -241,7 +241,7 @@ def evaluate_tasks(
         if fewshot is None or (num_fewshot is not None and fewshot != 0):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
-    found: dict[str, Any] = evaluator.evaluate(
+    return evaluator.evaluate(
         LM(generator, batch_size),
         tasks,
         limit=limit,
@@ -249,7 +249,6 @@ def evaluate_tasks(
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=apply_chat_template,
     )
-    return found
 
 
 def describe_results(results: dict[str, Any]) -> str:

@@ -137,8 +137,7 @@ def _hidden_states(model: LlamaForCausalLM, inputs: list[Ids]) -> Tensor:
     if model.model.rotary_emb.length_dependent and lengths.min() < lengths.max():
         # The mask tells the rotation each row's own length.
         mask_BT = torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)).to(model.device)
-    hidden_BTD: Tensor = model.model(torch.from_numpy(padded_BT).to(model.device), mask_BT)
-    return hidden_BTD
+    return model.model(torch.from_numpy(padded_BT).to(model.device), mask_BT)
 
 
 def _check_targets(targets_M: Tensor, vocab_size: int) -> None:

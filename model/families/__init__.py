@@ -3,6 +3,7 @@
 Importing this package fills `bpe_llama.model.family.FAMILIES`.
 """
 
+# ruff: noqa: F401 -- importing a family registers it
 from bpe_llama.model.families import (
     cohere,
     cohere2,
@@ -28,29 +29,3 @@ from bpe_llama.model.families import (
     smollm3,
     stablelm,
 )
-
-__all__ = [
-    "cohere",
-    "cohere2",
-    "deepseek_v2",
-    "deepseek_v3",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "granite",
-    "llama",
-    "llama4",
-    "ministral",
-    "mistral",
-    "mixtral",
-    "olmo2",
-    "olmo3",
-    "phi3",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_moe",
-    "seed_oss",
-    "smollm3",
-    "stablelm",
-]

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bpe_llama.model.config_values import check_flag, check_number
+from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
-from bpe_llama.model.family import Family, GGUFLayout, register
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.logits import Scale
 from bpe_llama.model.layers.norm import LayerNorm
@@ -59,9 +59,8 @@ class CohereConfig(LayerNormConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "use_qk_norm", self.use_qk_norm or False)  # null is false
-        check_number("logit_scale", self.logit_scale)
-        object.__setattr__(self, "logit_scale", float(self.logit_scale))
-        check_flag("use_qk_norm", self.use_qk_norm)
+        self._fill_floats("logit_scale")
+        self._check(check_flag, "use_qk_norm")
 
 
 class CohereAttention(Attention):
@@ -101,7 +100,6 @@ def scaled_logits(config: CohereConfig) -> Scale:
     return Scale(config.logit_scale)
 
 
-HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 GGUF_KEYS = {"attention.layer_norm_epsilon": "layer_norm_eps", "logit_scale": "logit_scale"}
 GGUF_FIXED = {"tie_word_embeddings": True, "attention_bias": False}
 """Fields that llama.cpp's Cohere has no choice of."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bpe_llama._core import shown
+from bpe_llama.model.config_values import check_count
 from bpe_llama.model.families.cohere import (
     GGUF_FIXED,
     GGUF_KEYS,
@@ -17,7 +17,7 @@ from bpe_llama.model.families.cohere import (
     no_scaling,
     scaled_logits,
 )
-from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
+from bpe_llama.model.families.layer_types import LayerTypesConfig, full_every
 from bpe_llama.model.family import Family, GGUFLayout, register
 
 
@@ -36,17 +36,14 @@ class Cohere2Config(CohereConfig, LayerTypesConfig):  # in this order the defaul
     model_type: str = "cohere2"
 
     def __post_init__(self) -> None:
-        pattern = self.sliding_window_pattern
-        if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 1:
-            raise ValueError(f"sliding_window_pattern is {shown(pattern)}; expected an integer of at least 1")
+        check_count("sliding_window_pattern", self.sliding_window_pattern, 1)
         super().__post_init__()
         if self.use_qk_norm:
             raise ValueError("use_qk_norm is true, but transformers' cohere2 has no such norm; expected false")
 
     def default_layer_types(self) -> list[str]:
         """Return the types of the layers of a file that does not state them."""
-        layers = range(1, self.num_hidden_layers + 1)
-        return [SLIDING if layer % self.sliding_window_pattern else FULL for layer in layers]
+        return full_every(self.sliding_window_pattern, self.num_hidden_layers)
 
     @property
     def rotated_layers(self) -> tuple[bool, ...]:

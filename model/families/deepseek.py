@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama._core import shown
-from bpe_llama.model.config_values import check_number, check_size
+from bpe_llama.model.config_values import check_count, check_size
 from bpe_llama.model.families.latent_attention import LatentAttention, LatentAttentionConfig
-from bpe_llama.model.families.sparse_layers import SparseExpert
+from bpe_llama.model.families.sparse_layers import SparseExpert, SparseLayer
 from bpe_llama.model.family import without_constants
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts
-from bpe_llama.model.llama import DecoderLayer
 
 UNREAD = frozenset({"aux_loss_alpha", "seq_aux", "ep_size"})
 """Keys about pretraining, which transformers' classes do not read."""
@@ -56,14 +55,9 @@ class DeepseekConfig(LatentAttentionConfig):
     """The fewest experts that a group may have."""
 
     def __post_init__(self) -> None:
-        for name in ("n_shared_experts", "moe_intermediate_size"):
-            check_size(name, getattr(self, name))
-        if type(self.first_k_dense_replace) is not int or self.first_k_dense_replace < 0:
-            raise ValueError(
-                f"first_k_dense_replace is {shown(self.first_k_dense_replace)}; expected an integer from 0 on"
-            )
-        check_number("routed_scaling_factor", self.routed_scaling_factor)
-        object.__setattr__(self, "routed_scaling_factor", float(self.routed_scaling_factor))
+        self._check(check_size, "n_shared_experts", "moe_intermediate_size")
+        check_count("first_k_dense_replace", self.first_k_dense_replace, 0)
+        self._fill_floats("routed_scaling_factor")
         super().__post_init__()
         if self.router_aux_loss_coef:
             raise ValueError(
@@ -75,9 +69,8 @@ class DeepseekConfig(LatentAttentionConfig):
 
     def _check_groups(self) -> None:
         experts, groups, kept = self.num_local_experts or 0, self.n_group, self.topk_group
-        for name, value in (("n_group", groups), ("topk_group", kept)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {shown(value)}; expected an integer of at least 1")
+        check_count("n_group", groups, 1)
+        check_count("topk_group", kept, 1)
         if groups is None or kept is None or experts % groups or experts // groups < self.SMALLEST_GROUP:
             raise ValueError(
                 f"n_group is {shown(groups)}, but n_routed_experts is {experts}; expected groups of the same size, of "
@@ -195,13 +188,7 @@ def within_groups(scores_ME: Tensor, groups_MG: Tensor, kept: int, beyond: float
     return scores_ME.masked_fill(~kept_ME, beyond)
 
 
-class DeepseekLayer(DecoderLayer):
+class DeepseekLayer(SparseLayer):
     """A layer with latent attention, and an MLP or experts."""
 
     attention_class = LatentAttention
-    experts_class: ClassVar[type[DeepseekExperts]] = DeepseekExperts
-
-    def __init__(self, config: DeepseekConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        if config.sparse_layers[layer]:
-            self.add_module("mlp", self.experts_class(config))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,10 +83,6 @@ class DeepseekV2Layer(DeepseekLayer):
     experts_class = SoftmaxExperts
 
 
-def _prepare(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return prepared(values, DeepseekV2Config, scoring_func="softmax", norm_topk_prob=False)
-
-
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Any) -> None:
     if stored.gating(metadata, names) != stored.SOFTMAX:
         raise ValueError(
@@ -106,7 +103,7 @@ register(
         "DeepseekV2",
         DeepseekV2Config,
         DeepseekV2Layer,
-        prepare=_prepare,
+        prepare=partial(prepared, config=DeepseekV2Config, scoring_func="softmax", norm_topk_prob=False),
         ignored=UNREAD,
         biases=("attention_bias", "mlp_bias"),
         has_experts=True,

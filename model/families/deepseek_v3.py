@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bpe_llama._core import shown
-from bpe_llama.model.config_values import check_flag
+from bpe_llama.model.config_values import check_count, check_flag
 from bpe_llama.model.families import deepseek_gguf as stored
 from bpe_llama.model.families.deepseek import (
     UNREAD,
@@ -62,12 +61,8 @@ class DeepseekV3Config(DeepseekConfig):
     SMALLEST_GROUP: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_flag("norm_topk_prob", self.norm_topk_prob)
-        check_flag("rope_interleave", self.rope_interleave)
-        if type(self.num_nextn_predict_layers) is not int or self.num_nextn_predict_layers < 0:
-            raise ValueError(
-                f"num_nextn_predict_layers is {shown(self.num_nextn_predict_layers)}; expected an integer from 0 on"
-            )
+        self._check(check_flag, "norm_topk_prob", "rope_interleave")
+        check_count("num_nextn_predict_layers", self.num_nextn_predict_layers, 0)
         super().__post_init__()
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
@@ -39,7 +39,7 @@ class GemmaConfig(LlamaConfig):
     tie_word_embeddings: bool = True
     model_type: str = "gemma"
 
-    ACTIVATIONS = (TANH_GELU, "silu", "swish")
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = (TANH_GELU, "silu", "swish")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``config.json``; transformers 4 reads ``hidden_activation``."""

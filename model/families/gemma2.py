@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from bpe_llama._core import shown
-from bpe_llama.model.config_values import check_number, check_size
-from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, scaled_embedding, with_activation
-from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig
+from bpe_llama.model.config_values import check_size
+from bpe_llama.model.families.gemma import GGUF_FIXED, TANH_GELU, GemmaConfig, scaled_embedding, with_activation
+from bpe_llama.model.families.layer_types import LayerTypesConfig, full_every
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible
@@ -26,7 +26,7 @@ from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
-class Gemma2Config(LayerTypesConfig):
+class Gemma2Config(GemmaConfig, LayerTypesConfig):  # in this order the defaults are Gemma's
     """The fields of Gemma 2, with the defaults of transformers.
 
     A soft cap bounds values smoothly: ``cap * tanh(value / cap)``; None does not bound them.
@@ -35,19 +35,11 @@ class Gemma2Config(LayerTypesConfig):
         ValueError: Also if a soft cap is not positive, or ``hidden_size`` is no multiple of ``num_attention_heads``.
     """
 
-    vocab_size: int = 256_000
     hidden_size: int = 2304
     intermediate_size: int = 9216
     num_hidden_layers: int = 26
     num_attention_heads: int = 8
     num_key_value_heads: int | None = 4
-    head_dim: int | None = 256
-    hidden_act: str = TANH_GELU
-    max_position_embeddings: int = 8192
-    bos_token_id: int | None = 2
-    eos_token_id: int | list[int] | None = 1
-    pad_token_id: int | None = 0
-    tie_word_embeddings: bool = True
     sliding_window: int | None = 4096
     query_pre_attn_scalar: int = 256
     attn_logit_softcapping: float | None = 50.0
@@ -58,15 +50,14 @@ class Gemma2Config(LayerTypesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("query_pre_attn_scalar", self.query_pre_attn_scalar)
+        self._check(check_size, "query_pre_attn_scalar")
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             cap = getattr(self, name)
             if cap is None:
                 continue
             if isinstance(cap, int | float) and cap <= 0:
                 raise ValueError(f"{name} is {shown(cap)}; expected a positive number or null")
-            check_number(name, cap)
-            object.__setattr__(self, name, float(cap))  # transformers accepts no int
+            self._fill_floats(name)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
@@ -75,16 +66,12 @@ class Gemma2Config(LayerTypesConfig):
 
     def default_layer_types(self) -> list[str]:
         """Return the types of the layers of a file that does not state them: every other one has the window."""
-        return [FULL if layer % 2 else SLIDING for layer in range(self.num_hidden_layers)]
+        return full_every(2, self.num_hidden_layers)
 
     @property
     def query_scale(self) -> float:
         """Return the factor of queries beyond ``head_dim ** -0.5``."""
         return math.sqrt(self.head_size / self.query_pre_attn_scalar)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``config.json``."""
-        return super().to_dict() | {"hidden_activation": self.hidden_act}
 
 
 class SoftCappedAttention(Attention):
@@ -112,13 +99,11 @@ class Gemma2Layer(DecoderLayer):
 
     def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return what attention adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_attention_layernorm(super().attention_branch(x_BTD, *context))
-        return out
+        return self.post_attention_layernorm(super().attention_branch(x_BTD, *context))
 
     def mlp_branch(self, x_BTD: Tensor) -> Tensor:
         """Return what the MLP adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_feedforward_layernorm(self.feed_forward(self.pre_feedforward_layernorm(x_BTD)))
-        return out
+        return self.post_feedforward_layernorm(self.feed_forward(self.pre_feedforward_layernorm(x_BTD)))
 
 
 def capped_logits(config: Gemma2Config) -> SoftCap | None:

@@ -16,9 +16,8 @@ from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_size
 from bpe_llama.model.families.gemma import scaled_embedding, with_activation
 from bpe_llama.model.families.gemma2 import NORM_MODULES, Gemma2Config, Gemma2Layer, capped_logits, read_scalar
-from bpe_llama.model.families.layer_types import FULL, SLIDING, checked_local_rope, rope_by_type
-from bpe_llama.model.families.qwen3 import QWEN3_MODULES
-from bpe_llama.model.family import Family, GGUFLayout, register
+from bpe_llama.model.families.layer_types import FULL, SLIDING, LocalRopeConfig, full_every, rope_by_type
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
 from bpe_llama.model.layers.norm import ZeroCenteredRMSNorm
 from bpe_llama.model.rope_parameters import merge_rope
@@ -27,19 +26,16 @@ _PATTERN = 6
 
 
 @dataclass(frozen=True)
-class Gemma3TextConfig(Gemma2Config):
+class Gemma3TextConfig(Gemma2Config, LocalRopeConfig):  # in this order the defaults are Gemma 2's
     """The fields of Gemma 3's text model, with the defaults of transformers.
 
-    The RoPE fields are those of layers without the window; ``local_rope_parameters`` are those of layers with it.
-    A ``config.json`` has both in ``rope_parameters``, by the type of the layers, or the bases as ``rope_theta`` and
-    ``rope_local_base_freq``.
+    A ``config.json`` may have the bases of RoPE as ``rope_theta`` and ``rope_local_base_freq``, too.
     """
 
     vocab_size: int = 262_208
     max_position_embeddings: int = 131_072
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    local_rope_parameters: dict[str, Any] | None = None
     model_type: str = "gemma3_text"
 
     def __post_init__(self) -> None:
@@ -48,16 +44,10 @@ class Gemma3TextConfig(Gemma2Config):
             raise ValueError(
                 f"attn_logit_softcapping is {self.attn_logit_softcapping}, which gemma3_text has not; expected null"
             )
-        object.__setattr__(self, "local_rope_parameters", checked_local_rope(self, self.local_rope_parameters))
 
     def default_layer_types(self) -> list[str]:
         """Return the types of the layers of a file that does not state them: every sixth one has no window."""
-        return _types_of(_PATTERN, self.num_hidden_layers)
-
-    @property
-    def local_rope(self) -> dict[str, Any] | None:
-        """Return the RoPE parameters of layers with a sliding window."""
-        return self.local_rope_parameters
+        return full_every(_PATTERN, self.num_hidden_layers)
 
     @property
     def context_length(self) -> int:
@@ -67,9 +57,7 @@ class Gemma3TextConfig(Gemma2Config):
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``config.json``, spelled so that transformers 4 and 5 both read it."""
         values = super().to_dict()
-        local = values.pop("local_rope_parameters")
-        values["rope_parameters"] = {FULL: values["rope_parameters"], SLIDING: local}
-        return values | {"rope_local_base_freq": local["rope_theta"]}
+        return values | {"rope_local_base_freq": values["rope_parameters"][SLIDING]["rope_theta"]}
 
 
 class Gemma3Attention(HeadNormAttention):
@@ -82,10 +70,6 @@ class Gemma3Layer(Gemma2Layer):
     """A layer with normalized queries and keys."""
 
     attention_class = Gemma3Attention
-
-
-def _types_of(pattern: int, layers: int) -> list[str]:
-    return [SLIDING if layer % pattern else FULL for layer in range(1, layers + 1)]
 
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +89,7 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
         layers = prepared.get("num_hidden_layers", Gemma3TextConfig.num_hidden_layers)
         check_size("num_hidden_layers", layers)
         check_size("sliding_window_pattern", pattern)
-        prepared["layer_types"] = _types_of(pattern, layers)
+        prepared["layer_types"] = full_every(pattern, layers)
     if types is not None or prepared.get("_sliding_window_pattern") == _PATTERN:  # transformers does not read it
         prepared.pop("_sliding_window_pattern", None)
     if prepared.get("attn_logit_softcapping") is not None:
@@ -127,10 +111,6 @@ def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Colle
     fields["local_rope_parameters"] = {"rope_type": "default", "rope_theta": fields["local_rope_parameters"]}
 
 
-def _write_gguf(config: Gemma3TextConfig) -> dict[str, Any]:
-    return {_LOCAL_BASE: (config.local_rope or config.rope)["rope_theta"]}
-
-
 register(
     Family(
         "gemma3_text",
@@ -147,7 +127,7 @@ register(
         left_out=("vision_tower", "multi_modal_projector"),
         gguf=GGUFLayout(
             "gemma3",
-            NORM_MODULES | QWEN3_MODULES,
+            NORM_MODULES | HEAD_NORMS,
             keys={
                 "attention.sliding_window": "sliding_window",
                 "final_logit_softcapping": "final_logit_softcapping",
@@ -159,7 +139,7 @@ register(
             window_pattern=_PATTERN,
             rope_types=("default", "linear"),
             read=_read_gguf,
-            write=_write_gguf,
+            write=lambda config: {_LOCAL_BASE: config.local_rope["rope_theta"]},
         ),
     )
 )

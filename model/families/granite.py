@@ -7,7 +7,6 @@ https://github.com/ibm-granite/granite-3.0-language-models.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,6 @@ from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.embedding import ScaledEmbedding
 from bpe_llama.model.layers.logits import Scale
 from bpe_llama.model.llama import DecoderLayer
-
-MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,8 @@ class GraniteConfig(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in MULTIPLIERS:
-            check_number(name, getattr(self, name))
+        multipliers = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
+        self._check(check_number, *multipliers)
         if not self.logits_scaling:
             raise ValueError(f"logits_scaling is {self.logits_scaling}, which divides the logits; expected above 0")
 
@@ -73,27 +70,14 @@ class GraniteLayer(DecoderLayer):
         return super().mlp_branch(x_BTD) * self.residual_multiplier
 
 
-def _embedding(config: GraniteConfig) -> GraniteEmbedding:
-    return GraniteEmbedding(config, config.embedding_multiplier)
-
-
-def _logits(config: GraniteConfig) -> Scale:
-    return Scale(1 / config.logits_scaling)
-
-
-def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
-    if fields["attention_multiplier"] is None:
-        fields["attention_multiplier"] = fields["head_dim"] ** -0.5
-
-
 register(
     Family(
         "granite",
         "Granite",
         GraniteConfig,
         GraniteLayer,
-        embedding=_embedding,
-        logits=_logits,
+        embedding=lambda config: GraniteEmbedding(config, config.embedding_multiplier),
+        logits=lambda config: Scale(1 / config.logits_scaling),
         has_classifier=False,
         biases=("attention_bias", "mlp_bias"),
         has_window=False,
@@ -105,10 +89,13 @@ register(
                 "residual_scale": "residual_multiplier",
                 "logit_scale": "logits_scaling",
             },
-            absent={"embedding_scale": 1.0, "attention.scale": None, "residual_scale": 1.0},
+            absent={
+                "embedding_scale": 1.0,
+                "attention.scale": lambda fields: fields["head_dim"] ** -0.5,
+                "residual_scale": 1.0,
+            },
             interleaved=True,
             head_key=None,
-            read=_read_gguf,
         ),
     )
 )

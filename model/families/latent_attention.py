@@ -43,8 +43,7 @@ class LatentAttentionConfig(LlamaConfig):
     v_head_dim: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-            check_size(name, getattr(self, name))
+        self._check(check_size, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         for name in ("q_lora_rank", "head_dim", "num_key_value_heads"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
@@ -143,15 +142,13 @@ class LatentAttention(Attention):
             out_BNTV = self._attend_to_latents(plain_BNTP, query_BNTR, known_BSW, visible)
         else:
             out_BNTV = self._attend_to_heads(plain_BNTP, query_BNTR, known_BSW, visible)
-        out: Tensor = self.o_proj(out_BNTV.transpose(1, 2).flatten(2))
-        return out
+        return self.o_proj(out_BNTV.transpose(1, 2).flatten(2))
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """Return the queries of all heads before they are rotated, (B, T, N H)."""
         if self.query_rank is not None:
             x_BTD = self.q_a_layernorm(self.q_a_proj(x_BTD))
-        out: Tensor = (self.q_proj if self.query_rank is None else self.q_b_proj)(x_BTD)
-        return out
+        return (self.q_proj if self.query_rank is None else self.q_b_proj)(x_BTD)
 
     def _cached(self, new_BTW: Tensor, cache: KVCache, columns: CacheColumns) -> Tensor:
         """Append latents and rotated keys to the cache, and return all of it, (B, S, W)."""
@@ -189,8 +186,7 @@ class LatentAttention(Attention):
         query_BNTW = torch.cat((plain_BNTP @ key_NPL, query_BNTR), dim=-1)
         known_B1SW = known_BSW[:, None]
         out_BNTL = self._attend(query_BNTW, known_B1SW, known_B1SW, visible)[..., : self.latent]
-        out_BNTV: Tensor = out_BNTL @ value_NVL.mT
-        return out_BNTV
+        return out_BNTL @ value_NVL.mT
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
         """Return the attention output with scores scaled for H features; zeros make the sizes of the three equal.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_flag, check_size
+from bpe_llama.model.config_values import check_size
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 from bpe_llama.model.windows import Window
@@ -84,8 +84,7 @@ class RotatedLayersConfig(LayerTypesConfig):
 
     def __post_init__(self) -> None:
         layers = self.num_hidden_layers
-        for name in ("num_hidden_layers", "no_rope_layer_interval"):
-            check_size(name, getattr(self, name))
+        self._check(check_size, "num_hidden_layers", "no_rope_layer_interval")
         if self.no_rope_layers is None:
             object.__setattr__(self, "no_rope_layers", self._default_rotated())
         rotated = self.no_rope_layers
@@ -113,25 +112,57 @@ class RotatedLayersConfig(LayerTypesConfig):
 
 
 @dataclass(frozen=True)
-class UpperWindowConfig(LayerTypesConfig):
-    """A config in which the layers from ``max_window_layers`` on have the window, if ``use_sliding_window`` is true."""
+class LocalRopeConfig(LayerTypesConfig):
+    """A config in which layers with the window have RoPE parameters of their own, ``local_rope_parameters``.
 
-    use_sliding_window: bool = False
-    sliding_window: int | None = 4096
-    max_window_layers: int = 28
+    The RoPE fields are those of layers without the window. A ``config.json`` has both in ``rope_parameters``, by the
+    type of the layers.
+
+    Raises:
+        ValueError: If a parameter is unknown or out of range, or the type depends on the length of the sequence.
+    """
+
+    local_rope_parameters: dict[str, Any] | None = None
+
+    LOCAL_THETA: ClassVar[float] = 10_000.0
+    """The RoPE base of layers with the window, if none is stated."""
 
     def __post_init__(self) -> None:
-        check_flag("use_sliding_window", self.use_sliding_window)
-        if type(self.max_window_layers) is not int or self.max_window_layers < 0:
-            raise ValueError(f"max_window_layers is {shown(self.max_window_layers)}; expected an integer of at least 0")
-        if not self.use_sliding_window:
-            object.__setattr__(self, "sliding_window", None)
         super().__post_init__()
+        rope = merge_rope(self.local_rope_parameters, None, None, self.LOCAL_THETA)
+        types = [name for name in PARAMETERS if name not in LENGTH_DEPENDENT]
+        if rope["rope_type"] not in types:
+            raise ValueError(
+                f"rope_type of {SLIDING!r} is {shown(rope['rope_type'])}; expected one of {', '.join(types)}"
+            )
+        known = PARAMETERS[rope["rope_type"]]
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            known -= {"partial_rotary_factor"}
+        unknown = next((name for name in rope if name not in known), None)
+        if unknown is not None:
+            raise ValueError(
+                f"{unknown} of {SLIDING!r} is {shown(rope[unknown])}, which rope_type {rope['rope_type']!r} lacks"
+            )
+        if "original_max_position_embeddings" in known:
+            rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+        check_rope_parameters(rope, self.head_size)
+        object.__setattr__(self, "local_rope_parameters", rope)
 
-    def default_layer_types(self) -> list[str]:
-        """Return the types of the layers of a file that does not state them."""
-        layers = range(self.num_hidden_layers)
-        return [SLIDING if self.sliding_window and layer >= self.max_window_layers else FULL for layer in layers]
+    @property
+    def local_rope(self) -> dict[str, Any] | None:
+        """Return the RoPE parameters of layers with a sliding window."""
+        return self.local_rope_parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``config.json`` as transformers 5 reads it."""
+        values = super().to_dict()
+        values["rope_parameters"] = {FULL: values["rope_parameters"], SLIDING: values.pop("local_rope_parameters")}
+        return values
+
+
+def full_every(period: int, layers: int) -> list[str]:
+    """Return the types of layers of which every ``period``-th has no window."""
+    return [SLIDING if layer % period else FULL for layer in range(1, layers + 1)]
 
 
 def rope_by_type(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -151,28 +182,3 @@ def rope_by_type(values: Mapping[str, Any]) -> Mapping[str, Any]:
             "expected 'rope_type'"
         )
     return by_type
-
-
-def checked_local_rope(
-    config: LlamaConfig, parameters: Mapping[str, Any] | None, default_theta: float = 10_000.0
-) -> dict[str, Any]:
-    """Return the checked RoPE parameters of layers with the window, in a family that has others for the rest.
-
-    Raises:
-        ValueError: If a parameter is unknown or out of range, or the type depends on the length of the sequence.
-    """
-    rope = merge_rope(parameters, None, None, default_theta)
-    if rope["rope_type"] not in (types := [name for name in PARAMETERS if name not in LENGTH_DEPENDENT]):
-        raise ValueError(f"rope_type of {SLIDING!r} is {shown(rope['rope_type'])}; expected one of {', '.join(types)}")
-    known = PARAMETERS[rope["rope_type"]]
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        known -= {"partial_rotary_factor"}
-    unknown = next((name for name in rope if name not in known), None)
-    if unknown is not None:
-        raise ValueError(
-            f"{unknown} of {SLIDING!r} is {shown(rope[unknown])}, which rope_type {rope['rope_type']!r} lacks"
-        )
-    if "original_max_position_embeddings" in known:
-        rope.setdefault("original_max_position_embeddings", config.max_position_embeddings)
-    check_rope_parameters(rope, config.head_size)
-    return rope

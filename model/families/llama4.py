@@ -75,12 +75,9 @@ class Llama4TextConfig(RotatedLayersConfig):
 
     def __post_init__(self) -> None:
         sizes = ("intermediate_size_mlp", "interleave_moe_layer_step", "attention_chunk_size", "floor_scale")
-        for name in (*sizes, "num_hidden_layers"):
-            check_size(name, getattr(self, name))
-        check_number("attn_scale", self.attn_scale)
-        object.__setattr__(self, "attn_scale", float(self.attn_scale))  # transformers accepts no int
-        for name in ("use_qk_norm", "attn_temperature_tuning"):
-            check_flag(name, getattr(self, name))
+        self._check(check_size, *sizes, "num_hidden_layers")
+        self._fill_floats("attn_scale")
+        self._check(check_flag, "use_qk_norm", "attn_temperature_tuning")
         if self.num_local_experts is None:
             raise ValueError("num_local_experts is None; expected an integer of at least 1")
         check_number("router_z_loss_coef", self.router_z_loss_coef)
@@ -217,8 +214,7 @@ class Llama4Layer(DecoderLayer):
     @property
     def feed_forward(self) -> Any:  # the module is what the method of other layers calls
         """Return the mixture or MLP."""
-        block: Any = self._modules["feed_forward"]
-        return block
+        return self._modules["feed_forward"]
 
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,6 @@ class MinistralConfig(LayerTypesConfig):
     model_type: str = "ministral"
 
 
-def _named_ministral(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**values, "model_type": "ministral"}
-
-
 def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     types = fields.get("layer_types")
     if isinstance(types, list) and SLIDING in types and values.get("use_sliding_window") is False:
@@ -50,7 +46,7 @@ register(
         "Ministral",
         MinistralConfig,
         DecoderLayer,
-        prepare=_named_ministral,
+        prepare=lambda values: {**values, "model_type": "ministral"},
         read=_window,
         gguf=LLAMA_GGUF,
     )

@@ -24,8 +24,7 @@ class MixtralLayer(DecoderLayer):
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output of the mixture of experts, (B, T, D)."""
-        out: Tensor = self.block_sparse_moe(x_BTD)
-        return out
+        return self.block_sparse_moe(x_BTD)
 
 
 register(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.family import Family, GGUFLayout, register
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.llama import DecoderLayer
@@ -66,18 +66,14 @@ class Olmo2Layer(DecoderLayer):
 
     def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
         """Return what attention adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_attention_layernorm(self.self_attn(x_BTD, *context))
-        return out
+        return self.post_attention_layernorm(self.self_attn(x_BTD, *context))
 
     def mlp_branch(self, x_BTD: Tensor) -> Tensor:
         """Return what the MLP adds to the hidden states, (B, T, D)."""
-        out: Tensor = self.post_feedforward_layernorm(self.feed_forward(x_BTD))
-        return out
+        return self.post_feedforward_layernorm(self.feed_forward(x_BTD))
 
 
-OLMO_MODULES = {
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
+OLMO_MODULES = HEAD_NORMS | {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }

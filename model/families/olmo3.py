@@ -11,48 +11,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama._core import shown
-from bpe_llama.model.families.layer_types import FULL, SLIDING, LayerTypesConfig, checked_local_rope, rope_by_type
-from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, WINDOW, Olmo2Layer
+from bpe_llama.model.families.layer_types import FULL, SLIDING, LocalRopeConfig, full_every, rope_by_type
+from bpe_llama.model.families.olmo2 import OLMO_FIXED, OLMO_MODULES, WINDOW, Olmo2Config, Olmo2Layer
 from bpe_llama.model.family import Family, GGUFLayout, register
 
 THETA = 500_000.0
 
 
 @dataclass(frozen=True)
-class Olmo3Config(LayerTypesConfig):
-    """The fields of OLMo 3, with the defaults of transformers.
+class Olmo3Config(Olmo2Config, LocalRopeConfig):  # in this order the defaults are OLMo 2's
+    """The fields of OLMo 3, with the defaults of transformers."""
 
-    The RoPE fields are those of layers without the window; ``local_rope_parameters`` are those of layers with it. A
-    ``config.json`` has both in ``rope_parameters``, by the type of the layers.
-    """
-
-    vocab_size: int = 50_304
-    rms_norm_eps: float = 1e-5
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = 50_279
     sliding_window: int | None = 4096
-    local_rope_parameters: dict[str, Any] | None = None
     model_type: str = "olmo3"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "local_rope_parameters", checked_local_rope(self, self.local_rope_parameters, THETA))
+    LOCAL_THETA = THETA
 
     def default_layer_types(self) -> list[str]:
         """Return the types of the layers of a file that does not state them: every fourth one has no window."""
-        return [SLIDING if layer % 4 else FULL for layer in range(1, self.num_hidden_layers + 1)]
-
-    @property
-    def local_rope(self) -> dict[str, Any] | None:
-        """Return the RoPE parameters of layers with a sliding window."""
-        return self.local_rope_parameters
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``config.json`` as transformers 5 reads it."""
-        values = super().to_dict()
-        values["rope_parameters"] = {FULL: values["rope_parameters"], SLIDING: values.pop("local_rope_parameters")}
-        return values
+        return full_every(4, self.num_hidden_layers)
 
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +58,7 @@ def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Colle
 
 def _write_gguf(config: Olmo3Config) -> dict[str, Any]:
     return {
-        _LOCAL_BASE: config.local_rope_parameters["rope_theta"] if config.local_rope_parameters else None,
+        _LOCAL_BASE: (config.local_rope or config.rope)["rope_theta"],
         "attention.sliding_window_pattern": [window is not None for window in config.windows],
     }
 

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_number
 from bpe_llama.model.llama import DecoderLayer
 
 
@@ -23,8 +22,7 @@ class LayerNormConfig(LlamaConfig):
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_number("layer_norm_eps", self.layer_norm_eps)
-        object.__setattr__(self, "layer_norm_eps", float(self.layer_norm_eps))
+        self._fill_floats("layer_norm_eps")
         if self.rms_norm_eps != LlamaConfig.rms_norm_eps:
             raise ValueError(
                 f"rms_norm_eps is {self.rms_norm_eps}, but model_type {self.model_type!r} has LayerNorm; "

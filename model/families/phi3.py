@@ -5,24 +5,18 @@ Source: Abdin et al. 2024, arXiv:2404.14219 (Phi-3); arXiv:2412.08905 (Phi-4); D
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bpe_llama._core import shown
-from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_probability
+from bpe_llama.model.config_values import check_count, check_probability
+from bpe_llama.model.families.residual_dropout import ResidualDropoutLayer
 from bpe_llama.model.family import Family, GGUFLayout, register, window_of_all_layers
 from bpe_llama.model.layers.attention import Attention
-from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.linear import linear
 from bpe_llama.model.layers.mlp import MLP
-from bpe_llama.model.layers.rope import Rotation
-from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.rope_parameters import merge_rope
 
 ORIGINAL = "original_max_position_embeddings"
@@ -51,10 +45,11 @@ class Phi3Config(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_probability("resid_pdrop", self.resid_pdrop)
+        self._check(check_probability, "resid_pdrop")
 
     def _fill_rope(self) -> None:
-        rope, original = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling), self._original()
+        rope, original = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling), getattr(self, ORIGINAL)
+        check_count(ORIGINAL, original, 1)
         if rope["rope_type"] not in ("default", "longrope"):
             raise ValueError(f"rope_type is {shown(rope['rope_type'])}; model_type 'phi3' has 'default' and 'longrope'")
         if rope["rope_type"] == "longrope" and rope.setdefault(ORIGINAL, original) != original:
@@ -66,11 +61,10 @@ class Phi3Config(LlamaConfig):
             object.__setattr__(self, name, value)
         super()._fill_rope()
 
-    def _original(self) -> int:
-        length = self.original_max_position_embeddings
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"{ORIGINAL} is {shown(length)}; expected an integer of at least 1")
-        return length
+    @property
+    def residual_dropout(self) -> float:
+        """Return the probability with which features of a residual branch are dropped in training."""
+        return self.resid_pdrop
 
 
 class FusedAttention(Attention):
@@ -81,24 +75,11 @@ class FusedAttention(Attention):
         self.widths = [part.out_features for part in (self.q_proj, self.k_proj, self.v_proj)]
         del self.q_proj, self.k_proj, self.v_proj
         self.qkv_proj = linear(config, config.hidden_size, sum(self.widths))
-        self.residual_dropout = config.resid_pdrop
 
     @property
     def input_linears(self) -> list[nn.Linear]:
         """Return the linear layer that computes queries, keys and values."""
         return [self.qkv_proj]
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation,
-        visible: Visible,
-        cache: KVCache | None = None,
-        columns: CacheColumns | None = None,
-    ) -> Tensor:
-        """Return the attention output, (B, T, D), with features dropped in training."""
-        out_BTD = super().forward(x_BTD, rotation, visible, cache, columns)
-        return functional.dropout(out_BTD, self.residual_dropout, self.training)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""
@@ -113,7 +94,6 @@ class FusedMLP(MLP):
     def __init__(self, config: Phi3Config) -> None:
         super().__init__(config)
         del self.gate_proj, self.up_proj
-        self.residual_dropout = config.resid_pdrop
         self.gate_up_proj = linear(config, config.hidden_size, 2 * config.intermediate_size)
 
     @property
@@ -122,13 +102,13 @@ class FusedMLP(MLP):
         return [self.gate_up_proj]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the output, same shape and dtype as the input, with features dropped in training."""
+        """Return the output, same shape and dtype as the input."""
         gate, up = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
-        return functional.dropout(self.down_proj(self.activation(gate) * up), self.residual_dropout, self.training)
+        return self.down_proj(self.activation(gate) * up)
 
 
-class Phi3Layer(DecoderLayer):
-    """A layer with fused projections."""
+class Phi3Layer(ResidualDropoutLayer):
+    """A layer with fused projections and residual dropout."""
 
     attention_class = FusedAttention
 
@@ -138,15 +118,6 @@ class Phi3Layer(DecoderLayer):
 
 
 _WINDOW = "attention.sliding_window"  # llama.cpp's converter writes it, and llama.cpp itself attends to all tokens
-
-
-def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
-    if fields[ORIGINAL] is None:
-        fields[ORIGINAL] = fields["max_position_embeddings"]
-
-
-def _write_gguf(config: Phi3Config) -> dict[str, Any]:
-    return {_WINDOW: config.sliding_window or 0}
 
 
 register(
@@ -163,12 +134,14 @@ register(
             "phi3",
             {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
             keys={_WINDOW: "sliding_window", "rope.scaling.original_context_length": ORIGINAL},
-            absent={_WINDOW: None, "rope.scaling.original_context_length": None},
+            absent={
+                _WINDOW: None,
+                "rope.scaling.original_context_length": lambda fields: fields["max_position_embeddings"],
+            },
             head_key=None,
             rope_types=("default", "longrope"),
             unstored=frozenset({"resid_pdrop"}),
-            read=_read_gguf,
-            write=_write_gguf,
+            write=lambda config: {_WINDOW: config.sliding_window or 0},
         ),
     )
 )

@@ -12,38 +12,33 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpe_llama.model.config_values import check_flag, check_size
-from bpe_llama.model.families.layer_types import FULL, SLIDING, UpperWindowConfig
-from bpe_llama.model.families.qwen2 import without_attention_bias
+from bpe_llama.model.families.layer_types import FULL, SLIDING
+from bpe_llama.model.families.qwen2 import Qwen2Config
 from bpe_llama.model.families.sparse_layers import (
     EXPERT_MODULES,
     EXPERT_SIZE,
+    SparseLayer,
     SparseLayersConfig,
     SparseMLP,
-    read_expert_size,
+    default_expert_size,
 )
 from bpe_llama.model.family import Family, GGUFLayout, register
 from bpe_llama.model.layers.mlp import MLP
-from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
-class Qwen2MoeConfig(SparseLayersConfig, UpperWindowConfig):
+class Qwen2MoeConfig(Qwen2Config, SparseLayersConfig):  # in this order the defaults are Qwen 2's
     """The fields of Qwen 2 with experts, with the defaults of transformers.
 
     With ``use_sliding_window`` every second layer has the window, the first of them included, up to
     ``max_window_layers``; ``layer_types`` overrides that.
     """
 
-    vocab_size: int = 151_936
     hidden_size: int = 2048
     intermediate_size: int = 5632
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
     num_key_value_heads: int | None = 16
-    max_position_embeddings: int = 32_768
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    sliding_window: int | None = 4096
     num_local_experts: int | None = 60
     num_experts_per_tok: int = 4
     moe_intermediate_size: int = 1408
@@ -53,8 +48,8 @@ class Qwen2MoeConfig(SparseLayersConfig, UpperWindowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("shared_expert_intermediate_size", self.shared_expert_intermediate_size)
-        check_flag("qkv_bias", self.qkv_bias)
+        self._check(check_size, "shared_expert_intermediate_size")
+        self._check(check_flag, "qkv_bias")
 
     @property
     def attention_biases(self) -> tuple[bool, bool]:
@@ -84,22 +79,16 @@ class SharedExpertMLP(SparseMLP):
         return super().forward(x_BTD) + shared_BTD
 
 
-class Qwen2MoeLayer(DecoderLayer):
+class Qwen2MoeLayer(SparseLayer):
     """A layer with a mixture of experts and a shared expert, or an MLP."""
 
-    def __init__(self, config: Qwen2MoeConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        if config.sparse_layers[layer]:
-            self.add_module("mlp", SharedExpertMLP(config))
+    experts_class = SharedExpertMLP
 
 
 _SHARED_SIZE = "expert_shared_feed_forward_length"
 
 
 def _read_gguf(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
-    read_expert_size(fields, metadata, names)
-    if fields["shared_expert_intermediate_size"] is None:
-        fields["shared_expert_intermediate_size"] = fields["intermediate_size"]
     fields["qkv_bias"] = "blk.0.attn_q.bias" in names
 
 
@@ -109,7 +98,7 @@ register(
         "Qwen2Moe",
         Qwen2MoeConfig,
         Qwen2MoeLayer,
-        prepare=without_attention_bias,
+        ignored=frozenset({"attention_bias"}),
         has_experts=True,
         gguf=GGUFLayout(
             "qwen2moe",
@@ -121,7 +110,7 @@ register(
                 "ffn_up_shexp": "mlp.shared_expert.up_proj",
             },
             keys={EXPERT_SIZE: "moe_intermediate_size", _SHARED_SIZE: "shared_expert_intermediate_size"},
-            absent={EXPERT_SIZE: None, _SHARED_SIZE: None},
+            absent={EXPERT_SIZE: default_expert_size, _SHARED_SIZE: lambda fields: fields["intermediate_size"]},
             fixed={"norm_topk_prob": False, "tie_word_embeddings": False},
             head_key=None,
             read=_read_gguf,

@@ -7,23 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bpe_llama.model.families.layer_types import UpperWindowConfig
-from bpe_llama.model.family import Family, GGUFLayout, register
+from bpe_llama.model.families.qwen2 import QwenConfig
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register
 from bpe_llama.model.layers.attention import HeadNormAttention
 from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
-class Qwen3Config(UpperWindowConfig):
+class Qwen3Config(QwenConfig):
     """The fields of Qwen 3, with the defaults of transformers."""
 
-    vocab_size: int = 151_936
-    intermediate_size: int = 22_016
-    num_key_value_heads: int | None = 32
     head_dim: int | None = 128
-    max_position_embeddings: int = 32_768
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
     model_type: str = "qwen3"
 
 
@@ -33,8 +27,6 @@ class Qwen3Layer(DecoderLayer):
     attention_class = HeadNormAttention
 
 
-QWEN3_MODULES = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-
 register(
     Family(
         "qwen3",
@@ -42,6 +34,6 @@ register(
         Qwen3Config,
         Qwen3Layer,
         biases=("attention_bias",),
-        gguf=GGUFLayout("qwen3", QWEN3_MODULES, fixed={"attention_bias": False}),
+        gguf=GGUFLayout("qwen3", HEAD_NORMS, fixed={"attention_bias": False}),
     )
 )

@@ -8,19 +8,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.model.config_values import check_flag
-from bpe_llama.model.families.qwen3 import QWEN3_MODULES, Qwen3Layer
 from bpe_llama.model.families.sparse_layers import (
     EXPERT_MODULES,
     EXPERT_SIZE,
+    SparseLayer,
     SparseLayersConfig,
-    SparseMLP,
-    read_expert_size,
+    default_expert_size,
 )
-from bpe_llama.model.family import Family, GGUFLayout, register, without_constants
+from bpe_llama.model.family import HEAD_NORMS, Family, GGUFLayout, register, without_constants
+from bpe_llama.model.layers.attention import HeadNormAttention
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,16 @@ class Qwen3MoeConfig(SparseLayersConfig):
     model_type: str = "qwen3_moe"
 
     def __post_init__(self) -> None:
-        check_flag("use_sliding_window", self.use_sliding_window)
+        self._check(check_flag, "use_sliding_window")
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)
         super().__post_init__()
 
 
-class Qwen3MoeLayer(Qwen3Layer):
+class Qwen3MoeLayer(SparseLayer):
     """A layer with normalized queries and keys, and a mixture of experts or an MLP."""
 
-    def __init__(self, config: Qwen3MoeConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        if config.sparse_layers[layer]:
-            self.add_module("mlp", SparseMLP(config))
-
-
-def _prepare(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return without_constants(values, use_qk_norm=True, qkv_bias=False, shared_expert_intermediate_size=0)
+    attention_class = HeadNormAttention
 
 
 def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -75,17 +69,16 @@ register(
         "Qwen3Moe",
         Qwen3MoeConfig,
         Qwen3MoeLayer,
-        prepare=_prepare,
+        prepare=partial(without_constants, use_qk_norm=True, qkv_bias=False, shared_expert_intermediate_size=0),
         read=_window,
         biases=("attention_bias",),
         has_experts=True,
         gguf=GGUFLayout(
             "qwen3moe",
-            QWEN3_MODULES | EXPERT_MODULES,
+            HEAD_NORMS | EXPERT_MODULES,
             keys={EXPERT_SIZE: "moe_intermediate_size"},
-            absent={EXPERT_SIZE: None},
+            absent={EXPERT_SIZE: default_expert_size},
             fixed={"norm_topk_prob": True, "attention_bias": False},
-            read=read_expert_size,
         ),
     )
 )

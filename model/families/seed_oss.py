@@ -5,17 +5,12 @@ Source: ByteDance Seed team 2025, https://github.com/ByteDance-Seed/seed-oss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
-from torch.nn import functional
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.config_values import check_flag, check_number
+from bpe_llama.model.config_values import check_flag, check_probability
+from bpe_llama.model.families.residual_dropout import ResidualDropoutLayer
 from bpe_llama.model.family import Family, GGUFLayout, register
-from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
@@ -39,10 +34,8 @@ class SeedOssConfig(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_flag("attention_out_bias", self.attention_out_bias)
-        check_number("residual_dropout", self.residual_dropout)
-        if self.residual_dropout > 1:
-            raise ValueError(f"residual_dropout is {self.residual_dropout}; expected a probability, 0 to 1")
+        self._check(check_flag, "attention_out_bias")
+        self._check(check_probability, "residual_dropout")
 
     @property
     def attention_biases(self) -> tuple[bool, bool]:
@@ -50,33 +43,13 @@ class SeedOssConfig(LlamaConfig):
         return self.attention_bias, self.attention_out_bias
 
 
-class SeedOssLayer(DecoderLayer):
-    """A layer that drops features of what attention and MLP add to the hidden states, in training."""
-
-    def __init__(self, config: SeedOssConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        self.residual_dropout = config.residual_dropout
-
-    def attention_branch(self, x_BTD: Tensor, *context: Any) -> Tensor:
-        """Return what attention adds to the hidden states, (B, T, D)."""
-        return functional.dropout(super().attention_branch(x_BTD, *context), self.residual_dropout, self.training)
-
-    def mlp_branch(self, x_BTD: Tensor) -> Tensor:
-        """Return what the MLP adds to the hidden states, (B, T, D)."""
-        return functional.dropout(super().mlp_branch(x_BTD), self.residual_dropout, self.training)
-
-
-def _whole_products(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
-    fields.pop("pretraining_tp", None)  # transformers' class does not compute in slices
-
-
 register(
     Family(
         "seed_oss",
         "SeedOss",
         SeedOssConfig,
-        SeedOssLayer,
-        read=_whole_products,
+        ResidualDropoutLayer,
+        ignored=frozenset({"pretraining_tp"}),
         biases=("attention_bias", "mlp_bias"),
         has_window=False,
         gguf=GGUFLayout(

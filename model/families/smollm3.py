@@ -5,9 +5,7 @@ Source: Bakouch et al. 2025, https://huggingface.co/blog/smollm3; Yang et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from bpe_llama._core import shown
 from bpe_llama.model.families.layer_types import FULL, SLIDING, RotatedLayersConfig
@@ -54,17 +52,13 @@ class SmolLM3Config(RotatedLayersConfig):
         return [SLIDING if windowed and not rotated else FULL for rotated in self.rotated_layers]
 
 
-def _whole_products(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
-    fields.pop("pretraining_tp", None)  # the published files have 2, and transformers' class does not read it
-
-
 register(
     Family(
         "smollm3",
         "SmolLM3",
         SmolLM3Config,
         DecoderLayer,
-        read=_whole_products,
+        ignored=frozenset({"pretraining_tp"}),  # the published files have 2
         rope_theta=2_000_000.0,
         biases=("attention_bias", "mlp_bias"),
         gguf=GGUFLayout("smollm3", fixed={"attention_bias": False, "mlp_bias": False}, interleaved=True),

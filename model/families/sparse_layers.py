@@ -5,15 +5,16 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bpe_llama._core import shown
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_values import check_flag, check_size
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts
+from bpe_llama.model.llama import DecoderLayer
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class SparseLayersConfig(LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("moe_intermediate_size", "decoder_sparse_step"):
-            check_size(name, getattr(self, name))
-        check_flag("norm_topk_prob", self.norm_topk_prob)
+        self._check(check_size, "moe_intermediate_size", "decoder_sparse_step")
+        self._check(check_flag, "norm_topk_prob")
         layers = [] if self.mlp_only_layers is None else self.mlp_only_layers
         if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
             raise TypeError(f"mlp_only_layers is {shown(layers)}; expected a list of layer numbers")
@@ -76,6 +76,17 @@ class SparseMLP(MixtureOfExperts):
         self.normalized = config.norm_topk_prob
 
 
+class SparseLayer(DecoderLayer):
+    """A layer with a mixture of experts, or an MLP."""
+
+    experts_class: ClassVar[type[MixtureOfExperts]] = SparseMLP
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        if config.sparse_layers[layer]:
+            self.add_module("mlp", self.experts_class(config))
+
+
 EXPERT_MODULES = {
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps": "mlp.experts.{}.gate_proj",
@@ -86,7 +97,6 @@ EXPERT_MODULES = {
 EXPERT_SIZE = "expert_feed_forward_length"
 
 
-def read_expert_size(fields: dict[str, Any], metadata: Mapping[str, Any], names: Collection[str]) -> None:
-    """Set the size of experts as llama.cpp does if a file leaves it out."""
-    if fields["moe_intermediate_size"] is None:
-        fields["moe_intermediate_size"] = fields["intermediate_size"] // fields["num_experts_per_tok"]
+def default_expert_size(fields: Mapping[str, Any]) -> int:
+    """Return the size of experts in a GGUF file that leaves it out."""
+    return int(fields["intermediate_size"] // fields["num_experts_per_tok"])

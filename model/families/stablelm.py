@@ -46,9 +46,8 @@ class StableLmConfig(LayerNormConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"):
-            check_flag(name, getattr(self, name))
-        check_probability("hidden_dropout", self.hidden_dropout)
+        self._check(check_flag, "use_qkv_bias", "qk_layernorm", "use_parallel_residual")
+        self._check(check_probability, "hidden_dropout")
         if self.head_size * self.num_attention_heads != self.hidden_size:
             raise ValueError(
                 f"head_dim is {self.head_dim}; model_type 'stablelm' has hidden_size / num_attention_heads "

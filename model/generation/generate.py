@@ -154,7 +154,7 @@ def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: 
     if not do_sample:
         if options.get("temperature"):
             given = shown(options["temperature"])
-            warnings.warn(f"temperature is {given}, but do_sample=False draws nothing", UserWarning, stacklevel=3)
+            warnings.warn(f"temperature is {given}, but do_sample=False draws nothing", stacklevel=3)
         return {**options, "temperature": 0.0}
     said = model.generation_config.values
     of_file = {name: 1.0 if said.get(name) is None else said[name] for name in ("temperature", "top_p")}
@@ -229,7 +229,6 @@ def _warn_of_stop_strings(model: LlamaForCausalLM) -> None:
         warnings.warn(
             f"the model's generation_config.json names stop_strings = {list(model.generation_config.stop_strings)}, at "
             "which only TextGenerator stops: here are ids alone",
-            UserWarning,
             stacklevel=4,
         )
 

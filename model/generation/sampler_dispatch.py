@@ -243,8 +243,7 @@ def _sample_native(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:
     logits_BV = logits_BV.detach()
     if history is not None:
         return [int(sampler.sample(logits_BV[0], history, step=len(first.new_ids), seeds=seeds))]
-    chosen: list[int] = sampler.sample(logits_BV, step=len(first.new_ids), seeds=seeds).tolist()
-    return chosen
+    return sampler.sample(logits_BV, step=len(first.new_ids), seeds=seeds).tolist()
 
 
 def _sample_with_torch(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:

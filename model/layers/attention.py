@@ -139,8 +139,7 @@ class Attention(nn.Module):
         if self.query_scale != 1.0:
             query_BNTH = query_BNTH * self.query_scale
         attention_BNTH = self.attend(query_BNTH, key_BKSH, value_BKSH, visible)
-        out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
-        return out
+        return self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
 
     def positioned(self, query_BNTH: Tensor, key_BKTH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Return queries and keys after their positions are applied: rotated."""

@@ -233,8 +233,7 @@ def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible, so
     key_BNSH = key_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
     scores = _capped(query_BNTH @ key_BNSH.transpose(-1, -2) * query_BNTH.shape[-1] ** -0.5, softcap)
     mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
-    weights: Tensor = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(query_BNTH.dtype)
-    return weights
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(query_BNTH.dtype)
 
 
 def eager(
@@ -251,8 +250,7 @@ def eager(
     """
     value_BNSH = value_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
     weights_BNTS = functional.dropout(attention_weights(query_BNTH, key_BKSH, visible, softcap), dropout)
-    out: Tensor = weights_BNTS @ value_BNSH
-    return out
+    return weights_BNTS @ value_BNSH
 
 
 def recording(recorded: list[Tensor]) -> Backend:
@@ -280,10 +278,7 @@ def recording(recorded: list[Tensor]) -> Backend:
 
 
 @cache
-def _compiled_flex_kernel() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    kernel: Callable[..., Tensor] = flex_attention
+def _compiled(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(kernel, dynamic=True)
 
 
@@ -294,7 +289,7 @@ def _flex_kernel(*tensors: Tensor, **options: Any) -> Tensor:
     if torch.compiler.is_compiling():
         return kernel(*tensors, **options)
     if tensors[0].is_cuda:
-        return _compiled_flex_kernel()(*tensors, **options)
+        return _compiled(kernel)(*tensors, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         return kernel(*tensors, **options)

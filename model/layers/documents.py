@@ -78,20 +78,17 @@ class Documents:
     @property
     def mask(self) -> Tensor:
         """Return whether each query attends to each key, bool (B, 1, T, T)."""
-        mask: Tensor = self._once("mask", self._mask)
-        return mask
+        return self._once("mask", self._mask)
 
     @property
     def blocks(self) -> BlockMask:
         """Return the mask for FlexAttention, which skips blocks of keys that no query of a block attends to."""
-        blocks: BlockMask = self._once("blocks", self._blocks)
-        return blocks
+        return self._once("blocks", self._blocks)
 
     @property
     def lengths(self) -> list[list[int]]:
         """Return the number of tokens of each document of each row."""
-        lengths: list[list[int]] = self._once("lengths", self._lengths)
-        return lengths
+        return self._once("lengths", self._lengths)
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._made:

@@ -45,8 +45,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         tensor([[ 1., 10.]])
     """
     heads_last = x.ndim == 4 and x.transpose(1, 2).is_contiguous()
-    out: Tensor = _RMSNorm.apply(_in_order(x, heads_last), weight, eps)
-    return out
+    return _RMSNorm.apply(_in_order(x, heads_last), weight, eps)
 
 
 def swiglu(gate_BTI: Tensor, up_BTI: Tensor) -> Tensor:
@@ -58,8 +57,7 @@ def swiglu(gate_BTI: Tensor, up_BTI: Tensor) -> Tensor:
         >>> swiglu(torch.tensor([0.0, 100.0]), torch.tensor([1.0, 2.0]))
         tensor([  0., 200.])
     """
-    out: Tensor = _SwiGLU.apply(gate_BTI.contiguous(), up_BTI.contiguous())
-    return out
+    return _SwiGLU.apply(gate_BTI.contiguous(), up_BTI.contiguous())
 
 
 def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,8 +74,7 @@ def rotate(x_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         >>> rotate(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)).flatten()
         tensor([0., 1.])
     """
-    out: Tensor = _Rotation.apply(x_BNTH, cos, sin, False)
-    return out
+    return _Rotation.apply(x_BNTH, cos, sin, False)
 
 
 def cross_entropy(

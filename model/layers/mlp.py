@@ -52,8 +52,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""
-        out: Tensor = self.down_proj(self._gated(x_BTD))
-        return out
+        return self.down_proj(self._gated(x_BTD))
 
     def _gated(self, x_BTD: Tensor) -> Tensor:
         gate_BTI: Tensor = self.gate_proj(x_BTD)

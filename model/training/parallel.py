@@ -94,8 +94,7 @@ class Ranks:
         torch.distributed.broadcast_object_list(outcome, src=0, group=self.control)
         if outcome[1] is not None:
             raise outcome[1]
-        result: Result = outcome[0]
-        return result
+        return outcome[0]
 
     @contextlib.contextmanager
     def entered_on_main(self, context: AbstractContextManager[object]) -> Iterator[None]:
@@ -263,15 +262,13 @@ class ReplicatedLoss:
 
     def __call__(self, model: Pretrained, batch: TensorBatch, learned: int) -> Tensor | Scored:
         """Return the loss of this rank's rows."""
-        found: Tensor | Scored = self.ddp(self.loss_fn, batch, learned)
-        return found
+        return self.ddp(self.loss_fn, batch, learned)
 
 
 def _summed(bucket: Any) -> torch.futures.Future[Tensor]:
     """Sum gradients over ranks; DDP's default divides by their number, but losses are already divided by tokens."""
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return summed
+    return work.get_future().then(lambda done: done.value()[0])
 
 
 class ShardedModel:

@@ -146,8 +146,7 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
         for parameter in parameters
         if parameter.grad is not None
     ]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], largest: float, norm: Tensor) -> None:

@@ -213,8 +213,7 @@ def one_of(name: str, value: object, known: Collection[str]) -> str:
 
 def keywords_of(options: type) -> frozenset[str]:
     """Return the keywords of a ``TypedDict``, inherited ones included."""
-    keywords: frozenset[str] = options.__optional_keys__  # type: ignore[attr-defined]  # every TypedDict has it
-    return keywords
+    return options.__optional_keys__  # type: ignore[attr-defined]  # every TypedDict has it
 
 
 def check_keywords(function: str, given: Mapping[str, Any], known: Collection[str]) -> None:

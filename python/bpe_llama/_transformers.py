@@ -58,8 +58,7 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
     def backend_tokenizer(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer`, which the caller may change; each later call looks for changes."""
         self._is_handed_out = True
-        backend: tokenizers.Tokenizer = self._tokenizer
-        return backend
+        return self._tokenizer
 
     def _add_tokens(self, new_tokens: Sequence[Any], special_tokens: bool = False) -> int:
         self._core_state = None
@@ -233,8 +232,7 @@ class TokenizersBackend(_Backend):  # type: ignore[misc]
                     return core.decode(rows, skip_special_tokens=skip_special_tokens)
             except _NOT_DECODED:
                 pass
-        decoded: str | list[str] = super().decode(token_ids, skip_special_tokens, **options)
-        return decoded
+        return super().decode(token_ids, skip_special_tokens, **options)
 
 
 class _LazyBatchEncoding(_Batch):  # type: ignore[misc]

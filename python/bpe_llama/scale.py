@@ -339,11 +339,11 @@ def encode_corpus(
     _check_installed()
     import ray.data
 
-    from bpe_llama._corpus.encode_corpus import Corpus
+    from bpe_llama._corpus.encode_corpus import CorpusEncoder
 
     all_bad_rows = BadRows(on_error)
     begins, ends = tokenizer.ids_around_documents(bos, eos)
-    corpus = Corpus.of(
+    corpus = CorpusEncoder.of(
         tokenizer,
         paths,
         checked_path("out", out).absolute(),

@@ -323,7 +323,6 @@ def _in_stages(learn: _Learn, training: _Training) -> CoreTokenizer:
         warnings.warn(
             f"the text has too few pairs for vocab_size {training.vocab_size}: "
             f"the vocabulary has {tokenizer.vocab_size} tokens",
-            UserWarning,
             stacklevel=4,
         )
     return tokenizer

@@ -133,8 +133,7 @@ class TritonStep:
             return self._attention(number, query_MNH, place_M)
 
         if self.wide is not None and rows > FEW_ROWS:
-            logits: Tensor = self.model.lm_head(self.wide.hidden(ids_M, attend))
-            return logits
+            return self.model.lm_head(self.wide.hidden(ids_M, attend))
         x_MD = stack.embed_tokens(ids_M).float()
         qkv_MO, gated_MF, logits_MV = self.qkv_MO[:rows], self.gated_MF[:rows], self.logits_MV[:rows]
         for number, layer in enumerate(self.layers):

@@ -64,10 +64,9 @@ def linear_cross_entropy(
         divisor = (labels_M != IGNORED).sum()
     positions = chunk_size or max(FEWEST_POSITIONS, CHUNK_LOGITS // weight_VD.shape[0])
     gradients = torch.is_grad_enabled() and hidden_MD.requires_grad, torch.is_grad_enabled() and weight_VD.requires_grad
-    out: Tensor = _LinearCrossEntropy.apply(
+    return _LinearCrossEntropy.apply(
         hidden_MD, weight_VD, labels_M, divisor, positions, label_smoothing, z_loss, gradients
     )
-    return out
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -61,8 +61,7 @@ def product(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):  # it would round the operands again and emulate their product
             return product(x_MI.float(), weight_OI.float()).bfloat16()
     if x_MI.dtype == torch.float32 and on_cpu and onednn_is_faster() and x_MI.numel():
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, None, "none", [], "")
-        return out
+        return torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, None, "none", [], "")
     return x_MI @ weight_OI.T
 
 
@@ -158,13 +157,11 @@ def in_training() -> bool:
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Return ``function(*arguments)``, computed again in the backward pass, by the same products, to save memory."""
     if torch.compiler.is_compiling():
-        compiled: Tensor = checkpoint(function, *arguments, use_reentrant=False)
-        return compiled
+        return checkpoint(function, *arguments, use_reentrant=False)
     training = in_training()
 
     def computed(*arguments: Any) -> Tensor:
         with training_products() if training else contextlib.nullcontext():
             return function(*arguments)
 
-    out: Tensor = checkpoint(computed, *arguments, use_reentrant=False)
-    return out
+    return checkpoint(computed, *arguments, use_reentrant=False)

@@ -61,10 +61,7 @@ class FusedExperts(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_PD.dtype
         counts_E = (chosen_P[:, None] == torch.arange(len(self), device=x_PD.device)).sum(0)
         products = [[weight.mT.to(dtype) for weight in weights] for weights in (first, second)]
-        out: Tensor = grouped_linear(
-            _gated(grouped_linear(x_PD.to(dtype), products[0], counts_E)), products[1], counts_E
-        )
-        return out
+        return grouped_linear(_gated(grouped_linear(x_PD.to(dtype), products[0], counts_E)), products[1], counts_E)
 
     def split(self, convert: Callable[[nn.Linear], nn.Module]) -> SplitExperts:
         """Return the same experts as linear layers, each converted as soon as it is copied."""
@@ -82,8 +79,7 @@ class SplitExpert(nn.Module):
 
     def forward(self, x_PD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""
-        out: Tensor = self.down_proj(_gated(self.gate_up_proj(x_PD)))
-        return out
+        return self.down_proj(_gated(self.gate_up_proj(x_PD)))
 
 
 class SplitExperts(nn.ModuleList):

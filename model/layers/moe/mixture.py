@@ -32,8 +32,7 @@ class Expert(nn.Module):
 
     def forward(self, x_MD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""
-        out: Tensor = self.w2(functional.silu(self.w1(x_MD)) * self.w3(x_MD))
-        return out
+        return self.w2(functional.silu(self.w1(x_MD)) * self.w3(x_MD))
 
 
 class MixtureOfExperts(nn.Module):
@@ -115,8 +114,7 @@ class MixtureOfExperts(nn.Module):
         )
         x_PD, counts_E = x_PD.to(dtype), sent_PE.sum(0)
         hidden_PI = functional.silu(grouped_linear(x_PD, gate, counts_E)) * grouped_linear(x_PD, up, counts_E)
-        out: Tensor = grouped_linear(hidden_PI, down, counts_E)
-        return out
+        return grouped_linear(hidden_PI, down, counts_E)
 
 
 SumOverRanks = Callable[[Tensor], Tensor]

@@ -83,8 +83,7 @@ def mean_hidden_state(model: LlamaForCausalLM, ids: list[int]) -> np.ndarray[Any
     mean_D = hidden_TD.mean(0)
     if not bool(mean_D.isfinite().all()):
         raise FloatingPointError("the model's hidden states hold NaN or infinities")
-    unit: np.ndarray[Any, Any] = (mean_D / mean_D.norm().clamp_min(1e-12)).cpu().numpy()
-    return unit
+    return (mean_D / mean_D.norm().clamp_min(1e-12)).cpu().numpy()
 
 
 def _encoded(vector: np.ndarray[Any, Any], encoding: str | None) -> str | list[float]:

@@ -94,8 +94,7 @@ def _paths(data: DataSource) -> dict[Path, float | None] | None:
 
 def _batches(data: Any, model: LlamaConfig) -> Batches:
     if all(hasattr(data, name) for name in ("fingerprint", "batch", "tokens_before")):
-        batches: Batches = data
-        return batches
+        return data
     if not isinstance(data, Iterable):
         raise TypeError(f"data are a {type(data).__name__}; expected paths, Batches or an iterable of batches")
     return IterableBatches(data, model.vocab_size, model.context_length)

@@ -237,7 +237,7 @@ def train_classifier(
     unseen = set(range(model.config.num_labels)) - {text.label for text in texts}
     if unseen:
         names = ", ".join(model.config.label_names[label] for label in sorted(unseen))
-        warnings.warn(f"no text to train on has the label {names}", UserWarning, stacklevel=2)
+        warnings.warn(f"no text to train on has the label {names}", stacklevel=2)
     size = config.batch_size
     result = train_on_batches(
         model,

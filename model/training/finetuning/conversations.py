@@ -150,7 +150,7 @@ def read_conversations(
     if encoder.without_reasoning:
         count = f"{encoder.without_reasoning:,} conversations"
         message = f"the chat template omits the reasoning of {count}; it is not learned"
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, stacklevel=2)
     if not examples:
         raise ValueError(f"no conversation has an answer within its first {max_length:,} tokens")
     return Conversations(examples, truncated, dropped)

@@ -129,8 +129,7 @@ class SpecialLookalikes:
             warnings.warn(
                 f"text that looks like special tokens is learned as ordinary text ({most}); if it holds rendered "
                 "chats, parse_special=True (--parse-special) makes them special tokens",
-                UserWarning,
-                stacklevel + 1,
+                stacklevel=stacklevel + 1,
             )
 
 

@@ -39,8 +39,7 @@ def local(tensor: Tensor) -> Tensor:
 
     Sharded is what has a `to_local`: the import of DTensor takes a second.
     """
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class EachWeight(torch.optim.Optimizer):

@@ -65,6 +65,11 @@ class BadRows:
             raise ValueError(what) from error
         self.add(1, what)
 
+    def skip_or_raise_value(self, where: str, value: object) -> None:
+        """Count the row at ``where`` with a value that is no text, or raise an error that names both."""
+        what = "is null" if value is None else f"holds {type(value).__name__} {value!r:.40}"
+        self.skip_or_raise(f"{where} {what}, where text was expected")
+
     @contextlib.contextmanager
     def caught(self, place: str) -> Iterator[None]:
         """Count the row at ``place``, or raise an error that names it, if the block raises a ``ValueError``."""
@@ -81,4 +86,4 @@ class BadRows:
         """
         if self.count:
             rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
-            warnings.warn(f"skipped {rows} without text; the first: {self.first}", UserWarning, stacklevel + 1)
+            warnings.warn(f"skipped {rows} without text; the first: {self.first}", stacklevel=stacklevel + 1)

@@ -57,17 +57,8 @@ _FORMAT = {"format": "bpe_llama.token_shards.sources", "version": 1}
 _BYTES_PER_TOKEN = 4  # of English prose, about
 
 
-def encode_corpus(corpus: Corpus, num_threads: int | None, bad_rows: BadRows, progress: ProgressOption) -> TokenShards:
-    """Return the token shards of a corpus, encoded on this machine; `Tokenizer.encode_corpus` documents the rest."""
-    part = range(len(corpus.files))
-    with corpus.begun() as shards, reporting(progress) as report:
-        if shards is None:
-            shards = corpus.finish(corpus.write_part("shard", part, num_threads, bad_rows, report))
-        return shards
-
-
 @dataclass(frozen=True)
-class Corpus:
+class CorpusEncoder:
     """What is encoded, how, and where to; :meth:`bpe_llama.Tokenizer.encode_corpus` documents the fields."""
 
     tokenizer: CoreTokenizer
@@ -94,7 +85,7 @@ class Corpus:
         split: str = "train",
         allowed_special: Iterable[str] | str,
         **options: Any,
-    ) -> Corpus:
+    ) -> CorpusEncoder:
         """Return the corpus of the files that match `paths`, or of a data set."""
         checked_path("out", out)
         options["allowed_special"] = checked_specials(tokenizer, allowed_special)
@@ -168,6 +159,14 @@ class Corpus:
                 self._remove_logs()  # of a run that was killed after it wrote the index
             yield shards
 
+    def encode(self, num_threads: int | None, bad_rows: BadRows, progress: ProgressOption) -> TokenShards:
+        """Return the token shards, encoded on this machine; see `Tokenizer.encode_corpus`."""
+        part = range(len(self.files))
+        with self.begun() as shards, reporting(progress) as report:
+            if shards is None:
+                shards = self.finish(self.write_part("shard", part, num_threads, bad_rows, report))
+            return shards
+
     def finish(self, shards: Sequence[Shard]) -> TokenShards:
         """Write the index of all shards, in order, once they are checked, and return them.
 
@@ -186,7 +185,7 @@ class Corpus:
         )
         write_index(found)
         if not text_bytes:
-            warnings.warn(f"{self.out}: the corpus holds no text", UserWarning, stacklevel=4)
+            warnings.warn(f"{self.out}: the corpus holds no text", stacklevel=4)
         self._remove_logs()
         return found
 

@@ -185,10 +185,8 @@ def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterat
                         f"{where}: more than {_MAX_UNDIVIDED} bytes of text without white space; expected fewer"
                     )
                 yield text
-            elif text is None:
-                bad_rows.skip_or_raise(f"{where} is null, where text was expected")
             else:
-                bad_rows.skip_or_raise(f"{where} holds {type(text).__name__} {text!r:.40}, not text")
+                bad_rows.skip_or_raise_value(where, text)
 
 
 def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -83,9 +83,7 @@ class HubDataset:
                     if isinstance(text, str):
                         yield text
                     else:
-                        what = "is null" if text is None else f"holds {type(text).__name__} {text!r:.40}"
-                        where = f"data set {self.name!r}, row {row - 1}: column {field!r}"
-                        bad_rows.skip_or_raise(f"{where} {what}, where text was expected")
+                        bad_rows.skip_or_raise_value(f"data set {self.name!r}, row {row - 1}: column {field!r}", text)
 
         found = texts()
         for _ in range(skip):

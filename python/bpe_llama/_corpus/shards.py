@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +27,8 @@ import numpy.typing as npt
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
-from bpe_llama._files import PathLike, open_regular, read_json_object, write_text
-from bpe_llama._files.arrays import ArrayFile, begin_array
+from bpe_llama._files import PathLike, read_json_object, write_text
+from bpe_llama._files.arrays import ArrayFile, begin_array, open_array
 
 __all__ = ["Shard", "TokenShards", "fingerprint", "open_shards"]
 
@@ -151,9 +150,7 @@ class TokenShards:
 
     def _mapped(self, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         if (found := self._maps.pop(name, None)) is None:
-            path, offset = self.folder / name, _check_array(self.folder / name, dtype, count)
-            # An empty file cannot be mapped.
-            found = np.memmap(path, dtype, "r", offset, (count,)) if count else np.empty(0, dtype)
+            found = _open_part(self.folder / name, dtype, count)
         self._maps[name] = found
         if len(self._maps) > _OPEN_FILES:
             self._maps.popitem(last=False)
@@ -191,10 +188,9 @@ def open_shards(folder: PathLike) -> TokenShards:
 
 def check_shard(folder: Path, shard: Shard, dtype: str) -> None:
     """Check the files of one shard against its entry in the index; see :func:`open_shards` for the errors."""
-    _check_array(folder / shard.file, _DTYPES[dtype], shard.tokens)
+    _open_part(folder / shard.file, _DTYPES[dtype], shard.tokens)
     path = folder / _documents_of(shard.file)
-    offset = _check_array(path, _OFFSETS, shard.documents + 1)
-    offsets = np.fromfile(path, _OFFSETS, offset=offset)
+    offsets = _open_part(path, _OFFSETS, shard.documents + 1)
     if offsets[0] != 0 or offsets[-1] != shard.tokens:
         raise ValueError(f"{path}: offsets {offsets[0]} to {offsets[-1]}, expected 0 to {shard.tokens}")
     if (falls := np.flatnonzero(offsets[1:] < offsets[:-1])).size:  # a difference may overflow
@@ -238,26 +234,18 @@ def _documents_of(file: str) -> str:
     return file.removesuffix(".npy") + ".documents.npy"
 
 
-def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
-    """Return where the data of a `.npy` file begin; raise unless it is one row of this dtype and length."""
+def _open_part(path: Path, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """Return a file of a shard, memory-mapped; raise unless it is one row of this dtype and length, and no more."""
     try:
-        with open_regular(path) as file:
-            if (version := np.lib.format.read_magic(file)) != (1, 0):  # type: ignore[no-untyped-call]
-                raise ValueError(f"version {version} of the format, expected (1, 0)")
-            shape, _, found = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
-            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+        array = open_array(path)
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "a file of the token shards is missing", str(path)) from None
-    except OSError:
-        raise
-    except Exception as error:  # numpy parses the header as Python, which may fail in any way
-        raise ValueError(f"{path}: not a .npy file of token shards: {error!s:.200}") from None
-    if (shape, found) != ((count,), dtype):
-        is_found = f"{found!s:.200} of shape {shown(shape)}"
+    if (array.shape, array.dtype) != ((count,), dtype):
+        is_found = f"{array.dtype!s:.200} of shape {shown(array.shape)}"
         raise ValueError(f"{path}: {is_found}, where {INDEX} says {dtype} of shape ({count},)")
-    if size != (expected := offset + count * dtype.itemsize):
-        raise ValueError(f"{path}: {size:,} bytes, expected {expected:,}: the file is not complete")
-    return offset
+    if (size := path.stat().st_size) != (expected := array.offset + array.nbytes):
+        raise ValueError(f"{path}: {size:,} bytes, expected {expected:,}: more follow the array")
+    return array
 
 
 # -- the index ---------------------------------------------------------------------------------------------------------

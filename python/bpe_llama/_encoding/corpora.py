@@ -157,11 +157,11 @@ class CorpusTokenizer(CoreTokenizer):
             (2, 3, [256, 256])
         """
         from bpe_llama._corpus.bad_rows import BadRows
-        from bpe_llama._corpus.encode_corpus import Corpus, encode_corpus
+        from bpe_llama._corpus.encode_corpus import CorpusEncoder
 
         bad_rows = BadRows(on_error)
         begins, ends = self.ids_around_documents(bos, eos)
-        corpus = Corpus.of(
+        corpus = CorpusEncoder.of(
             self,
             paths,
             out,
@@ -176,7 +176,7 @@ class CorpusTokenizer(CoreTokenizer):
             shard_tokens=shard_tokens,
             allowed_special=allowed_special,
         )
-        shards = encode_corpus(corpus, num_threads, bad_rows, progress)
+        shards = corpus.encode(num_threads, bad_rows, progress)
         bad_rows.warn(stacklevel=2)
         return shards
 

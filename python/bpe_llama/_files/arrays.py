@@ -16,7 +16,7 @@ from bpe_llama._files.read_write import PathLike, open_regular
 _MAGIC = b"\x93NUMPY"
 
 
-def open_array(path: PathLike) -> npt.NDArray[Any]:
+def open_array(path: PathLike) -> np.memmap[Any, np.dtype[Any]]:
     """Return the array of a `.npy` file, memory-mapped: its size is compared with the file's, and nothing is unpickled.
 
     Raises:
@@ -34,10 +34,9 @@ def open_array(path: PathLike) -> npt.NDArray[Any]:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(f"{path}: not a .npy file; `bpe-llama encode-corpus` makes ids of texts")
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python, which may fail in any way
-        raise ValueError(f"{path}: not a complete .npy file: {error}") from None
-    return array
+        raise ValueError(f"{path}: not a complete .npy file: {error!s:.200}") from None
 
 
 class ArrayFile:

@@ -88,7 +88,7 @@ def _open_locked(path: Path) -> IO[str]:
         except OSError as error:
             if error.errno not in TAKEN:
                 message = f"{path.parent}: the file system supports no locks ({error}); start no second run here"
-                warnings.warn(message, UserWarning, stacklevel=4)
+                warnings.warn(message, stacklevel=4)
                 return file
             file.seek(0)
             holder = file.read().strip() or "unknown"

@@ -50,6 +50,23 @@ _KINDS = (
 )
 
 
+@contextmanager
+def errors_naming(path: PathLike, kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """Raise errors of these kinds within the block as `ValueError`, with the path before their message.
+
+    Example:
+        >>> with errors_naming("a.json"):
+        ...     raise ValueError("r is 0; expected at least 1")
+        Traceback (most recent call last):
+            ...
+        ValueError: a.json: r is 0; expected at least 1
+    """
+    try:
+        yield
+    except kinds as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
 def absolute(path: PathLike) -> str:
     """Return a path that does not depend on the current folder.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
+from bpe_llama._files import errors_naming
 from bpe_llama._gguf.header import read_gguf_header
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf.token_types import (
@@ -48,9 +49,7 @@ class GgufTokenizer:
         chat_template: A template, or several by name (`"default"` is the unnamed one), or None.
         add_bos: Whether llama.cpp prepends `bos_id` to a text.
         add_eos: Whether llama.cpp appends `eos_id` to a text.
-        eot_id: The id that ends a turn of a conversation.
-        eom_id: The id that ends a message to a tool.
-        end_ids: All ids that end generation in llama.cpp, `eos_id`, `eot_id` and `eom_id` included.
+        end_ids: All ids that end generation in llama.cpp, `eos_id` included.
         pre: The file's `tokenizer.ggml.pre`, the name of the pattern; None for a SentencePiece vocabulary.
     """
 
@@ -58,8 +57,6 @@ class GgufTokenizer:
     chat_template: ChatTemplate | None
     add_bos: bool
     add_eos: bool
-    eot_id: int | None
-    eom_id: int | None
     end_ids: frozenset[int]
     pre: str | None
 
@@ -78,15 +75,13 @@ def read_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
     """
     metadata = read_gguf_header(path).metadata
     model = metadata.get("tokenizer.ggml.model")
-    try:
+    with errors_naming(path):
         if model == "gemma4" or (model == "gpt2" and metadata.get("tokenizer.ggml.pre") in CHARACTER_NAMES):
             return _read_characters(metadata)
         if model == "gpt2":
             return _read_byte_level(metadata, path)
         if model == "llama":
             return _read_sentencepiece(metadata)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     what = f" ({_OTHER_MODELS[model]})" if isinstance(model, str) and model in _OTHER_MODELS else ""
     raise ValueError(
         f"{path}: tokenizer.ggml.model is {shown(model)}{what}; expected 'gpt2', byte-level BPE, 'gemma4', BPE over "
@@ -160,7 +155,6 @@ def _pre_tokenizer(metadata: dict[str, Any], path: str | os.PathLike[str]) -> st
         warnings.warn(
             f"{path}: tokenizer.ggml.pre is missing, so text is split by llama.cpp's default, which may not be how the "
             "model was trained; convert it again",
-            UserWarning,
             stacklevel=5,
         )
         return "default"
@@ -223,8 +217,6 @@ def _finish(
         chat_template=from_gguf_metadata(metadata),
         add_bos=_flag(metadata, "add_bos_token", add_bos) and bos is not None,
         add_eos=_flag(metadata, "add_eos_token", False) and eos is not None,
-        eot_id=special.eot_id,
-        eom_id=special.eom_id,
         end_ids=special.end_ids | ({eos} if eos is not None else set()),
         pre=pre,
     )
@@ -242,7 +234,6 @@ def _check_overlaps(added: list[AddedToken]) -> None:
         warnings.warn(
             f"the special tokens {shown(sometimes[0])} and {shown(sometimes[1])} may overlap in a text: where they are "
             "allowed, llama.cpp takes the longer one, this tokenizer the first",
-            UserWarning,
             stacklevel=6,
         )
 

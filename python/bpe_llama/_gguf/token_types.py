@@ -61,11 +61,9 @@ AddedToken: TypeAlias = "tuple[str, int, bool, bool, bool]"
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The result of `find_special_tokens`: corrected types, and special-token ids."""
+    """The result of `find_special_tokens`: corrected types, and the ids that end generation."""
 
     types: list[int]
-    eot_id: int | None
-    eom_id: int | None
     end_ids: frozenset[int]
 
 
@@ -114,7 +112,7 @@ def find_special_tokens(
                 return ids[text]
         return None
 
-    eot_id, eom_id = found("eot", _EOT), found("eom", _EOM)
+    turn_ends = [found("eot", _EOT), found("eom", _EOM)]
     fill_in = {name: found(name, texts) for name, texts in _FILL_IN.items()}
     ends = {ids[text] for text in _ENDS if text in ids}
     for i in ends:
@@ -122,7 +120,7 @@ def find_special_tokens(
     for text in _DECODED_AS_TEXT:
         if text in ids:
             corrected[ids[text]] = USER_DEFINED
-    ends.update(i for i in (eos_id, eot_id, eom_id, *map(fill_in.get, _FILL_IN_ENDS)) if i is not None)
+    ends.update(i for i in (eos_id, *turn_ends, *map(fill_in.get, _FILL_IN_ENDS)) if i is not None)
 
     ends_with = {tokens[i] for i in ends}
     calls = ends_with & {"<|call|>", "<|calls|>"} and ends_with & {"<|return|>", "<|flush|>"}
@@ -132,7 +130,7 @@ def find_special_tokens(
     if "</s>" in ends_with and ends_with & {"<|tool_response>", "<|plamo:eos|>"}:  # Gemma 4: ordinary text
         ends.discard(ids["</s>"])
         corrected[ids["</s>"]] = NORMAL
-    return SpecialTokens(corrected, eot_id, eom_id, frozenset(ends))
+    return SpecialTokens(corrected, frozenset(ends))
 
 
 def end_ids(metadata: Mapping[str, Any], vocab_size: int) -> list[int]:

@@ -112,7 +112,6 @@ def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size:
     if left:
         warnings.warn(
             f"a GGUF file has keys for three ids that end a text; it has none for {left}",
-            UserWarning,
             stacklevel=3,
         )
     return metadata
@@ -165,7 +164,7 @@ def _warn_of_tokens(metadata: Mapping[str, Any], ends: Collection[int] | None, v
         if names
     ]
     if found:
-        warnings.warn(f"llama.cpp knows some tokens by their text: {'; '.join(found)}", UserWarning, stacklevel=3)
+        warnings.warn(f"llama.cpp knows some tokens by their text: {'; '.join(found)}", stacklevel=3)
 
 
 def _ends_around(tokenizer: CoreTokenizer) -> tuple[bool, bool]:
@@ -206,7 +205,6 @@ def _warn(described: dict[str, Any], differences: list[str]) -> None:
     if differences:
         warnings.warn(
             f"llama.cpp encodes some texts differently: {'; '.join(differences)}",
-            UserWarning,
             stacklevel=4,
         )
 

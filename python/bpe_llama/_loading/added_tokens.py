@@ -48,15 +48,18 @@ class AddedToken:
                 raise ValueError(f"{where}.{flag} is {shown(fields[flag])}; expected true or false")
         return cls(**fields)
 
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the token is searched in normalized text."""
+        return not self.special if self.normalized is None else self.normalized
+
     def for_core(self) -> tuple[str, bool, bool, bool, bool, bool]:
         """Return content and flags as the core takes them: special, single_word, lstrip, rstrip, normalized."""
-        normalized = not self.special if self.normalized is None else self.normalized
-        return self.content, self.special, self.single_word, self.lstrip, self.rstrip, normalized
+        return self.content, self.special, self.single_word, self.lstrip, self.rstrip, self.is_normalized
 
     def as_json(self, token_id: int) -> dict[str, Any]:
         """Return the token as tokenizer.json writes it."""
-        normalized = not self.special if self.normalized is None else self.normalized
-        flags = {flag: getattr(self, flag) for flag in _FLAGS} | {"normalized": normalized}
+        flags = {flag: getattr(self, flag) for flag in _FLAGS} | {"normalized": self.is_normalized}
         return {"id": token_id, "content": self.content, **flags}
 
 
@@ -122,14 +125,13 @@ class StatedTokens:
         contents = {token.content for token in self.listed} | {""}
         names = {_content(token) for token in self.named.values() if token is not None}
         # A token is listed once for each set of flags, at its first place.
-        rest = [token for token in (*self.named.values(), *self.extra) if token is not None]
-        tokens = dict.fromkeys((*self.listed, *(token for token in rest if _content(token) not in contents)))
-        return [
-            AddedToken(token, special=True)
-            if isinstance(token, str)
-            else replace(token, special=token.special or token.content in names)
-            for token in tokens
-        ]
+        tokens = dict.fromkeys((*self.listed, *(token for token in self._rest if _content(token) not in contents)))
+        return [_special(token) if isinstance(token, str) or token.content in names else token for token in tokens]
+
+    @property
+    def _rest(self) -> list[str | AddedToken]:
+        """The tokens that are not listed: of roles, then those without a role."""
+        return [token for token in (*self.named.values(), *self.extra) if token is not None]
 
     def to_add_by_class(self, name: str) -> list[AddedToken]:
         """Return all tokens in the order in which a class of transformers adds them, some of them twice."""
@@ -139,13 +141,9 @@ class StatedTokens:
             stated = replace(self, named=self.named | {"mask_token": token})
         tokens = stated.to_add()
         if name == "Qwen2Tokenizer":
-            tokens += [AddedToken(content, special=True) for content in self.all_special()]
+            tokens += map(_special, self.all_special())
         if name == "CohereTokenizer":
-            special = [token for token in (*self.named.values(), *self.extra) if token is not None]
-            tokens += [
-                AddedToken(token, special=True) if isinstance(token, str) else replace(token, special=True)
-                for token in special
-            ]
+            tokens += map(_special, self._rest)
         return tokens
 
     def named_texts(self) -> dict[str, str | None]:
@@ -253,7 +251,6 @@ def warn_of_ignored_ids(folder: Path, core: CoreTokenizer, config: Mapping[str, 
             what = "left out" if has is None else f"{has}"
             warnings.warn(
                 f"{folder}: {where} gives token {shown(content)} the id {token_id}, which is ignored: it is {what}",
-                UserWarning,
                 stacklevel=5,
             )
             return
@@ -328,10 +325,7 @@ def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
         if key == "extra_special_tokens" and isinstance(value, dict):
             stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in value.items()}
         elif key == "extra_special_tokens":
-            tokens = [
-                token if isinstance(token, str) else replace(token, special=True)
-                for token in _token_list(where + key, value)
-            ]
+            tokens = [token if isinstance(token, str) else _special(token) for token in _token_list(where + key, value)]
             stated.extra = list(dict.fromkeys((*(stated.extra or []), *tokens)))
         elif key.endswith("_token"):
             _take_special(stated, where + key, key, value)
@@ -381,6 +375,10 @@ def _token(where: str, value: object) -> str | AddedToken:
     if isinstance(value, dict) and "content" in value:
         return AddedToken.read(where, value)
     raise ValueError(f"{where} is {shown(value)}; expected a str or an object with the token's content and flags")
+
+
+def _special(token: str | AddedToken) -> AddedToken:
+    return AddedToken(token, special=True) if isinstance(token, str) else replace(token, special=True)
 
 
 def _content(token: str | AddedToken) -> str:

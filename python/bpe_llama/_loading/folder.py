@@ -12,7 +12,7 @@ from typing import Any
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._ends import END_ROLES, ends_of, template_ids
-from bpe_llama._files import read_bytes, read_json_object
+from bpe_llama._files import errors_naming, read_bytes, read_json_object
 from bpe_llama._loading.added_tokens import (
     ROLES,
     AddedToken,
@@ -74,15 +74,13 @@ def with_config(
     """
     build = CoreTokenizer.build_from_sentencepiece if is_sentencepiece else CoreTokenizer.build_from_huggingface
     content = read_bytes(path)
-    try:
+    with errors_naming(path):
         core = build(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     folder = path.parent
     config, special_map, added, model_config = (read_object(folder / name) for name in _BESIDE)
     parts = json.loads(core.components_json() or "{}")
     own = json.loads(core.added_tokens_json())
-    try:
+    with errors_naming(folder, (ValueError, KeyError)):
         name = class_of(config, model_config)
         if name == "LlamaTokenizer" and _is_byte_level(core):
             name = "TokenizersBackend"  # transformers corrects this class, too
@@ -100,8 +98,6 @@ def with_config(
         if parts and name != "TokenizersBackend" and "auto_map" not in config:
             file = json.loads(content) | parts  # the parts include default values
             _warn_of_rebuilding(path, name, file, config, read_stated_tokens(*files, own), core)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: {error}") from None
     warn_of_ignored_ids(folder, core, config, added)
     return core, read_attributes(folder, config, roles, extra, class_name=name, sections=parts)
 
@@ -123,14 +119,12 @@ def with_ranks_config(core: CoreTokenizer, folder: Path) -> tuple[CoreTokenizer,
     Source: ``TokenizersBackend._convert_from_tiktoken`` in transformers 5.23.
     """
     config, special_map, added, _ = (read_object(folder / name) for name in _BESIDE)
-    try:
+    with errors_naming(folder):
         core = _with_listed_ids(core, listed_tokens(config))
         core, roles, extra = _with_stated_tokens(core, None, {}, config, special_map, added)
         before, after = template_ids(core)
         if (before, after) != (None, None) or config.keys() & {"add_bos_token", "add_eos_token"}:
             core = _with_ends_around(core, config, before is not None, after is not None)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
     warn_of_ignored_ids(folder, core, config, added)
     return core, read_attributes(folder, config, roles, extra)
 
@@ -177,10 +171,8 @@ def read_attributes(
     Raises:
         ValueError: If a file is damaged or a field is wrong, naming both.
     """
-    try:
+    with errors_naming(folder):
         settings = read_settings(config, class_name, sections)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
     return TokenizerAttributes(read_chat_templates(folder, config), dict(roles), list(extra), settings)
 
 
@@ -272,7 +264,6 @@ def _warn_of_rebuilding(
         warnings.warn(
             f"{path}: {what} is not known here; if transformers 5 has it, it builds its own pipeline in its place, "
             "and has default tokens of its own. This tokenizer follows the file",
-            UserWarning,
             stacklevel=5,
         )
         return
@@ -281,7 +272,6 @@ def _warn_of_rebuilding(
         warnings.warn(
             f"{path}: {key} is {_shown(here)}; transformers 5 builds {_shown(there)} in its place, as for a "
             f"{name}, and so can give other ids, offsets or text. This tokenizer follows the file",
-            UserWarning,
             stacklevel=5,
         )
         return

@@ -79,7 +79,6 @@ def warn_of_losses(path: Path, core: CoreTokenizer, attributes: TokenizerAttribu
         warnings.warn(
             f"{path}: from_file will not find this tokenizer's {', '.join(lost)} there; expected a folder, "
             "where they are written beside it",
-            UserWarning,
             stacklevel=3,
         )
 

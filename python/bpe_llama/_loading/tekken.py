@@ -10,7 +10,7 @@ from typing import Any
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._ends import Ends
-from bpe_llama._files import read_json
+from bpe_llama._files import errors_naming, read_json
 
 _VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
 _FIELDS = {
@@ -47,10 +47,8 @@ def read_tokenizer(path: Path) -> CoreTokenizer:
     Source: ``Tekkenizer`` in ``mistral_common/tokens/tokenizers/tekken.py`` of mistral-common 1.13.1.
     """
     stated = read_json(path)
-    try:
+    with errors_naming(path):
         return _build(stated)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _build(stated: object) -> CoreTokenizer:

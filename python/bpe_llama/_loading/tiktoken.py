@@ -5,7 +5,6 @@ For a saved tokenizer they are in a JSON file beside it; for published vocabular
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._ends import Ends, ends_of
-from bpe_llama._files import PathLike, read_bytes, read_json, write_text
-from bpe_llama._loading.published.cache import vocabulary_file
+from bpe_llama._files import PathLike, read_json, write_text
+from bpe_llama._loading.published.cache import sha256_of, vocabulary_file
 from bpe_llama._loading.published.vocabularies import published_by_name, published_by_sha256
 from bpe_llama._loading.settings import Settings
 
@@ -106,14 +105,14 @@ def tiktoken_attributes(path: Path) -> Attributes:
             sha256 = stated.get("sha256")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
-        actual = _sha256(path)
+        actual = sha256_of(path)
         if sha256 not in (None, actual):
             raise ValueError(
                 f"{json_path}: sha256 is {shown(sha256)}, but that of {path.name} is {actual!r}; expected the pattern "
                 "and special tokens of this vocabulary. Perhaps saving was killed between the two files: save it again"
             )
         return found
-    published = published_by_sha256(_sha256(path))
+    published = published_by_sha256(sha256_of(path))
     if published is None:
         raise ValueError(
             f"{path}: a .tiktoken file does not hold its splitting pattern, and this is no published vocabulary: "
@@ -150,13 +149,9 @@ def write_attributes(path: Path, written: Path, core: CoreTokenizer, end_ids: Se
         "special_tokens": core.special_tokens,
         **ends_of(core)._asdict(),
         "end_ids": list(end_ids),
-        "sha256": _sha256(written),
+        "sha256": sha256_of(written),
     }
     write_text(_json_path(path), json.dumps(attributes, ensure_ascii=False, indent=1) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def _json_path(path: Path) -> Path:

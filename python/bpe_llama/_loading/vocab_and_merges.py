@@ -11,7 +11,7 @@ from typing import Any
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._core import shown
 from bpe_llama._ends import END_ROLES, Ends
-from bpe_llama._files import read_json, read_text
+from bpe_llama._files import errors_naming, read_json, read_text
 from bpe_llama._loading.added_tokens import AddedTokens, read_stated_tokens, warn_of_ignored_ids
 from bpe_llama._loading.components import post_processor
 from bpe_llama._loading.folder import TokenizerAttributes, read_attributes, read_object
@@ -33,10 +33,8 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
         ValueError: If a file is damaged, or a class or an option is unknown; the message names it.
     """
     text, ends, read = describe(path.parent)
-    try:
+    with errors_naming(path.parent):
         core = CoreTokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
-    except ValueError as error:
-        raise ValueError(f"{path.parent}: {error}") from None
     config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
     warn_of_ignored_ids(path.parent, core, config, added)
     name = _class_name(config, read_object(path.parent / "config.json"))
@@ -44,7 +42,6 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
         warnings.warn(
             f"{path.parent}: with skip_special_tokens, transformers' WhisperTokenizer also omits the text of a prompt "
             f"that {_WHISPER_PROMPT} starts; here decode omits special tokens alone",
-            UserWarning,
             stacklevel=4,
         )
     return core, read
@@ -69,7 +66,7 @@ def describe(folder: Path) -> tuple[str, Ends, TokenizerAttributes]:
     config, special_map, added_file = (
         read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
-    try:
+    with errors_naming(folder):
         name = _class_name(config, read_object(folder / "config.json"))
         described = CLASSES[name]
         _check_options(config)
@@ -79,8 +76,6 @@ def describe(folder: Path) -> tuple[str, Ends, TokenizerAttributes]:
         roles = stated.named_texts()
         processor = post_processor(described, config, roles, added)
         text = _tokenizer_json(described, config, roles, added, processor, vocab, merges)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
     others = {role: content for role, content in stated.names().items() if role not in END_ROLES}
     read = read_attributes(folder, config, others, stated.extra_names(), class_name=name)
     return text, Ends(*(added.id_of(roles[role] or "") for role in END_ROLES)), read

@@ -149,13 +149,9 @@ class Meter:
                 return value
             size = 200 + sys.getsizeof(value) + (40 + length if isinstance(value, Traced) else 0)
             self.charge(length >> 10)
-        elif isinstance(value, dict):
+        elif isinstance(value, (dict, list, tuple, set, frozenset)):
             length = len(value)
-            size = 264 + 100 * length
-            self.charge(length >> 6)
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            length = len(value)
-            size = 264 + item_size * length
+            size = 264 + (100 if isinstance(value, dict) else item_size) * length
             self.charge(length >> 6)
         else:
             length, size = 0, 400

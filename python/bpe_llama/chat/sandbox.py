@@ -50,8 +50,7 @@ class Generation(Extension):
     def note_span(self, _context: Any, caller: Callable[[], str]) -> str:
         """Return the text of the block, and record its place in the whole text."""
         text = caller()
-        environment = self.environment
-        assert isinstance(environment, ChatEnvironment)
+        environment = cast(ChatEnvironment, self.environment)
         environment.blocks.append((environment.written, text))
         return text
 
@@ -88,21 +87,23 @@ class _ChatDict:
 class _CheckedFormatter(SandboxedFormatter):
     """``str.format`` in the sandbox, with padding and nested values checked."""
 
+    written = 0
+
+    @property
+    def meter(self) -> Meter:
+        return cast(ChatEnvironment, self._env).meter
+
     def format_field(self, value: Any, form: str) -> Any:
-        environment = self._env
-        assert isinstance(environment, ChatEnvironment)
-        environment.meter.check_widths(form)
-        environment.meter.measure(value)
+        self.meter.check_widths(form)
+        self.meter.measure(value)
         text = super().format_field(value, form)
-        self.written = getattr(self, "written", 0) + len(text)
-        environment.meter.check_length(self.written)
+        self.written += len(text)
+        self.meter.check_length(self.written)
         return text
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        environment = self._env
-        assert isinstance(environment, ChatEnvironment)
         if conversion is not None:
-            environment.meter.measure(value)
+            self.meter.measure(value)
         return super().convert_field(value, conversion)
 
 
@@ -321,8 +322,7 @@ def _to_json(
 
 @pass_eval_context
 def _join(context: Any, value: Any, d: str = Traced("", b""), attribute: Any = None) -> str:
-    joined: str = do_join(context, value, d, attribute)
-    return joined
+    return do_join(context, value, d, attribute)
 
 
 _FILTERS: dict[str, Any] = {

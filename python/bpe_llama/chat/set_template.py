@@ -67,7 +67,6 @@ def with_chat_template(tokenizer: TokenizerT, template: str, *, add_tokens: bool
     if end is None:
         warnings.warn(
             "no special token ends an answer in this chat template, so generation does not stop there",
-            UserWarning,
             stacklevel=2,
         )
     elif end not in chosen.end_ids:

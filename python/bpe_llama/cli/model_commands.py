@@ -130,8 +130,7 @@ def model_options() -> Options:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, or damaged
         kept = json.loads(cache.read_text("utf-8"))
         if kept["key"] == key:
-            found: Options = kept["options"]
-            return found
+            return kept["options"]
     try:
         found = read_options()
     except ModuleNotFoundError:

@@ -53,8 +53,7 @@ class OtherTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens around it."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._library.encode(text, add_special_tokens=False).ids
 
     def num_bytes(self, token_id: int) -> int:
         """Return how many bytes of text a token stands for."""

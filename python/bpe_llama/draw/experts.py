@@ -66,5 +66,4 @@ def _load(rows: npt.ArrayLike, title: str) -> npt.NDArray[np.float64]:
         raise ValueError(f"{name} has shape {found.shape}; expected (steps, experts)")
     if not (found >= 0).all() or not (totals := found.sum(1, keepdims=True)).all():
         raise ValueError(f"{name} has a negative number or a row without tokens; expected counts of tokens")
-    shares: npt.NDArray[np.float64] = found / totals * found.shape[1]
-    return shares
+    return found / totals * found.shape[1]

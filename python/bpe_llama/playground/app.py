@@ -118,10 +118,9 @@ def playground(tokenizers: Mapping[str, Tokenizer]) -> Starlette:
 
 
 def _encode_messages(tokenizer: Tokenizer, request: TokenizeRequest) -> list[int]:
-    ids: list[int] = tokenizer.apply_chat_template(
+    return tokenizer.apply_chat_template(
         request.messages or [], add_generation_prompt=request.add_generation_prompt, tools=request.tools
     )
-    return ids
 
 
 def playground_routes(

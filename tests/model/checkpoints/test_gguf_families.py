@@ -121,17 +121,17 @@ def test_keys_and_values_that_llama_cpp_computes_otherwise_are_refused(
     metadata, shapes = contents[name]
     architecture = "llama4" if name == LLAMA_4 else "deepseek2"
     metadata = metadata | {"general.architecture": architecture}
-    assert config_from_gguf(Content("m.gguf", metadata, shapes, lambda key: torch.empty(0))).model_type == name
+    assert config_from_gguf(Content(metadata, shapes, lambda key: torch.empty(0))).model_type == name
     metadata |= {f"{architecture}.{key}": value for key, value in changes.items()}
     metadata = {key: value for key, value in metadata.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        config_from_gguf(Content("m.gguf", metadata, shapes, lambda key: torch.empty(0)))
+        config_from_gguf(Content(metadata, shapes, lambda key: torch.empty(0)))
 
 
 def test_the_function_of_scores_tells_the_families_apart(contents: dict[str, Any]) -> None:
     metadata, shapes = contents[V2]
     metadata = metadata | {"general.architecture": "deepseek2", "deepseek2.expert_gating_func": 2}
-    config = config_from_gguf(Content("m.gguf", metadata, shapes, lambda key: torch.empty(0)))
+    config = config_from_gguf(Content(metadata, shapes, lambda key: torch.empty(0)))
     assert config.model_type == V3 and config.norm_topk_prob is False  # type: ignore[attr-defined]
 
 

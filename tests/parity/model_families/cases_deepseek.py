@@ -223,8 +223,14 @@ DEEPSEEK_CASES: dict[str, dict[str, Any]] = {
             (SMALL | groups(8, 2, 3, 1.0), "topk_group is 3, but n_group is 2"),
             (SMALL | {"n_group": None}, "n_group is None; expected an integer"),
             (SMALL | {"mlp_bias": True}, "mlp_bias is true, but transformers' deepseek_v3 has no such biases"),
-            (SMALL | {"num_nextn_predict_layers": -1}, "num_nextn_predict_layers is -1; expected an integer from 0 on"),
-            (SMALL | {"first_k_dense_replace": None}, "first_k_dense_replace is None; expected an integer from 0 on"),
+            (
+                SMALL | {"num_nextn_predict_layers": -1},
+                "num_nextn_predict_layers is -1; expected an integer",
+            ),
+            (
+                SMALL | {"first_k_dense_replace": None},
+                "first_k_dense_replace is None; expected an integer",
+            ),
             (SMALL | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, but transformers' deepseek_v3"),
             (
                 SMALL | {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}},

@@ -185,7 +185,7 @@ def test_a_parquet_file_without_the_column_or_with_another_kind_is_named(tok: To
     write_parquet(path, ["text"], field="body")
     with pytest.raises(ValueError, match=r"a\.parquet: no column 'text'; it has \['n', 'body'\]"):
         tok.encode_files(path, out=tmp_path / "ids.npy")
-    with pytest.raises(ValueError, match=r"a\.parquet, row 0: column 'n' holds int 0, not text"):
+    with pytest.raises(ValueError, match=r"a\.parquet, row 0: column 'n' holds int 0, where text was expected"):
         tok.encode_files(path, out=tmp_path / "ids.npy", field="n")
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 

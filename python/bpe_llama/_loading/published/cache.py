@@ -50,7 +50,7 @@ def vocabulary_file(name: str, published: Published) -> Path:
     looked = []
     for path in _places(published):
         if path.is_file():
-            if _sha256(read_bytes(path)) == published.sha256:
+            if sha256_of(path) == published.sha256:
                 return path
             looked.append(f"{path} (its SHA-256 is not {published.sha256})")
         else:
@@ -122,7 +122,7 @@ def _fetch(url: str, sha256: str, target: Path) -> Path:
             content = answer.read(_MAX_BYTES + 1)
     except (OSError, HTTPException) as error:  # no network, a status other than 200, a time-out, no HTTP
         raise _Unreachable(str(error)) from None
-    found = _sha256(content)
+    found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(f"{url}: its content has the SHA-256 {found}, expected {sha256}; it was not kept")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,11 +140,12 @@ def _fetch_from_hub(repo: str, revision: str, file: str, sha256: str) -> Path:
         return file
 
     path = fetched(HubName(repo, revision), needed)
-    found = _sha256(read_bytes(path))
+    found = sha256_of(path)
     if found != sha256:
         raise ValueError(f"{path}: its content has the SHA-256 {found}, expected {sha256}")
     return path
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
