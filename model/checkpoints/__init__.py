@@ -52,7 +52,7 @@ def load(
                 f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
                 "lora.load (--adapter)"
             )
-        if not has_model and (of_run := path / "model" / "config.json").is_file():
+        if not (has_config or has_params) and (of_run := path / "model" / "config.json").is_file():
             raise FileNotFoundError(f"{path} holds no config.json or params.json; {of_run.parent} does")
         # Mistral's folders may have both layouts, or a config.json with the other layout's weights.
         if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):

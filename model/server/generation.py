@@ -91,8 +91,7 @@ class Job:
     @property
     def end_ids(self) -> Collection[int]:
         """Return the ids that end an answer."""
-        found: Collection[int] = self.options.get("eos_id", self.generator.end_ids)
-        return found
+        return self.options.get("eos_id", self.generator.end_ids)
 
     def api_error(self, error: Exception) -> ApiError:
         """Return the answer for an error of the scheduler, which names the field at fault.
