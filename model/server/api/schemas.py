@@ -169,6 +169,7 @@ class FunctionCall(Part):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None  # OpenAI's client adds this and `parsed` to what its `parse` and `stream` return
 
 
 class ToolCall(Part):
@@ -193,6 +194,7 @@ class ChatMessage(Part):
     audio: None = None
     function_call: None = None
     annotations: Many[Any] | None = None
+    parsed: Any = None
 
 
 class FunctionDefinition(Part):
