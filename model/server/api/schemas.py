@@ -296,6 +296,12 @@ class TextConfig(Part):
     format: TextFormat | None = None
 
 
+class Reasoning(Part):
+    """How long a model reasons before it answers."""
+
+    effort: str | None = Field(None, description="For templates that read reasoning_effort.")
+
+
 class ResponseTool(FunctionDefinition):
     """A function that the model may call, in the flat form of this endpoint."""
 
@@ -359,6 +365,7 @@ class ResponseRequest(Sampling):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     text: TextConfig | None = None
+    reasoning: Reasoning | None = None
     tools: Many[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
