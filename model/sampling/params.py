@@ -385,9 +385,9 @@ class GenerationOptions(SamplingParams):
     def ending_ids(self, config: LlamaConfig, more: Sequence[int] = ()) -> tuple[int, ...]:
         """Return the ids that end a sequence, without any that the model cannot write.
 
-        They are those asked for, or else the config's and ``more``, the generation config's.
+        They are those asked for, or else ``more``, the generation config's, and the config's.
         """
-        asked = (*config.eos_token_ids, *more) if self.eos_id is None else self.eos_id
+        asked = (*more, *config.eos_token_ids) if self.eos_id is None else self.eos_id
         try:
             ids = [index(asked)]  # type: ignore[arg-type]  # NumPy's and torch's integers too
         except TypeError:

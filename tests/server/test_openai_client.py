@@ -224,6 +224,23 @@ def test_responses(client, server):
         client.responses.create(model="small", input="the fox", previous_response_id="resp_1")
 
 
+def test_the_reasoning_effort_of_a_response_is_that_of_a_chat(client, server, monkeypatch):
+    template = server.generator.tokenizer.chat_template
+    monkeypatch.setattr(server.generator.tokenizer, "chat_template", template + "{{ reasoning_effort }}")
+    asked = {"model": "small", "temperature": 0}
+    for effort in ("low", "medium"):
+        chat = client.chat.completions.create(messages=MESSAGES, reasoning_effort=effort, max_tokens=8, **asked)
+        answer = client.responses.create(
+            input=MESSAGES, reasoning={"effort": effort, "summary": None}, max_output_tokens=8, **asked
+        )
+        ids = chat_ids(server, reasoning_effort=effort)
+        assert answer.usage.input_tokens == chat.usage.prompt_tokens == len(ids) > len(chat_ids(server))
+        assert answer.output_text == chat.choices[0].message.content
+        assert answer.reasoning.effort == effort
+    with pytest.raises(openai.BadRequestError, match=r"reasoning\.summary is no field"):
+        client.responses.create(input=MESSAGES, reasoning={"summary": "auto"}, **asked)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_responses_have_the_log_probabilities_of_all_tokens(client, stream):
     """Also of those whose text is held: half a character, or the beginning of a stop string."""

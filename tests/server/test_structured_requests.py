@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Literal
 
 import pytest
 
@@ -42,6 +43,27 @@ def test_a_json_schema(client):
     options = {"max_output_tokens": 200, "temperature": 0.7, "extra_body": {"seed": 1}}
     response = client.responses.create(model="small", input="the fox", text=text, **options)
     assert response.output_text == choice.message.content
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the client's own
+def test_what_the_client_parses_goes_back_into_the_conversation(client):
+    pydantic = pytest.importorskip("pydantic", reason="the client parses into pydantic's models")
+    fox = pydantic.create_model("fox", dog=(Literal["lazy", "quick"], ...), jumps=(bool, ...))
+    tools = [openai.pydantic_function_tool(fox, name="add")]
+    for wanted in ({"response_format": fox}, {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}):
+        said = client.chat.completions.parse(**OPTIONS, **wanted).choices[0].message
+        parsed = said.tool_calls[0].function.parsed_arguments if said.tool_calls else said.parsed
+        assert isinstance(parsed, fox)
+        plain = {"role": "assistant", "content": said.content}
+        if said.tool_calls:
+            call = said.tool_calls[0]
+            function = {"name": call.function.name, "arguments": call.function.arguments}
+            plain["tool_calls"] = [{"id": call.id, "type": "function", "function": function}]
+        answers = [
+            client.chat.completions.create(**OPTIONS | {"messages": [*MESSAGES, turn, *MESSAGES], "max_tokens": 8})
+            for turn in (said, plain)
+        ]
+        assert answers[0].choices == answers[1].choices
 
 
 def test_regexes_and_choices(client):

@@ -75,11 +75,8 @@ def encode(tokenizer: Tokenizer, talk: Conversation) -> list[int]:
             "the chat template of this model reads no tools; expected tool_choice required or the name of a function",
             "tools",
         )
-    messages = talk.messages
-    if "developer" not in source:
-        messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in messages]
     ids: list[int] = tokenizer.apply_chat_template(
-        messages,
+        chat.with_system_role(talk.messages, source),
         talk.begins,
         tools=used if "tools" in known else None,
         continue_final_message=talk.continued,

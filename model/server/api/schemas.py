@@ -174,6 +174,7 @@ class FunctionCall(Part):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None  # OpenAI's client adds this and `parsed` to what its `parse` and `stream` return
 
 
 class ToolCall(Part):
@@ -198,6 +199,7 @@ class ChatMessage(Part):
     audio: None = None
     function_call: None = None
     annotations: Many[Any] | None = None
+    parsed: Any = None
 
 
 class FunctionDefinition(Part):
@@ -299,6 +301,12 @@ class TextConfig(Part):
     format: TextFormat | None = None
 
 
+class Reasoning(Part):
+    """How long a model reasons before it answers."""
+
+    effort: str | None = Field(None, description="For templates that read reasoning_effort.")
+
+
 class ResponseTool(FunctionDefinition):
     """A function that the model may call, in the flat form of this endpoint."""
 
@@ -362,6 +370,7 @@ class ResponseRequest(Sampling):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     text: TextConfig | None = None
+    reasoning: Reasoning | None = None
     tools: Many[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None

@@ -75,7 +75,9 @@ def conversation(request: ResponseRequest) -> Conversation:
     choice = request.tool_choice or "auto"
     tools = [_tool(tool) for tool in request.tools or ()]
     named = f"name:{choice.name}" if isinstance(choice, NamedFunction) else choice
-    return Conversation(messages, tools or None, named, request.parallel_tool_calls is not False)
+    effort = request.reasoning.effort if request.reasoning else None
+    variables = {} if effort is None else {"reasoning_effort": effort}
+    return Conversation(messages, tools or None, named, request.parallel_tool_calls is not False, variables)
 
 
 def _tool(tool: ResponseTool) -> dict[str, Any]:
@@ -238,6 +240,7 @@ class ResponseStream:
             "output": [dict(item) for item in self.output],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
+            "reasoning": {"effort": request.reasoning and request.reasoning.effort, "summary": None},
             "store": False,
             "temperature": options.get("temperature"),
             "text": {"format": {"type": "text"}}

@@ -16,7 +16,8 @@ from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.rows import check_text, has_rows, is_other_table, read_rows
 from bpe_llama._corpus.token_files import begins_and_ends
 from bpe_llama._progress import ProgressOption, reporting
-from bpe_llama.chat import call_arguments, encode_conversation, render_for
+from bpe_llama.chat import call_arguments, encode_conversation, render_for, with_system_role
+from bpe_llama.chat.templates import choose_template
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.finetuning.formats import Chat, Completion, describe_fields, detect_format, read_row
@@ -177,7 +178,8 @@ class _Encoder:
         return "\N{SNOWMAN}" in text and "'type'" not in text and '"type"' not in text
 
     def _chat(self, chat: Chat) -> tuple[list[int], list[bool]]:
-        messages = chat.messages
+        template = choose_template(self.tokenizer.chat_template, None, chat.options.get("tools") is not None)
+        messages = with_system_role(chat.messages, template)
         in_parts = any(isinstance(message, dict) and isinstance(message.get("content"), list) for message in messages)
         if in_parts and not self._reads_parts:
             messages = [_with_one_text(message) for message in messages]

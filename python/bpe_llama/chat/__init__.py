@@ -29,7 +29,7 @@ from bpe_llama.chat.encoding import (
     render_for,
 )
 from bpe_llama.chat.set_template import with_chat_template
-from bpe_llama.chat.templates import NAMED_TEMPLATES
+from bpe_llama.chat.templates import NAMED_TEMPLATES, with_system_role
 from bpe_llama.chat.tool_schema import call_arguments
 
 __all__ = [
@@ -43,4 +43,5 @@ __all__ = [
     "render",
     "render_for",
     "with_chat_template",
+    "with_system_role",
 ]

@@ -61,7 +61,9 @@ class AnswerFinder:
 
     def _continued(self, place: int) -> Span | None:
         """Return the span after the generation prompt, or None unless the text begins with prompt and answer."""
-        prompt = self.render(self.messages[:place], True)
+        before, prompt = self._asked(place)
+        if len(before) > place:
+            return None
         is_last = place + 1 == len(self.messages)
         answered = self.whole if is_last else self.render(self.messages[: place + 1], False)
         if self.whole.startswith(answered) and answered.startswith(prompt):
@@ -74,9 +76,9 @@ class AnswerFinder:
         For templates that remove the reasoning from earlier answers, open a block of reasoning in the generation
         prompt, or write the system message before the last question.
         """
-        before, other = self.messages[:place], self._placeholder_message(place)
+        (before, prompt), other = self._asked(place), self._placeholder_message(place)
         alone = self.render([*before, other], False)
-        replaced = self.render([*before, other, *self.messages[place + 1 :]], False)
+        replaced = self.render([*self.messages[:place], other, *self.messages[place + 1 :]], False)
         if alone.count(self.placeholder) != 1 or replaced.count(self.placeholder) != 1:
             return None
         changed, end = self._difference(self.whole, replaced)
@@ -85,20 +87,37 @@ class AnswerFinder:
         if closing != closed:  # the headers of the next messages differ, but may share an opening bracket
             closing = _OPEN_BRACKET.sub("", closing)
         end = max(end, self._token_start(self.whole, end + len(closing)))
-        begin = self._header_end(place, alone, replaced, previous, changed)
+        bare = self.render(before, False)
+        begin = self._header_end(place, bare, prompt, alone, replaced, previous, changed)
         return None if begin is None else (begin, end)
 
-    def _header_end(self, place: int, alone: str, replaced: str, previous: int, changed: int) -> int | None:
+    def _asked(self, place: int) -> tuple[Sequence[Mapping[str, Any]], str]:
+        """Return the messages before an answer, and their text with the generation prompt.
+
+        A question is added where the template does not render them alone: it reads the first message, as Llama 3's,
+        or requires a user's.
+        """
+        before = self.messages[:place]
+        try:
+            return before, self.render(before, True)
+        except ValueError:
+            before = [*before, {"role": "user", "content": "?"}]
+            return before, self.render(before, True)
+
+    def _header_end(
+        self, place: int, bare: str, prompt: str, alone: str, replaced: str, previous: int, changed: int
+    ) -> int | None:
         """Return the end of an answer's header: the common prefix of the generation prompt and any answer.
 
         Args:
             place: The index of the answer's message.
+            bare: The text before the placeholder's message.
+            prompt: ``bare`` with the generation prompt.
             alone: The text up to the placeholder's message.
             replaced: The whole text with the placeholder's message.
             previous: The end of the answer before.
             changed: The first difference between the whole text and ``replaced``.
         """
-        bare, prompt = (self.render(self.messages[:place], prompted) for prompted in (False, True))
         if not alone.startswith(bare):  # without a generation prompt, some templates add an end-of-text token
             bare = self._without_last_token(bare)
         if alone.startswith(bare):

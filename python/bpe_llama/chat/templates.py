@@ -9,7 +9,7 @@ Source: ``transformers.tokenization_utils_base`` 5.23 (``from_pretrained``, ``ge
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -172,6 +172,23 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
     if not isinstance(templates, str):
         raise ValueError(f"tokenizer.chat_template is {shown(templates)}; expected a text, named texts or None")
     return templates
+
+
+def with_system_role(messages: Sequence[Any], template: str) -> list[Any]:
+    """Return messages with the role ``system`` in place of OpenAI's ``developer``, unless the template names that.
+
+    Templates of other models skip the message, or write a role that the model does not know.
+
+    Example:
+        >>> with_system_role([{"role": "developer", "content": "Be brief."}], "{{ messages[0].role }}")
+        [{'role': 'system', 'content': 'Be brief.'}]
+    """
+    if "developer" in template:
+        return list(messages)
+    return [
+        {**each, "role": "system"} if isinstance(each, Mapping) and each.get("role") == "developer" else each
+        for each in messages
+    ]
 
 
 def from_gguf_metadata(metadata: Mapping[str, Any]) -> ChatTemplate | None:

@@ -282,6 +282,24 @@ def test_answers_of_every_family_are_found(family: str, ours: Tokenizer) -> None
         assert any(learned) and not learned[0]
 
 
+NEEDS_A_USER = "{% if 'user' not in messages | map(attribute='role') %}{{ raise_exception('no user') }}{% endif %}"
+
+
+@pytest.mark.parametrize("system", [[], TALKS["plain"][:1]], ids=["", "system"])
+@pytest.mark.parametrize(
+    "template",
+    [FAMILIES[name] for name in ("chatml", "llama 3 with tools", "qwen 3")] + [NEEDS_A_USER + FAMILIES["chatml"]],
+)
+def test_an_answer_may_begin_the_conversation(template: str, system: Any, ours: Tokenizer, theirs: Any) -> None:
+    talk = [*system, {"role": "assistant", "content": "Hello!"}, *TALKS["plain"][1:3]]
+    ids, learned = chat.encode_conversation(ours, talk, chat_template=template)
+    given = {"chat_template": template, "add_generation_prompt": False, "tokenize": False}
+    assert ours.decode(ids) == theirs.apply_chat_template(talk, **given)
+    runs = itertools.groupby(zip(ids, learned, strict=True), lambda pair: pair[1])
+    first, second = (ours.decode([token for token, _ in run]) for told, run in runs if told)
+    assert first.startswith("Hello!<") and "True.<" in second and "assistant" not in first + second
+
+
 def test_a_generation_block_of_unknown_place_is_refused(ours: Tokenizer) -> None:
     template = (
         "{% macro say(m) %}[{% generation %}{{ m.content }}{% endgeneration %}]{% endmacro %}{{ say(messages[0]) }}"

@@ -105,6 +105,16 @@ def test_padding_is_inferred_from_the_padding_id(tmp_path: Path, generation: dic
     assert ours.generate(ids, torch.ones_like(ids), max_new_tokens=2).shape == (4, 11)
 
 
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}], ids=str)
+def test_rows_that_end_early_are_filled_with_the_first_end_of_the_generation_config(
+    tmp_path: Path, search: dict[str, Any]
+) -> None:
+    ours, theirs = both(folder_with(tmp_path, {"do_sample": False, "eos_token_id": list(range(9, 30))}))
+    expected = theirs.generate(prompts(), max_new_tokens=20, **search)
+    assert (expected[:, -1] == 9).sum() > 1
+    assert ours.generate(prompts(), max_new_tokens=20, **search).tolist() == expected.tolist()
+
+
 def test_an_end_that_is_padding_too_is_read_as_an_id(tmp_path: Path) -> None:
     ours, theirs = both(folder_with(tmp_path, None, pad_token_id=2))
     ids = prompts()

@@ -391,6 +391,18 @@ def test_reasoning_that_the_template_omits_is_a_warning(tokenizer: Tokenizer, tm
         read_conversations([write_rows(tmp_path / "a.jsonl", rows)], tokenizer, 100)
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, "{# developer #}" + TEMPLATE])
+def test_a_developer_is_the_system_unless_the_template_names_it(
+    tokenizer: Tokenizer, tmp_path: Path, template: str
+) -> None:
+    tokenizer.chat_template = template
+    path = write_rows(tmp_path / "a.jsonl", [{"messages": [{"role": "developer", "content": "is"}, *TALK]}])
+    (example,) = read_conversations([path], tokenizer, 100).examples
+    role = "system" if template == TEMPLATE else "developer"
+    talk = [{"role": role, "content": "is"}, *TALK]
+    assert example.ids.tolist() == tokenizer.apply_chat_template(talk, add_generation_prompt=False)
+
+
 def test_parquet_without_pyarrow_names_the_extra(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
