@@ -171,11 +171,12 @@ def iterator(name: str, values: Iterable[T], expected: str, *, in_order: bool = 
     """Return an iterator over an argument that must be a collection or another iterable, and no text.
 
     Raises:
-        TypeError: If it is none, or a mapping, of which only the keys would be taken; with ``in_order`` also if it is
-            a set, whose order differs from run to run.
+        TypeError: If it is none, or a mapping or table, of which only the keys or names of columns would be taken; with
+            ``in_order`` also if it is a set, whose order differs from run to run.
     """
+    refused = (str, bytes, Mapping, *((set, frozenset) if in_order else ()))
     try:
-        if not isinstance(values, (str, bytes, Mapping, *((set, frozenset) if in_order else ()))):
+        if not isinstance(values, refused) and not hasattr(values, "columns"):
             return iter(values)
     except TypeError:
         pass

@@ -8,7 +8,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bpe_llama._arguments import instance, integer, strings, wrong
+from bpe_llama._arguments import instance, integer, strings
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import WordCounts as CoreWordCounts
 from bpe_llama._corpus.bad_rows import BadRows
@@ -121,7 +121,7 @@ class WordCounts:
         """
         splitting = splitting_of(pattern, special_tokens, num_threads)
         with reporting(progress) as report:
-            return cls(CoreWordCounts.from_iterator(check_texts(texts), splitting, report))
+            return cls(CoreWordCounts.from_iterator(texts, splitting, report))
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
@@ -269,10 +269,3 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
             raise ValueError(f"special_tokens: {token!r} is given twice; expected each once")
         seen.add(token)
     return tokens
-
-
-def check_texts(texts: Iterable[str]) -> Iterable[str]:
-    """Return the texts; raise ``TypeError`` for a single text, which would be read letter by letter."""
-    if isinstance(texts, (str, bytes)):
-        raise TypeError(wrong("texts", texts, "an iterable of str, such as a list of one"))
-    return texts

@@ -20,7 +20,6 @@ from bpe_llama.counts import (
     DEFAULT_PATTERN,
     WordCounts,
     check_special_tokens,
-    check_texts,
     count_files,
     splitting_of,
 )
@@ -259,7 +258,6 @@ def train_from_iterator(texts: Iterable[str], vocab_size: int, **options: Unpack
     """
     check_keywords("train_from_iterator", options, keywords_of(TextOptions))
     training = _Training(vocab_size=vocab_size, **options)
-    texts = check_texts(texts)
     if training.superword_from is not None and iter(texts) is texts:
         raise ValueError("superword_from reads the texts twice, and these can be read only once; give a list of them")
 

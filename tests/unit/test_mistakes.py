@@ -67,6 +67,11 @@ TRAINING = [
     ),
     ("Tokenizer.train_from_iterator(['low', 5], 300)", TypeError, "texts[1] must be a str, got 5"),
     ("Tokenizer.train_from_iterator(5, 300)", TypeError, "texts must be an iterable of str, got 5"),
+    (
+        "Tokenizer.train_from_iterator({'text': ['low']}, 300)",
+        TypeError,
+        "an iterable of str, such as one column, got {",
+    ),
     ("Tokenizer.train_from_iterator(300, ['low'])", TypeError, "vocab_size must be an int, got ['low']"),
     ("Tokenizer.train_from_counts({'low': 3}, 300)", TypeError, "counts must be WordCounts, got {'low': 3}"),
 ]
@@ -127,6 +132,11 @@ ENCODING = [
     ("tok.encode_batch('low')", TypeError, "texts must be an iterable of str, such as a list of one, got 'low'"),
     ("tok.encode_batch(['low', None])", TypeError, "texts[1] must be a str, got None"),
     ("tok.encode_batch(None)", TypeError, "texts must be an iterable of str, got None"),
+    (
+        "tok.encode_batch({'text': ['low']})",
+        TypeError,
+        "texts must be an iterable of str, such as one column, got {'text': ['low']}",
+    ),
     ("tok.encode_batch(['low'], 1.5)", TypeError, "num_threads must be an int, or None, got 1.5"),
     ("tok.encode_batch_to_numpy(['low'], num_threads=0)", ValueError, "num_threads must be at least 1, or None, got 0"),
     ("tok.encode_with_offsets('low', first=-1)", ValueError, "first must be at least 0, got -1"),
@@ -286,6 +296,24 @@ def test_a_mistake_is_said(names: dict[str, Any], mistake: str, error: type[Exce
     with pytest.raises(error, match=re.escape(message)) as caught:
         eval(mistake, dict(names))
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Tokenizer.train_from_iterator(table, 258)",
+        "WordCounts.from_iterator(table)",
+        "tok.encode_batch(table)",
+        "tok.encode_batch_to_numpy(table)",
+        "tok(table)",
+        "tok.with_tokens(table)",
+    ],
+)
+def test_a_table_is_no_list_of_texts(names: dict[str, Any], call: str) -> None:
+    pandas = pytest.importorskip("pandas", reason="needs a table of pandas, which datasets installs")
+    with pytest.raises(TypeError, match=r"must be an? .* of str.* got"):
+        eval(call, names | {"table": pandas.DataFrame({"text": ["low"], "label": [1]})})
+    assert eval(call, names | {"table": pandas.DataFrame({"text": ["low"]})["text"]})
 
 
 def test_what_is_shown_of_a_value_is_short_and_cheap(names: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyMemoryError, PyUnicodeEncodeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PySlice, PyString};
+use pyo3::types::{PyBytes, PyIterator, PyList, PyMapping, PySlice, PyString};
 
 use crate::arguments::{collect, reserve};
 use crate::interrupt::check_at;
@@ -149,14 +149,24 @@ impl Texts {
 
 impl<'py> Argument<'_, 'py> for Texts {
     fn read(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Self> {
-        if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
-            return Err(wrong_type(name, "an iterable of str, such as a list of one", value));
-        }
-        let texts = value.try_iter().map_err(|_| wrong_type(name, "an iterable of str", value))?.enumerate();
+        let texts = iter_texts(name, value)?.enumerate();
         let texts =
             texts.map(|(index, text)| Text::of(&text?, |text| wrong_type(&format!("{name}[{index}]"), "a str", text)));
         collect(value.py(), name, texts).map(Self)
     }
+}
+
+/// Returns an iterator over an argument that must be an iterable of `str`: no `str`, whose letters would be read, and no
+/// mapping or table, whose keys or names of columns would be read.
+pub(crate) fn iter_texts<'py>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyIterator>> {
+    if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
+        return Err(wrong_type(name, "an iterable of str, such as a list of one", value));
+    }
+    let is_list = value.is_exact_instance_of::<PyList>(); // the usual one, of which nothing is asked
+    if !is_list && (value.cast::<PyMapping>().is_ok() || value.hasattr("columns")?) {
+        return Err(wrong_type(name, "an iterable of str, such as one column", value));
+    }
+    value.try_iter().map_err(|_| wrong_type(name, "an iterable of str", value))
 }
 
 /// The argument `text` of a function that can read a long one in parts.

@@ -16,7 +16,7 @@ use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::{detached, to_py};
 use crate::interrupt::{PendingError, interruptible};
 use crate::named::{self, item, wrong_type};
-use crate::text::Text;
+use crate::text::{Text, iter_texts};
 use crate::tokenizer::PyTokenizer;
 
 /// Runs `work` without the GIL. Its function reports progress and checks signals; a Python exception in it is raised.
@@ -81,7 +81,7 @@ fn from_files(
 }
 
 fn from_iterator(texts: &Bound<'_, PyAny>, splitting: &Splitting, on_progress: Option<&Py<PyAny>>) -> PyResult<Counts> {
-    let iterator = texts.try_iter().map_err(|_| wrong_type("texts", "an iterable of str", texts))?.unbind();
+    let iterator = iter_texts("texts", texts)?.unbind();
     let mut index = 0;
     run(texts.py(), on_progress, |on_progress, pending| {
         let mut next_batch = || {
