@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +50,18 @@ def build(name: str, number: int, folder: Path) -> tuple[LlamaForCausalLM, Any]:
     return LlamaForCausalLM.from_pretrained(folder, device="cpu"), theirs
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], tuple[LlamaForCausalLM, Any]]:
+    """Return `build` in a folder of its own, which builds each case once."""
+    return functools.cache(lambda name, number: build(name, number, tmp_path_factory.mktemp("theirs")))
+
+
 @pytest.fixture(params=EVERY_CASE)
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LlamaForCausalLM, Any]:
-    name, number = request.param
-    return build(name, number, tmp_path / "theirs")
+def pair(
+    request: pytest.FixtureRequest, built: Callable[[str, int], tuple[LlamaForCausalLM, Any]]
+) -> tuple[LlamaForCausalLM, Any]:
+    """Return copies, which a test may change."""
+    return copy.deepcopy(built(*request.param))
 
 
 def test_every_family_is_tested() -> None:
