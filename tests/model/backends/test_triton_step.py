@@ -36,7 +36,15 @@ def test_the_kernels_compute_what_the_model_does() -> None:
     assert done.stdout == "equal\n", done.stderr
 
 
-@pytest.mark.parametrize("variant", [*kernels.products()], ids=lambda variant: variant.name)
+# Of each format the gated product of a row and the added one of 64, or the other two; all with `make parity`.
+PRODUCTS = [
+    variant
+    for number, variant in enumerate(kernels.products())
+    if os.environ.get("BPE_LLAMA_FULL") == "1" or number % 8 in (1, 2, 4, 7)
+]
+
+
+@pytest.mark.parametrize("variant", PRODUCTS, ids=lambda variant: variant.name)
 def test_the_matmul_compiles_for_hopper(compiled_for_hopper: Callable[..., Any], variant: kernels.Variant) -> None:
     compiled = compiled_for_hopper(variant)
     assert compiled.asm["cubin"]

@@ -37,6 +37,7 @@ from tests.unit.model_commands.helpers import TEXT, finetune, pretrain
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
 
+FULL = os.environ.get("BPE_LLAMA_FULL") == "1"  # as `make parity` sets it
 SETTINGS: dict[str, Any] = {
     "max_steps": 6,
     "sequence_length": 16,
@@ -133,9 +134,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("world", "parallel"), [(2, "ddp"), (4, "ddp"), (2, "fsdp"), pytest.param(4, "fsdp", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("world", "parallel"), [(4, "ddp"), (2, "fsdp"), *([(2, "ddp"), (4, "fsdp")] if FULL else [])])
 def test_ranks_give_the_losses_and_weights_of_one_process(
     world: int, parallel: str, alone: Path, tmp_path: Path
 ) -> None:

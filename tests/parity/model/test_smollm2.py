@@ -43,7 +43,7 @@ PROMPTS = [
     "日本の首都は",
 ]
 FULL = os.environ.get("BPE_LLAMA_FULL") == "1"  # as `make parity` sets it
-PROSE_BYTES = 100_000 if FULL else 8_000
+PROSE_BYTES = 100_000 if FULL else 3_000  # two windows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,8 +87,7 @@ def test_logits_and_greedy_text(ours: LlamaForCausalLM, theirs: Any, tokenizer: 
 
 def test_greedy_text_of_a_hundred_tokens(ours: LlamaForCausalLM, theirs: Any, tokenizer: Tokenizer) -> None:
     """Each of our tokens is the one transformers finds likeliest after those before it, so its greedy text is ours."""
-    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
-    assert len(prompts) == 20
+    prompts = [tokenizer.encode(prompt) for prompt in (PROMPTS if FULL else PROMPTS[::3])]
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

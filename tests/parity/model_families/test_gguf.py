@@ -136,8 +136,9 @@ def test_llama_cpp_computes_the_published_configs(
     name: str, fields: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     config = LlamaConfig.from_dict(fields | {"model_type": name})
+    if config.num_local_experts and config.num_hidden_layers > 4:  # the first of them may be dense
+        config = config.replace(num_hidden_layers=4)
     if refused := NOT_COMPUTED.get(request.node.callspec.id):
-        config = config.replace(num_hidden_layers=2) if config.num_local_experts else config
         with pytest.raises(ValueError, match=f"cannot express this config: .*{refused}"):
             content_of(LlamaForCausalLM(config, device="meta"))
         return

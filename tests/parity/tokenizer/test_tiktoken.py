@@ -59,18 +59,19 @@ def test_our_patterns_equal_tiktokens(real: Callable[..., Any], monkeypatch: pyt
 
 @pytest.mark.parametrize("kind", data.KINDS)
 def test_real_text(pair: Pair, texts: dict[str, str], kind: str) -> None:
-    expected = pair.theirs.encode_ordinary(texts[kind])
-    assert first_difference(pair.ours.encode_ordinary(texts[kind]), expected) == "equal"
-    array = pair.ours.encode_to_numpy(texts[kind])
+    text = texts[kind][:500_000]
+    expected = pair.theirs.encode_ordinary(text)
+    assert first_difference(pair.ours.encode_ordinary(text), expected) == "equal"
+    array = pair.ours.encode_to_numpy(text)
     assert array.dtype == np.uint32
     assert np.array_equal(array, expected)
-    assert pair.ours.count(texts[kind]) == len(expected)
-    assert pair.ours.decode(expected) == texts[kind]
+    assert pair.ours.count(text) == len(expected)
+    assert pair.ours.decode(expected) == text
 
 
 def test_real_text_line_by_line(pair: Pair, texts: dict[str, str]) -> None:
     """Short inputs take other paths than long ones."""
-    lines = [line for text in texts.values() for line in text.splitlines()[::7]]
+    lines = [line for text in texts.values() for line in text.splitlines()[::25]]
     assert pair.ours.encode_batch(lines) == pair.theirs.encode_ordinary_batch(lines, num_threads=2)
 
 

@@ -97,7 +97,7 @@ SPECIALS = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=TEXT, specials=SPECIALS)
 @example(text="<|endoftext|>", specials={})
 @example(text="\ud800 low", specials={"disallowed_special": ()})
@@ -123,7 +123,7 @@ def test_batches(pair: Pair, texts: list[str], specials: dict[str, Any]) -> None
     assert pair.ours.decode_bytes_batch(rows) == pair.theirs.decode_bytes_batch(rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=st.lists(PIECES.filter(lambda piece: len(piece) < 8), max_size=3).map("".join), specials=SPECIALS)
 @example(text="hello fanta", specials={})
 @example(text="low er\n\n ", specials={})
@@ -141,7 +141,7 @@ def test_unstable_ends(pair: Pair, text: str, specials: dict[str, Any]) -> None:
     assert outcome(call, pair.ours) == outcome(call, pair.theirs)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     block=st.one_of(
         st.binary(max_size=20), st.lists(st.sampled_from([b"low ", b"\n ", b"\xc3", b"\xa9x"])).map(b"".join)
@@ -155,7 +155,7 @@ def test_bytes_to_ids(pair: Pair, block: bytes) -> None:
 ID = st.one_of(st.integers(0, 50_300), st.sampled_from([-1, 2**32, 2**40, 300, 301, 50256, 50281, 100257, 200018]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ids=st.lists(ID, max_size=8), errors=st.sampled_from(["replace", "strict", "ignore", "no such"]))
 def test_ids_to_text(pair: Pair, ids: list[int], errors: str) -> None:
     for sequence in (ids, tuple(ids), np.array(ids, dtype=np.int64)):
@@ -168,7 +168,7 @@ def test_ids_to_text(pair: Pair, ids: list[int], errors: str) -> None:
         check(pair, "is_special_token", token)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=TEXT.filter(lambda text: text.isprintable()))
 def test_offsets(pair: Pair, text: str) -> None:
     ids = pair.theirs.encode(text, allowed_special="all")

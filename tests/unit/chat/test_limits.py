@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
 from bpe_llama import chat
+from bpe_llama.chat import renderer
 from bpe_llama.chat.limits import Limits, Meter
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  What is 2 < 3 & 'naïve'?\n"}]
@@ -93,7 +95,11 @@ def grow(start: str, following: str, end: str = "") -> str:
         ("{{ '{0.__class__.__mro__}'.format(1) }}", "unsafe"),
     ],
 )
-def test_a_costly_or_hostile_template_is_one_error(template: str, limit: str) -> None:
+def test_a_costly_or_hostile_template_is_one_error(template: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lower = {STEPS: {"steps": 200_000}, MEMORY: {"memory": 6_000_000}}.get(limit, {})
+    if limit == LENGTH and template.startswith("{% set ns"):  # grown from nothing, one iteration after the other
+        lower = {"text": 400_000}
+    monkeypatch.setattr(renderer, "Limits", partial(Limits, **lower))
     with pytest.raises(ValueError, match=f"^the chat template (?s:.*){limit}"):
         chat.render(template, TALK)
 
