@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pickle
 from inspect import signature
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from bpe_llama import Tokenizer, chat
+from bpe_llama.chat.answers import common_prefix
 from bpe_llama.chat.request import NO_VARIABLES
 from bpe_llama.chat.templates import from_gguf_metadata, read_chat_templates, to_gguf_metadata, write_chat_templates
 
@@ -222,6 +224,13 @@ def test_weights_and_train_on_choose_what_is_learned(template: str) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             learned(weights, train_on)
+
+
+@pytest.mark.parametrize("ends", [*itertools.product(["", "a", "b", "é", "ab"], repeat=2)])
+@pytest.mark.parametrize("shared", ["", "a", "aab", "éa" * 50])
+def test_the_common_prefix_is_that_of_the_standard_library(shared: str, ends: tuple[str, str]) -> None:
+    one, other = shared + ends[0], shared + ends[1]
+    assert common_prefix(one, other) == os.path.commonprefix([one, other])  # noqa: RUF071, of characters
 
 
 def test_answers_of_unknown_place_are_refused() -> None:
