@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bpe_llama._arguments import iterator, string
+from bpe_llama._arguments import iterator, reusable, string
 from bpe_llama._core import shown
 from bpe_llama.chat.encoder import EncodedChat, Encoder
 from bpe_llama.chat.provenance import untraced
@@ -141,7 +141,7 @@ def encode_conversation(
     """
     if string("train_on", train_on) not in TRAIN_ON:
         raise ValueError(f"train_on is {shown(train_on)}; expected {', '.join(TRAIN_ON)}")
-    messages = list(iterator("messages", messages, "a list of mappings with a 'role'"))
+    messages = list(iterator("messages", reusable("messages", messages), "a list of mappings with a 'role'"))
     unweighted = [
         {key: value for key, value in message.items() if key != "weight"} if isinstance(message, Mapping) else message
         for message in messages
