@@ -188,12 +188,15 @@ def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
     wanted = []
     for place, message in enumerate(messages):
         weight = message.get("weight")
-        if weight is not None and (isinstance(weight, str) or weight not in (0, 1)):
-            raise ValueError(f"message {place}: weight is {weight!r}; expected 0 or 1")
+        is_number = hasattr(weight, "__float__") and not getattr(weight, "ndim", 0)
+        if weight is not None and not (is_number and weight in (0, 1)):
+            raise ValueError(f"message {place}: weight is {shown(weight)}; expected 0 or 1")
         if message.get("role") == "assistant":
             wanted.append(weight != 0)
         elif weight == 0 and train_on == "all":
-            raise ValueError(f"message {place}: weight 0 is for answers; this one's role is {message.get('role')!r}")
+            raise ValueError(
+                f"message {place}: weight 0 is for answers; this one's role is {shown(message.get('role'))}"
+            )
     if train_on == "last":
         wanted = [False] * (len(wanted) - 1) + wanted[-1:]
     return wanted

@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bpe_llama import Tokenizer, chat
@@ -219,6 +220,9 @@ def test_weights_and_train_on_choose_what_is_learned(template: str) -> None:
     for weights, train_on, message in (
         ([None, 0.5, None, None], "assistant", r"message 1: weight is 0\.5; expected 0 or 1"),
         ([None, "0", None, None], "assistant", "message 1: weight is '0'; expected 0 or 1"),
+        ([None, np.ones(2), None, None], "assistant", r"message 1: weight is array\(\[1., 1.\]\); expected 0 or 1"),
+        ([None, 10**5000, None, None], "assistant", "message 1: weight is <int object>; expected 0 or 1"),
+        ([None, "y" * 1000, None, None], "assistant", r"message 1: weight is 'y{80}' \.\.\.; expected 0 or 1"),
         ([0, None, None, None], "all", "message 0: weight 0 is for answers; this one's role is 'user'"),
         ([None] * 4, "user", "train_on is 'user'; expected assistant, last, all"),
     ):
