@@ -108,9 +108,9 @@ def strings(name: str, values: Iterable[str], expected: str = "a list of str", *
 
     Raises:
         TypeError: As `iterator`; or if an item is no ``str``.
-        ValueError: If an item is empty or has a lone surrogate.
+        ValueError: If an item is empty or has a lone surrogate, or an iterator does not end.
     """
-    texts = list(iterator(name, values, expected, in_order=in_order))
+    texts = list(iterator(name, reusable(name, values), expected, in_order=in_order))
     for index, text in enumerate(texts):
         if not string(f"{name}[{index}]", text):
             raise ValueError(f"{name}[{index}] is empty; expected text")

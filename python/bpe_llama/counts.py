@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bpe_llama._arguments import instance, integer, strings
 from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import WordCounts as CoreWordCounts
+from bpe_llama._core import shown
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, is_parquet, read_parquet, reading_of
 from bpe_llama._files import PathLike, write_bytes
@@ -266,6 +267,6 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     seen: set[str] = set()
     for token in tokens:
         if token in seen:
-            raise ValueError(f"special_tokens: {token!r} is given twice; expected each once")
+            raise ValueError(f"special_tokens: {shown(token)} is given twice; expected each once")
         seen.add(token)
     return tokens

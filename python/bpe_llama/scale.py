@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpe_llama._arguments import path as checked_path
+from bpe_llama._arguments import string
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._corpus.shards import Shard
@@ -51,8 +52,10 @@ def cluster(address: str) -> Iterator[None]:
     Raises:
         ImportError: If Ray is not installed.
         ConnectionError: If no cluster answers.
-        ValueError: If the address is malformed.
+        ValueError: If the address is empty or malformed.
     """
+    if not string("address", address).strip():
+        raise ValueError(f"the address of the Ray cluster is {address!r}; expected auto, local or HOST:PORT")
     _check_installed()
     import ray.data
 

@@ -11,7 +11,7 @@ from bpe_llama._arguments import path as checked_path
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.tokenizer import EncodingTokenizer
 from bpe_llama._ends import ends_of, template_ids
-from bpe_llama._files import PathLike, atomic_write, write_bytes, write_text
+from bpe_llama._files import PathLike, atomic_write, write_bytes, write_text, write_together
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -265,7 +265,7 @@ class Tokenizer(EncodingTokenizer):
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def save(self, path: PathLike) -> None:
-        """Write the tokenizer to a file in the format of its suffix. Each file is written atomically.
+        """Write the tokenizer to a file in the format of its suffix, atomically; files that belong together as one.
 
         | path | format |
         |---|---|
@@ -286,12 +286,19 @@ class Tokenizer(EncodingTokenizer):
         has_config = path.name in ("tokenizer.json", "tokenizer.model")
         if has_config:  # all texts are made and checked before the first is written
             from bpe_llama._loading.folder import config_text
-            from bpe_llama.chat.templates import template_files, write_chat_templates
+            from bpe_llama.chat.templates import TEMPLATE_FILES, template_files, write_chat_templates
 
             config = config_text(self, self._attributes)
             check_surrogates("tokenizer_config.json", config)
             template_files(path.parent, self.chat_template)
-        if path.suffix == ".json":
+            is_model = path.suffix == ".model"
+            content = self.to_sentencepiece(config_beside=True) if is_model else self.to_huggingface().encode()
+            path.parent.stat()  # raises if there is no such folder, which would be made
+            with write_together(path.parent, path.name, TEMPLATE_FILES) as temporary:
+                write_bytes(temporary / path.name, content)
+                write_text(temporary / "tokenizer_config.json", config)
+                write_chat_templates(temporary, self.chat_template)
+        elif path.suffix == ".json":
             write_text(path, self.to_huggingface())
         elif path.suffix == ".tiktoken":
             from bpe_llama._loading.tiktoken import write_attributes
@@ -300,7 +307,7 @@ class Tokenizer(EncodingTokenizer):
                 temporary.write_bytes(self.to_tiktoken().encode())
                 write_attributes(path, temporary, self, self._settings.end_ids)
         elif path.suffix == ".model":
-            write_bytes(path, self.to_sentencepiece(config_beside=path.name == "tokenizer.model"))
+            write_bytes(path, self.to_sentencepiece(config_beside=False))
         elif not path.suffix or path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
             is_model = self.sentencepiece_model() is not None
@@ -315,10 +322,7 @@ class Tokenizer(EncodingTokenizer):
                 f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json, .tiktoken "
                 "or .model"
             )
-        if has_config:
-            write_text(path.parent / "tokenizer_config.json", config)
-            write_chat_templates(path.parent, self.chat_template)
-        elif path.suffix and not path.is_dir():
+        if not has_config and path.suffix and not path.is_dir():
             from bpe_llama._loading.load import warn_of_losses
 
             warn_of_losses(path, self, self._attributes)

@@ -272,6 +272,8 @@ def test_counting_on_ray_needs_ray(
         (["encode-corpus", "latin1.txt", "-t", "SAVED", "--out", "shards", "--shard-tokens", "0"], "shard_tokens is 0"),
         (["encode-corpus", "latin1.txt", "--out", "shards", "--ray", "auto", "--threads", "2"], "not both"),
         (["encode-corpus", "--out", "shards", "--ray", "auto", "--dataset", "name"], "not both"),
+        (["train-tokenizer", "latin1.txt", "--ray="], "the address of the Ray cluster is ''; expected auto, local or"),
+        (["encode-corpus", "latin1.txt", "-t", "SAVED", "--out", "shards", "--ray="], "Ray cluster is ''; expected"),
         (["encode", "text", "-t", "missing.json"], "missing.json"),
         (["encode", "text", "--file", "text.txt", "-t", "SAVED"], "not both"),
         (["encode", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),

@@ -36,6 +36,11 @@ TRAINING = [
         "must be a list of str, which get the last ids",
     ),
     ("Tokenizer.train(file, 300, special_tokens={'<s>'})", TypeError, "must be a list of str, which get the last ids"),
+    (
+        "Tokenizer.train(file, 300, special_tokens=itertools.repeat('<s>'))",
+        ValueError,
+        "special_tokens is an iterator of more than 1,048,576 items; expected one that ends",
+    ),
     ("Tokenizer.train(file, 300, special_tokens=[b'<s>'])", TypeError, "special_tokens[0] must be a str, got b'<s>'"),
     (
         "Tokenizer.train(file, 300, special_tokens=['a', 'a'])",
@@ -112,6 +117,7 @@ ENCODING = [
     ("tok.encode(b'low')", TypeError, "text must be a str, got b'low'"),
     ("tok.encode(['low'])", TypeError, "text must be a str, got ['low']"),
     ("tok.encode(None)", TypeError, "text must be a str, got None"),
+    ("tok.encode('low', allowed_special={'y' * 10_000})", ValueError, "y ... y"),
     ("tok.encode('low', add_special_tokens=True)", TypeError, "unexpected keyword argument 'add_special_tokens'"),
     ("tok.encode('low', bos='yes')", TypeError, "bos must be True or False, got 'yes'"),
     ("tok.encode('low', eos=1)", TypeError, "eos must be True or False, got 1"),
@@ -207,16 +213,18 @@ SAMPLER = [
     ("Sampler().sample(np.zeros(3, np.int64))", TypeError, "logits have dtype dtype('int64'); expected float32"),
     ("Sampler().sample(np.zeros((1, 2, 3), np.float32))", ValueError, "shape [1, 2, 3]; expected (V,) or (B, V)"),
     ("Sampler().sample(row, history=5)", TypeError, "history is 5; expected a sequence of ints"),
-    ("Sampler().sample(row, seeds=[1, 2])", ValueError, "seeds holds more than 1 ints; expected one per row"),
+    ("Sampler().sample(row, seeds=[1, 2])", ValueError, "seeds holds 2 ints for 1 rows of logits; expected"),
+    ("Sampler().sample(row, seeds=[True])", TypeError, "seeds holds True; expected ints in [0, 2**64)"),
+    ("Sampler().sample(row, history=[True])", TypeError, "history holds True; expected ints of at most 64 bits"),
     (
         "Sampler().sample(row, seeds=itertools.count())",
         ValueError,
-        "seeds holds more than 1 ints; expected one per row",
+        "seeds holds more than 1 ints for 1 rows of logits; expected one per row",
     ),
     (
         "Sampler().sample(row[None], itertools.repeat([1]))",
         ValueError,
-        "history holds more than 1 rows of ints; expected",
+        "history holds more than 1 rows of ints for 1 rows of logits; expected",
     ),
     ("Sampler().sample(row, num_threads=0)", ValueError, "num_threads must be at least 1, or None, got 0"),
     ("Sampler().seek('x')", TypeError, "step must be an int, got 'x'"),
@@ -265,6 +273,10 @@ CHAT = [
         "chat.encode_conversation(tok, TALK, train_on='user')",
         ValueError,
         "train_on is 'user'; expected assistant, last",
+    ),
+    *(
+        (f"{call}=itertools.repeat(TALK[0]))", ValueError, "is an iterator of more than 1,048,576 items; expected")
+        for call in ("chat.encode_conversation(tok, messages", "chat.render('x', TALK, tools")
     ),
     ("chat.encode_conversation('tok', TALK)", TypeError, "tokenizer must be a Tokenizer, got 'tok'"),
 ]

@@ -125,6 +125,36 @@ def test_another_user_reads_a_folder_while_it_is_written(tmp_path: Path) -> None
         assert os.waitpid(child, 0)[1] == 0
 
 
+def test_a_tokenizer_is_saved_with_its_config_and_templates_or_not_at_all(tmp_path: Path) -> None:
+    tok = Tokenizer.train_from_iterator(["low"], vocab_size=257, progress=False)
+    tok.chat_template = {"default": "old", "rag": "old"}
+    tok.save(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.jinja").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    new = tok.with_special_tokens(["<x>"])
+    new.chat_template = "new"
+    with pytest.raises(IsADirectoryError, match="chat_template"):
+        new.save(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "chat_template.jinja").rmdir()
+    (tmp_path / "chat_template.json").write_text("{}")
+    new.save(tmp_path / "tokenizer.json")
+    names = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == names
+    with pytest.raises(FileNotFoundError, match="no-such"):
+        new.save(tmp_path / "no-such" / "tokenizer.json")
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_a_killed_save_of_a_tokenizer_is_completed_by_the_next_load(name: str, tmp_path: Path) -> None:
+    tok = Tokenizer.train_from_iterator(["low"], vocab_size=257, progress=False)
+    tok.save(tmp_path / "other")
+    swap = interrupted(tmp_path / "saved", ["tokenizer.json"], [])
+    (tmp_path / "other" / "tokenizer.json").rename(swap / "tokenizer.json")
+    assert Tokenizer.from_file(tmp_path / "saved" / name).vocab_size == 257
+
+
 def test_what_an_older_write_left_replaces_nothing_of_a_newer_one(tmp_path: Path) -> None:
     swap = interrupted(tmp_path, ["config.json"], [])
     descriptor = os.open(swap / ".lock", os.O_RDWR)

@@ -6,13 +6,12 @@ import warnings
 from pathlib import Path
 
 from bpe_llama._files import write_together
-from bpe_llama.chat.templates import NAMED_FOLDER, TEMPLATE_FILE
+from bpe_llama.chat.templates import TEMPLATE_FILES
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.generation_config import FILE as GENERATION_CONFIG
 from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.tokenizer import Tokenizer
 
-_TEMPLATES = (TEMPLATE_FILE, f"{NAMED_FOLDER}/*.jinja")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -24,7 +23,7 @@ def save_with_tokenizer(model: Pretrained, tokenizer: Tokenizer, folder: Path) -
     unknown = model.config.unknown_to_transformers
     if unknown:
         warnings.warn(f"{folder}: transformers cannot load it, as it does not support {unknown}", stacklevel=2)
-    with write_together(folder, "config.json", [GENERATION_CONFIG, *_TEMPLATES]) as temporary:
+    with write_together(folder, "config.json", [GENERATION_CONFIG, *TEMPLATE_FILES]) as temporary:
         model.save_pretrained(temporary, portable=not unknown)
         tokenizer.save(temporary / "tokenizer.json")
 
@@ -36,7 +35,7 @@ def save_finished(model: Pretrained, tokenizer: Tokenizer, out: Path) -> None:
     warning says if no file can hold it.
     """
     if lora.names(model):
-        with write_together(out / "adapter", lora.CONFIG, [*_TOKENIZER, *_TEMPLATES]) as temporary:
+        with write_together(out / "adapter", lora.CONFIG, [*_TOKENIZER, *TEMPLATE_FILES]) as temporary:
             lora.save(model, temporary)
             if tokenizer.chat_template is not None:
                 try:

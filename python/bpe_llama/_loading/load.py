@@ -92,6 +92,8 @@ def file_in(path: PathLike) -> Path:
     """
     path = Path(path)
     if not path.is_dir():
+        if not path.exists() and path.parent.is_dir():
+            complete_writes(path.parent)
         return path
     complete_writes(path)
     return path / _vocabulary_in(str(path), [file.name for file in path.iterdir() if file.is_file()])

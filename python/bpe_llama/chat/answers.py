@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bpe_llama.chat.provenance import GIVEN, traced
+from bpe_llama.chat.provenance import GIVEN, traced, untraced
 
 Span = tuple[int, int]
 _OPEN_BRACKET = re.compile(r"(<[^<>]*|\[[^\[\]]*)$")
@@ -83,7 +82,7 @@ class AnswerFinder:
             return None
         changed, end = self._difference(self.whole, replaced)
         closed = alone[alone.index(self.placeholder) + 1 :]
-        closing = _common_prefix(self.whole[end:], closed)
+        closing = common_prefix(self.whole[end:], closed)
         if closing != closed:  # the headers of the next messages differ, but may share an opening bracket
             closing = _OPEN_BRACKET.sub("", closing)
         end = max(end, self._token_start(self.whole, end + len(closing)))
@@ -122,7 +121,7 @@ class AnswerFinder:
             bare = self._without_last_token(bare)
         if alone.startswith(bare):
             opened = prompt[len(bare) :] if prompt.startswith(bare) else ""
-            header = opened[: self._token_start(opened, len(_common_prefix(opened, alone[len(bare) :])))]
+            header = opened[: self._token_start(opened, len(common_prefix(opened, alone[len(bare) :])))]
             if not header and self.whole.startswith(bare):
                 return len(bare)
             found = self.whole.rfind(header, previous, changed) if header else -1
@@ -134,7 +133,7 @@ class AnswerFinder:
         _, after = self._difference(prompt, self.render(asked, True))
         asked = [*asked, *self.messages[place:]]
         _, here = self._difference(self.whole, self.render(asked, False))
-        header = _common_prefix(prompt[after:], replaced[here : replaced.index(self.placeholder)])
+        header = common_prefix(prompt[after:], replaced[here : replaced.index(self.placeholder)])
         return here + self._token_start(header, len(header)) if header else None
 
     def _placeholder_message(self, place: int) -> dict[str, Any]:
@@ -144,8 +143,9 @@ class AnswerFinder:
     @staticmethod
     def _difference(text: str, other: str) -> Span:
         """Return the span of a text between its common prefix and common suffix with another one."""
-        begin = len(_common_prefix(text, other))
-        return begin, len(text) - len(_common_prefix(text[begin:][::-1], other[begin:][::-1]))
+        text, other = untraced(text), untraced(other)
+        begin = len(common_prefix(text, other))
+        return begin, len(text) - len(common_prefix(text[begin:][::-1], other[begin:][::-1]))
 
     def _without_last_token(self, text: str) -> str:
         """Return a text without the token at its end, if any."""
@@ -160,6 +160,14 @@ class AnswerFinder:
         return place
 
 
-def _common_prefix(one: str, other: str) -> str:
-    """Return the longest common prefix of two texts."""
-    return os.path.commonprefix([one, other])  # noqa: RUF071, of characters
+def common_prefix(one: str, other: str) -> str:
+    """Return the longest common prefix of two texts, by bisection: `os.path.commonprefix` loops in Python."""
+    one, other = untraced(one), untraced(other)
+    low, high = 0, min(len(one), len(other)) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return one[:low]

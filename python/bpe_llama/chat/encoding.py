@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bpe_llama._arguments import iterator, string
+from bpe_llama._arguments import iterator, reusable, string
 from bpe_llama._core import shown
 from bpe_llama.chat.encoder import EncodedChat, Encoder
 from bpe_llama.chat.provenance import untraced
@@ -141,7 +141,7 @@ def encode_conversation(
     """
     if string("train_on", train_on) not in TRAIN_ON:
         raise ValueError(f"train_on is {shown(train_on)}; expected {', '.join(TRAIN_ON)}")
-    messages = list(iterator("messages", messages, "a list of mappings with a 'role'"))
+    messages = list(iterator("messages", reusable("messages", messages), "a list of mappings with a 'role'"))
     unweighted = [
         {key: value for key, value in message.items() if key != "weight"} if isinstance(message, Mapping) else message
         for message in messages
@@ -188,12 +188,15 @@ def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
     wanted = []
     for place, message in enumerate(messages):
         weight = message.get("weight")
-        if weight is not None and (isinstance(weight, str) or weight not in (0, 1)):
-            raise ValueError(f"message {place}: weight is {weight!r}; expected 0 or 1")
+        is_number = hasattr(weight, "__float__") and not getattr(weight, "ndim", 0)
+        if weight is not None and not (is_number and weight in (0, 1)):
+            raise ValueError(f"message {place}: weight is {shown(weight)}; expected 0 or 1")
         if message.get("role") == "assistant":
             wanted.append(weight != 0)
         elif weight == 0 and train_on == "all":
-            raise ValueError(f"message {place}: weight 0 is for answers; this one's role is {message.get('role')!r}")
+            raise ValueError(
+                f"message {place}: weight 0 is for answers; this one's role is {shown(message.get('role'))}"
+            )
     if train_on == "last":
         wanted = [False] * (len(wanted) - 1) + wanted[-1:]
     return wanted

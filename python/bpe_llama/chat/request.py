@@ -11,7 +11,7 @@ from datetime import datetime
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bpe_llama._arguments import boolean, iterator, wrong
+from bpe_llama._arguments import boolean, iterator, reusable, wrong
 from bpe_llama._core import shown
 from bpe_llama.chat.provenance import GIVEN, TEMPLATE, UNKNOWN, traced
 from bpe_llama.chat.templates import ChatTemplate, choose_template
@@ -197,7 +197,7 @@ def prepare(
             )
     if documents is not None:
         try:
-            documents = list(iterator("documents", documents, "a list of mappings"))
+            documents = list(iterator("documents", reusable("documents", documents), "a list of mappings"))
         except TypeError:
             raise ValueError(f"documents is {shown(documents)}; expected a list of mappings") from None
         for place, document in enumerate(documents):
@@ -241,7 +241,7 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     expected = "a list of mappings with a 'role'"
     if isinstance(messages, (str, Mapping)):
         raise ValueError(wrong("messages", messages, expected))
-    for place, message in enumerate(iterator("messages", messages, expected)):
+    for place, message in enumerate(iterator("messages", reusable("messages", messages), expected)):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {place} is {shown(message)}; expected a mapping with a 'role'")
         fields = _plain({key: value for key, value in message.items() if value is not None}, f"message {place}")

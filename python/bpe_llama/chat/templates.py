@@ -24,6 +24,8 @@ CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NAMED_FOLDER = "additional_chat_templates"
 LEGACY_FILE = "chat_template.json"  # of transformers' processors
+TEMPLATE_FILES = (TEMPLATE_FILE, LEGACY_FILE, f"{NAMED_FOLDER}/*.jinja")
+"""Patterns of all files of chat templates in a tokenizer's folder."""
 _GGUF = "tokenizer.chat_template"
 _LONGEST_NAME = 255 - len(".jinja")  # bytes
 
@@ -115,8 +117,8 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
     for file, template in files.items():
         file.parent.mkdir(exist_ok=True)
         write_text(file, template)
-    for file in [folder / TEMPLATE_FILE, folder / LEGACY_FILE, *(folder / NAMED_FOLDER).glob("*.jinja")]:
-        if file not in files:
+    for pattern in TEMPLATE_FILES:
+        for file in set(folder.glob(pattern)) - files.keys():
             file.unlink(missing_ok=True)
 
 

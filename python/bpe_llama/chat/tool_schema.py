@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from bpe_llama._arguments import iterator
+from bpe_llama._arguments import iterator, reusable
 from bpe_llama._core import shown
 
 LONGEST_DOCSTRING = 10_000  # characters; the time to parse one grows with their square
@@ -63,7 +63,7 @@ def tool_schemas(tools: Iterable[Any]) -> list[dict[str, Any]]:
         ValueError: If a tool is neither, or a function cannot be converted.
     """
     try:
-        given = list(iterator("tools", tools, "a list of JSON schemas or functions"))
+        given = list(iterator("tools", reusable("tools", tools), "a list of JSON schemas or functions"))
     except TypeError:
         raise ValueError(f"tools is {shown(tools)}; expected a list of JSON schemas or functions") from None
     schemas = []

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 #[cold]
 #[inline(never)]
 pub(crate) fn to_py(error: Error) -> PyErr {
-    let message = error.to_string();
+    let message = shortened(error.to_string());
     match error {
         Error::NotFound(_) => PyKeyError::new_err(message),
         // With errno first, OSError becomes FileNotFoundError or another subclass.
@@ -31,6 +31,18 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
         _ => PyValueError::new_err(message),
     }
+}
+
+/// Returns the message of an error, of a long one the two ends: it may repeat a text that a caller or a file gave.
+fn shortened(message: String) -> String {
+    const LONGEST: usize = 4000;
+    let length = message.chars().count();
+    if length <= LONGEST {
+        return message;
+    }
+    let start: String = message.chars().take(LONGEST / 2).collect();
+    let end: String = message.chars().skip(length - LONGEST / 2).collect();
+    format!("{start} ... {end}")
 }
 
 /// Converts an error of the sampler or the kernels, which only report invalid arguments.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pickle
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bpe_llama import Tokenizer, chat
+from bpe_llama.chat.answers import common_prefix
 from bpe_llama.chat.request import NO_VARIABLES
 from bpe_llama.chat.templates import from_gguf_metadata, read_chat_templates, to_gguf_metadata, write_chat_templates
 
@@ -217,11 +220,21 @@ def test_weights_and_train_on_choose_what_is_learned(template: str) -> None:
     for weights, train_on, message in (
         ([None, 0.5, None, None], "assistant", r"message 1: weight is 0\.5; expected 0 or 1"),
         ([None, "0", None, None], "assistant", "message 1: weight is '0'; expected 0 or 1"),
+        ([None, np.ones(2), None, None], "assistant", r"message 1: weight is array\(\[1., 1.\]\); expected 0 or 1"),
+        ([None, 10**5000, None, None], "assistant", "message 1: weight is <int object>; expected 0 or 1"),
+        ([None, "y" * 1000, None, None], "assistant", r"message 1: weight is 'y{80}' \.\.\.; expected 0 or 1"),
         ([0, None, None, None], "all", "message 0: weight 0 is for answers; this one's role is 'user'"),
         ([None] * 4, "user", "train_on is 'user'; expected assistant, last, all"),
     ):
         with pytest.raises(ValueError, match=message):
             learned(weights, train_on)
+
+
+@pytest.mark.parametrize("ends", [*itertools.product(["", "a", "b", "é", "ab"], repeat=2)])
+@pytest.mark.parametrize("shared", ["", "a", "aab", "éa" * 50])
+def test_the_common_prefix_is_that_of_the_standard_library(shared: str, ends: tuple[str, str]) -> None:
+    one, other = shared + ends[0], shared + ends[1]
+    assert common_prefix(one, other) == os.path.commonprefix([one, other])  # noqa: RUF071, of characters
 
 
 def test_answers_of_unknown_place_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 use super::logits::Logits;
 use crate::arguments::{Threads, collect, to_list};
-use crate::named::{shown, wrong_type};
+use crate::named::shown;
 use bpe_llama_sampler::BatchOptions;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -49,9 +49,6 @@ impl<'py> Call<'py> {
 
 /// Returns an int in `[0, 2**64)`, such as a seed or a step.
 pub(super) fn read_u64(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
-    if value.is_instance_of::<PyBool>() {
-        return Err(wrong_type(name, "an int", value));
-    }
     read_int(value, |overflows| {
         let expected = if overflows { "in [0, 2**64)" } else { "an int" };
         format!("{name} must be {expected}, got {}", shown(value))
@@ -108,7 +105,11 @@ fn read_rows<'py, T>(
     let items = values.try_iter().map_err(|_| not_a_sequence(name, values, elements))?;
     let items = collect(values.py(), name, items.take(rows + 1).map(|item| read(&item?)))?;
     if items.len() > rows {
-        return Err(PyValueError::new_err(format!("{name} holds more than {rows} {elements}; expected one per row")));
+        let count = values.len().ok().filter(|&count| count > rows); // an object can claim any length
+        let count = count.map_or_else(|| format!("more than {rows}"), |count| count.to_string());
+        return Err(PyValueError::new_err(format!(
+            "{name} holds {count} {elements} for {rows} rows of logits; expected one per row"
+        )));
     }
     Ok(items)
 }
@@ -132,11 +133,14 @@ where
 /// Returns an int that fits `T`.
 ///
 /// # Errors
-/// `ValueError` if the int does not fit, `TypeError` if it is no int; `message` is told whether it does not fit.
+/// `ValueError` if the int does not fit, `TypeError` if it is no int or a bool; `message` is told whether it does not fit.
 fn read_int<'py, T>(value: &Bound<'py, PyAny>, message: impl FnOnce(bool) -> String) -> PyResult<T>
 where
     T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
 {
+    if value.is_instance_of::<PyBool>() {
+        return Err(PyTypeError::new_err(message(false)));
+    }
     value.extract().map_err(|error: PyErr| {
         let overflows = error.is_instance_of::<PyOverflowError>(value.py());
         let message = message(overflows);
