@@ -56,13 +56,12 @@ test: test-rust test-python ## cargo test and pytest, doctests included
 # Prints the tiers of instructions that this CPU has, the best last.
 TIERS := $(CARGO) run --quiet --locked -p bpe-llama-simd --example tiers
 
-# The unit tests run once more on each tier of instructions that this CPU has below its best. Those that split every
-# character do so on the best alone: `every_backend_has_the_same_masks` holds the other tiers to it.
+# The unit tests run once more on each tier of instructions that this CPU has below its best.
 test-rust:
 	$(CARGO) test $(CRATES) --locked
 	set -e; tiers=$$($(TIERS)); for tier in $$(echo "$$tiers" | sed '$$d'); do \
 		echo "BPE_LLAMA_SIMD=$$tier"; \
-		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet $(CRATES) --lib --locked -- --skip every_character; \
+		BPE_LLAMA_SIMD=$$tier $(CARGO) test --quiet $(CRATES) --lib --locked; \
 	done
 
 # What the former runs, compiled.
