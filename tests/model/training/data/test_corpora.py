@@ -106,7 +106,7 @@ Change = Callable[[Path], object]
 BAD: dict[str, tuple[Change, str]] = {
     "no index": (lambda f: (f / "index.json").unlink(), "index"),
     "a shard is missing": (lambda f: (f / "shard-00001.npy").unlink(), r"missing.*shard-00001\.npy"),
-    "a shard is short": (lambda f: cut(f / "shard-00001.npy"), r"shard-00001\.npy.*not complete"),
+    "a shard is short": (lambda f: cut(f / "shard-00001.npy"), r"shard-00001\.npy.*not a complete"),
     "documents are short": (lambda f: cut(f / "shard-00000.documents.npy"), r"shard-00000\.documents\.npy"),
     "a shard of another folder": (
         lambda f: shutil.copy(f / "shard-00000.npy", f / "shard-00001.npy"),
