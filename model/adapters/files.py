@@ -124,7 +124,7 @@ def match(
 def check_fits(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> None:
     """Raise a ValueError if a model lacks what a config names: its class, modules that can be saved, untied weights.
 
-    peft passes over a name in ``modules_to_save`` that no module has in silence.
+    peft ignores a name in ``modules_to_save`` that no module has.
     """
     if config.task_type == "SEQ_CLS" and "score" not in bases:
         raise ValueError("task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")

@@ -53,7 +53,9 @@ def command(
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
     skip_special_tokens: Annotated[
         bool | None,
-        typer.Option(help="Print no special tokens of the continuation. Default: unless --stop names one."),
+        typer.Option(
+            help="Print no special tokens of the continuation. Default: unless --stop or --grammar names one."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
