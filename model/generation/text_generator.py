@@ -15,13 +15,7 @@ from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
 from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
 from bpe_llama.model.generation.structured import structured_options
-from bpe_llama.model.generation.text_options import (
-    OF_TEXT,
-    TextOptions,
-    check_keywords,
-    check_prompt,
-    stop_strings,
-)
+from bpe_llama.model.generation.text_options import OF_TEXT, TextOptions, check_keywords, check_prompt, stop_strings
 from bpe_llama.model.generation.text_request import TextRequest
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import check_model

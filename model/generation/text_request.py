@@ -36,7 +36,7 @@ class TextRequest:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._special = frozenset(tokenizer.special_tokens.values()) if skip_special_tokens else frozenset()
-        self._before = self._last_with_text(before)
+        self._before = self._with_text(before)[-1:]
         self._decoder = self._decoder_after(before)
         self._held = ""
         """Text that may become a stop string."""
@@ -82,11 +82,12 @@ class TextRequest:
 
     def stopped(self, new_ids: list[int]) -> bool:
         """Return whether the last of some new ids completes a stop string."""
-        if not self._stops or len(new_ids) <= self.options.min_new_tokens:
+        if not self._stops or len(new_ids) <= self.options.min_new_tokens or new_ids[-1] in self._special:
             return False
-        start = max(len(new_ids) - 4 * max(map(len, self._stops)), 0)  # 4 bytes of a character, 1 of a token
-        decoder = self._decoder_after(self._last_with_text([*self._before, *new_ids[:start]]))
-        before, last = self._text_of(new_ids[start:-1], decoder), self._text_of(new_ids[-1:], decoder)
+        ids = self._with_text(new_ids)
+        start = max(len(ids) - 4 * max(map(len, self._stops)), 0)  # 4 bytes of a character, 1 of a token
+        decoder = self._decoder_after([*self._before, *ids[:start]][-1:])
+        before, last = self._text_of(ids[start:-1], decoder), self._text_of(ids[-1:], decoder)
         return any(stop in before[max(len(before) - len(stop) + 1, 0) :] + last for stop in self._stops)
 
     def take(self) -> list[str]:
@@ -95,11 +96,12 @@ class TextRequest:
         self._taken = len(self.parts)
         return pieces
 
-    def _last_with_text(self, ids: abc.Sequence[int]) -> list[int]:
-        """Return the last id that has a text, or nothing: what decides whether a text keeps its first space."""
-        return [token_id for token_id in ids if token_id not in self._special][-1:]
+    def _with_text(self, ids: abc.Sequence[int]) -> list[int]:
+        """Return ids without special tokens that are left out of the text."""
+        return [token_id for token_id in ids if token_id not in self._special]
 
     def _decoder_after(self, before: abc.Sequence[int]) -> DecodeStream:
+        """Return a decoder for what follows some ids, so that it keeps its first space."""
         decoder = self._tokenizer.decode_stream(skip_special_tokens=self._skip)
         self._text_of(before, decoder)
         return decoder

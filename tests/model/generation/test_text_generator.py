@@ -143,6 +143,8 @@ def test_special_tokens_are_left_out_of_the_text(
         assert generator.generate("a", **options) == "".join(generator.stream("a", **options)) == expected
         assert generator.generate_batch(["a", "bc"], **options) == [expected] * 2
     assert "".join(generator.stream("a", stop=iter(["so <|begin_of_text|>", "!"]))) == whole.partition("!")[0]
+    request = generator.request("a", {"stop": "end"})  # as a beam search asks
+    assert request.stopped([*b"en", *[256] * 20, *b"d"]) and not request.stopped([*b"end", 256])
     with pytest.raises(ValueError, match=r"the stop string '<\|end_of_text\|>\.' holds the special token"):
         generator.generate("a", stop="<|end_of_text|>.", skip_special_tokens=True)
     with pytest.raises(TypeError, match="skip_special_tokens must be True, False or None"):
