@@ -29,6 +29,8 @@ from tests.small_models import perturb_vectors
 
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
+FULL = os.environ.get("BPE_LLAMA_FULL") == "1"  # as `make parity` sets it
+
 EVERY_CASE = [
     pytest.param((name, number), id=f"{name}-{number}")
     for name, family in MODEL_FAMILIES.items()
@@ -82,10 +84,11 @@ def test_logits(pair: tuple[LlamaForCausalLM, Any]) -> None:
 
 def test_greedy_ids(pair: tuple[LlamaForCausalLM, Any]) -> None:
     ours, theirs = pair
-    ids = ids_of(1, 3, seed=3)
-    expected = theirs.generate(ids, max_new_tokens=40, do_sample=False)  # over every window and original length
-    found = ours.generate(ids, max_new_tokens=40, temperature=0.0, eos_id=())
-    assert found.tolist() == expected.tolist()
+    for length in (3, 33) if FULL else (3,):
+        ids = ids_of(1, length, seed=length)
+        expected = theirs.generate(ids, max_new_tokens=40, do_sample=False)  # over every window and original length
+        found = ours.generate(ids, max_new_tokens=40, temperature=0.0, eos_id=())
+        assert found.tolist() == expected.tolist()
 
 
 def test_every_road_has_the_same_ids(pair: tuple[LlamaForCausalLM, Any]) -> None:
@@ -175,7 +178,6 @@ def test_quantized_and_bfloat16_models_run(pair: tuple[LlamaForCausalLM, Any]) -
     assert half.generate(ids, max_new_tokens=4, eos_id=()).shape == (1, 16)
 
 
-FULL = os.environ.get("BPE_LLAMA_FULL") == "1"  # as `make parity` sets it
 LARGEST = {"DeepSeek-V2", "DeepSeek-V3", "Qwen3-235B-A22B"}  # ten thousands of modules; each family has smaller ones
 PUBLISHED = [
     pytest.param(name, fields, count, id=model)
